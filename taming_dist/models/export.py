@@ -1,0 +1,90 @@
+"""What a trained model is outside training: `config.json` + `model.safetensors`, and a fingerprint.
+
+Loading and saving is huggingface_hub's PyTorchModelHubMixin; no pickle is ever read.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from typing import Any, ClassVar
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub.errors import HfHubHTTPError
+from torch import nn
+
+from taming_dist.errors import UserError
+
+
+class Exported(PyTorchModelHubMixin):
+    """Mixin of every model that is exported: `Model(config)` with a dataclass as its only argument.
+
+    `save_pretrained(folder)` writes `config.json` and `model.safetensors`; `from_pretrained(folder)`
+    reads them. Subclasses name their `kind`, which tells exports apart.
+    """
+
+    kind: ClassVar[str]
+    config: Any
+
+    @classmethod
+    def from_pretrained(cls, folder: Any, **kwargs: Any) -> Any:
+        """Load an export folder (or a hub id); the model is in eval mode.
+
+        Errors: UserError if the folder is an export of another kind or lacks a file.
+        """
+        missing = UserError(f"{folder}: no such export folder (training writes config.json and "
+                            f"model.safetensors to <run.dir>/export) and no model on the hub")
+        if os.path.isdir(folder):
+            check_export(str(folder), cls.kind)
+        elif not re.fullmatch(r"[\w-]+/[\w.-]+", str(folder)):
+            raise missing
+        try:
+            return super().from_pretrained(folder, **kwargs).eval()
+        except (OSError, HfHubHTTPError) as error:
+            raise missing from error
+
+    def _save_pretrained(self, save_directory: Any) -> None:
+        super()._save_pretrained(save_directory)
+        with open(save_directory / "config.json", "w", encoding="utf-8") as file:
+            json.dump(self.canonical_config(), file, indent=2, sort_keys=True)
+            file.write("\n")
+
+    def canonical_config(self) -> dict[str, Any]:
+        """The configuration as plain values, with the kind: what config.json holds."""
+        return {"kind": self.kind, **dataclasses.asdict(self.config)}
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) over the canonical configuration and every tensor of the state, by name.
+
+        Computed from the present tensors: ask for it before casting a model to another dtype.
+        """
+        assert isinstance(self, nn.Module)
+        digest = hashlib.sha256(json.dumps(self.canonical_config(), sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            flat = tensor.detach().cpu().contiguous()
+            digest.update(f"{name} {flat.dtype} {tuple(flat.shape)}".encode())
+            digest.update(flat.flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def read_kind(folder: str) -> str:
+    """The kind of the export in `folder`: "vqgan" or "transformer". UserError if it is no export."""
+    path = os.path.join(folder, "config.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            return str(json.load(file)["kind"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} is no export: {path} is missing or broken "
+                        f"({type(error).__name__}); name a folder like <run.dir>/export") from error
+
+
+def check_export(folder: str, kind: str) -> None:
+    """Refuse a folder that is not a complete export of this kind, naming what is wrong."""
+    found = read_kind(folder)
+    if found != kind:
+        raise UserError(f"{folder} is an export of a {found}, but a {kind} is needed here")
+    if not os.path.isfile(os.path.join(folder, "model.safetensors")):
+        raise UserError(f"{folder} has no model.safetensors: the export is incomplete")
