@@ -1,0 +1,90 @@
+"""What stands before the image's tokens: the condition c of p(s | c), as a short prefix of tokens.
+
+Source: arXiv 2012.09841, section 3.2, equation 9 ("prepend c to s"). As in the paper, the prefix
+shares the token table with the image's codes: class 3 and code 3 are one row of it.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from taming_dist.errors import UserError
+
+START_TOKEN = 0
+
+
+class Condition(Protocol):
+    """How a batch's condition becomes the prefix that the transformer reads first.
+
+    `length` is the number of prefix tokens m (at least 1: the first image token is predicted from
+    the prefix), `vocabulary` how many rows of the token table the prefix uses.
+    """
+
+    length: int
+    vocabulary: int
+
+    def tokens(
+        self, count: int, given: Tensor | None = None, device: torch.device | str | None = None
+    ) -> Tensor:
+        """Return the prefix [b, m] int64 of `count` images, on `device`, from what was given."""
+        ...
+
+
+class ClassCondition:
+    """One token, the class of the image."""
+
+    length = 1
+
+    def __init__(self, classes: int) -> None:
+        if classes < 1:
+            raise UserError(f"classes: {classes} is too few for condition=class, give at least 1")
+        self.vocabulary = classes
+
+    def tokens(
+        self, count: int, given: Tensor | None = None, device: torch.device | str | None = None
+    ) -> Tensor:
+        """Return classes [b] as prefix [b, 1] int64.
+
+        The range is checked by value: hand the classes over while they are on the CPU.
+
+        Raises:
+            UserError: there are no classes, not `count` of them, or one is outside the model's.
+        """
+        if given is None:
+            raise UserError("class_id: this transformer is class-conditional, give classes for it")
+        if given.shape != (count,):
+            raise UserError(f"class_id: {count} images need {count} classes, not {len(given)}")
+        outside = given[(given < 0) | (given >= self.vocabulary)]
+        if outside.numel():
+            raise UserError(
+                f"class_id: {int(outside[0])} is outside the model's classes, "
+                f"give 0 to {self.vocabulary - 1}"
+            )
+        return given.long().unsqueeze(1).to(device)
+
+
+class Unconditional:
+    """One start token, the same for every image; classes that come with the data are not looked at."""
+
+    length = 1
+    vocabulary = START_TOKEN + 1
+
+    def tokens(
+        self, count: int, given: Tensor | None = None, device: torch.device | str | None = None
+    ) -> Tensor:
+        """Return `count` start tokens as prefix [b, 1] int64."""
+        return torch.full((count, 1), START_TOKEN, dtype=torch.int64, device=device)
+
+
+def build_condition(name: str, classes: int) -> Condition:
+    """Return the condition that a config calls `class` or `none`.
+
+    Raises:
+        UserError: another name, or classes that do not fit it.
+    """
+    if name == "class":
+        return ClassCondition(classes)
+    if name == "none":
+        return Unconditional()
+    raise UserError(f"condition: {name!r} is unknown, choose class or none")

@@ -1,0 +1,228 @@
+"""The second stage: a GPT that predicts the next code of an image from its condition and past codes.
+
+Source: arXiv 2012.09841, section 3.2, p(s | c) = prod_i p(s_i | s_<i, c); parameter names and
+initialisation are those of the original implementation, so that its checkpoints fit.
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from taming_dist.errors import UserError
+from taming_dist.models.conditions import build_condition
+from taming_dist.models.export import Exported
+
+INIT_STD = 0.02
+
+
+@dataclass
+class TransformerConfig:
+    """Sizes of a transformer and the tokenizer that it was trained on; defaults are the paper's.
+
+    `vocabulary` is the number of codes, `grid` the code grid [i, j] of one image, `block_size` the
+    number of positions (0: as many as prefix and grid need), `condition` is `class` or `none`.
+    """
+
+    vocabulary: int
+    grid: list[int]
+    block_size: int = 0
+    layers: int = 24
+    heads: int = 16
+    width: int = 1024
+    dropout_embedding: float = 0.0
+    dropout_attention: float = 0.0
+    dropout_residual: float = 0.0
+    condition: str = "none"
+    classes: int = 0
+    vqgan_fingerprint: str = ""
+
+    @property
+    def num_tokens(self) -> int:
+        """Return n = i * j, the number of codes of one image."""
+        return prod(self.grid)
+
+    @property
+    def positions(self) -> int:
+        """Return the length of the position table, in tokens of prefix and image together."""
+        return self.block_size or self._positions_needed()
+
+    def check(self) -> None:
+        """Raise a UserError, naming the key, if the sizes do not fit together."""
+        if len(self.grid) != 2 or min(self.grid) < 1:
+            raise UserError(f"grid: {list(self.grid)} is no code grid, give [height, width]")
+        if self.width % self.heads:
+            raise UserError(f"width: {self.width} does not divide by heads={self.heads}")
+        condition = build_condition(self.condition, self.classes)
+        if condition.vocabulary > self.vocabulary:
+            raise UserError(
+                f"classes: {condition.vocabulary} condition tokens do not fit vocabulary="
+                f"{self.vocabulary}, whose table they share; use a codebook of at least that many"
+            )
+        if self.positions < self._positions_needed():
+            raise UserError(
+                f"block_size: {self.block_size} is too short for grid={list(self.grid)}, "
+                f"give 0 or at least {self._positions_needed()}"
+            )
+
+    def _positions_needed(self) -> int:
+        # The last code is predicted but never read, hence one position less than tokens.
+        return build_condition(self.condition, self.classes).length + self.num_tokens - 1
+
+
+class KVCache:
+    """Keys and values of the positions read so far, in memory that is taken once.
+
+    `keys` and `values` are [layers, b, heads, positions, width / heads]; `length` positions count.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, batch: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        head_width = config.width // config.heads
+        shape = (config.layers, batch, config.heads, config.positions, head_width)
+        self.keys = torch.empty(shape, device=device, dtype=dtype)
+        self.values = torch.empty(shape, device=device, dtype=dtype)
+        self.length = 0
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write one layer's key and value [b, heads, t, d] after `length`; return all up to there."""
+        end = self.length + key.shape[2]
+        self.keys[layer, :, :, self.length : end] = key
+        self.values[layer, :, :, self.length : end] = value
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.dropout = config.dropout_attention
+        self.key = nn.Linear(config.width, config.width)
+        self.query = nn.Linear(config.width, config.width)
+        self.value = nn.Linear(config.width, config.width)
+        self.proj = nn.Linear(config.width, config.width)
+
+    def forward(self, x: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
+        """Map [b, t, width] to the same shape; with a cache, x continues the cached positions."""
+        query, key, value = (
+            linear(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for linear in (self.query, self.key, self.value)
+        )
+        if cache is not None:
+            key, value = cache.extend(layer, key, value)
+        # A single position may see everything before it: only a longer piece needs the mask.
+        out = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=query.shape[2] > 1,
+        )
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Pre-norm residual block: attention, then a perceptron of four times the width."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.ln1 = nn.LayerNorm(width)
+        self.ln2 = nn.LayerNorm(width)
+        self.attn = Attention(config)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.dropout = nn.Dropout(config.dropout_residual)
+
+    def forward(self, x: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
+        """Map [b, t, width] to the same shape."""
+        x = x + self.dropout(self.attn(self.ln1(x), cache, layer))
+        return x + self.dropout(self.mlp(self.ln2(x)))
+
+
+class Transformer(nn.Module, Exported):
+    """GPT over [condition prefix, codes of the image in raster order].
+
+    Source: arXiv 2012.09841, section 3.2.
+    """
+
+    kind = "transformer"
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        config.check()
+        self.config = config
+        self.condition = build_condition(config.condition, config.classes)
+        self.tok_emb = nn.Embedding(config.vocabulary, config.width)
+        self.pos_emb = nn.Parameter(torch.zeros(1, config.positions, config.width))
+        self.drop = nn.Dropout(config.dropout_embedding)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.ln_f = nn.LayerNorm(config.width)
+        self.head = nn.Linear(config.width, config.vocabulary, bias=False)
+        self.apply(_initialise)
+
+    def forward(self, tokens: Tensor, prefix: Tensor) -> Tensor:
+        """Return logits [b, n, v]: those at k predict tokens[:, k] from prefix and tokens[:, :k].
+
+        tokens [b, n] and prefix [b, m] are int64, 1 <= m and m + n - 1 <= block_size.
+        Source: arXiv 2012.09841, equation 11 (the negative mean log-likelihood is `losses.tokens`).
+
+        Raises:
+            UserError: more tokens than positions.
+        """
+        x = self._embed(torch.cat([prefix, tokens[:, :-1]], dim=1), start=0)
+        for block in self.blocks:
+            x = block(x)
+        # Positions inside the prefix predict no code, so the head skips them.
+        return self.head(self.ln_f(x[:, prefix.shape[1] - 1 :]))
+
+    def cache(self, batch: int) -> KVCache:
+        """Return an empty cache for `batch` images, on the model's device and in its precision."""
+        return KVCache(self.config, batch, self.pos_emb.device, self.pos_emb.dtype)
+
+    def step(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        """Read tokens [b, t] after those in the cache; return logits [b, v] of the next token.
+
+        The first call may read a whole prefix (any t), later ones read one token each.
+
+        Raises:
+            UserError: more tokens than positions.
+        """
+        assert cache.length == 0 or tokens.shape[1] == 1, "a cache grows by one token at a time"
+        x = self._embed(tokens, start=cache.length)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, cache, layer)
+        cache.length += tokens.shape[1]
+        return self.head(self.ln_f(x[:, -1]))
+
+    def _embed(self, tokens: Tensor, start: int) -> Tensor:
+        end = start + tokens.shape[1]
+        if end > self.config.positions:
+            raise UserError(
+                f"block_size: {end} tokens do not fit the model's {self.config.positions} positions"
+            )
+        return self.drop(self.tok_emb(tokens) + self.pos_emb[:, start:end])
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=INIT_STD)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Return two AdamW groups: Linear weights decay; biases, norms, token and position tables do not.
+
+    Each group is {"params": [...], "weight_decay": float}, its parameters in the model's order.
+    """
+    decayed = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trained if id(p) in decayed], "weight_decay": weight_decay},
+        {"params": [p for p in trained if id(p) not in decayed], "weight_decay": 0.0},
+    ]
