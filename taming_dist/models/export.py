@@ -3,8 +3,10 @@
 Loading and saving is huggingface_hub's PyTorchModelHubMixin; no pickle is ever read.
 """
 
+import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import re
@@ -41,7 +43,8 @@ class Exported(PyTorchModelHubMixin):
         elif not re.fullmatch(r"[\w-]+/[\w.-]+", str(folder)):
             raise missing
         try:
-            return super().from_pretrained(folder, **kwargs).eval()
+            with contextlib.redirect_stdout(io.StringIO()):  # the mixin prints where it reads
+                return super().from_pretrained(folder, **kwargs).eval()
         except (OSError, HfHubHTTPError) as error:
             raise missing from error
 

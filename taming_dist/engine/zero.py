@@ -1,0 +1,215 @@
+"""DeepSpeed: one engine per trained network, at any ZeRO stage. The only import of deepspeed.
+
+Traps of DeepSpeed that are closed here, each with a test: its default clips gradients to norm 1;
+its CPU backend compiles an extension at start; its groups ignore the timeout; autograd.grad through
+an engine's output fires its reduction hooks (recipes cut the graph at the reconstruction instead).
+"""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from taming_dist.engine.world import DEFAULT_TIMEOUT, Place, World, choose_device, rendezvous
+from taming_dist.errors import UserError
+
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+import deepspeed  # noqa: E402
+from deepspeed.comm.torch import TorchBackend  # noqa: E402
+from deepspeed.utils import logger as deepspeed_logger  # noqa: E402
+
+deepspeed_logger.setLevel(logging.WARNING)
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclasses.dataclass
+class EngineConfig:
+    """`zero`: ZeRO stage 0 to 3; `precision`: fp32, bf16 or fp16 (autocast; weights stay fp32);
+    `persist_below`: at stage 3 parameters of fewer elements stay whole on every rank."""
+
+    zero: int = 0
+    precision: str = "fp32"
+    persist_below: int = 100_000
+
+    def __post_init__(self) -> None:
+        if self.zero not in (0, 1, 2, 3):
+            raise UserError(f"engine.zero={self.zero}: use 0, 1, 2 or 3 (or engine=zero0 ... zero3)")
+        if self.precision not in PRECISIONS:
+            raise UserError(f"engine.precision={self.precision}: use fp32, bf16 or fp16")
+        if self.precision == "fp16" and not torch.cuda.is_available():
+            raise UserError("engine.precision=fp16 needs a GPU: use bf16 or fp32 on the CPU")
+
+
+@dataclasses.dataclass
+class OptimizerConfig:
+    """Adam or AdamW, in torch's own implementation on every device; `clip` is the largest norm of
+    the gradient, 0 for none."""
+
+    name: str = "adam"
+    betas: list[float] = dataclasses.field(default_factory=lambda: [0.5, 0.9])
+    weight_decay: float = 0.0
+    clip: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.name not in ("adam", "adamw"):
+            raise UserError(f"optim.name={self.name}: use adam or adamw")
+
+
+def deepspeed_config(
+    engine: EngineConfig, clip: float, micro_batch: int, accumulation: int, on_gpu: bool
+) -> dict[str, Any]:
+    """DeepSpeed's configuration of one engine: a pure function, everything stated explicitly."""
+    zero: dict[str, Any] = {"stage": engine.zero}
+    if engine.zero > 0:
+        zero |= {"contiguous_gradients": True, "overlap_comm": on_gpu}
+    if engine.zero == 3:
+        zero |= {"stage3_param_persistence_threshold": engine.persist_below}
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": clip,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**31,
+        "wall_clock_breakdown": False,
+    }
+    dtype = PRECISIONS[engine.precision]
+    if dtype is not None:
+        config["torch_autocast"] = {"enabled": True, "dtype": str(dtype).removeprefix("torch.")}
+    return config
+
+
+def init_world(here: Place, timeout: timedelta = DEFAULT_TIMEOUT) -> World:
+    """Join the process group (nccl on GPUs, else gloo), also for a single process."""
+    os.environ.update(rendezvous(here))
+    device = choose_device(here.local_rank)
+    # Only inference uses this extension; building it takes minutes on a small CPU machine, and a
+    # build that is killed leaves a lock on which every later start would hang.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # DeepSpeed's groups ignore the timeout that init_distributed is given.
+    TorchBackend.new_group = lambda self, ranks: dist.new_group(ranks, timeout=timeout)
+    deepspeed.init_distributed(
+        dist_backend="nccl" if device.type == "cuda" else "gloo",
+        timeout=timeout, auto_mpi_discovery=False, verbose=False,
+    )
+    return World(here.rank, here.world_size, here.local_rank, device)
+
+
+def shutdown() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+class Engine:
+    """One trained network under DeepSpeed, with its optimizer.
+
+    `engine(x)` runs the network with the hooks that gather and reduce; `engine.module` is the bare
+    network, for passes in which it must not collect gradients. `backward` and `step` are called
+    once per micro-batch; the weights move at every `accumulation`-th step.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        groups: list[dict[str, Any]],
+        optimizer: OptimizerConfig,
+        config: EngineConfig,
+        world: World,
+        micro_batch: int,
+        accumulation: int,
+    ) -> None:
+        on_gpu = world.device.type == "cuda"
+        kind = torch.optim.AdamW if optimizer.name == "adamw" else torch.optim.Adam
+        torch_optimizer = kind(
+            groups, lr=0.0, betas=(optimizer.betas[0], optimizer.betas[1]),
+            weight_decay=optimizer.weight_decay, fused=on_gpu,
+        )
+        self.config = config
+        self.world = world
+        self._engine, *_ = deepspeed.initialize(
+            model=module.to(world.device),
+            optimizer=torch_optimizer,
+            config=deepspeed_config(config, optimizer.clip, micro_batch, accumulation, on_gpu),
+            dist_init_required=False,
+        )
+
+    @property
+    def module(self) -> Any:
+        """The bare network."""
+        return self._engine.module
+
+    def __call__(self, *args: Any) -> Any:
+        return self._engine(*args)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of one micro-batch, averaged over ranks and micro-batches."""
+        self._engine.backward(loss)
+
+    def step(self) -> None:
+        """Count one micro-batch; after the last one move the weights and drop the gradients."""
+        self._engine.step()
+
+    def set_lr(self, lr: float) -> None:
+        """The learning rate of the next optimizer step, for all groups."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+
+    def gradient_norm(self) -> float | None:
+        """Norm of the last optimizer step's gradient before clipping, where DeepSpeed keeps it."""
+        norm = self._engine.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """The precision of the engine for passes that do not go through `engine(...)`."""
+        dtype = PRECISIONS[self.config.precision]
+        if dtype is None:
+            yield
+            return
+        with torch.autocast(self.world.device.type, dtype):
+            yield
+
+    def save(self, folder: Path, name: str) -> None:
+        """Write weights and optimizer into folder/name/ (collective)."""
+        self._engine.save_checkpoint(str(folder), tag=name, save_latest=False)
+
+    def load(self, folder: Path, name: str) -> None:
+        """Read what `save` wrote, by the same number of ranks and the same stage (collective)."""
+        path, _ = self._engine.load_checkpoint(str(folder), tag=name)
+        if path is None:
+            raise UserError(f"{folder / name}: DeepSpeed finds no checkpoint there")
+
+    def full_state(self) -> dict[str, Tensor] | None:
+        """All weights and buffers by name, whole, on the CPU: on rank 0, None elsewhere (collective).
+
+        At stage 3 one parameter at a time is gathered, so that no rank ever holds the whole model
+        on its device.
+        """
+        state = {}
+        for name, parameter in self.module.named_parameters():
+            with self._gathered(parameter):
+                if self.world.is_first:
+                    state[name] = parameter.detach().cpu().clone()
+        for name, buffer in self.module.named_buffers():
+            state[name] = buffer.detach().cpu().clone()
+        return state if self.world.is_first else None
+
+    @contextmanager
+    def _gathered(self, parameter: nn.Parameter) -> Iterator[None]:
+        if self.config.zero == 3:
+            with deepspeed.zero.GatheredParameters([parameter]):
+                yield
+        else:
+            yield

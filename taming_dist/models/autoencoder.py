@@ -1,0 +1,205 @@
+"""Encoder E and decoder G of the VQGAN: convolutional residual networks with attention at low resolution.
+
+Source: arXiv 2012.09841, table 7 (architecture) and appendix A; parameter names are those of the
+original implementation, so that its checkpoints load without a map.
+Legend: b batch, c channels, h w pixels, d latent channels, i j latent grid.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+GROUPS = 32  # of every GroupNorm, as in the original
+
+
+def normalize(channels: int) -> nn.GroupNorm:
+    """GroupNorm over 32 groups, eps 1e-6."""
+    return nn.GroupNorm(GROUPS, channels, eps=1e-6)
+
+
+class ResnetBlock(nn.Module):
+    """Pre-activation residual block: [b,c,h,w] -> [b,out,h,w]."""
+
+    def __init__(self, channels: int, out: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = normalize(channels)
+        self.conv1 = nn.Conv2d(channels, out, 3, padding=1)
+        self.norm2 = normalize(out)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1)
+        self.nin_shortcut = nn.Conv2d(channels, out, 1) if channels != out else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return self.nin_shortcut(x) + h
+
+
+class AttnBlock(nn.Module):
+    """Single-head self-attention over all positions of the grid, with a residual: [b,c,h,w]."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = normalize(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        y = self.norm(x)
+        q, k, v = (layer(y).flatten(2).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        attended = F.scaled_dot_product_attention(q, k, v)  # scale c^-0.5
+        return x + self.proj_out(attended.transpose(1, 2).reshape(b, c, h, w))
+
+
+class Downsample(nn.Module):
+    """Halve the resolution by a strided convolution, padded on the right and below only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Double the resolution: nearest neighbour, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """The blocks of one resolution: residual blocks, each followed by attention where asked for."""
+
+    def __init__(self, channels: int, out: int, blocks: int, attention: bool, dropout: float) -> None:
+        super().__init__()
+        widths = [channels] + [out] * blocks
+        self.block = nn.ModuleList(
+            ResnetBlock(a, b, dropout) for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.attn = nn.ModuleList(AttnBlock(out) for _ in range(blocks) if attention)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for index, block in enumerate(self.block):
+            x = block(x)
+            if self.attn:
+                x = self.attn[index](x)
+        return x
+
+
+class Middle(nn.Module):
+    """Residual block, attention, residual block at the lowest resolution."""
+
+    def __init__(self, channels: int, dropout: float) -> None:
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels, dropout)
+        self.attn_1 = AttnBlock(channels)
+        self.block_2 = ResnetBlock(channels, channels, dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Encoder(nn.Module):
+    """E: images [b,c,h,w] -> latents [b,d,h/f,w/f], f = 2^(len(multipliers)-1)."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        latent_channels: int,
+        channels: int,
+        multipliers: list[int],
+        blocks: int,
+        attention_resolutions: list[int],
+        resolution: int,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.down = nn.ModuleList()
+        width, last = channels, len(multipliers) - 1
+        for index, multiplier in enumerate(multipliers):
+            out = channels * multiplier
+            attention = (resolution >> index) in attention_resolutions
+            level = Level(width, out, blocks, attention, dropout)
+            if index != last:
+                level.downsample = Downsample(out)
+            self.down.append(level)
+            width = out
+        self.mid = Middle(width, dropout)
+        self.norm_out = normalize(width)
+        self.conv_out = nn.Conv2d(width, latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv_in(x)
+        for level in self.down:
+            h = level(h)
+            if hasattr(level, "downsample"):
+                h = level.downsample(h)
+        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+
+
+class Decoder(nn.Module):
+    """G: latents [b,d,i,j] -> images [b,c,i*f,j*f]; one residual block a level more than the encoder.
+
+    `features` ends before the last convolution `conv_out`, whose weight gradients set the adaptive
+    weight of the GAN loss (equation 7); `forward` is `conv_out(features(z))`.
+    """
+
+    def __init__(
+        self,
+        out_channels: int,
+        latent_channels: int,
+        channels: int,
+        multipliers: list[int],
+        blocks: int,
+        attention_resolutions: list[int],
+        resolution: int,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        last = len(multipliers) - 1
+        width = channels * multipliers[-1]
+        self.conv_in = nn.Conv2d(latent_channels, width, 3, padding=1)
+        self.mid = Middle(width, dropout)
+        levels: list[Level] = []
+        for index in range(last, -1, -1):
+            out = channels * multipliers[index]
+            attention = (resolution >> index) in attention_resolutions
+            level = Level(width, out, blocks + 1, attention, dropout)
+            if index != 0:
+                level.upsample = Upsample(out)
+            levels.insert(0, level)  # up[0] is the highest resolution, as in the original
+            width = out
+        self.up = nn.ModuleList(levels)
+        self.norm_out = normalize(width)
+        self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
+
+    def features(self, z: Tensor) -> Tensor:
+        h = self.mid(self.conv_in(z))
+        for level in reversed(self.up):
+            h = level(h)
+            if hasattr(level, "upsample"):
+                h = level.upsample(h)
+        return F.silu(self.norm_out(h))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.conv_out(self.features(z))
+
+
+def last_layer_gradient(features: Tensor, grad_output: Tensor) -> Tensor:
+    """Gradient of a loss by the decoder's last convolution, from its gradient at the image.
+
+    features [b,c,h,w]: the input of `Decoder.conv_out`; grad_output [b,out,h,w]: d loss / d image.
+    Gives d loss / d weight [out,c,3,3] in fp32, without a walk through the network.
+    """
+    shape = (grad_output.shape[1], features.shape[1], 3, 3)
+    return torch.nn.grad.conv2d_weight(features.float(), shape, grad_output.float(), padding=1)

@@ -1,0 +1,117 @@
+"""The VQGAN: encoder, codebook and decoder. Source: arXiv 2012.09841, section 3.1.
+
+Legend: b batch, c channels, h w pixels, d latent channels, i j latent grid, f pixels per code.
+"""
+
+import dataclasses
+from typing import Any
+
+from omegaconf import MISSING
+from torch import Tensor, nn
+
+from taming_dist.errors import UserError
+from taming_dist.models.autoencoder import GROUPS, Decoder, Encoder
+from taming_dist.models.export import Exported
+from taming_dist.models.quantizers import Quantized, build_quantizer, quantizer_config
+
+
+@dataclasses.dataclass
+class VQGANConfig:
+    """The architecture (table 7 of the paper). `resolution` places attention; other sizes that the
+    model can halve work too. `latent_channels` is the encoder's width before the 1x1 convolution to
+    the quantizer's dimension."""
+
+    quantizer: Any = MISSING
+    resolution: int = 256
+    image_channels: int = 3
+    channels: int = 128
+    multipliers: list[int] = dataclasses.field(default_factory=lambda: [1, 1, 2, 2, 4])
+    blocks: int = 2
+    attention_resolutions: list[int] = dataclasses.field(default_factory=lambda: [16])
+    latent_channels: int = 256
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.quantizer = quantizer_config(self.quantizer)
+        if self.channels % GROUPS:
+            raise UserError(f"model.channels={self.channels}: use a multiple of {GROUPS} "
+                            f"(GroupNorm has {GROUPS} groups)")
+        check_size(self.resolution, self.factor, "model.resolution")
+
+    @property
+    def factor(self) -> int:
+        """Pixels per code along one side."""
+        return 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of codes."""
+        return self.quantizer.codes
+
+
+def check_size(size: int, factor: int, name: str) -> None:
+    """UserError unless an image side of `size` pixels can be halved down to whole codes."""
+    if size < factor or size % factor:
+        raise UserError(f"{name}={size}: the model halves the image {factor.bit_length() - 1} times, "
+                        f"so use a multiple of {factor}")
+
+
+@dataclasses.dataclass
+class Reconstruction:
+    """images [b,c,h,w]: G(z_q); features [b,c',h,w]: the input of the decoder's last convolution,
+    detached (it serves the adaptive weight only); quantized: see `Quantized`."""
+
+    images: Tensor
+    features: Tensor
+    quantized: Quantized
+
+
+class VQGAN(
+    nn.Module, Exported, library_name="taming_dist", license="mit",
+    tags=["vqgan"], paper_url="https://arxiv.org/abs/2012.09841",
+):
+    """x^ = G(q(E(x))), images in [-1, 1]."""
+
+    kind = "vqgan"
+
+    def __init__(self, config: VQGANConfig) -> None:
+        super().__init__()
+        self.config = config
+        shape = {
+            "latent_channels": config.latent_channels,
+            "channels": config.channels,
+            "multipliers": list(config.multipliers),
+            "blocks": config.blocks,
+            "attention_resolutions": list(config.attention_resolutions),
+            "resolution": config.resolution,
+            "dropout": config.dropout,
+        }
+        self.encoder = Encoder(config.image_channels, **shape)
+        self.decoder = Decoder(config.image_channels, **shape)
+        self.quantize = build_quantizer(config.quantizer)
+        self.quant_conv = nn.Conv2d(config.latent_channels, config.quantizer.dim, 1)
+        self.post_quant_conv = nn.Conv2d(config.quantizer.dim, config.latent_channels, 1)
+
+    def forward(self, images: Tensor) -> Reconstruction:
+        """Images [b,c,h,w] in [-1,1] -> their reconstruction, with what training needs beside it."""
+        quantized = self.quantize(self.latents(images))
+        features = self.decoder.features(self.post_quant_conv(quantized.z_q.to(images.dtype)))
+        return Reconstruction(self.decoder.conv_out(features), features.detach(), quantized)
+
+    def latents(self, images: Tensor) -> Tensor:
+        """Images [b,c,h,w] -> vectors before quantisation [b,d,h/f,w/f]."""
+        check_size(images.shape[-2], self.config.factor, "image height")
+        check_size(images.shape[-1], self.config.factor, "image width")
+        return self.quant_conv(self.encoder(images))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images [b,c,h,w] in [-1,1] -> codes [b,h/f,w/f], int64."""
+        return self.quantize(self.latents(images.to(self.dtype))).codes
+
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """Codes [b,i,j] -> images [b,c,i*f,j*f], about in [-1,1] (not clamped)."""
+        return self.decoder(self.post_quant_conv(self.quantize.lookup(codes).to(self.dtype)))
+
+    @property
+    def dtype(self) -> Any:
+        return self.quant_conv.weight.dtype
