@@ -38,7 +38,7 @@ class ClassCondition:
 
     def __init__(self, classes: int) -> None:
         if classes < 1:
-            raise UserError(f"classes: {classes} is too few for condition=class, give at least 1")
+            raise UserError(f"model.classes: {classes} is too few for condition=class, give 1 or more")
         self.vocabulary = classes
 
     def tokens(
@@ -65,7 +65,7 @@ class ClassCondition:
 
 
 class Unconditional:
-    """One start token, the same for every image; classes that come with the data are not looked at."""
+    """One start token, the same for every image; classes that come with the data are ignored."""
 
     length = 1
     vocabulary = START_TOKEN + 1
@@ -87,4 +87,4 @@ def build_condition(name: str, classes: int) -> Condition:
         return ClassCondition(classes)
     if name == "none":
         return Unconditional()
-    raise UserError(f"condition: {name!r} is unknown, choose class or none")
+    raise UserError(f"model.condition: {name!r} is unknown, choose class or none")

@@ -1,4 +1,4 @@
-"""The second stage: a GPT that predicts the next code of an image from its condition and past codes.
+"""The second stage: a GPT that predicts an image's next code from its condition and past codes.
 
 Source: arXiv 2012.09841, section 3.2, p(s | c) = prod_i p(s_i | s_<i, c); parameter names and
 initialisation are those of the original implementation, so that its checkpoints fit.
@@ -52,18 +52,18 @@ class TransformerConfig:
     def check(self) -> None:
         """Raise a UserError, naming the key, if the sizes do not fit together."""
         if len(self.grid) != 2 or min(self.grid) < 1:
-            raise UserError(f"grid: {list(self.grid)} is no code grid, give [height, width]")
+            raise UserError(f"model.grid: {list(self.grid)} is no code grid, give [height, width]")
         if self.width % self.heads:
-            raise UserError(f"width: {self.width} does not divide by heads={self.heads}")
+            raise UserError(f"model.width: {self.width} does not divide by heads={self.heads}")
         condition = build_condition(self.condition, self.classes)
         if condition.vocabulary > self.vocabulary:
             raise UserError(
-                f"classes: {condition.vocabulary} condition tokens do not fit vocabulary="
+                f"model.classes: {condition.vocabulary} condition tokens do not fit vocabulary="
                 f"{self.vocabulary}, whose table they share; use a codebook of at least that many"
             )
         if self.positions < self._positions_needed():
             raise UserError(
-                f"block_size: {self.block_size} is too short for grid={list(self.grid)}, "
+                f"model.block_size: {self.block_size} is too short for grid={list(self.grid)}, "
                 f"give 0 or at least {self._positions_needed()}"
             )
 
@@ -88,7 +88,7 @@ class KVCache:
         self.length = 0
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write one layer's key and value [b, heads, t, d] after `length`; return all up to there."""
+        """Write one layer's keys and values [b, heads, t, d] after `length`; return all so far."""
         end = self.length + key.shape[2]
         self.keys[layer, :, :, self.length : end] = key
         self.values[layer, :, :, self.length : end] = value
@@ -135,7 +135,9 @@ class Block(nn.Module):
         self.ln1 = nn.LayerNorm(width)
         self.ln2 = nn.LayerNorm(width)
         self.attn = Attention(config)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
         self.dropout = nn.Dropout(config.dropout_residual)
 
     def forward(self, x: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
@@ -216,7 +218,7 @@ def _initialise(module: nn.Module) -> None:
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Return two AdamW groups: Linear weights decay; biases, norms, token and position tables do not.
+    """Return two AdamW groups: Linear weights decay; biases, norms and the two tables do not.
 
     Each group is {"params": [...], "weight_decay": float}, its parameters in the model's order.
     """

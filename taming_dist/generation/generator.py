@@ -1,0 +1,163 @@
+"""From a trained pair of exports to images: the transformer writes codes, the VQGAN decodes them.
+
+Source: arXiv 2012.09841, sections 3.2 and 4.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from taming_dist.errors import UserError
+from taming_dist.generation.sampling import Sampling, image_uniforms
+from taming_dist.models.transformer import Transformer
+from taming_dist.models.vqgan import VQGAN
+
+
+class Samples(NamedTuple):
+    """Generated images [b, 3, h, w] in [-1, 1] and the codes [b, i, j] they were decoded from."""
+
+    images: Tensor
+    codes: Tensor
+
+
+class Generator:
+    """A transformer and the VQGAN whose codes it has learned, both on one device.
+
+    Raises:
+        UserError: the transformer was trained on codes of another VQGAN.
+    """
+
+    def __init__(self, transformer: Transformer, vqgan: VQGAN) -> None:
+        check_pair(transformer, vqgan)
+        self.transformer = transformer
+        self.vqgan = vqgan
+
+    def sample(
+        self,
+        n: int | None = None,
+        condition: Tensor | Sequence[int] | None = None,
+        size: tuple[int, int] | None = None,
+        seed: int = 0,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance: float = 1.0,
+        batch: int = 16,
+    ) -> Samples:
+        """Return n images [n, 3, h, w] in [-1, 1] and their codes [n, i, j], on the models' device.
+
+        `condition` holds class ids [n] and stands in for n; `size` is (h, w) in pixels. Image k
+        depends on the seed, its condition and k; `batch`, images at a time, bounds the memory only.
+
+        Raises:
+            UserError: a count, class, size or setting that these models cannot serve.
+        """
+        self.check_size(size)
+        sampling = Sampling(temperature, top_k, top_p, guidance)
+        parts = list(self.stream(self.prefix(n, condition), sampling, seed, batch))
+        return Samples(
+            torch.cat([part.images for part in parts]), torch.cat([part.codes for part in parts])
+        )
+
+    def stream(
+        self, prefix: Tensor, sampling: Sampling, seed: int = 0, batch: int = 16
+    ) -> Iterator[Samples]:
+        """Yield the images of prefix [n, m] in order, at most `batch` at a time, as `sample` does.
+
+        Raises:
+            UserError: guidance or a batch that these models cannot serve; before the first image.
+        """
+        if sampling.guidance != 1:
+            raise UserError(
+                f"guidance: {sampling.guidance} needs a transformer trained with dropped "
+                "conditions, which this one was not; leave guidance=1"
+            )
+        if batch < 1:
+            raise UserError(f"batch: {batch} images at a time, give at least 1")
+        starts = range(0, len(prefix), batch)
+        return (self._images(prefix[at : at + batch], at, sampling, seed) for at in starts)
+
+    def prefix(
+        self, n: int | None = None, condition: Tensor | Sequence[int] | None = None
+    ) -> Tensor:
+        """Return the prefix [n, m] int64 of n images or of class ids [n].
+
+        Raises:
+            UserError: neither is given, they contradict each other, or a class is unknown.
+        """
+        classes = None if condition is None else torch.as_tensor(condition).cpu()
+        if classes is not None and self.transformer.config.condition == "none":
+            raise UserError("class_id: this transformer is unconditional, leave the class out")
+        count = n if n is not None or classes is None else len(classes)
+        if count is None or count < 1:
+            raise UserError(f"n: {count} is no number of images, give at least 1")
+        return self.transformer.condition.tokens(count, classes, self.transformer.pos_emb.device)
+
+    def check_size(self, size: tuple[int, int] | None) -> None:
+        """Raise a UserError if `size` (h, w) in pixels is not the one the transformer learned."""
+        height, width = (side * self.vqgan.config.factor for side in self.transformer.config.grid)
+        if size is not None and tuple(size) != (height, width):
+            raise UserError(
+                f"size: {size[0]}x{size[1]} needs the sliding window, which is not available yet; "
+                f"this transformer was trained at {height}x{width}"
+            )
+
+    @torch.no_grad()
+    def _images(self, prefix: Tensor, first: int, sampling: Sampling, seed: int) -> Samples:
+        config = self.transformer.config
+        images = range(first, first + len(prefix))
+        uniforms = image_uniforms(seed, images, config.num_tokens).to(prefix.device)
+        with evaluating(self.transformer, self.vqgan):
+            tokens = generate_tokens(self.transformer, prefix, sampling, uniforms)
+            codes = tokens.unflatten(1, tuple(config.grid))
+            return Samples(self.vqgan.decode_codes(codes).clamp(-1, 1), codes)
+
+
+def generate_tokens(
+    transformer: Transformer, prefix: Tensor, sampling: Sampling, uniforms: Tensor
+) -> Tensor:
+    """Return tokens [b, n] int64, each chosen from p(s_k | s_<k, prefix) with uniforms [b, n].
+
+    Source: arXiv 2012.09841, section 3.2 (sampling one index after the other).
+    """
+    cache = transformer.cache(len(prefix))
+    tokens = torch.empty(uniforms.shape, dtype=torch.int64, device=prefix.device)
+    read = prefix
+    for k in range(uniforms.shape[1]):
+        tokens[:, k] = sampling.choose(transformer.step(read, cache), uniforms[:, k])
+        read = tokens[:, k : k + 1]
+    return tokens
+
+
+def check_pair(transformer: Transformer, vqgan: VQGAN) -> None:
+    """Raise a UserError if the transformer did not learn the codes of this VQGAN.
+
+    A transformer that names no tokenizer (an empty fingerprint) is held to the vocabulary only.
+    """
+    config = transformer.config
+    if config.vocabulary != vqgan.config.vocabulary:
+        raise UserError(
+            f"vqgan: its codebook has {vqgan.config.vocabulary} codes, but the transformer was "
+            f"trained on {config.vocabulary}; give the VQGAN that made its codes"
+        )
+    if config.vqgan_fingerprint and config.vqgan_fingerprint != vqgan.fingerprint:
+        raise UserError(
+            f"vqgan: its fingerprint is {vqgan.fingerprint}, but the transformer was trained on "
+            f"codes of {config.vqgan_fingerprint}; give the VQGAN that made its codes"
+        )
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Put modules into eval mode for the while, then back: a preview must not end the training."""
+    were_training = [module.training for module in modules]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module, was_training in zip(modules, were_training, strict=True):
+            module.train(was_training)

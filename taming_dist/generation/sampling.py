@@ -1,0 +1,94 @@
+"""How the next code is chosen from logits: temperature, top-k, top-p, a draw from given uniforms.
+
+Source: arXiv 2012.09841, section 4 (top-k sampling); top-p is nucleus sampling, arXiv
+1904.09751, section 3.1. All randomness comes in as numbers: `image_uniforms` makes them from the
+seed and the image's index, so that image k of a seed is the same in any batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from taming_dist.errors import UserError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The knobs of decoding: temperature (0: always the likeliest code), top-k, top-p, guidance.
+
+    `top_k` None or 0 and `top_p` None are off; each works without the other; top-p counts the
+    probability that top-k has left. `guidance` 1 is off.
+
+    Raises:
+        UserError: a value outside its range.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise UserError(f"temperature: {self.temperature} is not a number of at least 0")
+        if self.top_k is not None and self.top_k < 0:
+            raise UserError(f"top_k: {self.top_k} is negative, give a count of codes or 0 for all")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UserError(f"top_p: {self.top_p} is not in (0, 1], give null to switch it off")
+
+    def choose(self, logits: Tensor, uniforms: Tensor) -> Tensor:
+        """Return one token each [b] int64 from logits [b, v] and uniforms [b] in [0, 1)."""
+        if self.temperature == 0:
+            return logits.argmax(dim=-1)
+        logits = logits.double() / self.temperature
+        if self.top_k:
+            logits = keep_top_k(logits, self.top_k)
+        if self.top_p is not None:
+            logits = keep_top_p(logits, self.top_p)
+        return draw(logits, uniforms)
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """Return logits [b, v] with all but the k largest at -inf; ties with the k-th stay too."""
+    kth = logits.topk(min(k, logits.shape[-1]), dim=-1).values[:, -1:]
+    return logits.masked_fill(logits < kth, -torch.inf)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """Return logits [b, v] with -inf outside the smallest set of likeliest tokens that reaches p.
+
+    Source: arXiv 1904.09751, equation 2. The likeliest token always stays.
+    """
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    probabilities = ordered.softmax(dim=-1)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    return logits.masked_fill((before >= p).gather(-1, order.argsort(dim=-1)), -torch.inf)
+
+
+def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """Return the token [b] int64 at which the cumulative probability passes the uniform number.
+
+    logits [b, v], uniforms [b] in [0, 1). In fp64: a fp32 sum over 16,384 codes would shift draws.
+    """
+    cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
+    total = cumulative[:, -1:]
+    # Rounding may lift u * total to the total itself, past every token.
+    last = torch.nextafter(total, torch.zeros_like(total))
+    passed = torch.minimum(uniforms.to(total).unsqueeze(1) * total, last)
+    return torch.searchsorted(cumulative, passed, right=True).squeeze(1)
+
+
+def image_uniforms(seed: int, images: Sequence[int], count: int) -> Tensor:
+    """Return uniforms [b, count] fp64 on [0, 1) for images of a seed, one number per token.
+
+    Row r depends on the seed and images[r] alone: Philox, a counter-based generator, with the two
+    as its key. Only its raw bits are used, which numpy keeps the same in every version.
+    """
+    rows = []
+    for image in images:
+        key = np.array([seed % 2**64, image], dtype=np.uint64)
+        rows.append(np.random.Philox(key=key).random_raw(count) >> np.uint64(11))
+    return torch.from_numpy(np.stack(rows) * 2.0**-53)
