@@ -1,0 +1,82 @@
+"""LPIPS: how different two images look, measured on the features of a frozen network.
+
+Source: Zhang et al., arXiv 1801.03924, equation 1 (version 0.1 of its weights); the perceptual
+part of the reconstruction loss in arXiv 2012.09841, section 3.1.
+
+Legend: b batch, c channels, h w pixels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+# Mean and deviation of the images the backbones were trained on, for pixels in [-1, 1].
+_SHIFT = (-0.030, -0.088, -0.188)
+_SCALE = (0.458, 0.448, 0.450)
+_EPSILON = 1e-10
+
+
+class LPIPS(nn.Module):
+    """Perceptual distance on given networks; frozen, in eval mode whatever its owner does.
+
+    `slices` run one after the other, each ending in a ReLU whose output is one layer's features;
+    `heads` holds one weight per channel [c] for each of them. Both come from
+    `taming_dist.pretrained.lpips_network`. Everything is computed in fp32, also under autocast.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, slices: Sequence[nn.Module], heads: Sequence[Tensor]) -> None:
+        super().__init__()
+        assert len(slices) == len(heads)
+        self.slices = nn.ModuleList(slices)
+        self.heads = nn.ParameterList(
+            nn.Parameter(head.float().reshape(1, -1, 1, 1), requires_grad=False) for head in heads
+        )
+        self.register_buffer("shift", torch.tensor(_SHIFT).reshape(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor(_SCALE).reshape(1, 3, 1, 1))
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "LPIPS":
+        """Stay in eval mode: a training model that owns this one must not put noise in its loss."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Features of a reference [b, 1 or 3, h, w] in [-1, 1], for several calls of `forward`."""
+        return self._features(x)
+
+    def forward(self, x: Tensor, y: Tensor, x_features: list[Tensor] | None = None) -> Tensor:
+        """Distance [b] of x and y, both [b, 1 or 3, h, w] in [-1, 1]; one channel is broadcast.
+
+        `x_features`, from `features(x)`, saves the pass over x; no gradient reaches x then.
+        """
+        with torch.autocast(y.device.type, enabled=False):
+            ours = self._features(x) if x_features is None else x_features
+            layers = zip(ours, self._features(y), self.heads, strict=True)
+            distances = [((a - b).square() * head).sum(1).mean((1, 2)) for a, b, head in layers]
+            return torch.stack(distances).sum(0)
+
+    def _features(self, images: Tensor) -> list[Tensor]:
+        with torch.autocast(images.device.type, enabled=False):
+            hidden = (images.float() - self.shift) / self.scale
+            features = []
+            for part in self.slices:
+                hidden = part(hidden)
+                features.append(_unit_length(hidden))
+            return features
+
+
+def _unit_length(features: Tensor) -> Tensor:
+    """Scale each pixel's feature vector to length one; zero vectors stay zero, gradient zero.
+
+    The plain formula has a NaN gradient at zero. Zero is the right one there: such features come
+    from a ReLU that is off in every channel, which passes no gradient.
+    """
+    squares = features.square().sum(1, keepdim=True)
+    alive = squares > 0
+    length = torch.where(alive, squares, 1.0).sqrt()
+    return torch.where(alive, features / (length + _EPSILON), 0.0)

