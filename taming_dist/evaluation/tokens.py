@@ -1,0 +1,36 @@
+"""How well a second stage predicts a set of codes. Source: arXiv 2012.09841, equation 11.
+
+Legend: b batch, n tokens, v vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+from taming_dist.losses.tokens import token_nll, unigram_entropy
+
+
+class TokenFigures:
+    """Sums over batches of codes, and the figures that follow from them.
+
+    `sums` is one fp64 tensor that may be added over the ranks (one all-reduce) before `compute`.
+    """
+
+    def __init__(self, vocabulary: int) -> None:
+        # summed negative log-likelihood, then uses per code
+        self.sums = torch.zeros(1 + vocabulary, dtype=torch.float64)
+
+    @torch.no_grad()
+    def update(self, logits: Tensor, codes: Tensor) -> None:
+        """Add the logits [b, n, v] that a model gave for the codes [b, n] int64."""
+        self.sums = self.sums.to(logits.device)
+        self.sums[0] += token_nll(logits, codes).double() * codes.numel()
+        self.sums[1:] += torch.bincount(codes.flatten(), minlength=len(self.sums) - 1)
+
+    def compute(self) -> dict[str, float]:
+        """Return `val_nll`, and `unigram_entropy` that it has to stay below; nats per token."""
+        counts = self.sums[1:]
+        assert counts.sum() > 0, "no batch was given"
+        return {
+            "val_nll": float(self.sums[0] / counts.sum()),
+            "unigram_entropy": float(unigram_entropy(counts)),
+        }
