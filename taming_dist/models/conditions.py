@@ -38,7 +38,9 @@ class ClassCondition:
 
     def __init__(self, classes: int) -> None:
         if classes < 1:
-            raise UserError(f"model.classes: {classes} is too few for condition=class, give 1 or more")
+            raise UserError(
+                f"model.classes: {classes} is too few for condition=class, give at least 1"
+            )
         self.vocabulary = classes
 
     def tokens(

@@ -1,0 +1,166 @@
+"""A generator of two tiny exports: same images in any batch, right pairs only."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from taming_dist.errors import UserError
+from taming_dist.generation.generator import Generator, generate_tokens
+from taming_dist.generation.sampling import Sampling, image_uniforms
+from taming_dist.models.quantizers import VectorQuantizerConfig
+from taming_dist.models.transformer import Transformer, TransformerConfig
+from taming_dist.models.vqgan import VQGAN, VQGANConfig
+
+
+def tiny_vqgan(codes: int = 24, seed: int = 0) -> VQGAN:
+    torch.manual_seed(seed)
+    quantizer = VectorQuantizerConfig(codes=codes, dim=4)
+    return VQGAN(
+        VQGANConfig(
+            quantizer=quantizer,
+            resolution=8,
+            channels=32,
+            multipliers=[1, 1],
+            blocks=1,
+            attention_resolutions=[],
+            latent_channels=4,
+        )
+    ).eval()
+
+
+def tiny_transformer(vqgan: VQGAN, **settings: Any) -> Transformer:
+    torch.manual_seed(1)
+    config = TransformerConfig(
+        **{
+            "vocabulary": vqgan.config.vocabulary,
+            "grid": [3, 4],
+            "layers": 2,
+            "heads": 2,
+            "width": 16,
+            "vqgan_fingerprint": vqgan.fingerprint,
+        }
+        | settings
+    )
+    model = Transformer(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.6)
+    return model
+
+
+@pytest.fixture(scope="module")
+def pair() -> Generator:
+    vqgan = tiny_vqgan()
+    return Generator(tiny_transformer(vqgan, condition="class", classes=5), vqgan)
+
+
+def test_samples_are_images_of_codes(pair: Generator) -> None:
+    images, codes = pair.sample(condition=[0, 4, 2], seed=3)
+    assert images.shape == (3, 3, 6, 8)
+    assert images.abs().max() <= 1
+    assert codes.shape == (3, 3, 4)
+    assert codes.dtype == torch.int64
+    with torch.no_grad():
+        assert torch.equal(images, pair.vqgan.decode_codes(codes).clamp(-1, 1))
+
+
+@pytest.mark.parametrize(
+    "knobs", [{}, {"top_k": 5}, {"top_p": 0.7}, {"top_k": 9, "top_p": 0.9, "temperature": 0.8}]
+)
+def test_an_image_does_not_depend_on_the_batch_it_is_made_in(
+    pair: Generator, knobs: dict[str, Any]
+) -> None:
+    classes = torch.arange(8) % 5
+    alone, in_threes, together = (
+        pair.sample(condition=classes, seed=1, batch=batch, **knobs).codes for batch in (1, 3, 8)
+    )
+    assert torch.equal(alone, in_threes)
+    assert torch.equal(alone, together)
+    assert torch.equal(pair.sample(condition=classes[:2], seed=1, **knobs).codes, alone[:2])
+
+
+def test_seed_class_and_index_each_change_an_image(pair: Generator) -> None:
+    codes = pair.sample(condition=[1, 1, 2], seed=0).codes
+    other_seed = pair.sample(condition=[1, 1, 1], seed=5).codes
+    other_class = pair.sample(condition=[3, 1, 2], seed=0).codes
+    assert not torch.equal(codes[0], codes[1])
+    assert not torch.equal(codes[0], other_seed[0])
+    assert not torch.equal(codes[0], other_class[0])
+
+
+def test_tokens_follow_the_models_distribution() -> None:
+    vqgan = tiny_vqgan(codes=6)
+    transformer = tiny_transformer(vqgan, grid=[1, 2]).eval()
+    prefix = transformer.condition.tokens(4000)
+    uniforms = image_uniforms(0, range(4000), 2)
+    with torch.no_grad():
+        tokens = generate_tokens(transformer, prefix, Sampling(), uniforms)
+        first = torch.arange(6).repeat_interleave(6)
+        second = torch.arange(6).repeat(6)
+        logits = transformer(torch.stack([first, second], 1), prefix[:36]).log_softmax(-1)
+    expected = (logits[range(36), 0, first] + logits[range(36), 1, second]).exp()
+    shares = (tokens[:, 0] * 6 + tokens[:, 1]).bincount(minlength=36) / 4000
+    assert torch.allclose(shares, expected, atol=0.03)
+
+
+def test_greedy_samples_ignore_the_seed(pair: Generator) -> None:
+    one, two = (pair.sample(condition=[2], temperature=0, seed=seed).codes for seed in (0, 1))
+    assert torch.equal(one, two)
+
+
+def test_unconditional_samples_need_a_count_only() -> None:
+    vqgan = tiny_vqgan()
+    generator = Generator(tiny_transformer(vqgan), vqgan)
+    assert generator.sample(2).codes.shape == (2, 3, 4)
+    with pytest.raises(UserError, match="class_id: this transformer is unconditional"):
+        generator.sample(2, condition=[0, 1])
+
+
+def test_a_model_in_training_stays_in_training(pair: Generator) -> None:
+    vqgan = tiny_vqgan()
+    transformer = tiny_transformer(vqgan, dropout_residual=0.5).train()
+    generator = Generator(transformer, vqgan)
+    assert torch.equal(generator.sample(2).codes, generator.sample(2).codes)
+    assert transformer.training
+    assert transformer.blocks[0].dropout.training
+    assert not vqgan.training
+
+
+def test_another_vqgan_is_refused_naming_both_fingerprints() -> None:
+    vqgan, other = tiny_vqgan(), tiny_vqgan(seed=9)
+    with pytest.raises(UserError, match=f"{other.fingerprint}.*{vqgan.fingerprint}"):
+        Generator(tiny_transformer(vqgan), other)
+    Generator(tiny_transformer(vqgan, vqgan_fingerprint=""), other)
+
+
+def test_another_vocabulary_is_refused_naming_both() -> None:
+    vqgan = tiny_vqgan()
+    with pytest.raises(UserError, match="24 codes.* 30"):
+        Generator(tiny_transformer(vqgan, vocabulary=30), vqgan)
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"condition": [5]}, "class_id: 5 .* 0 to 4"),
+        ({"n": 2}, "class_id: this transformer is class-conditional"),
+        ({"n": 3, "condition": [0, 1]}, "class_id: 3 images need 3 classes, not 2"),
+        ({}, "n: None"),
+        ({"n": 0}, "n: 0"),
+        ({"condition": []}, "n: 0"),
+        ({"condition": [0], "size": (12, 16)}, "size: 12x16 .* trained at 6x8"),
+        ({"condition": [0], "guidance": 2.0}, "guidance: 2.0"),
+        ({"condition": [0], "batch": 0}, "batch: 0"),
+        ({"condition": [0], "temperature": -1}, "temperature: -1"),
+    ],
+)
+def test_requests_that_cannot_be_served_are_refused(
+    pair: Generator, request_: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        pair.sample(**request_)
+
+
+def test_the_trained_size_may_be_named(pair: Generator) -> None:
+    assert pair.sample(condition=[0], size=(6, 8)).images.shape == (1, 3, 6, 8)
