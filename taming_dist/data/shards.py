@@ -1,0 +1,312 @@
+"""WebDataset tar files: how they are written, walked and indexed.
+
+Own code, because python's tarfile takes a damaged header for the end of the archive without a
+word; here every byte up to the end-of-archive mark is accounted for. Names in a tar are keys,
+never paths. Format: POSIX.1-1988 ustar; the long names of GNU and pax are understood in shards
+that others wrote.
+"""
+
+import mmap
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tarfile import USTAR_FORMAT, TarInfo
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+import xxhash
+
+from taming_dist.data.faults import BrokenData
+from taming_dist.data.files import replacing
+from taming_dist.data.manifest import (
+    IMAGES_FORMAT,
+    MANIFEST,
+    Manifest,
+    Shard,
+    write_index,
+)
+from taming_dist.errors import UserError
+
+BLOCK = 512
+ZERO_BLOCK = bytes(BLOCK)
+REGULAR, NO_DATA, EXTENDED, SPARSE = b"\0" + b"07", b"123456", b"xL", b"S"
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file in a tar: `header` is where its header starts, `start` where its bytes do."""
+
+    name: str
+    header: int
+    start: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        """Where the next header starts."""
+        return _padded(self.start + self.size)
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """Split a member's name into key and extension, at the first dot of the basename.
+
+    None for what webdataset passes over too: no extension, no stem, or a `__name__` of metadata.
+    """
+    folder, slash, base = name.rpartition("/")
+    stem, dot, extension = base.partition(".")
+    if not stem or not dot or (name.startswith("__") and name.endswith("__")):
+        return None
+    return folder + slash + stem, extension.lower()
+
+
+def walk(buffer: memoryview, archive: bool = True) -> Iterator[Member]:
+    """Yield the regular files in a tar, or (`archive=False`) in the bytes of one sample.
+
+    Raises `BrokenData` naming the byte if a header is damaged, a member is cut, or an archive
+    does not end with its mark and nothing but zeros behind it.
+    """
+    position = header = 0
+    extended: dict[str, str] = {}
+    while position < len(buffer):
+        block = bytes(buffer[position : position + BLOCK])
+        if archive and block == ZERO_BLOCK:
+            return _check_tail(buffer, position)
+        name, size, kind = _parse_header(block, position)
+        name, size = extended.get("path", name), int(extended.get("size", size))
+        member = Member(name, header, position + BLOCK, size)
+        if member.start + size > len(buffer):
+            raise BrokenData(f"{name!r}, which starts at byte {header}, is cut")
+        if kind in EXTENDED:
+            extended.update(_parse_extended(kind, bytes(buffer[member.start :][:size]), position))
+        else:
+            if kind in REGULAR:
+                yield member
+            header, extended = member.end, {}
+        position = member.end
+    if archive:
+        raise BrokenData(f"the tar is cut: no end-of-archive mark at byte {len(buffer)}")
+    return None
+
+
+def _padded(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
+
+
+def _check_tail(buffer: memoryview, position: int) -> None:
+    tail = np.frombuffer(buffer[position:], dtype=np.uint8)
+    if tail.any():
+        raise BrokenData(f"an empty header at byte {position} with data behind it")
+
+
+def _parse_header(block: bytes, position: int) -> tuple[str, int, bytes]:
+    """Name, size and type of a 512-byte header, after a check of its checksum."""
+    try:
+        if len(block) < BLOCK:
+            raise ValueError("cut header")
+        if sum(block) - sum(block[148:156]) + 8 * ord(" ") != _parse_number(block[148:156]):
+            raise ValueError("wrong checksum")
+        name, prefix = _text(block[:100]), _text(block[345:500])
+        is_ustar = block[257:263] == b"ustar\0"
+        kind = block[156:157]
+        size = 0 if kind in NO_DATA else _parse_number(block[124:136])
+        if size < 0 or kind == SPARSE:
+            raise ValueError("unsupported member")
+    except ValueError as error:
+        raise BrokenData(f"no tar header at byte {position} ({error})") from error
+    return (f"{prefix}/{name}" if prefix and is_ustar else name), size, kind
+
+
+def _parse_number(field: bytes) -> int:
+    if field[0] in (0x80, 0xFF):  # GNU: big-endian binary behind a mark
+        return int.from_bytes(field[1:], "big", signed=field[0] == 0xFF)
+    return int(field.rstrip(b"\0 ").lstrip() or b"0", 8)
+
+
+def _text(field: bytes) -> str:
+    return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+
+
+def _parse_extended(kind: bytes, data: bytes, position: int) -> dict[str, str]:
+    """What a GNU long name or a pax header says about the next member."""
+    if kind == b"L":
+        return {"path": _text(data)}
+    values = {}
+    try:
+        while data:
+            length = int(data.partition(b" ")[0])
+            key, equals, value = data[:length].partition(b" ")[2].partition(b"=")
+            if not equals or length < 5:
+                raise ValueError("no key")
+            values[key.decode()] = value.rstrip(b"\n").decode("utf-8", "surrogateescape")
+            data = data[length:]
+        if int(values.get("size", 0)) < 0 or "GNU.sparse.major" in values:
+            raise ValueError("unsupported member")
+    except ValueError as error:
+        raise BrokenData(f"damaged pax header at byte {position} ({error})") from error
+    return values
+
+
+def map_file(path: Path) -> memoryview:
+    """Map a file into memory, read-only, for as long as a view of it lives."""
+    with open(path, "rb") as file:
+        if file.seek(0, 2) == 0:
+            return memoryview(b"")
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def read_members(path: Path) -> dict[str, memoryview]:
+    """The files of a tar by name, as views of its mapping; `BrokenData` if it is damaged."""
+    buffer = map_file(path)
+    return {member.name: buffer[member.start :][: member.size] for member in walk(buffer)}
+
+
+def scan(path: Path) -> tuple[Shard, np.ndarray]:
+    """Read a tar once: its manifest entry, and the byte offsets of its samples [samples + 1].
+
+    Neighbouring members with one key make a sample, as in webdataset. Raises `UserError` naming
+    the shard and the byte if the tar is cut, damaged or compressed, or holds no image.
+    """
+    buffer = map_file(path)
+    offsets = [0]
+    columns: Counter[str] = Counter()
+    try:
+        for offset, extensions, end in _samples(buffer):
+            offsets[-1:] = [offset, end]
+            columns.update(extensions)
+    except BrokenData as error:
+        raise UserError(f"the shard {path} is damaged: {error}; fetch or make it again") from error
+    if not any(columns[extension] for extension in IMAGE_EXTENSIONS):
+        raise UserError(f"the shard {path} holds no image ({', '.join(IMAGE_EXTENSIONS)})")
+    digest = xxhash.xxh3_128_hexdigest(buffer)
+    columns_by_name = dict(sorted(columns.items()))
+    shard = Shard(path.name, len(offsets) - 1, len(buffer), digest, columns_by_name)
+    return shard, np.array(offsets, dtype=np.int64)
+
+
+def _samples(buffer: memoryview) -> Iterator[tuple[int, set[str], int]]:
+    """Yield offset, extensions and end of each sample of a tar."""
+    key, offset, end = "", 0, 0
+    extensions: set[str] = set()
+    for member in walk(buffer):
+        parts = split_name(member.name)
+        if parts is None:
+            continue
+        if parts[0] != key and extensions:
+            yield offset, extensions, end
+            extensions = set()
+        if parts[1] in extensions:
+            raise BrokenData(f"{member.name!r} at byte {member.header} is there twice")
+        if not extensions:
+            key, offset = parts[0], member.header
+        extensions.add(parts[1])
+        end = member.end
+    if extensions:
+        yield offset, extensions, end
+
+
+class TarWriter:
+    """Writes one uncompressed USTAR file whose bytes depend on names and contents only."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = xxhash.xxh3_128()
+        self.bytes = 0
+
+    def add(self, name: str, data: bytes) -> None:
+        """Append a file; modes, owners and times are fixed."""
+        info = TarInfo(name)
+        info.size = len(data)
+        self._write(info.tobuf(USTAR_FORMAT, encoding="utf-8"))
+        self._write(data)
+        self._write(bytes(-len(data) % BLOCK))
+
+    def finish(self) -> str:
+        """Write the end-of-archive mark and return the xxh3-128 of the whole file."""
+        self._write(ZERO_BLOCK * 2)
+        return self._hash.hexdigest()
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self.bytes += len(data)
+
+
+class ShardWriter:
+    """Writes samples into shards of `shard_samples`, each with its index, and the manifest last.
+
+    Used as a context manager. `folder` must hold no tars, except what an interrupted run of the
+    same writer left: a marker file, `<prefix>.unfinished`, tells the two apart.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        prefix: str,
+        shard_samples: int,
+        classes: tuple[str, ...] | None = None,
+        details: dict[str, Any] | None = None,
+    ) -> None:
+        self._folder, self._prefix, self._shard_samples = folder, prefix, shard_samples
+        self._classes, self._details = classes, details or {}
+        self._shards: list[Shard] = []
+        self._samples: list[tuple[str, Mapping[str, bytes]]] = []
+        self._marker = folder / f"{prefix}.unfinished"
+
+    def __enter__(self) -> "ShardWriter":
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if not self._marker.exists() and any(self._folder.glob("*.tar")):
+            raise UserError(
+                f"{self._folder} already holds shards: choose another folder, or if they lack "
+                f"a {MANIFEST} run: python tools/index_shards.py {self._folder}/*.tar"
+            )
+        self._marker.touch()
+        ours = re.compile(re.escape(self._prefix) + r"-\d{6,}\.tar(\.idx)?(\.tmp)?")
+        for path in list(self._folder.iterdir()):
+            if ours.fullmatch(path.name):
+                path.unlink()
+        return self
+
+    def write(self, key: str, members: Mapping[str, bytes]) -> None:
+        """Add a sample: extension -> contents. The key has no dot in its basename."""
+        assert all(split_name(f"{key}.{extension}") == (key, extension) for extension in members)
+        self._samples.append((key, members))
+        if len(self._samples) == self._shard_samples:
+            self._flush()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            return
+        if self._samples:
+            self._flush()
+        Manifest(IMAGES_FORMAT, tuple(self._shards), self._classes, self._details).save(
+            self._folder
+        )
+        self._marker.unlink()
+
+    def _flush(self) -> None:
+        path = self._folder / f"{self._prefix}-{len(self._shards):06d}.tar"
+        offsets = [0]
+        columns: Counter[str] = Counter()
+        with replacing(path) as file:
+            tar = TarWriter(file)
+            for key, members in self._samples:
+                columns.update(members.keys())
+                for extension, data in members.items():
+                    tar.add(f"{key}.{extension}", data)
+                offsets.append(tar.bytes)
+            digest = tar.finish()
+        write_index(path, np.array(offsets))
+        entry = Shard(
+            path.name, len(self._samples), tar.bytes, digest, dict(sorted(columns.items()))
+        )
+        self._shards.append(entry)
+        self._samples = []
