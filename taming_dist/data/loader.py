@@ -1,0 +1,119 @@
+"""What all readers share: which batch holds which samples, their state, and reading ahead.
+
+The state of a run is one number, the samples consumed; the rest tells whether that number still
+means the same. It is counted by the training loop, so reading ahead does not count.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+
+from taming_dist.data.order import Order, sequential_ids
+from taming_dist.errors import UserError
+
+Request = TypeVar("Request")
+Loaded = TypeVar("Loaded")
+
+STATE_KEYS = {
+    "seed": "run.seed",
+    "lanes": "data.lanes",
+    "block": "data.block",
+    "fingerprint": "data.train (the fingerprint of its shards)",
+}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The samples of one batch, int64 [b]: their ids and the epoch that each is read in."""
+
+    ids: np.ndarray
+    epochs: np.ndarray
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Cuts the order of samples into this rank's micro-batches."""
+
+    samples_per_shard: np.ndarray
+    fingerprint: str
+    seed: int
+    lanes: int
+    block: int
+    rank: int
+    world_size: int
+    micro_batch: int
+
+    @cached_property
+    def order(self) -> Order:
+        """The order of training; `UserError` if the lanes fit neither the samples nor the ranks."""
+        order = Order(self.samples_per_shard, self.seed, self.lanes, self.block)
+        order.check_world(self.world_size)
+        return order
+
+    def training(self, from_sample: int) -> Iterator[Selection]:
+        """Endless micro-batches, from the global position `from_sample` on."""
+        if from_sample % self.world_size:
+            raise UserError(
+                f"{from_sample} samples were consumed, which {self.world_size} ranks cannot share "
+                f"equally: data.global_batch must be a multiple of the number of ranks"
+            )
+        order, step = self.order, self.micro_batch * self.world_size
+        start = from_sample
+        while True:
+            positions = order.positions(start, start + step, self.rank, self.world_size)
+            ids = order.ids(start, start + step, self.rank, self.world_size)
+            yield Selection(ids, order.epochs(positions))
+            start += step
+
+    def evaluation(self, start: int = 0, stop: int | None = None) -> Iterator[Selection]:
+        """Every sample of [start, stop) once over all ranks; the last micro-batch may be short."""
+        last = int(self.samples_per_shard.sum()) if stop is None else stop
+        ids = sequential_ids(start, last, self.rank, self.world_size)
+        for first in range(0, len(ids), self.micro_batch):
+            chosen = ids[first : first + self.micro_batch]
+            yield Selection(chosen, np.zeros_like(chosen))
+
+    def state(self, samples: int) -> dict[str, Any]:
+        """The reader's state after `samples` consumed samples, the same on every rank."""
+        return {
+            "samples": samples,
+            "seed": self.seed,
+            "lanes": self.lanes,
+            "block": self.block,
+            "fingerprint": self.fingerprint,
+        }
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Raise `UserError` naming the key if `state` belongs to another order or other data."""
+        mine = self.state(0)
+        for field, key in STATE_KEYS.items():
+            if state.get(field) != mine[field]:
+                raise UserError(
+                    f"{key} is {mine[field]} but the run was started with {state.get(field)}: "
+                    f"set it back, or start a new run with another run.name"
+                )
+
+
+def prefetched(
+    load: Callable[[Request], Loaded], requests: Iterable[Request], threads: int, ahead: int
+) -> Iterator[Loaded]:
+    """Yield `load(request)` in order, with `threads` threads working `ahead` requests ahead.
+
+    An exception in a thread surfaces here. Closing or dropping the iterator ends the threads.
+    """
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="reader")
+    pending: deque[Future[Loaded]] = deque()
+    try:
+        for request in requests:
+            pending.append(pool.submit(load, request))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
