@@ -1,0 +1,184 @@
+"""Entry point: write images that a trained transformer and its VQGAN make.
+
+python -m taming_dist.sample transformer=EXPORT vqgan=EXPORT out=DIR n=64 seed=0 class_id=3
+
+<out> gets 000000.png and so on, grid.png, and last samples.json with what made them.
+Source: arXiv 2012.09841, section 4.
+"""
+
+import dataclasses
+import json
+import math
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import MISSING
+from torch import Tensor
+
+from taming_dist.config import hydra_entry
+from taming_dist.data.files import write_bytes
+from taming_dist.errors import UserError
+from taming_dist.generation.generator import Generator, Samples
+from taming_dist.generation.pictures import sheet, to_uint8
+from taming_dist.generation.sampling import Sampling
+from taming_dist.models.transformer import Transformer
+from taming_dist.models.vqgan import VQGAN
+from taming_dist.training.sinks import save_png
+
+SHEET_COLUMNS = 10
+SHEET_PICTURES = 100
+PROGRESS_PERIOD_S = 10.0
+TERMINAL_PERIOD_S = 0.2
+
+
+@dataclass
+class SampleConfig:
+    """What to sample; `transformer` and `vqgan` are export folders, `out` receives the images.
+
+    A class-conditional transformer takes `class_id` for every image, or else goes through its
+    classes in turn. `size` is HEIGHTxWIDTH in pixels (the trained one if left out); `batch` images
+    are made at a time, which changes speed and memory, not the images. `top_k`, `top_p` off: null.
+    """
+
+    transformer: str = MISSING
+    vqgan: str = MISSING
+    out: str = MISSING
+    n: int = 64
+    seed: int = 0
+    class_id: int | None = None
+    size: str | None = None
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    guidance: float = 1.0
+    batch: int = 16
+
+
+def main(config: SampleConfig) -> None:
+    """Sample, and write the images into `config.out`.
+
+    Raises:
+        UserError: exports, settings or a folder that cannot be used; nothing is written then.
+    """
+    sampling = Sampling(config.temperature, config.top_k, config.top_p, config.guidance)
+    generator = load_generator(config)
+    generator.check_size(parse_size(config.size))
+    classes = classes_of_images(config, generator.transformer)
+    prefix = generator.prefix(config.n, classes)
+    parts = generator.stream(prefix, sampling, config.seed, config.batch)
+    out = Path(config.out)
+    prepare_folder(out, config.n)
+    pictures = write_pictures(with_progress(parts, config.n), out)
+    save_png(sheet(pictures, sheet_columns(config, generator.transformer)), out / "grid.png")
+    write_record(config, generator, classes, out)
+    print(f"{config.n} images, and all at a glance: {out / 'grid.png'}")
+
+
+def load_generator(config: SampleConfig) -> Generator:
+    """Return the generator of the two exports, on the GPU if there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    transformer = Transformer.from_pretrained(config.transformer)
+    vqgan = VQGAN.from_pretrained(config.vqgan)
+    return Generator(transformer.to(device), vqgan.to(device))
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """Return (height, width) in pixels from "512x1024"."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None:
+        raise UserError(f"size: {text!r} is no size, give HEIGHTxWIDTH such as 256x256")
+    return int(match[1]), int(match[2])
+
+
+def classes_of_images(config: SampleConfig, transformer: Transformer) -> list[int] | None:
+    """Return n class ids: the one asked for, else all in turn; None if the model has no classes."""
+    if config.class_id is not None:
+        return [config.class_id] * config.n
+    if transformer.config.condition == "class":
+        return [index % transformer.config.classes for index in range(config.n)]
+    return None
+
+
+def prepare_folder(out: Path, n: int) -> None:
+    """Make `out` ready for n images: writable, and free of images that would mix with them."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+        (out / "samples.json").unlink(missing_ok=True)  # it says that the folder is complete
+    except OSError as error:
+        raise UserError(f"out: cannot write to {out} ({error.strerror}), give another") from error
+    for picture in out.glob("*.png"):
+        if picture.stem.isdigit() and int(picture.stem) >= n:
+            raise UserError(
+                f"out: {picture} is of an earlier, larger run; remove it or give another folder"
+            )
+
+
+def write_pictures(parts: Iterator[Samples], out: Path) -> Tensor:
+    """Write each image as <out>/<index>.png; return the first ones [b, 3, h, w] as uint8."""
+    shown: list[Tensor] = []
+    index = 0
+    for part in parts:
+        for picture in to_uint8(part.images).cpu():
+            save_png(picture, out / f"{index:06d}.png")
+            if index < SHEET_PICTURES:
+                shown.append(picture)
+            index += 1
+    return torch.stack(shown)
+
+
+def with_progress(parts: Iterator[Samples], total: int) -> Iterator[Samples]:
+    """Pass the parts on, and say on stderr now and then how many images are done, and how fast."""
+    terminal = sys.stderr.isatty()
+    period = TERMINAL_PERIOD_S if terminal else PROGRESS_PERIOD_S
+    start = said = time.perf_counter()
+    done = 0
+    for part in parts:
+        yield part
+        done += len(part.images)
+        now = time.perf_counter()
+        if now - said >= period or done == total:
+            said = now
+            line = f"{done}/{total} images, {done / (now - start):.2f} images/s"
+            end = "\r" if terminal and done < total else "\n"
+            print(line, end=end, file=sys.stderr, flush=True)
+
+
+def sheet_columns(config: SampleConfig, transformer: Transformer) -> int:
+    """Return the pictures per row of the sheet: one column per class where classes take turns."""
+    classes = transformer.config.classes
+    if config.class_id is None and 1 < classes <= SHEET_COLUMNS:
+        return classes
+    return min(SHEET_COLUMNS, math.ceil(math.sqrt(config.n)))
+
+
+def write_record(
+    config: SampleConfig, generator: Generator, classes: list[int] | None, out: Path
+) -> None:
+    """Write <out>/samples.json: settings, fingerprints, and the class of each image (or null)."""
+    ids = [None] * config.n if classes is None else classes
+    record: dict[str, Any] = {
+        "settings": dataclasses.asdict(config),
+        "fingerprints": {
+            "transformer": generator.transformer.fingerprint,
+            "vqgan": generator.vqgan.fingerprint,
+        },
+        "images": [
+            {"file": f"{index:06d}.png", "class": class_id} for index, class_id in enumerate(ids)
+        ],
+    }
+    write_bytes(out / "samples.json", (json.dumps(record, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    hydra_entry("sample", SampleConfig, main)

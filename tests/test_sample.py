@@ -1,0 +1,198 @@
+"""The sampling command on tiny exports: what it writes, and how it refuses."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from taming_dist.errors import UserError
+from taming_dist.generation.generator import Generator
+from taming_dist.generation.pictures import to_uint8
+from taming_dist.models.quantizers import VectorQuantizerConfig
+from taming_dist.models.transformer import Transformer, TransformerConfig
+from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.sample import SampleConfig, main
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a VQGAN and two transformers on its codes: class-conditional and not."""
+    folder = tmp_path_factory.mktemp("exports")
+    torch.manual_seed(0)
+    vqgan = VQGAN(
+        VQGANConfig(
+            quantizer=VectorQuantizerConfig(codes=16, dim=4),
+            resolution=8,
+            channels=32,
+            multipliers=[1, 1],
+            blocks=1,
+            attention_resolutions=[],
+            latent_channels=4,
+        )
+    )
+    vqgan.save_pretrained(folder / "vqgan")
+    for condition, classes in (("class", 3), ("none", 0)):
+        config = TransformerConfig(
+            vocabulary=16,
+            grid=[2, 3],
+            layers=1,
+            heads=2,
+            width=8,
+            condition=condition,
+            classes=classes,
+            vqgan_fingerprint=vqgan.fingerprint,
+        )
+        Transformer(config).save_pretrained(folder / condition)
+    return folder
+
+
+def config_for(exports: Path, out: Path, kind: str = "class", **settings: Any) -> SampleConfig:
+    return SampleConfig(
+        **{
+            "transformer": str(exports / kind),
+            "vqgan": str(exports / "vqgan"),
+            "out": str(out),
+            "n": 7,
+        }
+        | settings
+    )
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def record(out: Path) -> dict[str, Any]:
+    return json.loads((out / "samples.json").read_text())
+
+
+def test_images_a_sheet_and_a_record_are_written(exports: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "samples"
+    main(config_for(exports, out, seed=5, batch=3))
+    names = [f"{index:06d}.png" for index in range(7)]
+    assert sorted(os.listdir(out)) == [*names, "grid.png", "samples.json"]
+    pair = [
+        Transformer.from_pretrained(exports / "class"),
+        VQGAN.from_pretrained(exports / "vqgan"),
+    ]
+    expected = to_uint8(Generator(*pair).sample(condition=[0, 1, 2, 0, 1, 2, 0], seed=5).images)
+    for name, image in zip(names, expected.permute(0, 2, 3, 1).numpy(), strict=True):
+        # Another batch may round differently: one level at most.
+        assert np.abs(pixels(out / name).astype(int) - image).max() <= 1
+    assert pixels(out / "grid.png").shape == (3 * 4 + 2 * 2, 3 * 6 + 2 * 2, 3)
+    written = record(out)
+    assert written["settings"]["seed"] == 5
+    assert written["fingerprints"] == {
+        "transformer": pair[0].fingerprint,
+        "vqgan": pair[1].fingerprint,
+    }
+    assert [image["file"] for image in written["images"]] == names
+    assert [image["class"] for image in written["images"]] == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_one_class_may_be_asked_for(exports: Path, tmp_path: Path) -> None:
+    main(config_for(exports, tmp_path, class_id=2, top_k=4, top_p=0.9))
+    assert {image["class"] for image in record(tmp_path)["images"]} == {2}
+
+
+def test_an_unconditional_model_needs_no_class(exports: Path, tmp_path: Path) -> None:
+    main(config_for(exports, tmp_path, "none", n=5, size="4x6"))
+    assert [image["class"] for image in record(tmp_path)["images"]] == [None] * 5
+    assert pixels(tmp_path / "000004.png").shape == (4, 6, 3)
+
+
+def test_a_second_run_replaces_the_first(exports: Path, tmp_path: Path) -> None:
+    main(config_for(exports, tmp_path, seed=0))
+    first = [pixels(tmp_path / f"{index:06d}.png") for index in range(7)]
+    main(config_for(exports, tmp_path, seed=1))
+    second = [pixels(tmp_path / f"{index:06d}.png") for index in range(7)]
+    assert record(tmp_path)["settings"]["seed"] == 1
+    assert any((one != two).any() for one, two in zip(first, second, strict=True))
+
+
+def test_a_smaller_run_does_not_mix_with_a_larger_one(exports: Path, tmp_path: Path) -> None:
+    main(config_for(exports, tmp_path))
+    with pytest.raises(UserError, match=r"out: .*00000\d\.png is of an earlier, larger run"):
+        main(config_for(exports, tmp_path, n=3))
+
+
+def test_progress_says_the_speed(
+    exports: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(config_for(exports, tmp_path))
+    printed = capsys.readouterr()
+    assert "7/7 images, " in printed.err
+    assert " images/s" in printed.err
+    assert str(tmp_path / "grid.png") in printed.out
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        ("class", {"class_id": 3}, "class_id: 3 .* 0 to 2"),
+        ("class", {"class_id": -1}, "class_id: -1 .* 0 to 2"),
+        ("none", {"class_id": 0}, "class_id: this transformer is unconditional"),
+        ("class", {"n": 0}, "n: 0"),
+        ("class", {"n": -4}, "n: -4"),
+        ("class", {"batch": 0}, "batch: 0"),
+        ("class", {"size": "8x8"}, "size: 8x8 .* 4x6"),
+        ("class", {"size": "8"}, "size: '8' .* HEIGHTxWIDTH"),
+        ("class", {"guidance": 3.0}, "guidance: 3.0"),
+        ("class", {"top_p": 2.0}, "top_p: 2.0"),
+        ("absent", {}, "absent"),
+        ("vqgan", {}, "vqgan is an export of a vqgan, but a transformer is needed"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused_and_nothing_is_written(
+    exports: Path, tmp_path: Path, kind: str, settings: dict[str, Any], message: str
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=message):
+        main(config_for(exports, out, kind, **settings))
+    assert not out.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused(exports: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="out: cannot write to"):
+            main(config_for(exports, out))
+
+
+def run_command(*overrides: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "taming_dist.sample", *overrides]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_the_command_samples(exports: Path, tmp_path: Path) -> None:
+    given = [f"transformer={exports}/class", f"vqgan={exports}/vqgan", f"out={tmp_path}/out"]
+    done = run_command(*given, "n=2", "class_id=1", "temperature=0.9", "top_k=5", "top_p=0.92")
+    assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir(tmp_path / "out")) == [
+        "000000.png",
+        "000001.png",
+        "grid.png",
+        "samples.json",
+    ]
+
+
+def test_the_command_refuses_in_one_line_with_exit_code_2(exports: Path, tmp_path: Path) -> None:
+    given = [f"transformer={exports}/class", f"vqgan={exports}/vqgan", f"out={tmp_path}/out"]
+    for overrides, named in (
+        ([*given, "temprature=1"], "temprature"),
+        ([*given, "class_id=9"], "class_id"),
+        (given[:2], "out"),
+    ):
+        done = run_command(*overrides)
+        assert done.returncode == 2
+        assert named in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+    assert os.listdir(tmp_path) == []
