@@ -5,7 +5,7 @@ means the same. It is counted by the training loop, so reading ahead does not co
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -101,7 +101,7 @@ class Plan:
 
 def prefetched(
     load: Callable[[Request], Loaded], requests: Iterable[Request], threads: int, ahead: int
-) -> Iterator[Loaded]:
+) -> Generator[Loaded, None, None]:
     """Yield `load(request)` in order, with `threads` threads working `ahead` requests ahead.
 
     An exception in a thread surfaces here. Closing or dropping the iterator ends the threads.

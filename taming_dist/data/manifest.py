@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import braceexpand
 
 from taming_dist.data.files import write_bytes
 from taming_dist.errors import UserError
@@ -182,7 +182,7 @@ def _expand(spec: str) -> list[Path]:
         return []
     try:
         patterns = [spec] if Path(spec).exists() else list(braceexpand(spec))
-    except UnbalancedBracesError as error:
+    except ValueError as error:
         raise UserError(f"the shard spec {spec!r} has unbalanced braces") from error
     return [path for pattern in patterns for path in _expand_glob(pattern)]
 

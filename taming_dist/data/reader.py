@@ -217,7 +217,8 @@ class Reader:
             )
 
     def _load_replacing(self, selection: Selection) -> tuple[list[_Sample], list[dict[str, Any]]]:
-        samples, bad = [], []
+        samples: list[_Sample] = []
+        bad: list[dict[str, Any]] = []
         for id, epoch in zip(selection.ids.tolist(), selection.epochs.tolist(), strict=True):
             shard, index = self._locate(id)
             count = self.dataset.shards[shard].samples
@@ -294,7 +295,7 @@ class Reader:
             segmentations = np.empty((len(samples), size, size), dtype=np.uint8)
         for row, sample in enumerate(samples):
             images[row] = sample.image
-            if segmentations is not None:
+            if segmentations is not None and sample.labels is not None:
                 segmentations[row] = sample.labels
         classes = [sample.cls for sample in samples]
         return Batch(

@@ -164,6 +164,12 @@ def read_members(path: Path) -> dict[str, memoryview]:
     return {member.name: buffer[member.start :][: member.size] for member in walk(buffer)}
 
 
+def measure(path: Path) -> tuple[int, str]:
+    """Size and xxh3-128 of a file."""
+    buffer = map_file(path)
+    return len(buffer), xxhash.xxh3_128_hexdigest(buffer)
+
+
 def scan(path: Path) -> tuple[Shard, np.ndarray]:
     """Read a tar once: its manifest entry, and the byte offsets of its samples [samples + 1].
 
@@ -181,9 +187,8 @@ def scan(path: Path) -> tuple[Shard, np.ndarray]:
         raise UserError(f"the shard {path} is damaged: {error}; fetch or make it again") from error
     if not any(columns[extension] for extension in IMAGE_EXTENSIONS):
         raise UserError(f"the shard {path} holds no image ({', '.join(IMAGE_EXTENSIONS)})")
-    digest = xxhash.xxh3_128_hexdigest(buffer)
-    columns_by_name = dict(sorted(columns.items()))
-    shard = Shard(path.name, len(offsets) - 1, len(buffer), digest, columns_by_name)
+    size, digest = measure(path)
+    shard = Shard(path.name, len(offsets) - 1, size, digest, dict(sorted(columns.items())))
     return shard, np.array(offsets, dtype=np.int64)
 
 
