@@ -4,7 +4,9 @@ The dataclasses are owned by the parts that read them; here they are registered 
 the YAML files use, and every mistake becomes one line and exit code 2.
 """
 
+import dataclasses
 import difflib
+import json
 import os
 import re
 from collections.abc import Callable
@@ -13,14 +15,60 @@ from typing import Any, TypeVar
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from taming_dist import cli
+from taming_dist.data.codes import CodesConfig
+from taming_dist.data.reader import ImagesConfig
+from taming_dist.engine.settings import EngineConfig
 from taming_dist.errors import UserError
+from taming_dist.models.quantizers import VARIANTS
+from taming_dist.models.transformer import TransformerConfig
+from taming_dist.models.vqgan import VQGANConfig, check_size
+from taming_dist.recipes.transformer import TokenLossConfig
+from taming_dist.recipes.vqgan import VQGANLossConfig
+from taming_dist.training.loop import LoopConfig
+from taming_dist.training.optimization import OptimConfig
+from taming_dist.training.sinks import LogConfig
 
 Schema = TypeVar("Schema")
+
+
+@dataclasses.dataclass
+class RunConfig:
+    """`dir` is the run directory; starting again with the same one resumes the run."""
+
+    name: str = MISSING
+    dir: str = "outputs/${run.name}"
+    seed: int = 23
+
+
+@dataclasses.dataclass
+class Config:
+    """All of `python -m taming_dist.train`. Stage 1 is a VQGANConfig with images, stage 2 a
+    TransformerConfig with codes."""
+
+    run: RunConfig = dataclasses.field(default_factory=RunConfig)
+    train: LoopConfig = dataclasses.field(default_factory=LoopConfig)
+    model: Any = MISSING
+    loss: Any = MISSING
+    data: Any = MISSING
+    optim: OptimConfig = MISSING
+    engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
+    scale: Any = None  # what +scale=NAME stood for; see `scaled`
+
+
+# group -> name in conf/<group>/*.yaml -> dataclass
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "model": {"vqgan_schema": VQGANConfig, "transformer_schema": TransformerConfig},
+    "model/quantizer": {f"{name}_schema": variant[0] for name, variant in VARIANTS.items()},
+    "loss": {"vqgan_schema": VQGANLossConfig, "tokens_schema": TokenLossConfig},
+    "data": {"images_schema": ImagesConfig, "codes_schema": CodesConfig},
+}
 
 
 def conf_dir() -> Path:
@@ -35,22 +83,54 @@ def hydra_entry(config_name: str, schema: type[Schema], main: Callable[[Schema],
     `schema` is the dataclass of the whole configuration; the YAML file lists `<config_name>_schema`
     first in its defaults. Mistakes of the user end in one line on stderr and exit code 2.
     """
-    ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
+    store = ConfigStore.instance()
+    store.store(name=f"{config_name}_schema", node=schema)
+    for group, schemas in SCHEMAS.items():
+        for name, node in schemas.items():
+            store.store(group=group, name=name, node=node)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us instead of Hydra's printer
 
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)
     def entry(config: DictConfig) -> None:
-        main(typed(config, schema))
+        if config.get("scale"):
+            config = scaled(config, config_name)
+        try:  # before Hydra sees it and prints lines of its own
+            main(typed(config, schema))
+        except UserError as error:
+            cli.fail(str(error))
+        except PermissionError as error:
+            cli.fail(f"no permission for {error.filename}: choose another folder (run.dir or out) "
+                     f"or mend its permissions")
 
     try:
         entry()
-    except UserError as error:
-        cli.fail(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         cli.fail(explain(error))
-    except PermissionError as error:
-        cli.fail(f"no permission for {error.filename}: choose another folder (run.dir or out) "
-                 f"or mend its permissions")
+
+
+def scaled(config: DictConfig, config_name: str) -> DictConfig:
+    """Compose anew with the values of +scale=NAME in its place on the command line.
+
+    They depend on the stage, which Hydra knows only after composing; as overrides they still give
+    way to what the user says after them.
+    """
+    stage = OmegaConf.get_type(config.model).__name__.removesuffix("Config").lower()
+    values = OmegaConf.merge(config.scale.get("all", {}), config.scale.get(stage, {}))
+    overrides: list[str] = []
+    for override in HydraConfig.get().overrides.task:
+        if override.startswith("+scale="):
+            overrides += flatten(OmegaConf.to_container(values))
+        else:
+            overrides.append(override)
+    return hydra.compose(config_name, overrides)
+
+
+def flatten(values: Any, prefix: str = "") -> list[str]:
+    """{"a": {"b": [1, 2]}} -> ["a.b=[1,2]"], in the grammar of Hydra's command line."""
+    if isinstance(values, dict):
+        parts = [flatten(value, f"{prefix}.{key}" if prefix else key) for key, value in values.items()]
+        return [line for part in parts for line in part]
+    return [f"{prefix}={json.dumps(values)}"]
 
 
 def typed(config: DictConfig, schema: type[Schema]) -> Schema:
@@ -92,3 +172,49 @@ def explain(error: Exception) -> str:
 def to_yaml(config: Any) -> str:
     """A typed configuration as YAML text, resolved: what run.dir/config.yaml holds."""
     return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
+
+
+def check(config: Config, world_size: int) -> int:
+    """Check what no part can check alone; gives the number of micro-batches per optimizer step.
+
+    Errors: UserError naming the keys, before any process group starts.
+    """
+    stages = {VQGANConfig: (VQGANLossConfig, ImagesConfig),
+              TransformerConfig: (TokenLossConfig, CodesConfig)}
+    fitting = stages[type(config.model)]
+    if not isinstance(config.loss, fitting[0]) or not isinstance(config.data, fitting[1]):
+        raise UserError(f"model={type(config.model).__name__} does not go with "
+                        f"loss={type(config.loss).__name__} and data={type(config.data).__name__}: "
+                        f"choose model, loss and data of one stage, as the experiments do")
+    if config.train.steps < 1:
+        raise UserError(f"train.steps={config.train.steps}: give at least 1")
+    if isinstance(config.model, VQGANConfig):
+        check_sizes(config)
+    return accumulation(config.data.global_batch, config.data.micro_batch, world_size)
+
+
+def accumulation(global_batch: int, micro_batch: int, world_size: int) -> int:
+    """Micro-batches of one rank in an optimizer step."""
+    if min(global_batch, micro_batch) < 1:
+        raise UserError(f"data.global_batch={global_batch}, data.micro_batch={micro_batch}: "
+                        f"both count images, give at least 1")
+    if global_batch % (micro_batch * world_size):
+        raise UserError(
+            f"data.global_batch={global_batch} does not divide into micro-batches of "
+            f"data.micro_batch={micro_batch} on {world_size} ranks: make it a multiple of "
+            f"{micro_batch * world_size}, or set data.micro_batch to a divisor of "
+            f"{max(1, global_batch // world_size)}"
+        )
+    return global_batch // (micro_batch * world_size)
+
+
+def check_sizes(config: Config) -> None:
+    """The image must halve down to whole codes and leave D at least one patch."""
+    check_size(config.data.size, config.model.factor, "data.size")
+    smallest = config.loss.discriminator.smallest_size()
+    if config.data.size < smallest:
+        raise UserError(f"data.size={config.data.size}: a discriminator of "
+                        f"{config.loss.discriminator.layers} layers needs {smallest} pixels; "
+                        f"set loss.discriminator.layers lower")
+    if config.data.size < 16:
+        raise UserError(f"data.size={config.data.size}: LPIPS needs at least 16 pixels")

@@ -30,7 +30,10 @@ SHARED_FACTS = ("tokenizer", "vocab", "grid", "views", "dtype")
 
 @dataclass
 class CodesConfig:
-    """The `data` group of an experiment on codes; the names mean what they do in `ImagesConfig`."""
+    """The `data` group of an experiment on codes; the names mean what they do in `ImagesConfig`.
+
+    `vqgan`: export that wrote the codes; its decoder draws the previews, without it there are none.
+    """
 
     train: str = MISSING
     val: str = MISSING
@@ -38,6 +41,7 @@ class CodesConfig:
     micro_batch: int = MISSING
     lanes: int = 256
     block: int = 256
+    vqgan: str = ""
 
 
 def codes_dtype(vocabulary: int) -> np.dtype:

@@ -5,98 +5,55 @@ its CPU backend compiles an extension at start; its groups ignore the timeout; a
 an engine's output fires its reduction hooks (recipes cut the graph at the reconstruction instead).
 """
 
-import dataclasses
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from taming_dist.engine.settings import PRECISIONS, EngineConfig, deepspeed_config
 from taming_dist.engine.world import DEFAULT_TIMEOUT, Place, World, choose_device, rendezvous
 from taming_dist.errors import UserError
 
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
-import deepspeed  # noqa: E402
-from deepspeed.comm.torch import TorchBackend  # noqa: E402
-from deepspeed.utils import logger as deepspeed_logger  # noqa: E402
+@cache
+def load_deepspeed() -> ModuleType:
+    """Import DeepSpeed, which takes seconds, when it is first needed, with its traps closed."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    import deepspeed
+    from deepspeed.utils import logger
 
-deepspeed_logger.setLevel(logging.WARNING)
-
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclasses.dataclass
-class EngineConfig:
-    """`zero`: ZeRO stage 0 to 3; `precision`: fp32, bf16 or fp16 (autocast; weights stay fp32);
-    `persist_below`: at stage 3 parameters of fewer elements stay whole on every rank."""
-
-    zero: int = 0
-    precision: str = "fp32"
-    persist_below: int = 100_000
-
-    def __post_init__(self) -> None:
-        if self.zero not in (0, 1, 2, 3):
-            raise UserError(f"engine.zero={self.zero}: use 0, 1, 2 or 3 (or engine=zero0 ... zero3)")
-        if self.precision not in PRECISIONS:
-            raise UserError(f"engine.precision={self.precision}: use fp32, bf16 or fp16")
-        if self.precision == "fp16" and not torch.cuda.is_available():
-            raise UserError("engine.precision=fp16 needs a GPU: use bf16 or fp32 on the CPU")
+    logger.setLevel(logging.WARNING)
+    # Only inference uses this extension; building it takes minutes on a small CPU machine, and a
+    # build that is killed leaves a lock on which every later start would hang.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
 
 
-@dataclasses.dataclass
-class OptimizerConfig:
-    """Adam or AdamW, in torch's own implementation on every device; `clip` is the largest norm of
-    the gradient, 0 for none."""
+class Optimizer(Protocol):
+    """What an engine needs of `taming_dist.training.optimization.OptimConfig`."""
 
-    name: str = "adam"
-    betas: list[float] = dataclasses.field(default_factory=lambda: [0.5, 0.9])
-    weight_decay: float = 0.0
-    clip: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.name not in ("adam", "adamw"):
-            raise UserError(f"optim.name={self.name}: use adam or adamw")
-
-
-def deepspeed_config(
-    engine: EngineConfig, clip: float, micro_batch: int, accumulation: int, on_gpu: bool
-) -> dict[str, Any]:
-    """DeepSpeed's configuration of one engine: a pure function, everything stated explicitly."""
-    zero: dict[str, Any] = {"stage": engine.zero}
-    if engine.zero > 0:
-        zero |= {"contiguous_gradients": True, "overlap_comm": on_gpu}
-    if engine.zero == 3:
-        zero |= {"stage3_param_persistence_threshold": engine.persist_below}
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": clip,
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 2**31,
-        "wall_clock_breakdown": False,
-    }
-    dtype = PRECISIONS[engine.precision]
-    if dtype is not None:
-        config["torch_autocast"] = {"enabled": True, "dtype": str(dtype).removeprefix("torch.")}
-    return config
+    name: str
+    betas: list[float]
+    weight_decay: float
+    clip: float
 
 
 def init_world(here: Place, timeout: timedelta = DEFAULT_TIMEOUT) -> World:
     """Join the process group (nccl on GPUs, else gloo), also for a single process."""
     os.environ.update(rendezvous(here))
     device = choose_device(here.local_rank)
-    # Only inference uses this extension; building it takes minutes on a small CPU machine, and a
-    # build that is killed leaves a lock on which every later start would hang.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed = load_deepspeed()
+    from deepspeed.comm.torch import TorchBackend
+
     # DeepSpeed's groups ignore the timeout that init_distributed is given.
     TorchBackend.new_group = lambda self, ranks: dist.new_group(ranks, timeout=timeout)
     deepspeed.init_distributed(
@@ -124,7 +81,7 @@ class Engine:
         self,
         module: nn.Module,
         groups: list[dict[str, Any]],
-        optimizer: OptimizerConfig,
+        optimizer: Optimizer,
         config: EngineConfig,
         world: World,
         micro_batch: int,
@@ -138,7 +95,8 @@ class Engine:
         )
         self.config = config
         self.world = world
-        self._engine, *_ = deepspeed.initialize(
+        self.lr = 0.0
+        self._engine, *_ = load_deepspeed().initialize(
             model=module.to(world.device),
             optimizer=torch_optimizer,
             config=deepspeed_config(config, optimizer.clip, micro_batch, accumulation, on_gpu),
@@ -163,6 +121,7 @@ class Engine:
 
     def set_lr(self, lr: float) -> None:
         """The learning rate of the next optimizer step, for all groups."""
+        self.lr = lr
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
 
@@ -209,7 +168,7 @@ class Engine:
     @contextmanager
     def _gathered(self, parameter: nn.Parameter) -> Iterator[None]:
         if self.config.zero == 3:
-            with deepspeed.zero.GatheredParameters([parameter]):
+            with load_deepspeed().zero.GatheredParameters([parameter]):
                 yield
         else:
             yield

@@ -102,6 +102,13 @@ class PatchGANConfig:
         if self.norm not in NORMS:
             raise UserError(f"loss.discriminator.norm={self.norm}: use one of {sorted(NORMS)}")
 
+    def smallest_size(self) -> int:
+        """The smallest image side that leaves at least one logit."""
+        size = 1 + 1 + 1  # two last layers of kernel 4, stride 1, padding 1 take one pixel each
+        for _ in range(self.layers):
+            size = 2 * size
+        return size
+
 
 class PatchGAN(nn.Module):
     """One logit for every overlapping patch: images [b,c,h,w] -> logits [b,1,h',w']."""
@@ -123,14 +130,6 @@ class PatchGAN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.main(images)
-
-    def smallest_size(self) -> int:
-        """The smallest image side that leaves at least one logit."""
-        size = 1
-        for layer in reversed(self.main):
-            if isinstance(layer, nn.Conv2d):
-                size = (size - 1) * layer.stride[0] + 4 - 2
-        return size
 
 
 def _initialize(module: nn.Module) -> None:
@@ -158,6 +157,3 @@ def accuracy(real: Tensor, fake: Tensor) -> Tensor:
     """Share of logits on the right side of 0, for real and generated patches together."""
     return ((real > 0).float().mean() + (fake < 0).float().mean()) / 2
 
-
-__all__ = ["ActNorm", "Average", "BatchNorm", "PatchGAN", "PatchGANConfig", "accuracy",
-           "average_statistics", "track_statistics"]

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
 from torch import nn
 
 from taming_dist.errors import UserError
@@ -47,6 +48,9 @@ class Exported(PyTorchModelHubMixin):
                 return super().from_pretrained(folder, **kwargs).eval()
         except (OSError, HfHubHTTPError) as error:
             raise missing from error
+        except (SafetensorError, RuntimeError) as error:
+            raise UserError(f"{folder}/model.safetensors is damaged or does not fit config.json "
+                            f"({str(error).splitlines()[0]}): export the model again") from error
 
     def _save_pretrained(self, save_directory: Any) -> None:
         super()._save_pretrained(save_directory)

@@ -9,7 +9,7 @@ Legend: b batch, d latent channels, i j latent grid, K codes, N = b*i*j vectors.
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,7 @@ from taming_dist.errors import UserError
 SEARCH_BYTES = 64 << 20  # the largest block of the distance matrix that is ever held
 
 
-@dataclasses.dataclass
-class Statistics:
+class Statistics(NamedTuple):
     """What `update` and the usage metrics need of one call, to be brought together over all calls.
 
     counts [K]: how often each code was chosen; sums [K,d]: sums of the vectors assigned to each
@@ -36,9 +35,8 @@ class Statistics:
     candidates: Tensor | None = None
 
 
-@dataclasses.dataclass
-class Quantized:
-    """What a quantizer gives.
+class Quantized(NamedTuple):
+    """What a quantizer gives. (A tuple, because ZeRO-3 looks for tensors in tuples only.)
 
     z_q [b,d,i,j]: the chosen entries, with the straight-through gradient to z (fp32);
     codes [b,i,j]: their indices, int64; loss: the codebook loss, a scalar; statistics: see there.
@@ -222,14 +220,17 @@ class EMAQuantizer(nn.Module):
             codes = nearest(flat.detach(), self.entries)
             entries = F.embedding(codes, self.entries)
             loss = self.beta * F.mse_loss(flat, entries)
-            statistics = Statistics(count(codes, self.vocabulary))
-            if self.training:
-                latents = flat.detach()
-                statistics.sums = torch.zeros_like(self.entries).index_add_(0, codes, latents)
-                per_image = latents.view(len(z), -1, self.dim)
-                stride = -(-per_image.shape[1] // self.CANDIDATES)
-                statistics.candidates = per_image[:, ::stride]
+            statistics = self._statistics(flat.detach().view(len(z), -1, self.dim), codes)
             return _quantized(z, flat, entries, codes, loss, statistics)
+
+    def _statistics(self, latents: Tensor, codes: Tensor) -> Statistics:
+        """From latents [b,n,d] and codes [b*n]."""
+        counts = count(codes, self.vocabulary)
+        if not self.training:
+            return Statistics(counts)
+        sums = torch.zeros_like(self.entries).index_add_(0, codes, latents.flatten(0, 1))
+        stride = -(-latents.shape[1] // self.CANDIDATES)
+        return Statistics(counts, sums, latents[:, ::stride])
 
     def lookup(self, codes: Tensor) -> Tensor:
         return rearrange(F.embedding(codes, self.entries), "b i j d -> b d i j")

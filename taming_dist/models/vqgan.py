@@ -4,7 +4,7 @@ Legend: b batch, c channels, h w pixels, d latent channels, i j latent grid, f p
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import MISSING
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from taming_dist.errors import UserError
 from taming_dist.models.autoencoder import GROUPS, Decoder, Encoder
 from taming_dist.models.export import Exported
-from taming_dist.models.quantizers import Quantized, build_quantizer, quantizer_config
+from taming_dist.models.quantizers import Statistics, build_quantizer, quantizer_config
 
 
 @dataclasses.dataclass
@@ -56,14 +56,19 @@ def check_size(size: int, factor: int, name: str) -> None:
                         f"so use a multiple of {factor}")
 
 
-@dataclasses.dataclass
-class Reconstruction:
-    """images [b,c,h,w]: G(z_q); features [b,c',h,w]: the input of the decoder's last convolution,
-    detached (it serves the adaptive weight only); quantized: see `Quantized`."""
+class Reconstruction(NamedTuple):
+    """What a training step needs; only `images` and `codebook_loss` carry gradients.
+
+    images [b,c,h,w]: G(z_q); features [b,c',h,w]: the input of the decoder's last convolution,
+    detached (it serves the adaptive weight alone); codebook_loss: a scalar; codes [b,i,j];
+    statistics: see `Statistics`.
+    """
 
     images: Tensor
     features: Tensor
-    quantized: Quantized
+    codebook_loss: Tensor
+    codes: Tensor
+    statistics: Statistics
 
 
 class VQGAN(
@@ -96,7 +101,15 @@ class VQGAN(
         """Images [b,c,h,w] in [-1,1] -> their reconstruction, with what training needs beside it."""
         quantized = self.quantize(self.latents(images))
         features = self.decoder.features(self.post_quant_conv(quantized.z_q.to(images.dtype)))
-        return Reconstruction(self.decoder.conv_out(features), features.detach(), quantized)
+        return Reconstruction(
+            images=self.decoder.conv_out(features),
+            # attached, it would be a second output on the same path, and DeepSpeed would divide the
+            # gradient by the number of micro-batches twice
+            features=features.detach(),
+            codebook_loss=quantized.loss,
+            codes=quantized.codes,
+            statistics=quantized.statistics,
+        )
 
     def latents(self, images: Tensor) -> Tensor:
         """Images [b,c,h,w] -> vectors before quantisation [b,d,h/f,w/f]."""

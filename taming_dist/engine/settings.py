@@ -1,0 +1,52 @@
+"""What the user sets of an engine, and DeepSpeed's configuration from it: pure, no import of it."""
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from taming_dist.errors import UserError
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclasses.dataclass
+class EngineConfig:
+    """`zero`: ZeRO stage 0 to 3; `precision`: fp32, bf16 or fp16 (autocast; weights stay fp32);
+    `persist_below`: at stage 3 parameters of fewer elements stay whole on every rank."""
+
+    zero: int = 0
+    precision: str = "fp32"
+    persist_below: int = 100_000
+
+    def __post_init__(self) -> None:
+        if self.zero not in (0, 1, 2, 3):
+            raise UserError(f"engine.zero={self.zero}: use 0, 1, 2 or 3 (or engine=zero0 ... zero3)")
+        if self.precision not in PRECISIONS:
+            raise UserError(f"engine.precision={self.precision}: use fp32, bf16 or fp16")
+        if self.precision == "fp16" and not torch.cuda.is_available():
+            raise UserError("engine.precision=fp16 needs a GPU: use bf16 or fp32 on the CPU")
+
+
+def deepspeed_config(
+    engine: EngineConfig, clip: float, micro_batch: int, accumulation: int, on_gpu: bool
+) -> dict[str, Any]:
+    """DeepSpeed's configuration of one engine: a pure function, everything stated explicitly."""
+    zero: dict[str, Any] = {"stage": engine.zero}
+    if engine.zero > 0:
+        zero |= {"contiguous_gradients": True, "overlap_comm": on_gpu}
+    if engine.zero == 3:
+        zero |= {"stage3_param_persistence_threshold": engine.persist_below}
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": clip,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**31,
+        "wall_clock_breakdown": False,
+    }
+    dtype = PRECISIONS[engine.precision]
+    if dtype is not None:
+        config["torch_autocast"] = {"enabled": True, "dtype": str(dtype).removeprefix("torch.")}
+    return config

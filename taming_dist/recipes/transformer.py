@@ -1,0 +1,155 @@
+"""Stage 2: the transformer on code indices. Source: arXiv 2012.09841, section 3.2, equation 11.
+
+Only codes are read: no image and no encoder is in memory. Previews decode samples with the decoder
+of the VQGAN that wrote the codes, where it is given.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from taming_dist.engine.settings import EngineConfig
+from taming_dist.engine.world import World
+from taming_dist.engine.zero import Engine
+from taming_dist.errors import UserError
+from taming_dist.evaluation.tokens import TokenFigures
+from taming_dist.generation.generator import generate_tokens
+from taming_dist.generation.sampling import Sampling, image_uniforms
+from taming_dist.losses.tokens import corrupt, token_nll
+from taming_dist.models.transformer import Transformer, TransformerConfig, decay_groups
+from taming_dist.models.vqgan import VQGAN
+from taming_dist.training.clock import Clock
+from taming_dist.training.export import assemble, write_export
+from taming_dist.training.optimization import OptimConfig, mix, seed_step
+from taming_dist.training.recipe import Scalars
+
+
+@dataclasses.dataclass
+class TokenLossConfig:
+    """`pkeep`: probability that an input code is kept; else it is replaced by a random one."""
+
+    pkeep: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.pkeep <= 1:
+            raise UserError(f"loss.pkeep={self.pkeep}: use a probability in (0, 1]")
+
+
+class TransformerRecipe:
+    """Trains p(s | c) by next-index prediction."""
+
+    def __init__(
+        self,
+        model: TransformerConfig,
+        loss: TokenLossConfig,
+        optim: OptimConfig,
+        engine: EngineConfig,
+        world: World,
+        micro_batch: int,
+        accumulation: int,
+        seed: int,
+        vqgan: VQGAN | None = None,
+    ) -> None:
+        """`vqgan` decodes previews, without it there are none; its encoder is never used."""
+        self.loss, self.optim, self.world, self.seed = loss, optim, world, seed
+        self.micro_batch, self.accumulation = micro_batch, accumulation
+        self.vqgan = vqgan
+        torch.manual_seed(seed)  # the same initial weights everywhere
+        network = Transformer(model)
+        groups = decay_groups(network, optim.weight_decay)
+        self.transformer = Engine(
+            network, groups, optim, engine, world, micro_batch, accumulation
+        )
+
+    @property
+    def engines(self) -> Mapping[str, Engine]:
+        return {"transformer": self.transformer}
+
+    def train_step(self, micro_batches: Iterable[Any], clock: Clock) -> Iterator[Scalars]:
+        """One optimizer step: -log p(s | c), the mean over codes, in nats."""
+        seed_step(self.seed, clock, self.world.rank)
+        self.transformer.set_lr(self.optim.learning_rate(clock))
+        noise = self._noise(clock)
+        for index, batch in enumerate(micro_batches):
+            tokens, prefix = self._tokens(batch)
+            inputs = tokens
+            if noise is not None:
+                rows = slice(index * self.micro_batch, (index + 1) * self.micro_batch)
+                inputs = corrupt(tokens, self.loss.pkeep, *(part[rows] for part in noise))
+            loss = token_nll(self.transformer(inputs, prefix), tokens)
+            self.transformer.backward(loss)
+            self.transformer.step()
+            yield {"loss": loss}
+
+    def _noise(self, clock: Clock) -> tuple[Tensor, Tensor] | None:
+        """Chances and random codes [b * accumulation, n] of this rank for one optimizer step.
+
+        They are drawn for the whole global batch, so that they do not depend on the number of ranks.
+        """
+        if self.loss.pkeep == 1:
+            return None
+        config = self.transformer.module.config
+        randomness = torch.Generator().manual_seed(mix(self.seed, clock.images))
+        shape = (clock.global_batch, config.num_tokens)
+        chance = torch.rand(shape, generator=randomness)
+        codes = torch.randint(config.vocabulary, shape, generator=randomness)
+        mine = slice(self.world.rank, None, self.world.world_size)
+        return chance[mine].to(self.world.device), codes[mine].to(self.world.device)
+
+    def _tokens(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Codes [b,n] and condition prefix [b,m] on the device."""
+        condition = self.transformer.module.condition
+        prefix = condition.tokens(len(batch.codes), batch.classes, self.world.device)
+        return batch.codes.flatten(1).to(self.world.device), prefix
+
+    def window_metrics(self) -> dict[str, float]:
+        norm = self.transformer.gradient_norm()
+        return {"lr": self.transformer.lr} | ({} if norm is None else {"gradient_norm": norm})
+
+    @torch.no_grad()
+    def validate(self, batches: Iterable[tuple[Any, bool]]) -> dict[str, float]:
+        network = self.transformer.module.eval()
+        figures = TokenFigures(network.config.vocabulary)
+        figures.sums = figures.sums.to(self.world.device)
+        for batch, counts in batches:
+            tokens, prefix = self._tokens(batch)
+            with self.transformer.autocast():
+                logits = network(tokens, prefix)
+            if counts:
+                figures.update(logits, tokens)
+        network.train()
+        self.world.sum(figures.sums)
+        return {name.removeprefix("val_"): value for name, value in figures.compute().items()}
+
+    @torch.no_grad()
+    def preview(self, batch: Any) -> Tensor | None:
+        """Samples under the batch's conditions, from the same random numbers every time."""
+        if self.vqgan is None:
+            return None
+        state = self.transformer.full_state()
+        if state is None:
+            return None
+        network = assemble(Transformer, self.transformer.module.config, state)
+        network, decoder = network.to(self.world.device), self.vqgan.to(self.world.device)
+        _, prefix = self._tokens(batch)
+        uniforms = image_uniforms(self.seed, range(len(prefix)), network.config.num_tokens)
+        tokens = generate_tokens(network, prefix, Sampling(), uniforms.to(self.world.device))
+        images = decoder.decode_codes(tokens.unflatten(1, tuple(network.config.grid)))
+        picture = rearrange(images.float(), "b c h w -> c h (b w)")
+        return ((picture.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+    def export(self, folder: Path) -> None:
+        state = self.transformer.full_state()
+        if state is not None:
+            write_export(Transformer, self.transformer.module.config, state, folder)

@@ -1,0 +1,215 @@
+"""The two stages as the entry point sees them: what data they open and which recipe they train."""
+
+import dataclasses
+import math
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from taming_dist.config import Config, to_yaml
+from taming_dist.data.codes import CodeDataset, CodeReader, CodesConfig
+from taming_dist.data.images import Preprocess
+from taming_dist.data.manifest import resolve
+from taming_dist.data.reader import ImagesConfig, Reader
+from taming_dist.engine.world import Place, World
+from taming_dist.errors import UserError
+from taming_dist.models.conditions import build_condition
+from taming_dist.models.transformer import TransformerConfig
+from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.recipes.transformer import TransformerRecipe
+from taming_dist.recipes.vqgan import VQGANRecipe
+from taming_dist.training.clock import Clock
+from taming_dist.training.loop import Data
+from taming_dist.training.recipe import Recipe
+from taming_dist.training.sinks import Sinks, append_line, open_sinks
+
+
+class Stage(Protocol):
+    """One stage: opens its data before the process group starts, builds its recipe after."""
+
+    def open_data(self, here: Place, accumulation: int, run_dir: Path) -> Data: ...
+    def build_recipe(self, world: World, accumulation: int) -> Recipe: ...
+
+
+def choose_stage(config: Config) -> Stage:
+    """The stage that the configuration is of."""
+    return VQGANStage(config) if isinstance(config.model, VQGANConfig) else TransformerStage(config)
+
+
+class VQGANStage:
+    """Stage 1: images."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def open_data(self, here: Place, accumulation: int, run_dir: Path) -> Data:
+        data: ImagesConfig = self.config.data
+        settings = {
+            "seed": self.config.run.seed,
+            "threads": data.threads,
+            "max_bad_fraction": data.max_bad_fraction,
+            "on_bad": lambda record: append_line(run_dir / "bad_samples.jsonl", record),
+        }
+        place = {"rank": here.rank, "world_size": here.world_size}
+        train_set, val_set = (resolve_images(data, name) for name in ("train", "val"))
+        cropped = Preprocess(data.size, data.crop, data.flip)
+        centred = Preprocess(data.size, "center", flip=False)
+        train = Reader(
+            train_set, cropped, lanes=data.lanes, block=data.block,
+            micro_batch=data.micro_batch, **place, **settings,
+        )
+        val = Reader(val_set, centred, micro_batch=data.micro_batch, **place, **settings)
+        shown = Reader(val_set, centred, micro_batch=self.config.train.preview_images, **settings)
+        return join(train, val, shown, val_set.num_samples, here, accumulation)
+
+    def build_recipe(self, world: World, accumulation: int) -> VQGANRecipe:
+        config = self.config
+        return VQGANRecipe(
+            config.model, config.loss, config.optim, config.engine, world,
+            config.data.micro_batch, accumulation, config.run.seed,
+        )
+
+
+class TransformerStage:
+    """Stage 2: codes. Vocabulary, grid and tokenizer of the model are those of the code shards, and
+    have to agree where the configuration names them."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.codes = CodeDataset.open(config.data.train)
+        self.model = fitted(config.model, self.codes, config.data.train)
+
+    def open_data(self, here: Place, accumulation: int, run_dir: Path) -> Data:
+        data: CodesConfig = self.config.data
+        val_set = CodeDataset.open(data.val)
+        fitted(self.model, val_set, data.val)
+        seed = self.config.run.seed
+        place = {"rank": here.rank, "world_size": here.world_size, "seed": seed}
+        train = CodeReader(
+            self.codes, lanes=data.lanes, block=data.block, micro_batch=data.micro_batch, **place
+        )
+        val = CodeReader(val_set, micro_batch=data.micro_batch, **place)
+        shown = CodeReader(val_set, micro_batch=self.config.train.preview_images, seed=seed)
+        return join(train, val, shown, val_set.num_samples, here, accumulation)
+
+    def build_recipe(self, world: World, accumulation: int) -> TransformerRecipe:
+        config = self.config
+        return TransformerRecipe(
+            self.model, config.loss, config.optim, config.engine, world,
+            config.data.micro_batch, accumulation, config.run.seed, self._decoder(),
+        )
+
+    def _decoder(self) -> VQGAN | None:
+        """The VQGAN that wrote the codes, without its encoder."""
+        if not self.config.data.vqgan:
+            return None
+        vqgan = VQGAN.from_pretrained(self.config.data.vqgan)
+        if vqgan.fingerprint != self.codes.tokenizer_fingerprint:
+            raise UserError(
+                f"data.vqgan={self.config.data.vqgan} has the fingerprint {vqgan.fingerprint}, but "
+                f"the codes of {self.config.data.train} were written by "
+                f"{self.codes.tokenizer_fingerprint}: tokenize again, or name that VQGAN"
+            )
+        del vqgan.encoder
+        return vqgan
+
+
+def resolve_images(data: ImagesConfig, name: str) -> Any:
+    """The shards of data.train or data.val; where they are missing, one line says what to run."""
+    spec = getattr(data, name)
+    try:
+        return resolve(spec)
+    except UserError as error:
+        raise UserError(f"data.{name}: {error}") from error
+
+
+def fitted(model: TransformerConfig, codes: CodeDataset, spec: str) -> TransformerConfig:
+    """The model's configuration with what the codes say; UserError where the two differ."""
+    found = {
+        "vocabulary": codes.vocabulary,
+        "grid": list(codes.grid),
+        "vqgan_fingerprint": codes.tokenizer_fingerprint,
+    }
+    for name, value in found.items():
+        asked = getattr(model, name)
+        if asked and asked != value:
+            raise UserError(f"model.{name} is {asked}, but the codes of {spec} have {value}: use the "
+                            f"codes of that tokenizer, or another run")
+    if model.condition == "class":
+        if not codes.classes_present:
+            raise UserError(f"model.condition=class, but the codes of {spec} have no classes")
+        found["classes"] = model.classes or max(codes.num_classes, len(codes.class_names or ()))
+        if codes.num_classes > found["classes"]:
+            raise UserError(f"model.classes={model.classes}, but {spec} has classes up to "
+                            f"{codes.num_classes - 1}")
+    complete = dataclasses.replace(model, **found)
+    build_condition(complete.condition, complete.classes)
+    complete.check()
+    return complete
+
+
+def join(
+    train: Any, val: Any, shown: Any, val_samples: int, here: Place, accumulation: int
+) -> Data:
+    """The readers as the loop takes them, with as many validation batches on every rank."""
+    if val_samples < here.world_size:
+        raise UserError(f"data.val has {val_samples} samples for {here.world_size} ranks: give each "
+                        f"rank at least one")
+    train.plan.order  # noqa: B018  refuses lanes that do not fit, before any process group starts
+    per_rank = math.ceil(val_samples / here.world_size)
+    preview = next(iter(shown.epoch_batches()))
+    return Data(train, val, math.ceil(per_rank / val.plan.micro_batch), preview, accumulation)
+
+
+def check_run_dir(config: Config, run_dir: Path) -> None:
+    """The run directory must be writable, and what is in it must be a run of the same model."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"run.dir={run_dir} is no folder: choose another run.dir") from error
+    if not os.access(run_dir, os.W_OK):
+        raise UserError(f"run.dir={run_dir}: no permission to write there; choose another run.dir")
+    file = run_dir / "config.yaml"
+    if not file.is_file():
+        return
+    before, now = yaml.safe_load(file.read_text()), yaml.safe_load(to_yaml(config))
+    for part in ("model", "engine"):
+        for key, value in now[part].items():
+            if part == "engine" and key != "zero":
+                continue
+            if (before.get(part) or {}).get(key) != value:
+                raise UserError(
+                    f"run.dir={run_dir} holds a run with {part}.{key}={before[part].get(key)}, and "
+                    f"this one has {value}: set it back, or choose another run.name"
+                )
+
+
+def first_rank_sinks(config: Config, clock: Clock, run_dir: Path) -> Sinks:
+    """The sinks of rank 0, and config.yaml written."""
+    building = run_dir / "config.yaml.tmp"
+    building.write_text(to_yaml(config))
+    os.replace(building, run_dir / "config.yaml")
+    return open_sinks(config.log, run_dir, config.run.name, clock, yaml.safe_load(to_yaml(config)))
+
+
+def describe(config: Config, world: World, data: Data, recipe: Recipe) -> str:
+    """What follows from the configuration, for the person at the terminal."""
+    sizes = ", ".join(
+        f"{name} {parameters(engine.module) / 1e6:.3f} M" for name, engine in recipe.engines.items()
+    )
+    batch = config.data
+    return "\n".join([
+        f"run       {config.run.name} in {config.run.dir}",
+        f"networks  {sizes}",
+        f"batch     {batch.global_batch} images = {world.world_size} ranks x {batch.micro_batch} x "
+        f"{data.accumulation} micro-batches",
+        f"lr        {config.optim.peak(batch.global_batch):.3g} ({config.optim.schedule})",
+        f"engine    ZeRO {config.engine.zero}, {config.engine.precision}, {world.device.type}",
+    ])
+
+
+def parameters(module: Any) -> int:
+    """Number of trained numbers, also where ZeRO-3 has cut them up."""
+    return sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())

@@ -1,0 +1,79 @@
+"""Train either stage: `python -m taming_dist.train +experiment=NAME [key=value ...]`.
+
+Composes configuration, data, recipe and loop; computes nothing itself. The same command starts a
+run and resumes it, alone, under torchrun, or as one srun task per GPU.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from taming_dist.training.signals import StopRequest
+
+if TYPE_CHECKING:
+    from taming_dist.config import Config
+
+
+def main() -> None:
+    # Before torch is imported, which takes seconds in which a signal would kill the process.
+    stop = StopRequest().install()
+    from taming_dist.config import Config, hydra_entry
+
+    hydra_entry("train", Config, lambda config: train(config, stop))
+
+
+def train(config: "Config", stop: StopRequest) -> None:
+    """Check everything, then join the process group, build the stage and run the loop."""
+    from taming_dist.config import check
+    from taming_dist.engine.checkpoint import Checkpoints
+    from taming_dist.engine.world import environment_place
+    from taming_dist.engine.zero import init_world, shutdown
+    from taming_dist.stages import check_run_dir, choose_stage, describe, first_rank_sinks
+    from taming_dist.training.clock import Clock
+    from taming_dist.training.loop import fit
+    from taming_dist.training.sinks import Sinks
+
+    here = environment_place()
+    accumulation = check(config, here.world_size)
+    run_dir = Path(config.run.dir)
+    check_run_dir(config, run_dir)
+    stage = choose_stage(config)
+    data = stage.open_data(here, accumulation, run_dir)
+
+    world = init_world(here)
+    start_log(run_dir, world.rank)
+    clock = Clock(config.data.global_batch, config.train.steps)
+    recipe = stage.build_recipe(world, accumulation)
+    sinks = first_rank_sinks(config, clock, run_dir) if world.is_first else Sinks(None, [])
+    sinks.note(describe(config, world, data, recipe))
+    checkpoints = Checkpoints(
+        run_dir / "checkpoints", world, config.train.keep_last, config.train.keep_every
+    )
+    export = run_dir / "export"
+    finished = fit(recipe, data, clock, config.train, checkpoints, sinks, stop, world, export)
+    sinks.event("exit", clock, finished=finished)
+    sinks.close()
+    ending = f"the trained model is in {export}" if finished else "the same command goes on from here"
+    sinks.note(f"stopped at step {clock.step} of {clock.total_steps}: {ending}")
+    shutdown()
+
+
+def start_log(run_dir: Path, rank: int) -> None:
+    """Each rank's log goes to logs/rank-N.log, the first rank's warnings to stderr as well."""
+    (run_dir / "logs").mkdir(parents=True, exist_ok=True)
+    root = logging.getLogger("taming_dist")
+    root.setLevel(logging.INFO)
+    file = logging.FileHandler(run_dir / "logs" / f"rank-{rank}.log")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root.addHandler(file)
+    if rank == 0:
+        console = logging.StreamHandler(sys.stderr)
+        console.setLevel(logging.WARNING)
+        console.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        root.addHandler(console)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Time in a run is the number of images seen; steps, cadences, schedules and seeds derive from it."""
+
+import dataclasses
+
+
+@dataclasses.dataclass
+class Clock:
+    """`images` seen so far, over all ranks; `global_batch` images make an optimizer step."""
+
+    global_batch: int
+    total_steps: int
+    images: int = 0
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.images // self.global_batch
+
+    @property
+    def total_images(self) -> int:
+        """Images at the end of the run."""
+        return self.total_steps * self.global_batch
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.total_steps
+
+    def tick(self) -> None:
+        """One optimizer step is done."""
+        self.images += self.global_batch
+
+    def due(self, every_steps: int) -> bool:
+        """Whether something done every so many steps (0: never) is due after the present step."""
+        return every_steps > 0 and self.step % every_steps == 0

@@ -1,0 +1,189 @@
+"""The training loop: fetch, step, log, validate, save, stop. It knows a stage as a `Recipe` only."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+from taming_dist.engine.checkpoint import Checkpoints
+from taming_dist.engine.world import World
+from taming_dist.errors import UserError
+from taming_dist.training.clock import Clock
+from taming_dist.training.metrics import Means
+from taming_dist.training.recipe import Recipe
+from taming_dist.training.signals import StopRequest
+from taming_dist.training.sinks import Sinks
+
+
+@dataclasses.dataclass
+class LoopConfig:
+    """Length and cadences in optimizer steps; 0 turns a cadence off."""
+
+    steps: int = 100_000
+    log_every: int = 50
+    checkpoint_every: int = 5_000
+    validate_every: int = 5_000
+    preview_every: int = 1_000
+    preview_images: int = 8
+    keep_last: int = 2
+    keep_every: int = 0
+
+
+class Source(Protocol):
+    """A reader of batches: `taming_dist.data.reader.Reader` or `data.codes.CodeReader`."""
+
+    def batches(self, from_sample: int) -> Iterator[Any]: ...
+    def epoch_batches(self) -> Iterator[Any]: ...
+    def state(self, samples: int) -> dict[str, Any]: ...
+    def check_state(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclasses.dataclass
+class Data:
+    """Training and validation readers, the fixed preview batch, and how a step is cut."""
+
+    train: Source
+    val: Source
+    val_batches: int
+    preview: Any
+    accumulation: int
+
+
+class Diverged(RuntimeError):
+    """The loss is not finite; the last checkpoint is from before."""
+
+
+def fit(
+    recipe: Recipe,
+    data: Data,
+    clock: Clock,
+    config: LoopConfig,
+    checkpoints: Checkpoints,
+    sinks: Sinks,
+    stop: StopRequest,
+    world: World,
+    export: Path,
+) -> bool:
+    """Train to the end of the clock, or until a signal asks to stop; True if the end was reached."""
+    resume(recipe, data, clock, checkpoints, sinks)
+    batches = data.train.batches(from_sample=clock.images)
+    means, timer, stopping = Means(), Timer(), False
+    while not clock.finished and not stopping:
+        with timer.waiting():
+            micro_batches = list(islice(batches, data.accumulation))
+        for scalars in recipe.train_step(micro_batches, clock):
+            means.add(scalars)
+        clock.tick()
+        timer.count(clock.global_batch)
+        stopping = world.any(stop.asked)
+        last = clock.finished or stopping
+        saving = clock.due(config.checkpoint_every) or last
+        record: dict[str, float] = {}
+        if clock.due(config.log_every) or saving:
+            record |= prefixed("train", means.take(world) | recipe.window_metrics())
+            record |= prefixed("throughput", timer.take())
+            check_finite(record, clock)
+        if clock.due(config.preview_every) or last:
+            sinks.image(clock, recipe.preview(data.preview))
+        if clock.due(config.validate_every) or clock.finished:
+            record |= prefixed("val", recipe.validate(in_step(data.val, data.val_batches)))
+        if record:
+            sinks.log(clock, record)
+        if saving:
+            save(recipe, data, clock, checkpoints, sinks)
+            recipe.export(export)
+        if record:
+            timer.restart()  # validation, previews and saving are not training time
+    if stopping:
+        sinks.event("signal", clock, signal=stop.name)
+    return clock.finished
+
+
+def resume(
+    recipe: Recipe, data: Data, clock: Clock, checkpoints: Checkpoints, sinks: Sinks
+) -> None:
+    """Go on from the newest valid checkpoint, if there is one."""
+    path = checkpoints.latest_valid(sinks.note)
+    if path is None:
+        sinks.event("start", clock)
+        return
+    state = checkpoints.load(path, recipe.engines)
+    data.train.check_state(state["data"])
+    if state["images"] % clock.global_batch:
+        raise UserError(f"data.global_batch={clock.global_batch} does not divide the "
+                        f"{state['images']} images seen by {path}")
+    clock.images = state["images"]
+    recipe.load_state_dict(state["recipe"])
+    sinks.rewind(clock)
+    sinks.event("resume", clock, checkpoint=path.name)
+
+
+def save(
+    recipe: Recipe, data: Data, clock: Clock, checkpoints: Checkpoints, sinks: Sinks
+) -> None:
+    """Write a checkpoint: weights and optimizers by the engines, the rest as plain JSON."""
+    state = {
+        "images": clock.images,
+        "data": data.train.state(clock.images),
+        "recipe": recipe.state_dict(),
+    }
+    path = checkpoints.save(clock.step, recipe.engines, state)
+    sinks.event("save", clock, checkpoint=path.name)
+
+
+def in_step(val: Source, count: int) -> Iterator[tuple[Any, bool]]:
+    """The validation batches, `count` on every rank: at ZeRO-3 all ranks must run alike, so a rank
+    that has fewer goes over its last batch again, without counting it."""
+    batch = None
+    batches = val.epoch_batches()
+    for _ in range(count):
+        fresh = next(batches, None)
+        batch = batch if fresh is None else fresh
+        assert batch is not None, "a rank has no validation sample at all"
+        yield batch, fresh is not None
+
+
+def prefixed(prefix: str, values: dict[str, float]) -> dict[str, float]:
+    """{"rec": 1.0} -> {"train/rec": 1.0}."""
+    return {f"{prefix}/{name}": value for name, value in values.items()}
+
+
+def check_finite(record: dict[str, float], clock: Clock) -> None:
+    """Diverged if a logged mean is not finite; it covers every step since the last log point."""
+    bad = sorted(name for name, value in record.items() if not math.isfinite(value))
+    if bad:
+        raise Diverged(
+            f"step {clock.step}: {', '.join(bad)} not finite; the last checkpoint is from before. "
+            f"Try a smaller optim.lr, engine.precision=fp32 or optim.clip=1"
+        )
+
+
+class Timer:
+    """Images per second of training and the share of time spent waiting for data."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self._start = time.perf_counter()
+        self._waited, self._images = 0.0, 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    def count(self, images: int) -> None:
+        self._images += images
+
+    def take(self) -> dict[str, float]:
+        elapsed = time.perf_counter() - self._start
+        return {
+            "images_per_s": self._images / elapsed,
+            "data_wait_fraction": self._waited / elapsed,
+        }

@@ -1,0 +1,49 @@
+"""What the training loop knows of a stage: a small protocol. Implementations: taming_dist/recipes."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from taming_dist.engine.zero import Engine
+from taming_dist.training.clock import Clock
+
+Scalars = dict[str, Tensor]
+
+
+class Recipe(Protocol):
+    """One stage of training. All ranks call every method together."""
+
+    @property
+    def engines(self) -> Mapping[str, Engine]:
+        """The trained networks by the name of their folder in a checkpoint."""
+        ...
+
+    def train_step(self, micro_batches: Iterable[Any], clock: Clock) -> Iterable[Scalars]:
+        """One optimizer step; gives the scalars of each micro-batch, on the device."""
+        ...
+
+    def window_metrics(self) -> dict[str, float]:
+        """Metrics over everything since the last call, already over all ranks."""
+        ...
+
+    def validate(self, batches: Iterable[tuple[Any, bool]]) -> dict[str, float]:
+        """Metrics over the validation set. A batch with False beside it only keeps ranks in step
+        and does not count."""
+        ...
+
+    def preview(self, batch: Any) -> Tensor | None:
+        """A picture of the present state on a fixed batch, uint8 [3,h,w], on the first rank; None
+        where there is nothing to draw."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the recipe itself must remember, as plain JSON."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def export(self, folder: Path) -> None:
+        """Write the trained model for use without training code."""
+        ...

@@ -1,0 +1,32 @@
+"""Signals that ask a run to save and stop: Ctrl-C, Slurm's warning (USR1) and its end (TERM).
+
+Installed before torch is imported (that takes seconds, in which the default action would kill the
+rank), so nothing heavy is imported here.
+"""
+
+import signal
+import sys
+from types import FrameType
+
+ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopRequest:
+    """Remembers the first signal; a second Ctrl-C ends the process at once."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+
+    def install(self) -> "StopRequest":
+        for number in ASKING:
+            signal.signal(number, self._receive)
+        return self
+
+    @property
+    def asked(self) -> bool:
+        return self.name is not None
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.asked and number == signal.SIGINT:
+            sys.exit(128 + number)
+        self.name = signal.Signals(number).name

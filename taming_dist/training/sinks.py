@@ -1,0 +1,238 @@
+"""Where a run tells what it does: metrics.jsonl, events.jsonl, the console, previews, W&B.
+
+Rank 0 alone writes. metrics.jsonl is the truth; W&B gets the same numbers and can never stop a run.
+The only import of wandb.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+from rich.console import Console as Terminal
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from taming_dist.errors import UserError
+from taming_dist.training.clock import Clock
+
+
+@dataclasses.dataclass
+class LogConfig:
+    """`wandb`: auto (online if a key is configured, else offline), online, offline or disabled."""
+
+    wandb: str = "auto"
+    project: str = "taming_dist"
+
+    def __post_init__(self) -> None:
+        if self.wandb not in ("auto", "online", "offline", "disabled"):
+            raise UserError(f"log.wandb={self.wandb}: use online, offline, disabled or auto")
+
+
+class Sink(Protocol):
+    """One place that metrics go to."""
+
+    def log(self, clock: Clock, record: dict[str, float]) -> None: ...
+    def image(self, clock: Clock, path: Path) -> None: ...
+    def rewind(self, clock: Clock) -> None: ...
+    def close(self) -> None: ...
+
+
+class Sinks:
+    """All sinks of a run; with no run directory (every rank but the first) it is silent."""
+
+    def __init__(self, run_dir: Path | None, sinks: list[Sink]) -> None:
+        self.run_dir = run_dir
+        self._sinks = sinks
+
+    def log(self, clock: Clock, record: dict[str, float]) -> None:
+        """Numbers by name, such as train/rec, at the present step."""
+        for sink in self._sinks:
+            sink.log(clock, record)
+
+    def image(self, clock: Clock, picture: Tensor | None) -> None:
+        """A preview, uint8 [3,h,w]: images/step-00001000.png."""
+        if self.run_dir is None or picture is None:
+            return
+        path = self.run_dir / "images" / f"step-{clock.step:08d}.png"
+        save_png(picture, path)
+        for sink in self._sinks:
+            sink.image(clock, path)
+
+    def event(self, name: str, clock: Clock, **details: Any) -> None:
+        """A line of events.jsonl: start, resume, save, signal, skip, exit."""
+        if self.run_dir is None:
+            return
+        line = {"event": name, "step": clock.step, "samples": clock.images, "time": time.time()}
+        append_line(self.run_dir / "events.jsonl", line | details)
+
+    def note(self, text: str) -> None:
+        """A line for the person at the terminal."""
+        if self.run_dir is not None:
+            print(text, flush=True)
+
+    def rewind(self, clock: Clock) -> None:
+        """The run goes on from an earlier step: what was logged after it did not happen."""
+        for sink in self._sinks:
+            sink.rewind(clock)
+
+    def close(self) -> None:
+        for sink in self._sinks:
+            sink.close()
+
+
+def save_png(picture: Tensor, path: Path) -> None:
+    """Write uint8 [3,h,w] as PNG, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    building = path.with_suffix(".tmp")
+    Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()).save(building, format="PNG")
+    os.replace(building, path)
+
+
+def append_line(path: Path, values: dict[str, Any]) -> None:
+    """Append one JSON object as a line."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(values) + "\n")
+
+
+class MetricsFile:
+    """metrics.jsonl: one object per log point, with step, samples and time."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.path = run_dir / "metrics.jsonl"
+
+    def log(self, clock: Clock, record: dict[str, float]) -> None:
+        stamp = {"step": clock.step, "samples": clock.images, "time": time.time()}
+        append_line(self.path, stamp | record)
+
+    def image(self, clock: Clock, path: Path) -> None:
+        pass
+
+    def rewind(self, clock: Clock) -> None:
+        """Cut what was logged after the resumed step, and a line that was torn by a crash."""
+        if not self.path.is_file():
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= clock.step:
+                    kept.append(line + "\n")
+            except ValueError:
+                continue
+        building = self.path.with_suffix(".tmp")
+        building.write_text("".join(kept), encoding="utf-8")
+        os.replace(building, self.path)
+
+    def close(self) -> None:
+        pass
+
+
+class Console:
+    """A line per log point; in a terminal with a progress bar below it."""
+
+    def __init__(self, clock: Clock, name: str) -> None:
+        self._terminal = Terminal(file=sys.stdout, highlight=False, soft_wrap=True)
+        self._bar: Progress | None = None
+        if self._terminal.is_terminal:
+            self._bar = Progress(
+                TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                console=self._terminal, transient=True,
+            )
+            self._task = self._bar.add_task(name, total=clock.total_steps)
+            self._bar.start()
+
+    def log(self, clock: Clock, record: dict[str, float]) -> None:
+        numbers = "  ".join(f"{name} {value:.6g}" for name, value in sorted(record.items()))
+        self._terminal.print(f"step {clock.step}/{clock.total_steps}  {numbers}")
+        if self._bar is not None:
+            self._bar.update(self._task, completed=clock.step)
+
+    def image(self, clock: Clock, path: Path) -> None:
+        pass
+
+    def rewind(self, clock: Clock) -> None:
+        self._terminal.print(f"resumed at step {clock.step} of {clock.total_steps}")
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+class WandB:
+    """Weights & Biases, rank 0 only. Any failure of it is reported once and switches it off.
+
+    Steps are logged as numbers of our own (`trainer/step`), because W&B drops what goes back in its
+    own step count after a resume. The run id is kept in run.dir, so that a resumed run goes on.
+    """
+
+    def __init__(self, config: LogConfig, run_dir: Path, name: str, values: dict[str, Any]) -> None:
+        self._run: Any = None
+        self._guard(lambda: self._start(config, run_dir, name, values))
+
+    def _start(self, config: LogConfig, run_dir: Path, name: str, values: dict[str, Any]) -> None:
+        os.environ.setdefault("WANDB_SILENT", "true")
+        import wandb
+
+        self._wandb = wandb
+        id_file = run_dir / "wandb-id"
+        run_id = id_file.read_text() if id_file.is_file() else wandb.util.generate_id()
+        id_file.write_text(run_id)
+        self._run = wandb.init(
+            project=config.project, name=name, id=run_id, resume="allow", dir=str(run_dir),
+            mode=wandb_mode(config), config=values,
+            settings=wandb.Settings(init_timeout=60, console="off", x_disable_stats=True),
+        )
+        self._run.define_metric("trainer/step")
+        self._run.define_metric("*", step_metric="trainer/step")
+
+    def log(self, clock: Clock, record: dict[str, float]) -> None:
+        stamp = {"trainer/step": clock.step, "trainer/samples": clock.images}
+        self._guard(lambda: self._run and self._run.log(record | stamp))
+
+    def image(self, clock: Clock, path: Path) -> None:
+        self._guard(
+            lambda: self._run and self._run.log(
+                {"preview": self._wandb.Image(str(path)), "trainer/step": clock.step}
+            )
+        )
+
+    def rewind(self, clock: Clock) -> None:
+        pass
+
+    def close(self) -> None:
+        self._guard(lambda: self._run and self._run.finish())
+
+    def _guard(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except Exception as error:  # whatever happens in W&B, training goes on
+            self._run = None
+            print(f"W&B is off: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+
+
+def wandb_mode(config: LogConfig) -> str:
+    """online, offline or disabled; auto is online only where a key is configured."""
+    if config.wandb != "auto":
+        return config.wandb
+    if os.environ.get("WANDB_MODE"):
+        return os.environ["WANDB_MODE"]
+    if os.environ.get("WANDB_API_KEY"):
+        return "online"
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    known = netrc.is_file() and "api.wandb.ai" in netrc.read_text(encoding="utf-8", errors="replace")
+    return "online" if known else "offline"
+
+
+def open_sinks(
+    config: LogConfig, run_dir: Path, name: str, clock: Clock, values: dict[str, Any]
+) -> Sinks:
+    """The sinks of the first rank."""
+    sinks: list[Sink] = [MetricsFile(run_dir), Console(clock, name)]
+    if wandb_mode(config) != "disabled":
+        sinks.append(WandB(config, run_dir, name, values))
+    return Sinks(run_dir, sinks)
