@@ -289,6 +289,8 @@ class ShardWriter:
         traceback: TracebackType | None,
     ) -> None:
         if error is not None:
+            if not self._shards:
+                self._marker.unlink()
             return
         if self._samples:
             self._flush()
