@@ -9,7 +9,8 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -92,20 +93,27 @@ def hydra_entry(config_name: str, schema: type[Schema], main: Callable[[Schema],
 
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)
     def entry(config: DictConfig) -> None:
-        if config.get("scale"):
-            config = scaled(config, config_name)
-        try:  # before Hydra sees it and prints lines of its own
+        with one_line():  # before Hydra sees the error and adds lines of its own
+            if config.get("scale"):
+                config = scaled(config, config_name)
             main(typed(config, schema))
-        except UserError as error:
-            cli.fail(str(error))
-        except PermissionError as error:
-            cli.fail(f"no permission for {error.filename}: choose another folder (run.dir or out) "
-                     f"or mend its permissions")
 
-    try:
+    with one_line():
         entry()
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """Mistakes of the user, in the configuration or in what it names, end in one line, exit 2."""
+    try:
+        yield
+    except UserError as error:
+        cli.fail(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         cli.fail(explain(error))
+    except PermissionError as error:
+        cli.fail(f"no permission for {error.filename}: choose another folder (run.dir or out) "
+                 f"or mend its permissions")
 
 
 def scaled(config: DictConfig, config_name: str) -> DictConfig:
@@ -115,7 +123,9 @@ def scaled(config: DictConfig, config_name: str) -> DictConfig:
     way to what the user says after them.
     """
     stage = OmegaConf.get_type(config.model).__name__.removesuffix("Config").lower()
-    values = OmegaConf.merge(config.scale.get("all", {}), config.scale.get(stage, {}))
+    known = OmegaConf.to_container(config.scale)
+    assert isinstance(known, dict)
+    values = OmegaConf.merge(known["all"], known[stage])
     overrides: list[str] = []
     for override in HydraConfig.get().overrides.task:
         if override.startswith("+scale="):

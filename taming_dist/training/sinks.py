@@ -7,6 +7,7 @@ The only import of wandb.
 import dataclasses
 import json
 import os
+import secrets
 import sys
 import time
 from collections.abc import Callable
@@ -180,7 +181,7 @@ class WandB:
 
         self._wandb = wandb
         id_file = run_dir / "wandb-id"
-        run_id = id_file.read_text() if id_file.is_file() else wandb.util.generate_id()
+        run_id = id_file.read_text() if id_file.is_file() else secrets.token_hex(4)
         id_file.write_text(run_id)
         self._run = wandb.init(
             project=config.project, name=name, id=run_id, resume="allow", dir=str(run_dir),
