@@ -4,6 +4,7 @@ The launcher says who we are through the environment: torchrun's variables, or S
 task per GPU or CPU rank), or nothing at all for a single process.
 """
 
+import ctypes
 import dataclasses
 import os
 import socket
@@ -146,13 +147,27 @@ class _MeanOverRanks(torch.autograd.Function):
         return total / ctx.ranks, None
 
 
-def choose_device(local_rank: int) -> torch.device:
+def choose_device(local_rank: int = 0) -> torch.device:
     """The GPU of this rank, or the CPU. Under srun a rank may be shown its own GPU only."""
     if not torch.cuda.is_available():
+        keep_freed_memory()
         return torch.device("cpu")
     device = torch.device("cuda", local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep the memory of big tensors for the next ones (docs/results.md: 2 times faster).
+
+    By default it gives every large block back to the system and pays for new pages each time. Where
+    the C library has no mallopt nothing is changed.
+    """
+    mmap_threshold, trim_threshold = -3, -1  # malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(mmap_threshold, 1 << 30)
+        mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def rendezvous(here: Place) -> dict[str, str]:
