@@ -1,0 +1,223 @@
+"""Entry point: measure an export on a data set.
+
+python -m taming_dist.evaluate model=EXPORT data=SPEC out=DIR
+
+A VQGAN is measured on image shards by what its reconstructions lose, a transformer on code shards
+by how well it predicts them; the export says which of the two it is. <out> gets metrics.json last;
+for a VQGAN before it reconstructions.png and, one by one, images/000-input.png and
+images/000-reconstruction.png.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from omegaconf import MISSING
+from torch import Tensor
+
+from taming_dist.config import SCHEMAS, conf_dir, hydra_entry
+from taming_dist.data.codes import CodeBatch, CodeDataset, CodeReader
+from taming_dist.data.files import write_bytes
+from taming_dist.data.images import Preprocess, to_float
+from taming_dist.data.manifest import resolve
+from taming_dist.data.reader import Batch, Reader
+from taming_dist.errors import UserError
+from taming_dist.evaluation.reconstruction import ReconstructionFigures
+from taming_dist.evaluation.tokens import TokenFigures
+from taming_dist.generation.pictures import sheet, to_uint8
+from taming_dist.models.export import read_kind
+from taming_dist.models.transformer import Transformer
+from taming_dist.models.vqgan import VQGAN, check_size
+from taming_dist.pretrained import lpips_network
+from taming_dist.training.sinks import save_png
+
+SHEET_COLUMNS = 8
+PROGRESS_PERIOD_S = 10.0
+
+AnyBatch = TypeVar("AnyBatch", Batch, CodeBatch)
+
+
+@dataclass
+class EvaluateConfig:
+    """What to measure; `model` is an export folder, `data` a shard spec, `out` gets the results.
+
+    `size`: pixels of the centre crops (the model's resolution if left out). `pictures`: images
+    shown beside their reconstructions. `lpips_weights`: pretrained, or random (tests only).
+    `max_bad_fraction`: more images that cannot be read end the evaluation.
+    """
+
+    model: str = MISSING
+    data: str = MISSING
+    out: str = MISSING
+    batch: int = 16
+    size: int | None = None
+    pictures: int = 24
+    lpips_net: str = "vgg"
+    lpips_weights: str = "pretrained"
+    max_bad_fraction: float = 0.001
+    threads: int = 2
+
+
+def main(config: EvaluateConfig) -> None:
+    """Measure, and write the figures into `config.out`.
+
+    Raises:
+        UserError: an export, shards, settings or a folder that cannot be used.
+    """
+    for key in ("batch", "threads"):
+        if getattr(config, key) < 1:
+            raise UserError(f"{key}: {getattr(config, key)} is too few, give at least 1")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    evaluate = evaluate_vqgan if read_kind(config.model) == "vqgan" else evaluate_transformer
+    with torch.inference_mode():
+        figures = evaluate(config, device)
+    record = {"model": config.model, "data": config.data} | figures
+    path = Path(config.out) / "metrics.json"
+    write_bytes(path, (json.dumps(record, indent=1) + "\n").encode())
+    for name, value in figures.items():
+        print(f"{name:24} {value:.6g}" if isinstance(value, float) else f"{name:24} {value}")
+    print(f"wrote {path}")
+
+
+def evaluate_vqgan(config: EvaluateConfig, device: torch.device) -> dict[str, Any]:
+    """Return the figures of a VQGAN's reconstructions; write the pictures."""
+    vqgan = VQGAN.from_pretrained(config.model)
+    fingerprint = vqgan.fingerprint
+    size = config.size or vqgan.config.resolution
+    check_size(size, vqgan.config.factor, "size")
+    dataset = resolve(config.data)
+    lpips = lpips_network(config.lpips_net, config.lpips_weights).to(device)
+    prepare_folder(Path(config.out))
+    reader = Reader(
+        dataset,
+        Preprocess(size),
+        micro_batch=config.batch,
+        threads=config.threads,
+        max_bad_fraction=config.max_bad_fraction,
+    )
+    figures = ReconstructionFigures(vqgan.config.vocabulary, lpips)
+    pictures = Pictures(config.pictures, dataset.num_samples)
+    vqgan.to(device)
+    for batch in with_progress(reader.epoch_batches(), dataset.num_samples):
+        images = to_float(batch.images.to(device))
+        codes = vqgan.encode(images)
+        reconstructions = vqgan.decode_codes(codes)
+        figures.update(images, reconstructions, codes)
+        pictures.add(batch.images, to_uint8(reconstructions).cpu(), batch.ids)
+    if reader.num_bad == reader.num_read:
+        raise UserError(f"data: no image of {config.data} can be read")
+    pictures.save(Path(config.out))
+    counts = {"images": reader.num_read - reader.num_bad, "bad_images": reader.num_bad}
+    facts = {"kind": VQGAN.kind, "fingerprint": fingerprint, "size": size}
+    return facts | counts | figures.compute()
+
+
+def evaluate_transformer(config: EvaluateConfig, device: torch.device) -> dict[str, Any]:
+    """Return the figures of a transformer on codes of the tokenizer that it was trained on."""
+    transformer = Transformer.from_pretrained(config.model)
+    fingerprint = transformer.fingerprint
+    dataset = CodeDataset.open(config.data)
+    check_codes(transformer, dataset, config.data)
+    prepare_folder(Path(config.out))
+    figures = TokenFigures(transformer.config.vocabulary)
+    transformer.to(device)
+    reader = CodeReader(dataset, micro_batch=config.batch)
+    for batch in with_progress(reader.epoch_batches(), dataset.num_samples):
+        prefix = transformer.condition.tokens(len(batch), batch.classes, device)
+        tokens = batch.codes.flatten(1).to(device)
+        figures.update(transformer(tokens, prefix), tokens)
+    facts = {"kind": Transformer.kind, "fingerprint": fingerprint, "images": dataset.num_samples}
+    return facts | figures.compute()
+
+
+def check_codes(transformer: Transformer, dataset: CodeDataset, spec: str) -> None:
+    """Raise a `UserError`, naming both sides, if the codes are not of the transformer's kind."""
+    config = transformer.config
+    sides = {
+        "tokenizer": (dataset.tokenizer_fingerprint, config.vqgan_fingerprint),
+        "vocabulary": (dataset.vocabulary, config.vocabulary),
+        "grid": (list(dataset.grid), list(config.grid)),
+    }
+    if not config.vqgan_fingerprint:
+        del sides["tokenizer"]
+    for name, (theirs, ours) in sides.items():
+        if theirs != ours:
+            raise UserError(
+                f"data: the codes of {spec} have the {name} {theirs}, but the transformer was "
+                f"trained with {ours}; give codes of the VQGAN that it was trained on"
+            )
+    if config.condition == "class" and not dataset.classes_present:
+        raise UserError(f"data: {spec} has no classes, which this transformer is conditioned on")
+
+
+class Pictures:
+    """A few images, spread evenly over the data set, beside their reconstructions."""
+
+    def __init__(self, count: int, num_samples: int) -> None:
+        spread = np.linspace(0, num_samples - 1, min(max(count, 0), num_samples))
+        self.ids = torch.from_numpy(spread.round().astype(np.int64))
+        self.pairs: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, images: Tensor, reconstructions: Tensor, ids: Tensor) -> None:
+        """Keep those of a batch uint8 [b, 3, h, w] that were chosen by their ids [b]."""
+        for row in torch.isin(ids, self.ids).nonzero().flatten().tolist():
+            self.pairs.append((images[row], reconstructions[row]))
+
+    def save(self, out: Path) -> None:
+        """Write each pair, and a sheet with reconstructions below their inputs."""
+        for number, pair in enumerate(self.pairs):
+            for picture, name in zip(pair, ("input", "reconstruction"), strict=True):
+                save_png(picture, out / "images" / f"{number:03d}-{name}.png")
+        columns = min(SHEET_COLUMNS, len(self.pairs))
+        rows: list[Tensor] = []
+        pairs = list(self.pairs)
+        while columns and len(pairs) >= columns:  # a last row that is not full is left out
+            inputs, outputs = zip(*pairs[:columns], strict=True)
+            rows += [*inputs, *outputs]
+            del pairs[:columns]
+        if rows:
+            save_png(sheet(torch.stack(rows), columns), out / "reconstructions.png")
+
+
+def prepare_folder(out: Path) -> None:
+    """Make `out` ready: there, writable, and free of an earlier evaluation's results."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+        (out / "metrics.json").unlink(missing_ok=True)  # it says that the folder is complete
+        (out / "reconstructions.png").unlink(missing_ok=True)
+        for name in ("input", "reconstruction"):
+            for picture in (out / "images").glob(f"[0-9]*-{name}.png"):
+                picture.unlink()
+    except OSError as error:
+        raise UserError(f"out: cannot write to {out} ({error.strerror}), give another") from error
+
+
+def with_progress(batches: Iterator[AnyBatch], total: int) -> Iterator[AnyBatch]:
+    """Pass the batches on, and say on stderr now and then how many images are done, how fast."""
+    start = said = time.perf_counter()
+    done = 0
+    for batch in batches:
+        yield batch
+        done += len(batch)
+        now = time.perf_counter()
+        if now - said >= PROGRESS_PERIOD_S:
+            said = now
+            rate = done / (now - start)
+            print(f"{done}/{total} images, {rate:.1f} images/s", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    # `model` and `data` are groups of training's configuration, and Hydra would look for an option
+    # of the value's name in them. Here they are plain values: no groups, and a folder of its own.
+    SCHEMAS.clear()
+    sys.argv.insert(1, f"--config-path={conf_dir() / 'evaluate'}")
+    hydra_entry("evaluate", EvaluateConfig, main)
