@@ -1,0 +1,226 @@
+"""The report page: everything is in it, nothing outside it is needed, gaps are left out."""
+
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from taming_dist.errors import UserError
+
+TOOL = Path(__file__).parents[2] / "tools" / "report.py"
+CLASSES = ["a<b>cat", "red_flower"]
+SUMMARY: dict[str, Any] = {
+    "val_psnr": 20.4,
+    "val_psnr_mean_colour": 16.03,
+    "val_lpips": 0.261,
+    "val_lpips_mean_colour": 0.64,
+    "codebook_usage": 0.84,
+    "val_nll": 4.31,
+    "unigram_entropy": 5.61,
+    "machine": "two cores",
+    "classes": CLASSES,
+    "seconds": {"train_vqgan": 190.0, "tokenize": 9.5},
+}
+
+
+@pytest.fixture(scope="module")
+def report() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("report", TOOL)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["report"] = module  # where its dataclasses look up their annotations
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folders that a whole chain leaves behind."""
+    folder = tmp_path_factory.mktemp("chain")
+    write_metrics(
+        folder / "vqgan",
+        [
+            {"step": 10, "train/loss": 1.0, "train/rec": 0.4, "train/perceptual": 0.5},
+            {"step": 20, "train/loss": 0.8, "train/rec": 0.3, "train/perceptual": 0.4,
+             "train/gan_g": 0.1, "train/gan_d": 1.0, "train/adaptive_weight": 2.0,
+             "train/codebook_usage": 0.5, "val/psnr": 18.0},
+        ],
+    )  # fmt: skip
+    write_metrics(
+        folder / "transformer",
+        [{"step": 10, "train/loss": 5.0}, {"step": 20, "train/loss": 4.5, "val/nll": 4.6}],
+    )
+    for number in range(2):
+        for name in ("input", "reconstruction"):
+            write_picture(folder / "evaluation" / "images" / f"{number:03d}-{name}.png")
+    images = []
+    for number in range(4):
+        images.append({"file": f"{number:06d}.png", "class": number % 2})
+        write_picture(folder / "samples" / f"{number:06d}.png")
+    (folder / "samples" / "samples.json").write_text(json.dumps({"images": images}))
+    return folder
+
+
+def write_metrics(run: Path, rows: list[dict[str, float]]) -> None:
+    run.mkdir()
+    lines = [json.dumps(row) for row in rows]
+    (run / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 30, "train/lo']))
+
+
+def write_picture(file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((8, 8, 3), 200, dtype=np.uint8)).save(file)
+
+
+def write_all(report: ModuleType, chain: Path, out: Path) -> str:
+    runs = (chain / "vqgan", chain / "transformer")
+    report.write_report(out, SUMMARY, *runs, chain / "evaluation", chain / "samples")
+    return out.read_text()
+
+
+class Outline(HTMLParser):
+    """Collects tags in order and checks that they are closed as they were opened."""
+
+    VOID = ("meta", "img", "use", "path")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def outline(page: str) -> Outline:
+    parsed = Outline()
+    parsed.feed(page)
+    assert not parsed.open
+    return parsed
+
+
+def test_a_whole_chain_is_on_one_page(report: ModuleType, chain: Path, tmp_path: Path) -> None:
+    page = write_all(report, chain, tmp_path / "new" / "report.html")
+    tags = [tag for tag, _ in outline(page).seen]
+    assert tags.count("img") == 8
+    assert tags.count("svg") == 7
+    assert len(re.findall("<h2>", page)) == 6
+    for text in ("20.40 dB", "16.03 dB", "4.310", "two cores", "3 min 10 s", "95%", "red flower"):
+        assert text in page
+    assert "a&lt;b&gt;cat" in page
+    assert "a<b>cat" not in page
+
+
+def test_the_page_needs_nothing_outside_it(report: ModuleType, chain: Path, tmp_path: Path) -> None:
+    page = write_all(report, chain, tmp_path / "report.html")
+    for tag, attributes in outline(page).seen:
+        assert tag not in ("script", "link", "iframe", "object")
+        for name in ("src", "href", "xlink:href"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:image/png;base64,"))
+    assert not re.search(r"@import|url\((?!#)", page)
+
+
+def test_curves_take_the_colours_of_the_page(
+    report: ModuleType, chain: Path, tmp_path: Path
+) -> None:
+    page = write_all(report, chain, tmp_path / "report.html")
+    drawings = "".join(re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL))
+    assert {"var(--first)", "var(--second)", "var(--soft)"} <= set(
+        re.findall(r"var\(--\w+\)", drawings)
+    )
+    assert not re.search(r"stroke: #|fill: #", drawings)
+
+
+def test_the_same_input_gives_the_same_page(
+    report: ModuleType, chain: Path, tmp_path: Path
+) -> None:
+    first = write_all(report, chain, tmp_path / "one.html")
+    assert write_all(report, chain, tmp_path / "two.html") == first
+
+
+def test_what_is_not_there_is_left_out(report: ModuleType, chain: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    report.write_page(out, "Only a run", {}, {"Run": chain / "transformer"})
+    page = out.read_text()
+    assert re.findall("<h2>(.*?)</h2>", page) == ["Run"]
+    assert [tag for tag, _ in outline(page).seen].count("svg") == 1
+
+
+def test_samples_without_classes_are_one_row(
+    report: ModuleType, chain: Path, tmp_path: Path
+) -> None:
+    write_picture(tmp_path / "000000.png")
+    record = {"images": [{"file": "000000.png", "class": None}]}
+    (tmp_path / "samples.json").write_text(json.dumps(record))
+    assert report.sample_rows(tmp_path, []).count("<img") == 1
+
+
+@pytest.mark.parametrize("seconds_and_text", [(8.3, "8.3 s"), (245, "4 min 05 s"),
+                                              (7625, "2 h 07 min")])  # fmt: skip
+def test_durations_read_as_a_person_says_them(
+    report: ModuleType, seconds_and_text: tuple[float, str]
+) -> None:
+    assert report.duration(seconds_and_text[0]) == seconds_and_text[1]
+
+
+def test_a_folder_that_is_no_run_is_named(report: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"metrics\.jsonl is missing"):
+        report.write_page(tmp_path / "report.html", "Title", {}, {"Run": tmp_path})
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_the_command_writes_the_page(chain: Path, tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps(SUMMARY))
+    command = [sys.executable, str(TOOL), str(chain / "vqgan"), str(chain / "transformer")]
+    command += ["--out", str(tmp_path / "report.html"), "--samples", str(chain / "samples")]
+    command += ["--summary", str(tmp_path / "summary.json")]
+    subprocess.run(command, check=True, capture_output=True)
+    assert "Training: vqgan" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
+def test_a_browser_shows_it_without_a_sideways_scroll_on_a_phone(
+    report: ModuleType, chain: Path, tmp_path: Path
+) -> None:
+    page = write_all(report, chain, tmp_path / "report.html")
+    # The page measures itself in a frame as wide as a phone, because the browser's window is wider.
+    (tmp_path / "report.html").write_text(
+        page.replace(
+            "</body>",
+            "<script>parent.postMessage(`wide ${document.documentElement.scrollWidth}, images "
+            "${[...document.images].every(i => i.naturalWidth === 8)}`, '*');</script></body>",
+        )
+    )
+    (tmp_path / "frame.html").write_text(
+        "<script>addEventListener('message', event => { document.body.append(event.data); });"
+        "</script><body><iframe src=report.html width=390 height=800 frameborder=0></iframe>"
+    )
+    options = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
+    options += "--disable-background-networking --disable-component-update --dump-dom "
+    options += "--hide-scrollbars --virtual-time-budget=4000"
+    command = ["chromium", *options.split(), f"--user-data-dir={tmp_path / 'profile'}"]
+    browser = subprocess.run(
+        [*command, (tmp_path / "frame.html").as_uri()],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert "wide 390, images true" in browser.stdout, browser.stderr[-2000:]
