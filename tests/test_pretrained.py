@@ -44,6 +44,7 @@ def test_real_weights_give_the_known_distances() -> None:
     torch.testing.assert_close(lpips(x, y), expected, rtol=5e-5, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight:UserWarning")  # of torchvision, about lpips' call
 @pytest.mark.parametrize("net", ["vgg", "alex"])
 def test_it_equals_the_lpips_package_with_the_same_weights(
     net: str, monkeypatch: pytest.MonkeyPatch
