@@ -150,6 +150,8 @@ def digest_of(sources: list[Source], args: argparse.Namespace) -> str:
 
 def is_done(out: Path, inputs: str) -> bool:
     """Whether the shards are there already; `UserError` if others are."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file: give a folder")
     if not (out / MANIFEST).exists():
         return False
     manifest = Manifest.load(out)

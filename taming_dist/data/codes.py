@@ -183,6 +183,8 @@ def write_codes_manifest(
         bad += len(shard.facts["source"]["bad"])
         kept = {key: shard.facts[key] for key in (*SHARED_FACTS, "preprocessing")}
         kept["source"] = {"fingerprint": shard.facts["source"]["fingerprint"], "bad": bad}
+    if not any(shard.samples for shard in shards):
+        raise UserError(f"the code shards in {folder} are empty: no image could be read")
     manifest = Manifest(CODES_FORMAT, tuple(shards), classes, kept)
     manifest.save(folder, writer)
     return manifest
@@ -214,7 +216,7 @@ class CodeDataset:
     def open(cls, spec: str | Sequence[str]) -> "CodeDataset":
         """Open the code shards that a spec names.
 
-        Raises `UserError` naming the shard if one is missing, damaged or empty, or comes from
+        Raises `UserError` naming the shard if one is missing or damaged, or comes from
         another tokenizer, vocabulary or grid than the first.
         """
         dataset = resolve(spec, CODES_FORMAT)
@@ -228,8 +230,6 @@ class CodeDataset:
                     )
             if (shard.classes is None) != (shards[0].classes is None):
                 raise UserError(f"only one of {path} and {dataset.paths[0]} has classes")
-        if not dataset.num_samples:
-            raise UserError(f"the code shards of {spec!r} are empty")
         return cls(shards, dataset.fingerprint, dataset.classes)
 
     @property

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import simplejpeg
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from taming_dist.data.faults import BrokenData
 from taming_dist.data.order import PIXELS, random_words
@@ -19,6 +19,7 @@ from taming_dist.errors import UserError
 
 MAX_PIXELS = 2**26  # 8192 x 8192: larger images are taken for decompression bombs
 JPEG_MAGIC = b"\xff\xd8"
+FORMATS = ("JPEG", "PNG", "WEBP")  # the few of Pillow's decoders that data may reach
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -30,13 +31,15 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     try:
         pixels = _decode_jpeg(data, max_pixels) if data[:2] == JPEG_MAGIC else None
         if pixels is None:
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_size(image.width, image.height, max_pixels)
                 if image.mode[0] in "IF":
                     raise BrokenData(f"pixels of mode {image.mode}: only 8 bits are read")
                 pixels = np.array(image.convert("RGB"))
     except (BrokenData, MemoryError):
         raise
+    except UnidentifiedImageError as error:
+        raise BrokenData("no JPEG, PNG or WebP file") from error
     except Exception as error:  # damaged files make decoders raise a dozen types
         raise BrokenData(f"not an image that can be decoded ({error})") from error
     return pixels
@@ -45,13 +48,15 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 def decode_labels(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode a label map, a PNG of one channel or with a palette, to class ids, uint8 [h, w]."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image.width, image.height, max_pixels)
             if image.mode not in ("L", "P"):
                 raise BrokenData(f"a label map of mode {image.mode}: one 8-bit channel is needed")
             return np.array(image)
     except (BrokenData, MemoryError):
         raise
+    except UnidentifiedImageError as error:
+        raise BrokenData("the label map is no PNG file") from error
     except Exception as error:
         raise BrokenData(f"not a label map that can be decoded ({error})") from error
 

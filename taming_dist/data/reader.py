@@ -169,6 +169,11 @@ class Reader:
         self._read_class = self._choose_class_column()
         self._has_labels = self._everyone_has(LABELS)
 
+    @property
+    def has_classes(self) -> bool:
+        """Whether batches come with classes: every sample has one."""
+        return self._read_class is not None
+
     def batches(self, from_sample: int = 0) -> Iterator[Batch]:
         """Endless batches for training, after `from_sample` images were consumed by all ranks."""
         return self._read(self.plan.training(from_sample), self._load_replacing)
@@ -254,7 +259,8 @@ class Reader:
             image, labels = self._preprocess(
                 decode(_image_of(files)), labels, self.plan.seed, epoch, id
             )
-            return _Sample(image, labels, self._read_class(files), key, id)
+            cls = self._read_class(files) if self._read_class is not None else None
+            return _Sample(image, labels, cls, key, id)
         except BrokenData as error:
             offset = int(file.offsets[index])
             record = {"shard": str(file.path), "key": key, "offset": offset, "error": str(error)}
@@ -272,7 +278,7 @@ class Reader:
             )
         return count == everyone
 
-    def _choose_class_column(self) -> Callable[[dict[str, bytes]], int | None]:
+    def _choose_class_column(self) -> Callable[[dict[str, bytes]], int] | None:
         """Where the class of a sample stands: all samples have one, or none is read."""
         if self._everyone_has("cls"):
             return lambda files: _parse_class(_need(files, "cls"))
@@ -285,7 +291,7 @@ class Reader:
             for name in ("cls", "label"):
                 if isinstance(record.get(name), int):
                     return partial(_parse_json_class, name=name)
-        return lambda files: None
+        return None
 
     def _collate(self, samples: list[_Sample]) -> Batch:
         size = self._preprocess.size
@@ -297,10 +303,10 @@ class Reader:
             images[row] = sample.image
             if segmentations is not None and sample.labels is not None:
                 segmentations[row] = sample.labels
-        classes = [sample.cls for sample in samples]
+        classes = torch.tensor([sample.cls for sample in samples]) if self.has_classes else None
         return Batch(
             images=torch.from_numpy(images),
-            classes=None if classes[0] is None else torch.tensor(classes, dtype=torch.int64),
+            classes=classes,
             segmentations=None if segmentations is None else torch.from_numpy(segmentations),
             keys=[sample.key for sample in samples],
             ids=torch.tensor([sample.id for sample in samples], dtype=torch.int64),

@@ -140,7 +140,7 @@ def test_a_bad_sample_is_replaced_by_its_neighbour_and_shifts_nobody(tmp_path: P
     assert bad.num_bad == len(records) > 0
     assert records[0]["shard"].endswith(".tar")
     assert records[0]["offset"] % 512 == 0
-    assert "image" in records[0]["error"]
+    assert records[0]["error"] == "no JPEG, PNG or WebP file"
 
 
 def test_evaluation_leaves_bad_samples_out(tmp_path: Path) -> None:
