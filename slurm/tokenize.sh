@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Images to code shards. One worker per GPU; without GPUs, one per task.
+#
+#   sbatch [--nodes=4 ...] slurm/tokenize.sh --model EXPORT --shards SPEC --out DIR [option ...]
+#
+# The workers share out the shards and need no word from each other; started again, the same command
+# makes only what is missing. See docs/operations.md.
+#SBATCH --job-name=tokenize
+#SBATCH --nodes=1
+#SBATCH --gpus-per-node=8
+#SBATCH --ntasks-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --time=04:00:00
+#SBATCH --output=slurm-%x-%j.out
+#SBATCH --open-mode=append
+#SBATCH --requeue
+
+set -euo pipefail
+
+root=${TAMING_DIST:-${SLURM_SUBMIT_DIR:-$PWD}}  # sbatch runs a copy of this file from elsewhere
+if [[ ! -f $root/slurm/environment.sh ]]; then
+    echo "error: $root is not taming_dist: submit from the repository, or set TAMING_DIST to it" >&2
+    exit 2
+fi
+# shellcheck source=slurm/environment.sh
+source "$root/slurm/environment.sh"
+
+# A worker that fails leaves the others at work: what they finish stays finished.
+launch --kill-on-bad-exit=0 python "$root/tools/tokenize_dataset.py" "$@"

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Stage 2, the transformer on code shards. One rank per GPU; without GPUs, one per task.
+#
+#   sbatch [--nodes=4 ...] slurm/train_transformer.sh [+experiment=flickr_transformer] [key=value ...]
+#
+# The same command starts a run and goes on with it. Slurm's warning before the time limit (USR1)
+# has the ranks save and end. See docs/operations.md.
+#SBATCH --job-name=transformer
+#SBATCH --nodes=1
+#SBATCH --gpus-per-node=8
+#SBATCH --ntasks-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --output=slurm-%x-%j.out
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=USR1@180
+
+set -euo pipefail
+
+root=${TAMING_DIST:-${SLURM_SUBMIT_DIR:-$PWD}}  # sbatch runs a copy of this file from elsewhere
+if [[ ! -f $root/slurm/environment.sh ]]; then
+    echo "error: $root is not taming_dist: submit from the repository, or set TAMING_DIST to it" >&2
+    exit 2
+fi
+# shellcheck source=slurm/environment.sh
+source "$root/slurm/environment.sh"
+
+train flickr_transformer "$@"
