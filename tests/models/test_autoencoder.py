@@ -1,0 +1,67 @@
+"""Encoder and decoder: shapes, attention against the formula, the gradient of the last layer."""
+
+import pytest
+import torch
+from torch import nn
+
+from taming_dist.models.autoencoder import (
+    AttnBlock,
+    Decoder,
+    Downsample,
+    Encoder,
+    last_layer_gradient,
+)
+
+SHAPE = {
+    "latent_channels": 6, "channels": 32, "multipliers": [1, 2], "blocks": 1,
+    "attention_resolutions": [8], "resolution": 16,
+}
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (8, 20)])
+def test_the_encoder_halves_and_the_decoder_doubles_any_size(height: int, width: int) -> None:
+    latents = Encoder(3, **SHAPE)(torch.zeros(2, 3, height, width))
+    assert latents.shape == (2, 6, height // 2, width // 2)
+    assert Decoder(3, **SHAPE)(latents).shape == (2, 3, height, width)
+
+
+def test_attention_stands_at_the_given_resolutions_only() -> None:
+    encoder, decoder = Encoder(3, **SHAPE), Decoder(3, **SHAPE)
+    assert [len(level.attn) for level in encoder.down] == [0, 1]
+    assert [len(level.attn) for level in decoder.up] == [0, 2]
+
+
+def test_attention_equals_the_formula() -> None:
+    torch.manual_seed(0)
+    block = AttnBlock(32)
+    x = torch.randn(2, 32, 3, 4)
+    y = block.norm(x)
+    q, k, v = (layer(y).reshape(2, 32, 12) for layer in (block.q, block.k, block.v))
+    weights = (torch.einsum("bcn,bcm->bnm", q, k) / 32**0.5).softmax(-1)
+    attended = torch.einsum("bnm,bcm->bcn", weights, v).reshape(2, 32, 3, 4)
+    torch.testing.assert_close(block(x), x + block.proj_out(attended), atol=1e-5, rtol=1e-4)
+
+
+def test_downsampling_pads_right_and_below_only() -> None:
+    layer = Downsample(1)
+    nn.init.zeros_(layer.conv.weight)
+    nn.init.zeros_(layer.conv.bias)
+    layer.conv.weight.data[0, 0, 0, 0] = 1.0  # gives the upper left pixel of each window
+    x = torch.arange(16.0).reshape(1, 1, 4, 4)
+    assert layer(x).flatten().tolist() == [0.0, 2.0, 8.0, 10.0]
+
+
+def test_the_last_layers_gradient_equals_autograds() -> None:
+    torch.manual_seed(0)
+    decoder = Decoder(3, **SHAPE)
+    z = torch.randn(2, 6, 4, 4)
+    features = decoder.features(z)
+    images = decoder.conv_out(features)
+    target = torch.randn_like(images)
+    (expected,) = torch.autograd.grad((images - target).abs().mean(), decoder.conv_out.weight,
+                                      retain_graph=True)
+    leaf = images.detach().requires_grad_(True)
+    (at_image,) = torch.autograd.grad((leaf - target).abs().mean(), leaf)
+    found = last_layer_gradient(features.detach(), at_image)
+    torch.testing.assert_close(found, expected, atol=1e-8, rtol=1e-5)
+    assert torch.equal(images, decoder(z))
