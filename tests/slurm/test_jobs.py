@@ -1,0 +1,140 @@
+"""Each job script, for real, on two nodes: train, stop and go on, tokenize, train on the codes."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from taming_dist.data.shards import ShardWriter
+from taming_dist.models.transformer import Transformer
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+ONE_CPU_EACH = ("--nodes=2", "--gpus-per-node=0", "--ntasks-per-node=1", "--cpus-per-task=1")
+SMALL_MODEL = (
+    "model.resolution=16", "model.channels=32", "model.multipliers=[1, 2]", "model.blocks=1",
+    "model.attention_resolutions=[]", "model.latent_channels=8", "model.quantizer.codes=16",
+    "model.quantizer.dim=8", "loss.lpips_weights=random", "loss.disc_start=2",
+    "loss.discriminator.channels=8", "loss.discriminator.layers=1", "data.size=16",
+)
+SMALL_TRANSFORMER = ("model.layers=1", "model.heads=2", "model.width=16", "data.vqgan=")
+SMALL_RUN = (
+    "train.steps=4", "train.log_every=1", "data.global_batch=4", "data.micro_batch=1",
+    "data.lanes=4", "data.block=4", "log.wandb=disabled",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the jobs run: image shards of noise in train/ and val/."""
+    path = tmp_path_factory.mktemp("jobs")
+    random = np.random.default_rng(0)
+    for split, samples in (("train", 24), ("val", 4)):
+        with ShardWriter(path / split, split, 10) as writer:
+            for number in range(samples):
+                file = io.BytesIO()
+                pixels = random.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(file, "PNG")
+                writer.write(f"{number:04d}", {"png": file.getvalue()})
+    return path
+
+
+def train_vqgan(cluster: Any, folder: Path, *overrides: str) -> Any:
+    return cluster.submit(
+        *ONE_CPU_EACH, REPOSITORY / "slurm/train_vqgan.sh", "data.train=train", "data.val=val",
+        "run.dir=two words", *SMALL_MODEL, *SMALL_RUN, *overrides, cwd=folder,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(cluster: Any, folder: Path) -> tuple[Path, str]:
+    """The run directory of a VQGAN trained by a job, and what the job printed."""
+    job = train_vqgan(cluster, folder)
+    assert job.wait() == 0, job.text
+    return folder / "two words", job.text
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_a_vqgan_trains_on_two_nodes(trained):
+    run, printed = trained
+    assert "batch     4 images = 2 ranks x 1 x 2 micro-batches" in printed
+    assert "run       flickr in two words" in printed
+    assert [line["step"] for line in lines(run / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert sorted(path.name for path in (run / "logs").iterdir()) == ["rank-0.log", "rank-1.log"]
+    assert (run / "export" / "model.safetensors").is_file()
+
+
+def test_a_mistyped_override_ends_the_job_with_one_line(cluster, folder):
+    job = train_vqgan(cluster, folder, "train.stepz=4")
+    assert job.wait() == 2, job.text
+    errors = [line for line in job.text.splitlines() if not line.startswith(("srun:", "slurmstepd:"))]
+    assert len(errors) == 1, job.text
+    assert errors[0].startswith("error: ")
+    assert "stepz" in errors[0]
+
+
+def test_a_signal_has_the_ranks_save_and_the_same_command_goes_on(cluster, folder, trained):
+    run, _ = trained
+    job = train_vqgan(cluster, folder, "train.steps=100000")
+    job.until(lambda: lines(run / "metrics.jsonl")[-1]["step"] > 5)
+    job.signal("USR1")
+    assert job.wait() == 0, job.text
+    events = lines(run / "events.jsonl")
+    assert [line["event"] for line in events] == [
+        "start", "save", "exit", "resume", "save", "signal", "exit"
+    ]
+    assert events[3]["step"] == 4
+    last = events[-1]["step"]
+    assert 5 < last < 100000
+    assert events[-1]["finished"] is False
+    assert [line["step"] for line in lines(run / "metrics.jsonl")] == list(range(1, last + 1))
+    assert (run / "checkpoints" / f"step-{last:08d}" / "meta.json").is_file()
+
+
+@pytest.fixture(scope="module")
+def codes(cluster: Any, folder: Path, trained: tuple[Path, str]) -> Path:
+    """The code shards of the images, written by a job of two workers."""
+    job = cluster.submit(
+        *ONE_CPU_EACH, REPOSITORY / "slurm/tokenize.sh", *tokenize_options(folder, trained),
+        "--out", "codes", cwd=folder,
+    )
+    assert job.wait() == 0, job.text
+    assert "rank 0: " in job.text
+    assert "rank 1: " in job.text
+    return folder / "codes"
+
+
+def tokenize_options(folder: Path, trained: tuple[Path, str]) -> list[str]:
+    run, _ = trained
+    return ["--model", f"{run}/export", "--shards", "train", "--shard-samples", "7"]
+
+
+def test_two_workers_write_the_bytes_of_one(folder, trained, codes):
+    tool = [sys.executable, REPOSITORY / "tools/tokenize_dataset.py"]
+    subprocess.run(
+        [*tool, *tokenize_options(folder, trained), "--out", "alone"], cwd=folder, check=True
+    )
+    written = {path.name: path.read_bytes() for path in codes.iterdir()}
+    assert written == {path.name: path.read_bytes() for path in (folder / "alone").iterdir()}
+    assert len(written) == 5  # four shards and the manifest
+
+
+def test_a_transformer_trains_on_the_codes_on_two_nodes(cluster, folder, codes):
+    job = cluster.submit(
+        *ONE_CPU_EACH, REPOSITORY / "slurm/train_transformer.sh", "data.train=codes",
+        "data.val=codes", "run.dir=transformer", *SMALL_TRANSFORMER, *SMALL_RUN, cwd=folder,
+    )
+    assert job.wait() == 0, job.text
+    assert "batch     4 images = 2 ranks x 1 x 2 micro-batches" in job.text
+    assert [line["step"] for line in lines(folder / "transformer/metrics.jsonl")] == [1, 2, 3, 4]
+    trained = Transformer.from_pretrained(folder / "transformer/export")
+    assert trained.config.vocabulary == 16
+    assert list(trained.config.grid) == [8, 8]
