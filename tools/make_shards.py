@@ -45,19 +45,20 @@ class Source:
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the shards, unless they are there already; print a summary."""
     args = parse(argv)
+    started = time.monotonic()
     files = list_files(args.images)
-    sources = [make_source(name, args, classes_of(files, args)) for name in images_among(files)]
-    skipped = {name: "not a jpg, png or webp file" for name in files if not is_image(name)}
-    if not sources:
+    images = [name for name in files if is_image(name)]
+    if not images:
         raise UserError(f"--images {args.images}: no jpg, png or webp file below it")
+    classes = classes_of(files, images, args)
+    class_ids = {name: number for number, name in enumerate(classes or ())}
+    sources = [make_source(name, args, class_ids) for name in images]
+    skipped = {name: "not a jpg, png or webp file" for name in files if not is_image(name)}
     inputs = digest_of(sources, args)
     if is_done(args.out, inputs):
         return
     details = {"inputs": inputs, "skipped": skipped}
-    writer = ShardWriter(
-        args.out, args.prefix, args.shard_samples, classes_of(files, args), details
-    )
-    started = time.monotonic()
+    writer = ShardWriter(args.out, args.prefix, args.shard_samples, classes, details)
     with writer:
         num_written = write_all(sources, writer, skipped, args)
         if not num_written:
@@ -113,22 +114,20 @@ def is_image(name: str) -> bool:
     return Path(name).suffix.lower().removeprefix(".") in IMAGE_EXTENSIONS
 
 
-def images_among(files: list[str]) -> list[str]:
-    return [name for name in files if is_image(name)]
-
-
-def classes_of(files: list[str], args: argparse.Namespace) -> tuple[str, ...] | None:
+def classes_of(
+    files: list[str], images: list[str], args: argparse.Namespace
+) -> tuple[str, ...] | None:
     """The class names in the order of their ids: the folders that hold any file."""
     if args.labels is None:
         return None
-    loose = [name for name in images_among(files) if "/" not in name]
+    loose = [name for name in images if "/" not in name]
     if loose:
         raise UserError(f"--labels folders: {args.images / loose[0]} lies in no class folder")
     return tuple(sorted({name.partition("/")[0] for name in files if "/" in name}))
 
 
-def make_source(name: str, args: argparse.Namespace, classes: tuple[str, ...] | None) -> Source:
-    cls = None if classes is None else classes.index(name.partition("/")[0])
+def make_source(name: str, args: argparse.Namespace, class_ids: dict[str, int]) -> Source:
+    cls = class_ids[name.partition("/")[0]] if class_ids else None
     segmentation = None
     if args.segmentations is not None:
         segmentation = args.segmentations / Path(name).with_suffix(".png")

@@ -168,6 +168,8 @@ def resolve(spec: str | Sequence[str], format: str = IMAGES_FORMAT) -> Dataset:
         raise UserError(f"the shard spec {spec!r} names no shards: give a folder, a glob or a list")
     manifests: dict[Path, Manifest] = {}
     for path in paths:
+        if not path.is_file():
+            raise UserError(f"there is no shard {path}: mend the shard spec, or {_MAKE}")
         if path.parent not in manifests:
             manifests[path.parent] = _load_checked(path.parent, format)
     shards = tuple(_check(path, manifests[path.parent]) for path in paths)
@@ -204,8 +206,6 @@ def _shards_of(path: Path) -> list[Path]:
 
 
 def _load_checked(folder: Path, format: str) -> Manifest:
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}: mend the shard spec, or {_MAKE}")
     manifest = Manifest.load(folder)
     if manifest.format != format:
         raise UserError(
@@ -216,8 +216,6 @@ def _load_checked(folder: Path, format: str) -> Manifest:
 
 def _check(path: Path, manifest: Manifest) -> Shard:
     """The manifest's entry of a shard, after a look at the file itself."""
-    if not path.is_file():
-        raise UserError(f"the shard {path} is missing: mend the shard spec, or {_MAKE}")
     entry = manifest.by_name.get(path.name)
     if entry is None:
         raise UserError(

@@ -180,10 +180,10 @@ def test_mistakes_in_a_spec_name_the_file_and_the_mend(tmp_path: Path) -> None:
     foreign_tar(folder / "other.tar", tarfile.USTAR_FORMAT)
     for spec, message in (
         ("", "names no shards"),
-        (str(tmp_path / "none.tar"), r"none\.tar is missing.*make_shards"),
-        (str(tmp_path / "none" / "0.tar"), r"no folder .*none.*make_shards"),
+        (str(tmp_path / "none.tar"), r"no shard .*none\.tar: .*make_shards"),
+        (str(tmp_path / "none" / "0.tar"), r"no shard .*none.*make_shards"),
         (f"{tmp_path}/none/*.tar", r"no file matches .*none.*make_shards"),
-        (f"{folder}/train-{{000000..000003}}.tar", r"train-000003\.tar is missing"),
+        (f"{folder}/train-{{000000..000003}}.tar", r"no shard .*train-000003\.tar"),
         (f"{folder}/train-{{000000", "unbalanced"),
         (str(tmp_path / "bare"), r"bare has no manifest\.json.*index_shards"),
         (f"{folder}/other.tar", r"other\.tar is not in .*index_shards"),

@@ -14,7 +14,8 @@ from taming_dist.data.reader import Batch, Reader
 from taming_dist.errors import UserError
 
 TOOL = Path(__file__).parents[2] / "tools" / "make_shards.py"
-make_shards = runpy.run_path(str(TOOL))["main"]
+tool = runpy.run_path(str(TOOL))
+make_shards = tool["main"]
 
 
 def picture(path: Path, value: int = 0, size: tuple[int, int] = (12, 8)) -> Path:
@@ -125,6 +126,23 @@ def test_an_image_without_its_label_map_is_left_out_and_listed(
         Image.new("L", (12, 8)).save(target)
     make(images, tmp_path / "out", "--segmentations", str(tmp_path / "maps"))
     assert "left out: ant/0.v1.png: " in capsys.readouterr().out
+
+
+def test_the_work_of_planning_grows_with_the_images_and_not_with_their_square(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    is_image = tool["is_image"]
+
+    def counted(name: str) -> bool:
+        calls.append(name)
+        return bool(is_image(name))
+
+    monkeypatch.setitem(make_shards.__globals__, "is_image", counted)
+    for number in range(30):
+        picture(tmp_path / "images" / "a" / f"{number}.png")
+    make(tmp_path / "images", tmp_path / "out", "--labels", "folders")
+    assert len(calls) <= 4 * 30
 
 
 def test_names_that_a_tar_cannot_hold_get_other_keys(tmp_path: Path) -> None:
