@@ -48,6 +48,10 @@ class Plan:
     world_size: int
     micro_batch: int
 
+    def __post_init__(self) -> None:
+        if self.micro_batch < 1:
+            raise UserError(f"data.micro_batch is {self.micro_batch} but must be at least 1")
+
     @cached_property
     def order(self) -> Order:
         """The order of training; `UserError` if the lanes fit neither the samples nor the ranks."""

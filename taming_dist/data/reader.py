@@ -149,6 +149,8 @@ class Reader:
         on_bad: Callable[[dict[str, Any]], None] = log_bad_sample,
         max_bad_fraction: float = 0.001,
     ) -> None:
+        if threads < 1:
+            raise UserError(f"data.threads is {threads} but must be at least 1")
         self.dataset = dataset
         self.plan = Plan(
             dataset.samples_per_shard,

@@ -216,3 +216,9 @@ def test_the_state_tells_whether_a_run_can_go_on(shards: Path, tmp_path: Path) -
 def test_a_position_that_ranks_cannot_share_is_an_error(shards: Path) -> None:
     with pytest.raises(UserError, match=r"data\.global_batch"):
         next(reader(shards, world_size=4).batches(6))
+
+
+@pytest.mark.parametrize("key", ["micro_batch", "threads"])
+def test_a_number_below_one_is_a_users_mistake(shards: Path, key: str) -> None:
+    with pytest.raises(UserError, match=rf"data\.{key} is 0"):
+        reader(shards, **{key: 0})
