@@ -1,0 +1,117 @@
+"""Recipes on a plain engine: one process, no DeepSpeed, gradients kept to be looked at."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from taming_dist.engine.settings import EngineConfig
+from taming_dist.engine.world import World
+from taming_dist.models.discriminators import PatchGANConfig
+from taming_dist.models.quantizers import VectorQuantizerConfig
+from taming_dist.models.vqgan import VQGANConfig
+from taming_dist.recipes.vqgan import VQGANLossConfig, VQGANRecipe
+from taming_dist.training.optimization import OptimConfig
+
+
+class PlainEngine:
+    """What a recipe needs of an engine, in plain torch; `gradients` are those of the last step."""
+
+    def __init__(
+        self, module: nn.Module, groups: list[dict[str, Any]], optimizer: OptimConfig,
+        config: EngineConfig, world: World, micro_batch: int, accumulation: int,
+    ) -> None:
+        self.module = module
+        self.accumulation = accumulation
+        self.gradients: dict[str, Tensor] = {}
+        self.calls = self.backwards = self.steps = self._micro_batches = 0
+        betas = (optimizer.betas[0], optimizer.betas[1])
+        self._optimizer = torch.optim.Adam(groups, lr=0.0, betas=betas)
+        self.lr = 0.0
+
+    def __call__(self, *args: Any) -> Any:
+        self.calls += 1
+        return self.module(*args)
+
+    def backward(self, loss: Tensor) -> None:
+        self.backwards += 1
+        (loss / self.accumulation).backward()
+
+    def step(self) -> None:
+        self._micro_batches += 1
+        if self._micro_batches % self.accumulation:
+            return
+        self.steps += 1
+        self.gradients = {
+            name: parameter.grad.clone()
+            for name, parameter in self.module.named_parameters() if parameter.grad is not None
+        }
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    def set_lr(self, lr: float) -> None:
+        self.lr = lr
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+
+    def gradient_norm(self) -> float | None:
+        return None
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        yield
+
+    def save(self, folder: Path, name: str) -> None:
+        raise AssertionError("no test of recipes saves")
+
+    def full_state(self) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in self.module.state_dict().items()}
+
+
+@dataclass
+class Images:
+    """A batch as far as stage 1 reads it."""
+
+    images: Tensor
+
+
+MODEL = {
+    "resolution": 32, "channels": 32, "multipliers": [1, 1, 1], "blocks": 1,
+    "attention_resolutions": [], "latent_channels": 16,
+}
+
+
+@pytest.fixture
+def batch() -> Callable[..., Images]:
+    def make(count: int = 2, seed: int = 0) -> Images:
+        randomness = torch.Generator().manual_seed(seed)
+        shape = (count, 3, 32, 32)
+        return Images(torch.randint(0, 256, shape, generator=randomness, dtype=torch.uint8))
+
+    return make
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., VQGANRecipe]:
+    """A small stage 1 on plain engines; keywords change the loss, `model` the model."""
+    monkeypatch.setattr("taming_dist.recipes.vqgan.Engine", PlainEngine)
+
+    def make(
+        model: dict[str, Any] | None = None, accumulation: int = 1, lr: float = 1e-4, **loss: Any
+    ) -> VQGANRecipe:
+        settings = MODEL | {"quantizer": VectorQuantizerConfig(codes=24, dim=8)} | (model or {})
+        defaults = {
+            "disc_start": 0, "lpips_net": "alex", "lpips_weights": "random",
+            "discriminator": PatchGANConfig(channels=8, layers=2),
+        }
+        return VQGANRecipe(
+            VQGANConfig(**settings), VQGANLossConfig(**defaults | loss), OptimConfig(lr=lr),
+            EngineConfig(), World(0, 1, 0, torch.device("cpu")), 2, accumulation, seed=0,
+        )
+
+    return make
