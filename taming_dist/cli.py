@@ -18,7 +18,7 @@ def fail(message: str) -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run the main function of a tool; a `UserError` or a refused file becomes one line, exit code 2."""
+    """Run the main function of a tool; a user's mistake becomes one line and exit code 2."""
     try:
         main()
     except UserError as error:

@@ -9,7 +9,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,6 +63,12 @@ class Config:
     scale: Any = None  # what +scale=NAME stood for; see `scaled`
 
 
+# stage -> its model, loss and data
+STAGES: dict[str, tuple[type, type, type]] = {
+    "vqgan": (VQGANConfig, VQGANLossConfig, ImagesConfig),
+    "transformer": (TransformerConfig, TokenLossConfig, CodesConfig),
+}
+
 # group -> name in conf/<group>/*.yaml -> dataclass
 SCHEMAS: dict[str, dict[str, Any]] = {
     "model": {"vqgan_schema": VQGANConfig, "transformer_schema": TransformerConfig},
@@ -78,20 +84,27 @@ def conf_dir() -> Path:
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
-def hydra_entry(config_name: str, schema: type[Schema], main: Callable[[Schema], None]) -> None:
-    """Compose conf/<config_name>.yaml with the command line, check it, and call `main` with it.
+def hydra_entry(
+    config_name: str,
+    schema: type[Schema],
+    main: Callable[[Schema], None],
+    groups: Mapping[str, Mapping[str, Any]] | None = None,
+    folder: Path | None = None,
+) -> None:
+    """Compose <config_name>.yaml with the command line, check it, and call `main` with it.
 
-    `schema` is the dataclass of the whole configuration; the YAML file lists `<config_name>_schema`
-    first in its defaults. Mistakes of the user end in one line on stderr and exit code 2.
+    `schema` is the dataclass of the whole configuration; the YAML file, in `folder` (conf/ unless
+    given), lists `<config_name>_schema` first in its defaults; `groups` are the dataclasses of its
+    config groups. Mistakes of the user end in one line on stderr and exit code 2.
     """
     store = ConfigStore.instance()
     store.store(name=f"{config_name}_schema", node=schema)
-    for group, schemas in SCHEMAS.items():
+    for group, schemas in (groups or {}).items():
         for name, node in schemas.items():
             store.store(group=group, name=name, node=node)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us instead of Hydra's printer
 
-    @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)
+    @hydra.main(version_base="1.3", config_path=str(folder or conf_dir()), config_name=config_name)
     def entry(config: DictConfig) -> None:
         with one_line():  # before Hydra sees the error and adds lines of its own
             if config.get("scale"):
@@ -112,8 +125,10 @@ def one_line() -> Iterator[None]:
     except (HydraException, OmegaConfBaseException) as error:
         cli.fail(explain(error))
     except PermissionError as error:
-        cli.fail(f"no permission for {error.filename}: choose another folder (run.dir or out) "
-                 f"or mend its permissions")
+        cli.fail(
+            f"no permission for {error.filename}: choose another folder (run.dir or out) "
+            f"or mend its permissions"
+        )
 
 
 def scaled(config: DictConfig, config_name: str) -> DictConfig:
@@ -122,7 +137,8 @@ def scaled(config: DictConfig, config_name: str) -> DictConfig:
     They depend on the stage, which Hydra knows only after composing; as overrides they still give
     way to what the user says after them.
     """
-    stage = OmegaConf.get_type(config.model).__name__.removesuffix("Config").lower()
+    model = OmegaConf.get_type(config.model)
+    stage = next(name for name, parts in STAGES.items() if parts[0] is model)
     known = OmegaConf.to_container(config.scale)
     assert isinstance(known, dict)
     values = OmegaConf.merge(known["all"], known[stage])
@@ -138,7 +154,9 @@ def scaled(config: DictConfig, config_name: str) -> DictConfig:
 def flatten(values: Any, prefix: str = "") -> list[str]:
     """{"a": {"b": [1, 2]}} -> ["a.b=[1,2]"], in the grammar of Hydra's command line."""
     if isinstance(values, dict):
-        parts = [flatten(value, f"{prefix}.{key}" if prefix else key) for key, value in values.items()]
+        parts = [
+            flatten(value, f"{prefix}.{key}" if prefix else key) for key, value in values.items()
+        ]
         return [line for part in parts for line in part]
     return [f"{prefix}={json.dumps(values)}"]
 
@@ -189,25 +207,28 @@ def check(config: Config, world_size: int) -> int:
 
     Errors: UserError naming the keys, before any process group starts.
     """
-    stages = {VQGANConfig: (VQGANLossConfig, ImagesConfig),
-              TransformerConfig: (TokenLossConfig, CodesConfig)}
-    fitting = stages[type(config.model)]
-    if not isinstance(config.loss, fitting[0]) or not isinstance(config.data, fitting[1]):
-        raise UserError(f"model={type(config.model).__name__} does not go with "
-                        f"loss={type(config.loss).__name__} and data={type(config.data).__name__}: "
-                        f"choose model, loss and data of one stage, as the experiments do")
+    parts = (type(config.model), type(config.loss), type(config.data))
+    if parts not in STAGES.values():
+        raise UserError(
+            f"model={type(config.model).__name__} does not go with "
+            f"loss={type(config.loss).__name__} and data={type(config.data).__name__}: "
+            f"choose model, loss and data of one stage, as the experiments do"
+        )
     if config.train.steps < 1:
         raise UserError(f"train.steps={config.train.steps}: give at least 1")
     if isinstance(config.model, VQGANConfig):
         check_sizes(config)
-    return accumulation(config.data.global_batch, config.data.micro_batch, world_size)
+    data: Any = config.data
+    return accumulation(data.global_batch, data.micro_batch, world_size)
 
 
 def accumulation(global_batch: int, micro_batch: int, world_size: int) -> int:
     """Micro-batches of one rank in an optimizer step."""
     if min(global_batch, micro_batch) < 1:
-        raise UserError(f"data.global_batch={global_batch}, data.micro_batch={micro_batch}: "
-                        f"both count images, give at least 1")
+        raise UserError(
+            f"data.global_batch={global_batch}, data.micro_batch={micro_batch}: "
+            f"both count images, give at least 1"
+        )
     if global_batch % (micro_batch * world_size):
         raise UserError(
             f"data.global_batch={global_batch} does not divide into micro-batches of "
@@ -223,8 +244,10 @@ def check_sizes(config: Config) -> None:
     check_size(config.data.size, config.model.factor, "data.size")
     smallest = config.loss.discriminator.smallest_size()
     if config.data.size < smallest:
-        raise UserError(f"data.size={config.data.size}: a discriminator of "
-                        f"{config.loss.discriminator.layers} layers needs {smallest} pixels; "
-                        f"set loss.discriminator.layers lower")
+        raise UserError(
+            f"data.size={config.data.size}: a discriminator of "
+            f"{config.loss.discriminator.layers} layers needs {smallest} pixels; "
+            f"set loss.discriminator.layers lower"
+        )
     if config.data.size < 16:
         raise UserError(f"data.size={config.data.size}: LPIPS needs at least 16 pixels")

@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """A mistake that the user can mend; the message is one line naming the key or file and the mend.
+    """A mistake the user can mend; the message is one line naming the key or file and the mend.
 
     Entry points print it as `error: ...` and exit with code 2 (see `taming_dist.cli`).
     """

@@ -22,7 +22,7 @@ import torch
 from omegaconf import MISSING
 from torch import Tensor
 
-from taming_dist.config import SCHEMAS, conf_dir, hydra_entry
+from taming_dist.config import conf_dir, hydra_entry
 from taming_dist.data.codes import CodeBatch, CodeDataset, CodeReader
 from taming_dist.data.files import write_bytes
 from taming_dist.data.images import Preprocess, to_float
@@ -216,8 +216,5 @@ def with_progress(batches: Iterator[AnyBatch], total: int) -> Iterator[AnyBatch]
 
 
 if __name__ == "__main__":
-    # `model` and `data` are groups of training's configuration, and Hydra would look for an option
-    # of the value's name in them. Here they are plain values: no groups, and a folder of its own.
-    SCHEMAS.clear()
-    sys.argv.insert(1, f"--config-path={conf_dir() / 'evaluate'}")
-    hydra_entry("evaluate", EvaluateConfig, main)
+    # in a folder of its own, where `model` and `data` are plain keys and not groups
+    hydra_entry("evaluate", EvaluateConfig, main, folder=conf_dir() / "evaluate")

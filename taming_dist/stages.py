@@ -46,19 +46,24 @@ class VQGANStage:
 
     def open_data(self, here: Place, accumulation: int, run_dir: Path) -> Data:
         data: ImagesConfig = self.config.data
-        settings = {
+        settings: dict[str, Any] = {
             "seed": self.config.run.seed,
             "threads": data.threads,
             "max_bad_fraction": data.max_bad_fraction,
             "on_bad": lambda record: append_line(run_dir / "bad_samples.jsonl", record),
         }
-        place = {"rank": here.rank, "world_size": here.world_size}
+        place: dict[str, Any] = {"rank": here.rank, "world_size": here.world_size}
         train_set, val_set = (resolve_images(data, name) for name in ("train", "val"))
         cropped = Preprocess(data.size, data.crop, data.flip)
         centred = Preprocess(data.size, "center", flip=False)
         train = Reader(
-            train_set, cropped, lanes=data.lanes, block=data.block,
-            micro_batch=data.micro_batch, **place, **settings,
+            train_set,
+            cropped,
+            lanes=data.lanes,
+            block=data.block,
+            micro_batch=data.micro_batch,
+            **place,
+            **settings,
         )
         val = Reader(val_set, centred, micro_batch=data.micro_batch, **place, **settings)
         shown = Reader(val_set, centred, micro_batch=self.config.train.preview_images, **settings)
@@ -67,8 +72,14 @@ class VQGANStage:
     def build_recipe(self, world: World, accumulation: int) -> VQGANRecipe:
         config = self.config
         return VQGANRecipe(
-            config.model, config.loss, config.optim, config.engine, world,
-            config.data.micro_batch, accumulation, config.run.seed,
+            config.model,
+            config.loss,
+            config.optim,
+            config.engine,
+            world,
+            config.data.micro_batch,
+            accumulation,
+            config.run.seed,
         )
 
 
@@ -97,8 +108,15 @@ class TransformerStage:
     def build_recipe(self, world: World, accumulation: int) -> TransformerRecipe:
         config = self.config
         return TransformerRecipe(
-            self.model, config.loss, config.optim, config.engine, world,
-            config.data.micro_batch, accumulation, config.run.seed, self._decoder(),
+            self.model,
+            config.loss,
+            config.optim,
+            config.engine,
+            world,
+            config.data.micro_batch,
+            accumulation,
+            config.run.seed,
+            self._decoder(),
         )
 
     def _decoder(self) -> VQGAN | None:
@@ -127,7 +145,7 @@ def resolve_images(data: ImagesConfig, name: str) -> Any:
 
 def fitted(model: TransformerConfig, codes: CodeDataset, spec: str) -> TransformerConfig:
     """The model's configuration with what the codes say; UserError where the two differ."""
-    found = {
+    found: dict[str, Any] = {
         "vocabulary": codes.vocabulary,
         "grid": list(codes.grid),
         "vqgan_fingerprint": codes.tokenizer_fingerprint,
@@ -135,15 +153,19 @@ def fitted(model: TransformerConfig, codes: CodeDataset, spec: str) -> Transform
     for name, value in found.items():
         asked = getattr(model, name)
         if asked and asked != value:
-            raise UserError(f"model.{name} is {asked}, but the codes of {spec} have {value}: use the "
-                            f"codes of that tokenizer, or another run")
+            raise UserError(
+                f"model.{name} is {asked}, but the codes of {spec} have {value}: use the codes of "
+                f"that tokenizer, or another run"
+            )
     if model.condition == "class":
         if not codes.classes_present:
             raise UserError(f"model.condition=class, but the codes of {spec} have no classes")
         found["classes"] = model.classes or max(codes.num_classes, len(codes.class_names or ()))
         if codes.num_classes > found["classes"]:
-            raise UserError(f"model.classes={model.classes}, but {spec} has classes up to "
-                            f"{codes.num_classes - 1}")
+            raise UserError(
+                f"model.classes={model.classes}, but {spec} has classes up to "
+                f"{codes.num_classes - 1}"
+            )
     complete = dataclasses.replace(model, **found)
     build_condition(complete.condition, complete.classes)
     complete.check()
@@ -155,8 +177,10 @@ def join(
 ) -> Data:
     """The readers as the loop takes them, with as many validation batches on every rank."""
     if val_samples < here.world_size:
-        raise UserError(f"data.val has {val_samples} samples for {here.world_size} ranks: give each "
-                        f"rank at least one")
+        raise UserError(
+            f"data.val has {val_samples} samples for {here.world_size} ranks: give each "
+            f"rank at least one"
+        )
     train.plan.order  # noqa: B018  refuses lanes that do not fit, before any process group starts
     per_rank = math.ceil(val_samples / here.world_size)
     preview = next(iter(shown.epoch_batches()))
@@ -200,14 +224,16 @@ def describe(config: Config, world: World, data: Data, recipe: Recipe) -> str:
         f"{name} {parameters(engine.module) / 1e6:.3f} M" for name, engine in recipe.engines.items()
     )
     batch = config.data
-    return "\n".join([
-        f"run       {config.run.name} in {config.run.dir}",
-        f"networks  {sizes}",
-        f"batch     {batch.global_batch} images = {world.world_size} ranks x {batch.micro_batch} x "
-        f"{data.accumulation} micro-batches",
-        f"lr        {config.optim.peak(batch.global_batch):.3g} ({config.optim.schedule})",
-        f"engine    ZeRO {config.engine.zero}, {config.engine.precision}, {world.device.type}",
-    ])
+    return "\n".join(
+        [
+            f"run       {config.run.name} in {config.run.dir}",
+            f"networks  {sizes}",
+            f"batch     {batch.global_batch} images = {world.world_size} ranks x "
+            f"{batch.micro_batch} x {data.accumulation} micro-batches",
+            f"lr        {config.optim.peak(batch.global_batch):.3g} ({config.optim.schedule})",
+            f"engine    ZeRO {config.engine.zero}, {config.engine.precision}, {world.device.type}",
+        ]
+    )
 
 
 def parameters(module: Any) -> int:

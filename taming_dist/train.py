@@ -5,7 +5,6 @@ run and resumes it, alone, under torchrun, or as one srun task per GPU.
 """
 
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,9 +18,9 @@ if TYPE_CHECKING:
 def main() -> None:
     # Before torch is imported, which takes seconds in which a signal would kill the process.
     stop = StopRequest().install()
-    from taming_dist.config import Config, hydra_entry
+    from taming_dist.config import SCHEMAS, Config, hydra_entry
 
-    hydra_entry("train", Config, lambda config: train(config, stop))
+    hydra_entry("train", Config, lambda config: train(config, stop), SCHEMAS)
 
 
 def train(config: "Config", stop: StopRequest) -> None:
@@ -55,7 +54,9 @@ def train(config: "Config", stop: StopRequest) -> None:
     finished = fit(recipe, data, clock, config.train, checkpoints, sinks, stop, world, export)
     sinks.event("exit", clock, finished=finished)
     sinks.close()
-    ending = f"the trained model is in {export}" if finished else "the same command goes on from here"
+    ending = (
+        f"the trained model is in {export}" if finished else "the same command goes on from here"
+    )
     sinks.note(f"stopped at step {clock.step} of {clock.total_steps}: {ending}")
     shutdown()
 

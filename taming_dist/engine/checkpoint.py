@@ -107,14 +107,16 @@ class Checkpoints:
             )
         absent = sorted(name for name in engines if not (path / name).is_dir())
         if absent:
-            raise UserError(f"{path} holds no {' and '.join(absent)}: it is a checkpoint of another "
-                            f"stage or loss; name another run.dir")
+            raise UserError(
+                f"{path} holds no {' and '.join(absent)}: it is a checkpoint of another "
+                f"stage or loss; name another run.dir"
+            )
         for name, engine in engines.items():
             engine.load(path, name)
         return meta["state"]
 
     def prune(self) -> None:
-        """Delete what is not to be kept; meta.json goes first, so that no torn folder looks whole."""
+        """Delete what is not to be kept; meta.json goes first: no torn folder ever looks whole."""
         whole = [path for path in self._all() if find_fault(path) is None]
         for path in whole[: -max(1, self.keep_last)]:
             if not (self.keep_every and _step(path) % self.keep_every == 0):
@@ -123,7 +125,9 @@ class Checkpoints:
     def _all(self) -> list[Path]:
         if not self.folder.is_dir():
             return []
-        return sorted((path for path in self.folder.iterdir() if NAME.fullmatch(path.name)), key=_step)
+        return sorted(
+            (path for path in self.folder.iterdir() if NAME.fullmatch(path.name)), key=_step
+        )
 
 
 def read_meta(path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         if self.zero not in (0, 1, 2, 3):
-            raise UserError(f"engine.zero={self.zero}: use 0, 1, 2 or 3 (or engine=zero0 ... zero3)")
+            raise UserError(f"engine.zero={self.zero}: use 0, 1, 2 or 3")
         if self.precision not in PRECISIONS:
             raise UserError(f"engine.precision={self.precision}: use fp32, bf16 or fp16")
         if self.precision == "fp16" and not torch.cuda.is_available():

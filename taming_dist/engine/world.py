@@ -47,7 +47,9 @@ def place(environment: Mapping[str, str]) -> Place:
         return Place(0, 1, local, "127.0.0.1", 0)
     port = _number(environment, "MASTER_PORT", "slurm/*.sh and torchrun set it")
     if "MASTER_ADDR" not in environment:
-        raise UserError("MASTER_ADDR is not set: start through torchrun or slurm/*.sh, which set it")
+        raise UserError(
+            "MASTER_ADDR is not set: start through torchrun or slurm/*.sh, which set it"
+        )
     return Place(rank, size, local, environment["MASTER_ADDR"], port)
 
 
@@ -66,7 +68,7 @@ def _free_port() -> int:
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """The ranks of a run. Every method that is not a property is a collective: all ranks call it."""
+    """The ranks of a run. Every method that is no property is a collective: all ranks call it."""
 
     rank: int
     world_size: int
@@ -134,14 +136,14 @@ class Average:
 
 class _MeanOverRanks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, ranks: int) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, tensor: Tensor, ranks: int) -> Tensor:
         ctx.ranks = ranks
         total = tensor.clone()
         dist.all_reduce(total)
         return total / ranks
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         total = grad.clone()
         dist.all_reduce(total)
         return total / ctx.ranks, None
@@ -158,7 +160,7 @@ def choose_device(local_rank: int = 0) -> torch.device:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep the memory of big tensors for the next ones (docs/results.md: 2 times faster).
+    """Have glibc keep the memory of big tensors for the next ones: twice as fast, docs/results.md.
 
     By default it gives every large block back to the system and pays for new pages each time. Where
     the C library has no mallopt nothing is changed.
@@ -174,8 +176,10 @@ def rendezvous(here: Place) -> dict[str, str]:
     """The environment variables that torch.distributed reads."""
     port = here.master_port or _free_port()
     return {
-        "RANK": str(here.rank), "WORLD_SIZE": str(here.world_size),
-        "LOCAL_RANK": str(here.local_rank), "MASTER_ADDR": here.master_addr,
+        "RANK": str(here.rank),
+        "WORLD_SIZE": str(here.world_size),
+        "LOCAL_RANK": str(here.local_rank),
+        "MASTER_ADDR": here.master_addr,
         "MASTER_PORT": str(port),
     }
 

@@ -58,7 +58,9 @@ def init_world(here: Place, timeout: timedelta = DEFAULT_TIMEOUT) -> World:
     TorchBackend.new_group = lambda self, ranks: dist.new_group(ranks, timeout=timeout)
     deepspeed.init_distributed(
         dist_backend="nccl" if device.type == "cuda" else "gloo",
-        timeout=timeout, auto_mpi_discovery=False, verbose=False,
+        timeout=timeout,
+        auto_mpi_discovery=False,
+        verbose=False,
     )
     return World(here.rank, here.world_size, here.local_rank, device)
 
@@ -90,8 +92,11 @@ class Engine:
         on_gpu = world.device.type == "cuda"
         kind = torch.optim.AdamW if optimizer.name == "adamw" else torch.optim.Adam
         torch_optimizer = kind(
-            groups, lr=0.0, betas=(optimizer.betas[0], optimizer.betas[1]),
-            weight_decay=optimizer.weight_decay, fused=on_gpu,
+            groups,
+            lr=0.0,
+            betas=(optimizer.betas[0], optimizer.betas[1]),
+            weight_decay=optimizer.weight_decay,
+            fused=on_gpu,
         )
         self.config = config
         self.world = world
@@ -151,7 +156,7 @@ class Engine:
             raise UserError(f"{folder / name}: DeepSpeed finds no checkpoint there")
 
     def full_state(self) -> dict[str, Tensor] | None:
-        """All weights and buffers by name, whole, on the CPU: on rank 0, None elsewhere (collective).
+        """All weights and buffers by name, whole, on the CPU; None but on rank 0 (collective).
 
         At stage 3 one parameter at a time is gathered, so that no rank ever holds the whole model
         on its device.

@@ -1,13 +1,13 @@
-"""Encoder E and decoder G of the VQGAN: convolutional residual networks with attention at low resolution.
+"""Encoder E and decoder G of the VQGAN: convolutional residual networks, attention where coarse.
 
 Source: arXiv 2012.09841, table 7 (architecture) and appendix A; parameter names are those of the
 original implementation, so that its checkpoints load without a map.
 Legend: b batch, c channels, h w pixels, d latent channels, i j latent grid.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 GROUPS = 32  # of every GroupNorm, as in the original
 
@@ -79,7 +79,9 @@ class Upsample(nn.Module):
 class Level(nn.Module):
     """The blocks of one resolution: residual blocks, each followed by attention where asked for."""
 
-    def __init__(self, channels: int, out: int, blocks: int, attention: bool, dropout: float) -> None:
+    def __init__(
+        self, channels: int, out: int, blocks: int, attention: bool, dropout: float
+    ) -> None:
         super().__init__()
         widths = [channels] + [out] * blocks
         self.block = nn.ModuleList(
@@ -93,6 +95,32 @@ class Level(nn.Module):
             if self.attn:
                 x = self.attn[index](x)
         return x
+
+
+class DownLevel(Level):
+    """A level of the encoder; all but the last halve the resolution at their end."""
+
+    def __init__(
+        self, channels: int, out: int, blocks: int, attention: bool, dropout: float, last: bool
+    ) -> None:
+        super().__init__(channels, out, blocks, attention, dropout)
+        self.downsample: nn.Module = nn.Identity() if last else Downsample(out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.downsample(super().forward(x))
+
+
+class UpLevel(Level):
+    """A level of the decoder; all but the last double the resolution at their end."""
+
+    def __init__(
+        self, channels: int, out: int, blocks: int, attention: bool, dropout: float, last: bool
+    ) -> None:
+        super().__init__(channels, out, blocks, attention, dropout)
+        self.upsample: nn.Module = nn.Identity() if last else Upsample(out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.upsample(super().forward(x))
 
 
 class Middle(nn.Module):
@@ -124,16 +152,14 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
-        self.down = nn.ModuleList()
+        levels: list[DownLevel] = []
         width, last = channels, len(multipliers) - 1
         for index, multiplier in enumerate(multipliers):
             out = channels * multiplier
             attention = (resolution >> index) in attention_resolutions
-            level = Level(width, out, blocks, attention, dropout)
-            if index != last:
-                level.downsample = Downsample(out)
-            self.down.append(level)
+            levels.append(DownLevel(width, out, blocks, attention, dropout, index == last))
             width = out
+        self.down = nn.ModuleList(levels)
         self.mid = Middle(width, dropout)
         self.norm_out = normalize(width)
         self.conv_out = nn.Conv2d(width, latent_channels, 3, padding=1)
@@ -142,13 +168,11 @@ class Encoder(nn.Module):
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)
-            if hasattr(level, "downsample"):
-                h = level.downsample(h)
         return self.conv_out(F.silu(self.norm_out(self.mid(h))))
 
 
 class Decoder(nn.Module):
-    """G: latents [b,d,i,j] -> images [b,c,i*f,j*f]; one residual block a level more than the encoder.
+    """G: latents [b,d,i,j] -> images [b,c,i*f,j*f]; one block a level more than the encoder.
 
     `features` ends before the last convolution `conv_out`, whose weight gradients set the adaptive
     weight of the GAN loss (equation 7); `forward` is `conv_out(features(z))`.
@@ -170,13 +194,11 @@ class Decoder(nn.Module):
         width = channels * multipliers[-1]
         self.conv_in = nn.Conv2d(latent_channels, width, 3, padding=1)
         self.mid = Middle(width, dropout)
-        levels: list[Level] = []
+        levels: list[UpLevel] = []
         for index in range(last, -1, -1):
             out = channels * multipliers[index]
             attention = (resolution >> index) in attention_resolutions
-            level = Level(width, out, blocks + 1, attention, dropout)
-            if index != 0:
-                level.upsample = Upsample(out)
+            level = UpLevel(width, out, blocks + 1, attention, dropout, index == 0)
             levels.insert(0, level)  # up[0] is the highest resolution, as in the original
             width = out
         self.up = nn.ModuleList(levels)
@@ -187,8 +209,6 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
-            if hasattr(level, "upsample"):
-                h = level.upsample(h)
         return F.silu(self.norm_out(h))
 
     def forward(self, z: Tensor) -> Tensor:
@@ -202,4 +222,4 @@ def last_layer_gradient(features: Tensor, grad_output: Tensor) -> Tensor:
     Gives d loss / d weight [out,c,3,3] in fp32, without a walk through the network.
     """
     shape = (grad_output.shape[1], features.shape[1], 3, 3)
-    return torch.nn.grad.conv2d_weight(features.float(), shape, grad_output.float(), padding=1)
+    return conv2d_weight(features.float(), shape, grad_output.float(), padding=1)

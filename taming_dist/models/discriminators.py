@@ -117,7 +117,7 @@ class PatchGAN(nn.Module):
         super().__init__()
         norm, width = NORMS[config.norm], config.channels
         biased = config.norm in ("actnorm", "none")  # other norms have a shift of their own
-        layers = [nn.Conv2d(image_channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
+        layers: list[nn.Module] = [nn.Conv2d(image_channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
         for index in range(1, config.layers + 1):
             out = config.channels * min(2**index, 8)
             stride = 2 if index < config.layers else 1
@@ -156,4 +156,3 @@ def track_statistics(network: nn.Module, track: bool) -> None:
 def accuracy(real: Tensor, fake: Tensor) -> Tensor:
     """Share of logits on the right side of 0, for real and generated patches together."""
     return ((real > 0).float().mean() + (fake < 0).float().mean()) / 2
-

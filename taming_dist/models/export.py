@@ -21,10 +21,10 @@ from torch import nn
 from taming_dist.errors import UserError
 
 
-class Exported(PyTorchModelHubMixin):
-    """Mixin of every model that is exported: `Model(config)` with a dataclass as its only argument.
+class Exported(nn.Module, PyTorchModelHubMixin):
+    """Base of every exported model: `Model(config)` with a dataclass as its only argument.
 
-    `save_pretrained(folder)` writes `config.json` and `model.safetensors`; `from_pretrained(folder)`
+    `save_pretrained(folder)` writes `config.json` and `model.safetensors`, `from_pretrained(folder)`
     reads them. Subclasses name their `kind`, which tells exports apart.
     """
 
@@ -32,13 +32,15 @@ class Exported(PyTorchModelHubMixin):
     config: Any
 
     @classmethod
-    def from_pretrained(cls, folder: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, folder: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Load an export folder (or a hub id); the model is in eval mode.
 
         Errors: UserError if the folder is an export of another kind or lacks a file.
         """
-        missing = UserError(f"{folder}: no such export folder (training writes config.json and "
-                            f"model.safetensors to <run.dir>/export) and no model on the hub")
+        missing = UserError(
+            f"{folder}: no such export folder (training writes config.json and "
+            f"model.safetensors to <run.dir>/export) and no model on the hub"
+        )
         if os.path.isdir(folder):
             check_export(str(folder), cls.kind)
         elif not re.fullmatch(r"[\w-]+/[\w.-]+", str(folder)):
@@ -49,8 +51,10 @@ class Exported(PyTorchModelHubMixin):
         except (OSError, HfHubHTTPError) as error:
             raise missing from error
         except (SafetensorError, RuntimeError) as error:
-            raise UserError(f"{folder}/model.safetensors is damaged or does not fit config.json "
-                            f"({str(error).splitlines()[0]}): export the model again") from error
+            raise UserError(
+                f"{folder}/model.safetensors is damaged or does not fit config.json "
+                f"({str(error).splitlines()[0]}): export the model again"
+            ) from error
 
     def _save_pretrained(self, save_directory: Any) -> None:
         super()._save_pretrained(save_directory)
@@ -68,7 +72,6 @@ class Exported(PyTorchModelHubMixin):
 
         Computed from the present tensors: ask for it before casting a model to another dtype.
         """
-        assert isinstance(self, nn.Module)
         digest = hashlib.sha256(json.dumps(self.canonical_config(), sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             flat = tensor.detach().cpu().contiguous()
@@ -78,14 +81,16 @@ class Exported(PyTorchModelHubMixin):
 
 
 def read_kind(folder: str) -> str:
-    """The kind of the export in `folder`: "vqgan" or "transformer". UserError if it is no export."""
+    """The kind of the export in `folder`, "vqgan" or "transformer"; UserError if it is none."""
     path = os.path.join(folder, "config.json")
     try:
         with open(path, encoding="utf-8") as file:
             return str(json.load(file)["kind"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} is no export: {path} is missing or broken "
-                        f"({type(error).__name__}); name a folder like <run.dir>/export") from error
+        raise UserError(
+            f"{folder} is no export: {path} is missing or broken "
+            f"({type(error).__name__}); name a folder like <run.dir>/export"
+        ) from error
 
 
 def check_export(folder: str, kind: str) -> None:

@@ -89,7 +89,7 @@ def nearest(z: Tensor, entries: Tensor) -> Tensor:
 
 
 class Codebook(nn.Module):
-    """The entries [K,d]; the weight is used inside this module's own forward, where ZeRO-3 has it."""
+    """The entries [K,d]; the weight is used in this module's own forward, where ZeRO-3 has it."""
 
     def __init__(self, codes: int, dim: int, normalized: bool) -> None:
         super().__init__()
@@ -205,7 +205,9 @@ class EMAQuantizer(nn.Module):
         self.normalized, self.decay = config.normalized, config.decay
         self.revive_below = config.revive_below
         entries = torch.randn(config.codes, config.dim)
-        self.register_buffer("entries", F.normalize(entries, dim=-1) if self.normalized else entries)
+        self.register_buffer(
+            "entries", F.normalize(entries, dim=-1) if self.normalized else entries
+        )
         self.register_buffer("cluster_size", torch.ones(config.codes))
         self.register_buffer("cluster_sum", self.entries.clone())
         self.entries: Tensor

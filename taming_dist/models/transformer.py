@@ -146,7 +146,7 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp(self.ln2(x)))
 
 
-class Transformer(nn.Module, Exported):
+class Transformer(Exported):
     """GPT over [condition prefix, codes of the image in raster order].
 
     Source: arXiv 2012.09841, section 3.2.

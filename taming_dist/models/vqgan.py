@@ -34,8 +34,10 @@ class VQGANConfig:
     def __post_init__(self) -> None:
         self.quantizer = quantizer_config(self.quantizer)
         if self.channels % GROUPS:
-            raise UserError(f"model.channels={self.channels}: use a multiple of {GROUPS} "
-                            f"(GroupNorm has {GROUPS} groups)")
+            raise UserError(
+                f"model.channels={self.channels}: use a multiple of {GROUPS} "
+                f"(GroupNorm has {GROUPS} groups)"
+            )
         check_size(self.resolution, self.factor, "model.resolution")
 
     @property
@@ -52,8 +54,11 @@ class VQGANConfig:
 def check_size(size: int, factor: int, name: str) -> None:
     """UserError unless an image side of `size` pixels can be halved down to whole codes."""
     if size < factor or size % factor:
-        raise UserError(f"{name}={size}: the model halves the image {factor.bit_length() - 1} times, "
-                        f"so use a multiple of {factor}")
+        times = factor.bit_length() - 1
+        raise UserError(
+            f"{name}={size}: the model halves the image {times} times, "
+            f"so use a multiple of {factor}"
+        )
 
 
 class Reconstruction(NamedTuple):
@@ -72,8 +77,11 @@ class Reconstruction(NamedTuple):
 
 
 class VQGAN(
-    nn.Module, Exported, library_name="taming_dist", license="mit",
-    tags=["vqgan"], paper_url="https://arxiv.org/abs/2012.09841",
+    Exported,
+    library_name="taming_dist",
+    license="mit",
+    tags=["vqgan"],
+    paper_url="https://arxiv.org/abs/2012.09841",
 ):
     """x^ = G(q(E(x))), images in [-1, 1]."""
 
@@ -82,7 +90,7 @@ class VQGAN(
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
         self.config = config
-        shape = {
+        shape: dict[str, Any] = {
             "latent_channels": config.latent_channels,
             "channels": config.channels,
             "multipliers": list(config.multipliers),
@@ -98,13 +106,13 @@ class VQGAN(
         self.post_quant_conv = nn.Conv2d(config.quantizer.dim, config.latent_channels, 1)
 
     def forward(self, images: Tensor) -> Reconstruction:
-        """Images [b,c,h,w] in [-1,1] -> their reconstruction, with what training needs beside it."""
+        """Images [b,c,h,w] in [-1,1] -> their reconstruction, with what training needs beside."""
         quantized = self.quantize(self.latents(images))
         features = self.decoder.features(self.post_quant_conv(quantized.z_q.to(images.dtype)))
         return Reconstruction(
             images=self.decoder.conv_out(features),
-            # attached, it would be a second output on the same path, and DeepSpeed would divide the
-            # gradient by the number of micro-batches twice
+            # attached, it would be a second output on the same path, and DeepSpeed would divide
+            # the gradient by the number of micro-batches twice
             features=features.detach(),
             codebook_loss=quantized.loss,
             codes=quantized.codes,

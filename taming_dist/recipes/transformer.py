@@ -62,9 +62,7 @@ class TransformerRecipe:
         torch.manual_seed(seed)  # the same initial weights everywhere
         network = Transformer(model)
         groups = decay_groups(network, optim.weight_decay)
-        self.transformer = Engine(
-            network, groups, optim, engine, world, micro_batch, accumulation
-        )
+        self.transformer = Engine(network, groups, optim, engine, world, micro_batch, accumulation)
 
     @property
     def engines(self) -> Mapping[str, Engine]:
@@ -89,7 +87,7 @@ class TransformerRecipe:
     def _noise(self, clock: Clock) -> tuple[Tensor, Tensor] | None:
         """Chances and random codes [b * accumulation, n] of this rank for one optimizer step.
 
-        They are drawn for the whole global batch, so that they do not depend on the number of ranks.
+        They are drawn for the whole global batch: they do not depend on the number of ranks.
         """
         if self.loss.pkeep == 1:
             return None

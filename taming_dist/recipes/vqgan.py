@@ -98,7 +98,7 @@ class VQGANRecipe:
         return {"generator": self.generator, "discriminator": self.discriminator}
 
     def train_step(self, micro_batches: Iterable[Any], clock: Clock) -> Iterator[Scalars]:
-        """One optimizer step of G and, once the GAN counts, of D; yields each micro-batch's terms."""
+        """One optimizer step of G and, once the GAN counts, of D; yields the terms of each part."""
         seed_step(self.seed, clock, self.world.rank)
         for engine in self.engines.values():
             engine.set_lr(self.optim.learning_rate(clock))
@@ -172,16 +172,19 @@ class VQGANRecipe:
         return {"loss": loss, "codebook": codebook}
 
     def _update_codebook(self, parts: list[Statistics], clock: Clock) -> None:
-        """Bring the statistics of all micro-batches and ranks together; the same result everywhere."""
+        """Bring the statistics of all micro-batches and ranks together, the same everywhere."""
         counts = self.world.sum(torch.stack([part.counts for part in parts]).sum(0))
-        sums = candidates = None
-        if parts[0].sums is not None:
-            sums = self.world.sum(torch.stack([part.sums for part in parts]).sum(0))
-            candidates = self.world.join_samples(torch.cat([part.candidates for part in parts]))
+        sums = [part.sums for part in parts if part.sums is not None]
+        candidates = [part.candidates for part in parts if part.candidates is not None]
+        whole = Statistics(
+            counts,
+            self.world.sum(torch.stack(sums).sum(0)) if sums else None,
+            self.world.join_samples(torch.cat(candidates)) if candidates else None,
+        )
         self.usage.add(counts)
         randomness = torch.Generator().manual_seed(mix(self.seed, clock.images))
         quantizer = self.generator.module.quantize
-        self.revived += quantizer.update(Statistics(counts, sums, candidates), randomness)
+        self.revived += quantizer.update(whole, randomness)
 
     def window_metrics(self) -> dict[str, float]:
         metrics = self.usage.take() | {"codebook_revived": float(self.revived)}

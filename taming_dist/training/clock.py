@@ -1,4 +1,4 @@
-"""Time in a run is the number of images seen; steps, cadences, schedules and seeds derive from it."""
+"""Time in a run is the number of images seen; steps, schedules and seeds derive from it."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The training loop: fetch, step, log, validate, save, stop. It knows a stage as a `Recipe` only."""
+"""The training loop: fetch, step, log, validate, save, stop. It knows a stage by `Recipe` only."""
 
 import dataclasses
 import math
@@ -68,7 +68,7 @@ def fit(
     world: World,
     export: Path,
 ) -> bool:
-    """Train to the end of the clock, or until a signal asks to stop; True if the end was reached."""
+    """Train to the end of the clock, or until a signal asks to stop; True if it reached the end."""
     resume(recipe, data, clock, checkpoints, sinks)
     batches = data.train.batches(from_sample=clock.images)
     means, timer, stopping = Means(), Timer(), False
@@ -114,17 +114,17 @@ def resume(
     state = checkpoints.load(path, recipe.engines)
     data.train.check_state(state["data"])
     if state["images"] % clock.global_batch:
-        raise UserError(f"data.global_batch={clock.global_batch} does not divide the "
-                        f"{state['images']} images seen by {path}")
+        raise UserError(
+            f"data.global_batch={clock.global_batch} does not divide the "
+            f"{state['images']} images seen by {path}"
+        )
     clock.images = state["images"]
     recipe.load_state_dict(state["recipe"])
     sinks.rewind(clock)
     sinks.event("resume", clock, checkpoint=path.name)
 
 
-def save(
-    recipe: Recipe, data: Data, clock: Clock, checkpoints: Checkpoints, sinks: Sinks
-) -> None:
+def save(recipe: Recipe, data: Data, clock: Clock, checkpoints: Checkpoints, sinks: Sinks) -> None:
     """Write a checkpoint: weights and optimizers by the engines, the rest as plain JSON."""
     state = {
         "images": clock.images,

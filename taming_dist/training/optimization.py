@@ -34,8 +34,10 @@ class OptimConfig:
         if self.schedule not in ("constant", "cosine"):
             raise UserError(f"optim.schedule={self.schedule}: use constant or cosine")
         if (self.lr is None) == (self.base_lr is None):
-            raise UserError("give exactly one of optim.lr (absolute) and optim.base_lr (per image "
-                            "of the global batch); set the other to null")
+            raise UserError(
+                "give exactly one of optim.lr (absolute) and optim.base_lr (per image "
+                "of the global batch); set the other to null"
+            )
 
     def peak(self, global_batch: int) -> float:
         """The absolute learning rate that the schedule scales."""

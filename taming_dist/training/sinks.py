@@ -141,8 +141,12 @@ class Console:
         self._bar: Progress | None = None
         if self._terminal.is_terminal:
             self._bar = Progress(
-                TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                console=self._terminal, transient=True,
+                TextColumn(name),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=self._terminal,
+                transient=True,
             )
             self._task = self._bar.add_task(name, total=clock.total_steps)
             self._bar.start()
@@ -184,8 +188,13 @@ class WandB:
         run_id = id_file.read_text() if id_file.is_file() else secrets.token_hex(4)
         id_file.write_text(run_id)
         self._run = wandb.init(
-            project=config.project, name=name, id=run_id, resume="allow", dir=str(run_dir),
-            mode=wandb_mode(config), config=values,
+            project=config.project,
+            name=name,
+            id=run_id,
+            resume="allow",
+            dir=str(run_dir),
+            mode=wandb_mode(config),
+            config=values,
             settings=wandb.Settings(init_timeout=60, console="off", x_disable_stats=True),
         )
         self._run.define_metric("trainer/step")
@@ -197,8 +206,11 @@ class WandB:
 
     def image(self, clock: Clock, path: Path) -> None:
         self._guard(
-            lambda: self._run and self._run.log(
-                {"preview": self._wandb.Image(str(path)), "trainer/step": clock.step}
+            lambda: (
+                self._run
+                and self._run.log(
+                    {"preview": self._wandb.Image(str(path)), "trainer/step": clock.step}
+                )
             )
         )
 
@@ -216,7 +228,7 @@ class WandB:
             print(f"W&B is off: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
 
 
-def wandb_mode(config: LogConfig) -> str:
+def wandb_mode(config: LogConfig) -> Any:
     """online, offline or disabled; auto is online only where a key is configured."""
     if config.wandb != "auto":
         return config.wandb
@@ -225,7 +237,9 @@ def wandb_mode(config: LogConfig) -> str:
     if os.environ.get("WANDB_API_KEY"):
         return "online"
     netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    known = netrc.is_file() and "api.wandb.ai" in netrc.read_text(encoding="utf-8", errors="replace")
+    known = netrc.is_file() and "api.wandb.ai" in netrc.read_text(
+        encoding="utf-8", errors="replace"
+    )
     return "online" if known else "offline"
 
 

@@ -1,0 +1,39 @@
+# make demo: the whole chain on built-in photographs. make test: the tests. Both set up .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-slow check bench env clean-demo
+
+env: $(VENV)/.ready
+
+# the stamp is younger than what it was made from, so a second run does nothing
+$(VENV)/.ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "error: Python 3.10 or newer is needed; set PYTHON=..." >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+		{ echo "error: python3-venv is missing (apt-get install python3-venv)" >&2; exit 2; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,dev]'
+	@touch $@
+
+demo: env
+	@$(BIN)/python tools/demo.py
+
+test: env
+	@$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: env
+	@$(BIN)/python -m pytest -m slow
+
+check: env
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/mypy
+	@if command -v shellcheck >/dev/null; then shellcheck -x slurm/*.sh tests/slurm/*.sh .ci/run; \
+	else echo "error: shellcheck is missing (apt-get install shellcheck)" >&2; exit 2; fi
+
+bench: env
+	$(BIN)/python tools/benchmark.py
+
+clean-demo:
+	rm -rf outputs/demo
