@@ -52,5 +52,6 @@ train() {
     for override in "$@"; do
         [[ $override != *(+)experiment=* ]] || experiment=()
     done
-    launch --kill-on-bad-exit=1 python -m taming_dist.train "${experiment[@]}" "$@"
+    launch --kill-on-bad-exit=1 "$root/slurm/rank.sh" \
+        python -m taming_dist.train "${experiment[@]}" "$@"
 }

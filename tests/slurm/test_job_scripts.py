@@ -13,7 +13,7 @@ NAMES = (
     "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "MASTER_ADDR", "MASTER_PORT",
     "OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK", "CUDA_VISIBLE_DEVICES", "MALLOC_TRIM_THRESHOLD_",
 )
-# Writes what a rank is told; `-c` is the scripts' own check. The last override is its exit status.
+# Writes down what a rank is told; `-c` is the scripts' own check.
 STAND_IN = f"""#!{sys.executable}
 import json, os, socket, sys
 if sys.argv[1] != "-c":
@@ -21,7 +21,15 @@ if sys.argv[1] != "-c":
     told |= {{"argv": sys.argv[1:], "host": socket.gethostname()}}
     with open(f"rank-{{told['SLURM_PROCID']}}.json", "w") as file:
         json.dump(told, file)
-    sys.exit(int(sys.argv[-1].removeprefix("status=")) if "status=" in sys.argv[-1] else 0)
+"""
+# Every rank refuses, the first one last.
+REFUSING = f"""#!{sys.executable}
+import os, sys, time
+if sys.argv[1] != "-c":
+    if os.environ["SLURM_PROCID"] == "0":
+        time.sleep(1)
+        print("error: no such key")
+    sys.exit(2)
 """
 CPU = ("--gpus-per-node=0", "--ntasks-per-node=1", "--cpus-per-task=1")
 
@@ -111,13 +119,15 @@ def test_tasks_see_the_environment_where_sbatch_exports_little(
     assert ranks()[0]["MASTER_ADDR"] == "node1"
 
 
-def test_the_job_ends_with_the_status_of_the_ranks(cluster, repository, tmp_path):
+def test_when_all_ranks_fail_the_first_one_is_heard_and_the_status_is_theirs(
+    cluster, repository, tmp_path
+):
+    (repository / ".venv/bin/python").write_text(REFUSING)
     script = REPOSITORY / "slurm/train_vqgan.sh"
-    job = cluster.submit(
-        "--nodes=1", *CPU, script, "status=3", cwd=tmp_path, repository=repository
-    )
-    assert job.wait() == 3
+    job = cluster.submit("--nodes=2", *CPU, script, cwd=tmp_path, repository=repository)
+    assert job.wait() == 2, job.text
     assert job.facts()["JobState"] == "FAILED"
+    assert "error: no such key" in job.text.splitlines()
 
 
 @pytest.mark.parametrize("name", ["train_vqgan.sh", "train_transformer.sh", "tokenize.sh"])
