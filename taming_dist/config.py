@@ -242,6 +242,11 @@ def accumulation(global_batch: int, micro_batch: int, world_size: int) -> int:
 def check_sizes(config: Config) -> None:
     """The image must halve down to whole codes and leave D at least one patch."""
     check_size(config.data.size, config.model.factor, "data.size")
+    if config.loss.discriminator.norm == "actnorm":
+        raise UserError(
+            "loss.discriminator.norm=actnorm sets its parameters from the first batch, which the "
+            "engines do not carry over ranks yet: use batch, group or none"
+        )
     smallest = config.loss.discriminator.smallest_size()
     if config.data.size < smallest:
         raise UserError(

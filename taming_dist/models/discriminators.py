@@ -66,6 +66,7 @@ class ActNorm(nn.Module):
         self.loc = nn.Parameter(torch.zeros(1, channels, 1, 1))
         self.scale = nn.Parameter(torch.ones(1, channels, 1, 1))
         self.register_buffer("initialized", torch.zeros((), dtype=torch.uint8))
+        self.initialized: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and not self.initialized:

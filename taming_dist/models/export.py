@@ -24,7 +24,7 @@ from taming_dist.errors import UserError
 class Exported(nn.Module, PyTorchModelHubMixin):
     """Base of every exported model: `Model(config)` with a dataclass as its only argument.
 
-    `save_pretrained(folder)` writes `config.json` and `model.safetensors`, `from_pretrained(folder)`
+    `save_pretrained(folder)` writes config.json and model.safetensors, `from_pretrained(folder)`
     reads them. Subclasses name their `kind`, which tells exports apart.
     """
 
