@@ -1,0 +1,245 @@
+"""The whole chain at laptop size on photographs that come with Python packages: `make demo`.
+
+    python tools/demo.py [--out outputs/demo]
+
+Runs the project's own commands one after the other, each as a user would type it, and ends with a
+report. A phase that is done is not done again; one that was interrupted goes on where it was.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from report import write_report
+
+from taming_dist import cli
+from taming_dist.data.files import write_bytes
+from taming_dist.data.manifest import Manifest
+from taming_dist.errors import UserError
+from taming_dist.pretrained import BACKBONES
+
+SIZE = 32
+SAMPLES_PER_CLASS = 8
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One command of the chain, as the arguments of python; `made` is there when it is done.
+
+    For a training it is events.jsonl, which also has to say that the end was reached: one that was
+    interrupted leaves an export as well.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    made: Path
+
+    @property
+    def is_complete(self) -> bool:
+        if not self.made.exists():
+            return False
+        if self.made.name != "events.jsonl":
+            return True
+        events = [json.loads(line) for line in self.made.read_text().splitlines()]
+        return any(event["event"] == "exit" and event["finished"] for event in events)
+
+
+def phases(out: Path) -> list[Phase]:
+    """The commands of the chain, in order."""
+    photographs, shards, codes = out / "photographs", out / "shards", out / "codes"
+    vqgan, transformer, figures = out / "vqgan", out / "transformer", out / "evaluation"
+    chain = [
+        Phase("LPIPS weights", ("tools/fetch_lpips.py",), BACKBONES["vgg"].cache_file),
+        Phase(
+            "photographs",
+            ("tools/demo_photographs.py", "--out", f"{photographs}", "--size", f"{SIZE}"),
+            photographs / "photographs.json",
+        ),
+    ]
+    for split in ("train", "val"):
+        folder = photographs / split
+        chain.append(
+            Phase(
+                f"image shards, {split}",
+                ("tools/make_shards.py", "--images", f"{folder / 'images'}", "--labels", "folders",
+                 "--segmentations", f"{folder / 'segmentations'}", "--prefix", split,
+                 "--out", f"{shards / split}"),
+                shards / split / "manifest.json",
+            )
+        )  # fmt: skip
+    chain.append(
+        Phase(
+            "training the VQGAN",
+            ("-m", "taming_dist.train", "+experiment=demo", f"run.dir={vqgan}",
+             f"data.train={shards / 'train'}", f"data.val={shards / 'val'}"),
+            vqgan / "events.jsonl",
+        )
+    )  # fmt: skip
+    for split, views in (("train", "flip"), ("val", "center")):
+        chain.append(
+            Phase(
+                f"tokenization, {split}",
+                ("tools/tokenize_dataset.py", "--model", f"{vqgan / 'export'}", "--shards",
+                 f"{shards / split}", "--out", f"{codes / split}", "--views", views,
+                 "--prefix", f"codes-{split}"),
+                codes / split / "manifest.json",
+            )
+        )  # fmt: skip
+    classes = len(os.listdir(photographs / "train" / "images")) if photographs.is_dir() else 0
+    return [
+        *chain,
+        Phase(
+            "training the transformer",
+            ("-m", "taming_dist.train", "+experiment=demo_transformer", f"run.dir={transformer}",
+             f"data.train={codes / 'train'}", f"data.val={codes / 'val'}",
+             f"data.vqgan={vqgan / 'export'}"),
+            transformer / "events.jsonl",
+        ),
+        Phase(
+            "sampling",
+            ("-m", "taming_dist.sample", f"transformer={transformer / 'export'}",
+             f"vqgan={vqgan / 'export'}", f"out={out / 'samples'}", "top_k=100", "seed=0",
+             f"n={classes * SAMPLES_PER_CLASS}", f"batch={classes * SAMPLES_PER_CLASS}"),
+            out / "samples" / "samples.json",
+        ),
+        Phase(
+            "evaluation, VQGAN",
+            ("-m", "taming_dist.evaluate", f"model={vqgan / 'export'}",
+             f"data={shards / 'val'}", f"out={figures / 'vqgan'}"),
+            figures / "vqgan" / "metrics.json",
+        ),
+        Phase(
+            "evaluation, transformer",
+            ("-m", "taming_dist.evaluate", f"model={transformer / 'export'}",
+             f"data={codes / 'val'}", f"out={figures / 'transformer'}"),
+            figures / "transformer" / "metrics.json",
+        ),
+    ]  # fmt: skip
+
+
+class Journal:
+    """phases.json: which command was finished, how long it took, how much memory it had."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.records: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def is_done(self, phase: Phase) -> bool:
+        """Whether this very command was finished and what it made is still there."""
+        record = self.records.get(phase.name)
+        return record is not None and record["command"] == [*phase.command] and phase.is_complete
+
+    def run(self, phase: Phase) -> None:
+        """Run the phase and note it; time of interrupted tries at the same command counts too."""
+        record = self.records.get(phase.name)
+        same = record is not None and record["command"] == [*phase.command]
+        spent = record["seconds"] if record is not None and same else 0.0
+        start = time.monotonic()
+        status, peak = run_python(phase.command)
+        self.records[phase.name] = {
+            "command": [*phase.command],
+            "seconds": spent + time.monotonic() - start,
+            "peak_memory_gb": peak,
+        }
+        self._save()
+        if status != 0:
+            sys.exit(status)
+        if not phase.is_complete:
+            print("\ninterrupted: make demo goes on from here")
+            sys.exit(128 + signal.SIGINT)
+
+    def _save(self) -> None:
+        write_bytes(self.path, json.dumps(self.records, indent=1).encode())
+
+
+def run_python(arguments: Sequence[str]) -> tuple[int, float]:
+    """Run python as a child that shares our terminal; gives its status and peak memory in GiB."""
+    print(f"\n$ python {shlex.join(arguments)}", flush=True)
+    child = subprocess.Popen([sys.executable, *arguments])
+    while True:
+        try:
+            _, status, usage = os.wait4(child.pid, 0)
+            break
+        except KeyboardInterrupt:  # the child has it too: training saves and ends
+            continue
+    code = os.waitstatus_to_exitcode(status)
+    child.returncode = code
+    return code, usage.ru_maxrss * 1024 / GIB
+
+
+def summarize(out: Path, journal: Journal) -> dict[str, Any]:
+    """summary.json: the figures of the chain, from what its commands wrote."""
+    rows = map(json.loads, (out / "vqgan" / "metrics.jsonl").read_text().splitlines())
+    measured = [row for row in rows if "val/lpips" in row]
+    before = [row for row in measured if not has_gan(row)]
+    figures = {
+        **json.loads((out / "evaluation" / "vqgan" / "metrics.json").read_text()),
+        **json.loads((out / "evaluation" / "transformer" / "metrics.json").read_text()),
+    }
+    return {
+        **{name: value for name, value in figures.items() if isinstance(value, float)},
+        "lpips_before_gan": before[-1]["val/lpips"],
+        "lpips_after_gan": measured[-1]["val/lpips"],
+        "gan_started_after_step": before[-1]["step"],
+        "classes": list(Manifest.load(out / "shards" / "train").classes or ()),
+        "seconds": {name: record["seconds"] for name, record in journal.records.items()},
+        "peak_memory_gb": max(record["peak_memory_gb"] for record in journal.records.values()),
+    }
+
+
+def has_gan(row: dict[str, Any]) -> bool:
+    """Whether the GAN counted in the steps that a log point covers."""
+    return "train/gan_g" in row
+
+
+def main() -> None:
+    """Run the chain."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("outputs/demo"))
+    out: Path = parser.parse_args().out
+    if not Path("tools/demo.py").is_file():
+        raise UserError("run the demo from the folder of the repository: make demo")
+    out.mkdir(parents=True, exist_ok=True)
+    journal = Journal(out / "phases.json")
+    for number in range(len(phases(out))):
+        phase = phases(out)[number]  # anew: the classes are known once the photographs are cut
+        if journal.is_done(phase):
+            print(f"{phase.name}: done before", flush=True)
+        else:
+            journal.run(phase)
+    summary = summarize(out, journal)
+    write_bytes(out / "summary.json", json.dumps(summary, indent=1).encode())
+    write_report(
+        out / "report.html", summary, out / "vqgan", out / "transformer",
+        out / "evaluation" / "vqgan", out / "samples",
+    )  # fmt: skip
+    print(farewell(out, summary))
+
+
+def farewell(out: Path, summary: dict[str, Any]) -> str:
+    """Where the report is, and what one may try next."""
+    return f"""
+The chain took {sum(summary["seconds"].values()):.0f} s. Open the report:
+
+  {(out / "report.html").resolve()}
+
+Try next:
+  .venv/bin/python -m taming_dist.sample transformer={out}/transformer/export \\
+      vqgan={out}/vqgan/export out=outputs/more class_id=3 n=16 seed=1
+  .venv/bin/python tools/make_shards.py --images YOUR_PHOTOGRAPHS --short-side 256 --out data/mine
+  .venv/bin/python -m taming_dist.train +experiment=flickr +scale=laptop \\
+      data.train=data/mine data.val=data/mine run.name=mine"""
+
+
+if __name__ == "__main__":
+    cli.run(main)
