@@ -94,8 +94,8 @@ def test_without_gpus_every_task_is_a_rank(cluster, repository, ranks, tmp_path)
 def test_overrides_arrive_as_they_were_typed(cluster, repository, ranks, tmp_path):
     (tmp_path / "train-000000.tar").touch()  # what an unquoted pattern would turn into
     overrides = [
-        "+experiment=demo", "run.name=two words", "optim.betas=[0.5, 0.9]", "data.train=train-*.tar",
-        "data.val={a..b}'\"$HOME",
+        "+experiment=demo", "run.name=two words", "optim.betas=[0.5, 0.9]",
+        "data.train=train-*.tar", "data.val={a..b}'\"$HOME",
     ]
     job = cluster.submit(
         "--nodes=2", *CPU, "slurm/train_vqgan.sh", *overrides, cwd=repository, repository=None
@@ -134,9 +134,8 @@ def test_when_all_ranks_fail_the_first_one_is_heard_and_the_status_is_theirs(
 def test_a_job_that_cannot_find_the_repository_says_so_in_one_line(cluster, tmp_path, name):
     job = cluster.submit(*CPU, REPOSITORY / "slurm" / name, cwd=tmp_path, repository=None)
     assert job.wait() == 2
-    assert job.text.splitlines() == [
-        f"error: {tmp_path} is not taming_dist: submit from the repository, or set TAMING_DIST to it"
-    ]
+    mend = "submit from the repository, or set TAMING_DIST to it"
+    assert job.text.splitlines() == [f"error: {tmp_path} is not taming_dist: {mend}"]
 
 
 def test_a_job_without_the_package_says_what_to_run(cluster, repository, tmp_path):

@@ -75,10 +75,10 @@ def test_a_vqgan_trains_on_two_nodes(trained):
 def test_a_mistyped_override_ends_the_job_with_one_line(cluster, folder):
     job = train_vqgan(cluster, folder, "train.stepz=4")
     assert job.wait() == 2, job.text
-    errors = [line for line in job.text.splitlines() if not line.startswith(("srun:", "slurmstepd:"))]
-    assert len(errors) == 1, job.text
-    assert errors[0].startswith("error: ")
-    assert "stepz" in errors[0]
+    said = [line for line in job.text.splitlines() if not line.startswith(("srun:", "slurmstepd"))]
+    assert len(said) == 1, job.text
+    assert said[0].startswith("error: ")
+    assert "stepz" in said[0]
 
 
 def test_a_signal_has_the_ranks_save_and_the_same_command_goes_on(cluster, folder, trained):
