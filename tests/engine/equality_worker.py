@@ -1,0 +1,142 @@
+"""One rank of test_equality.py: trains the same small stage 1 under every ZeRO stage.
+
+Run as `python equality_worker.py OUT` with torchrun's variables; writes OUT-<rank>.json.
+"""
+
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from taming_dist.engine.settings import EngineConfig
+from taming_dist.engine.world import World, environment_place
+from taming_dist.engine.zero import init_world, shutdown
+from taming_dist.models.discriminators import PatchGANConfig
+from taming_dist.models.quantizers import EMAQuantizerConfig, VectorQuantizerConfig
+from taming_dist.models.vqgan import VQGANConfig
+from taming_dist.recipes.vqgan import VQGANLossConfig, VQGANRecipe
+from taming_dist.training.clock import Clock
+from taming_dist.training.metrics import Means
+from taming_dist.training.optimization import OptimConfig
+
+GLOBAL_BATCH, STEPS, DISC_START = 4, 8, 2
+# Biases before a GroupNorm have no gradient but rounding, which Adam blows up to whole steps: small
+# steps keep that noise small.
+LEARNING_RATE = 1e-4
+QUANTIZERS = {
+    "vector": VectorQuantizerConfig(codes=24, dim=8),
+    "ema": EMAQuantizerConfig(codes=24, dim=8, decay=0.8, revive_below=0.3),
+}
+
+
+@dataclass
+class Images:
+    images: torch.Tensor
+
+
+def build(world: World, zero: int, quantizer: str, accumulation: int, adaptive: str) -> VQGANRecipe:
+    model = VQGANConfig(
+        quantizer=QUANTIZERS[quantizer], resolution=32, channels=32, multipliers=[1, 1, 1],
+        blocks=1, attention_resolutions=[], latent_channels=16,
+    )
+    loss = VQGANLossConfig(
+        disc_start=DISC_START, lpips_net="alex", lpips_weights="random", adaptive=adaptive,
+        discriminator=PatchGANConfig(channels=8, layers=2),
+    )
+    engine = EngineConfig(zero=zero, persist_below=0)
+    micro_batch = GLOBAL_BATCH // (world.world_size * accumulation)
+    optim = OptimConfig(lr=LEARNING_RATE)
+    return VQGANRecipe(model, loss, optim, engine, world, micro_batch, accumulation, seed=0)
+
+
+def micro_batches(world: World, step: int, accumulation: int) -> Iterator[Images]:
+    """This rank's share of the global batch: rank r has rows r, r + R ... of each part."""
+    randomness = torch.Generator().manual_seed(step)
+    shape = (GLOBAL_BATCH, 3, 32, 32)
+    images = torch.randint(0, 256, shape, generator=randomness, dtype=torch.uint8)
+    for part in images.chunk(accumulation):
+        yield Images(part[world.rank :: world.world_size].contiguous())
+
+
+def train(recipe: VQGANRecipe, accumulation: int, first: int, last: int) -> list[dict[str, float]]:
+    """Scalars of each step, over all ranks, and how many codes were revived."""
+    lines = []
+    for step in range(first, last):
+        clock, means = Clock(GLOBAL_BATCH, STEPS, images=step * GLOBAL_BATCH), Means()
+        batches = micro_batches(recipe.world, step, accumulation)
+        for scalars in recipe.train_step(batches, clock):
+            means.add(scalars)
+        window = recipe.window_metrics()
+        kept = {name: window[name] for name in ("codebook_usage", "codebook_revived")}
+        lines.append(means.take(recipe.world) | kept)
+    return lines
+
+
+def codebook_digest(recipe: VQGANRecipe) -> str:
+    """sha256 of the codebook as this rank has it."""
+    quantizer = recipe.generator.module.quantize
+    if hasattr(quantizer, "entries"):
+        tensors = [quantizer.entries, quantizer.cluster_size, quantizer.cluster_sum]
+        return digest(tensors)
+    with recipe.generator._gathered(quantizer.embedding.weight):
+        return digest([quantizer.embedding.weight])
+
+
+def digest(tensors: list[torch.Tensor]) -> str:
+    data = b"".join(tensor.detach().numpy().tobytes() for tensor in tensors)
+    return hashlib.sha256(data).hexdigest()
+
+
+def run(
+    world: World, zero: int, quantizer: str, accumulation: int, adaptive: str = "global",
+    steps: int = STEPS,
+) -> dict[str, Any]:
+    recipe = build(world, zero, quantizer, accumulation, adaptive)
+    lines = train(recipe, accumulation, 0, steps)
+    state = recipe.generator.full_state()
+    norms = None
+    if state is not None:
+        norms = {name: float(value.double().norm()) for name, value in state.items()}
+    return {"lines": lines, "codebook": codebook_digest(recipe), "norms": norms}
+
+
+def resumed(world: World, zero: int, folder: Path) -> list[dict[str, float]]:
+    """Steps 2 to 4 from what was saved after step 2, when D had not made a step yet."""
+    saved = build(world, zero, "vector", 1, "global")
+    train(saved, 1, 0, DISC_START)
+    for name, engine in saved.engines.items():
+        engine.save(folder, name)
+    world.sum(torch.zeros(1))
+    fresh = build(world, zero, "vector", 1, "global")
+    for name, engine in fresh.engines.items():
+        engine.load(folder, name)
+    return train(fresh, 1, DISC_START, DISC_START + 2)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    world = init_world(environment_place())
+    found: dict[str, Any] = {
+        "zero0 vector x1": run(world, 0, "vector", 1),
+        "zero0 ema x2": run(world, 0, "ema", 2),
+        "zero0 per_rank": run(world, 0, "vector", 1, adaptive="per_rank", steps=DISC_START + 1),
+    }
+    for zero in range(4):
+        found[f"zero{zero} vector x2"] = run(world, zero, "vector", 2)
+        found[f"zero{zero} ema x1"] = run(world, zero, "ema", 1)
+        with tempfile.TemporaryDirectory() as folder:
+            shared = Path(world.broadcast(folder))
+            found[f"zero{zero} resumed"] = {"lines": resumed(world, zero, shared)}
+            world.barrier()
+    Path(f"{sys.argv[1]}-{world.rank}.json").write_text(json.dumps(found))
+    shutdown()
+
+
+if __name__ == "__main__":
+    main()

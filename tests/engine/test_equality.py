@@ -1,0 +1,121 @@
+"""The same losses on one and two ranks, under ZeRO 0 to 3, in one piece or in micro-batches.
+
+Every figure of the step is compared, the GAN's and its adaptive weight included, over eight steps
+in fp32; the GAN starts at the third. All of it runs in three processes (equality_worker.py).
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WORKER = Path(__file__).with_name("equality_worker.py")
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID")
+DISC_START = 2
+RUNS = ("vector x2", "ema x1")
+Lines = list[dict[str, float]]
+
+
+def start(out: Path, **variables: str) -> subprocess.Popen:
+    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
+    environment |= {"OMP_NUM_THREADS": "1"} | variables
+    return subprocess.Popen(
+        [sys.executable, str(WORKER), str(out)], env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the single process and both ranks of the pair found, by name of the run."""
+    folder = tmp_path_factory.mktemp("equality")
+    master = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = [start(folder / "one")] + [
+        start(folder / "two", RANK=str(rank), LOCAL_RANK=str(rank), **master) for rank in range(2)
+    ]
+    for process in processes:
+        output, _ = process.communicate(timeout=280)
+        assert process.returncode == 0, output[-4000:]
+    return {name: json.loads((folder / f"{name}.json").read_text())
+            for name in ("one-0", "two-0", "two-1")}
+
+
+def assert_same(lines: Lines, expected: Lines, tolerance: float) -> None:
+    assert len(lines) == len(expected)
+    for step, (line, other) in enumerate(zip(lines, expected, strict=True)):
+        assert line == pytest.approx(other, rel=tolerance, abs=tolerance), f"step {step}"
+
+
+@pytest.mark.parametrize("run", ["vector x1", "ema x2", *RUNS])
+def test_two_ranks_give_the_losses_of_one(found: dict[str, Any], run: str) -> None:
+    key = f"zero0 {run}"
+    assert_same(found["two-0"][key]["lines"], found["one-0"][key]["lines"], 1e-4)
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("process", ["one-0", "two-0"])
+def test_every_zero_stage_gives_the_same_losses_and_weights(
+    found: dict[str, Any], process: str, run: str, zero: int
+) -> None:
+    mine, reference = found[process][f"zero{zero} {run}"], found["one-0"][f"zero0 {run}"]
+    assert_same(mine["lines"], reference["lines"], 1e-4)
+    assert mine["norms"] == pytest.approx(reference["norms"], rel=1e-3, abs=2e-3)
+
+
+@pytest.mark.parametrize("process", ["one-0", "two-0"])
+@pytest.mark.parametrize("quantizer", ["vector", "ema"])
+def test_micro_batches_equal_one_batch_until_the_gan_starts(
+    found: dict[str, Any], process: str, quantizer: str
+) -> None:
+    """From then on each micro-batch has its own adaptive weight."""
+    runs = [found[process][f"zero0 {quantizer} x{count}"]["lines"] for count in (1, 2)]
+    before = [lines[:DISC_START] for lines in runs]
+    assert "adaptive_weight" not in before[0][-1]
+    assert_same(before[0], before[1], 1e-5)
+
+
+def test_the_runs_reach_what_they_are_meant_to_compare(found: dict[str, Any]) -> None:
+    lines = found["one-0"]["zero0 ema x1"]["lines"]
+    assert sum(line["codebook_revived"] for line in lines) > 0
+    assert all("adaptive_weight" in line for line in lines[DISC_START:])
+    assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+@pytest.mark.parametrize("zero", range(4))
+@pytest.mark.parametrize("run", RUNS)
+def test_both_ranks_hold_the_same_codebook_to_the_bit(
+    found: dict[str, Any], run: str, zero: int
+) -> None:
+    key = f"zero{zero} {run}"
+    assert found["two-0"][key]["codebook"] == found["two-1"][key]["codebook"]
+    assert found["two-0"][key]["lines"] == found["two-1"][key]["lines"]
+
+
+@pytest.mark.parametrize("zero", range(4))
+@pytest.mark.parametrize("process", ["one-0", "two-0"])
+def test_engines_saved_before_d_made_a_step_go_on_to_the_bit(
+    found: dict[str, Any], process: str, zero: int
+) -> None:
+    whole = found[process]["zero0 vector x1"]["lines"][DISC_START : DISC_START + 2]
+    assert found[process][f"zero{zero} resumed"]["lines"] == whole
+
+
+def test_the_adaptive_weight_per_rank_is_the_mean_of_each_ranks_own(found: dict[str, Any]) -> None:
+    at_start = {name: found[name]["zero0 per_rank"]["lines"][DISC_START]["adaptive_weight"]
+                for name in ("one-0", "two-0")}
+    everywhere = found["one-0"]["zero0 vector x1"]["lines"][DISC_START]["adaptive_weight"]
+    assert at_start["one-0"] == everywhere  # with one rank there is no difference
+    assert at_start["two-0"] != pytest.approx(everywhere, rel=1e-3)
+    assert at_start["two-0"] == pytest.approx(everywhere, rel=0.5)
