@@ -28,6 +28,7 @@ from taming_dist.data.files import write_bytes
 from taming_dist.data.images import Preprocess, to_float
 from taming_dist.data.manifest import resolve
 from taming_dist.data.reader import Batch, Reader
+from taming_dist.engine.world import choose_device
 from taming_dist.errors import UserError
 from taming_dist.evaluation.reconstruction import ReconstructionFigures
 from taming_dist.evaluation.tokens import TokenFigures
@@ -74,7 +75,7 @@ def main(config: EvaluateConfig) -> None:
     for key in ("batch", "threads"):
         if getattr(config, key) < 1:
             raise UserError(f"{key}: {getattr(config, key)} is too few, give at least 1")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device()
     evaluate = evaluate_vqgan if read_kind(config.model) == "vqgan" else evaluate_transformer
     with torch.inference_mode():
         figures = evaluate(config, device)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from taming_dist.config import hydra_entry
 from taming_dist.data.files import write_bytes
+from taming_dist.engine.world import choose_device
 from taming_dist.errors import UserError
 from taming_dist.generation.generator import Generator, Samples
 from taming_dist.generation.pictures import sheet, to_uint8
@@ -83,7 +84,7 @@ def main(config: SampleConfig) -> None:
 
 def load_generator(config: SampleConfig) -> Generator:
     """Return the generator of the two exports, on the GPU if there is one."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device()
     transformer = Transformer.from_pretrained(config.transformer)
     vqgan = VQGAN.from_pretrained(config.vqgan)
     return Generator(transformer.to(device), vqgan.to(device))

@@ -96,6 +96,11 @@ class TransformerStage:
         data: CodesConfig = self.config.data
         val_set = CodeDataset.open(data.val)
         fitted(self.model, val_set, data.val)
+        if val_set.class_names != self.codes.class_names:
+            raise UserError(
+                f"data.train and data.val name other classes, {self.codes.class_names} and "
+                f"{val_set.class_names}: make both sets of shards from the same class folders"
+            )
         seed = self.config.run.seed
         place = {"rank": here.rank, "world_size": here.world_size, "seed": seed}
         train = CodeReader(

@@ -23,7 +23,7 @@ from taming_dist.data.codes import CodeShard, codes_dtype, write_codes_manifest
 from taming_dist.data.images import Preprocess, to_float
 from taming_dist.data.manifest import CODES_FORMAT, MANIFEST, Dataset, Manifest, resolve
 from taming_dist.data.reader import Batch, Reader
-from taming_dist.engine.world import Place, place
+from taming_dist.engine.world import Place, choose_device, place
 from taming_dist.errors import UserError
 from taming_dist.models.vqgan import VQGAN, check_size
 
@@ -174,7 +174,7 @@ def encode_all(
     job: Job, todo: list[tuple[Path, int, int]], where: Place, args: argparse.Namespace
 ) -> None:
     """Encode some ranges, each into its shard."""
-    device = torch.device(f"cuda:{where.local_rank}" if torch.cuda.is_available() else "cpu")
+    device = choose_device(where.local_rank)
     job.model.to(device)
     bad: list[dict[str, Any]] = []
     reader = Reader(

@@ -7,6 +7,7 @@ an engine's output fires its reduction hooks (recipes cut the graph at the recon
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -32,6 +33,8 @@ def load_deepspeed() -> ModuleType:
     from deepspeed.utils import logger
 
     logger.setLevel(logging.WARNING)
+    # It calls collectives by the names that every torch of our range has; newer ones warn of them.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     # Only inference uses this extension; building it takes minutes on a small CPU machine, and a
     # build that is killed leaves a lock on which every later start would hang.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
