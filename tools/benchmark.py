@@ -1,0 +1,90 @@
+"""Measure speed, each comparison within one run: `make bench`.
+
+    python tools/benchmark.py [--steps 12] [--out FILE]
+
+Stage 1's step of the demo on random images, before and after the GAN counts, with glibc's default
+allocator settings and with those that training sets (CPU only). Prints a table of medians.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import torch
+
+from taming_dist import cli
+from taming_dist.data.files import write_bytes
+
+BATCH, SIZE = 16, 32
+
+
+def main() -> None:
+    """Run every case in a process of its own, alternating, and print the medians."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--steps", type=int, default=12, help="timed steps per case")
+    parser.add_argument("--out", type=Path, help="also write the figures as JSON")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.case:
+        print(json.dumps(stage1_steps(arguments.case == "default", arguments.steps)))
+        return
+    figures = {}
+    for case in ("default", "kept"):
+        command = [sys.executable, __file__, "--case", case, "--steps", str(arguments.steps)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        figures[case] = json.loads(done.stdout.splitlines()[-1])
+    print("stage 1, seconds per step of 16 images at 32 px (median)")
+    for name in ("before the GAN", "with the GAN"):
+        default, kept = figures["default"][name], figures["kept"][name]
+        print(f"  {name:15} glibc's defaults {default:.3f}   memory kept {kept:.3f}   "
+              f"ratio {default / kept:.2f}")  # fmt: skip
+    if arguments.out is not None:
+        write_bytes(arguments.out, json.dumps(figures, indent=1).encode())
+
+
+def stage1_steps(default_allocator: bool, steps: int) -> dict[str, float]:
+    """Median seconds of a step before and after the GAN counts."""
+    from taming_dist.engine import world as worlds
+    from taming_dist.engine.settings import EngineConfig
+    from taming_dist.engine.zero import init_world, shutdown
+    from taming_dist.models.quantizers import EMAQuantizerConfig
+    from taming_dist.models.vqgan import VQGANConfig
+    from taming_dist.recipes.vqgan import VQGANLossConfig, VQGANRecipe
+    from taming_dist.training.clock import Clock
+    from taming_dist.training.optimization import OptimConfig
+
+    setting = mock.patch.object(worlds, "keep_freed_memory") if default_allocator else None
+    if setting is not None:
+        setting.start()
+    world = init_world(worlds.environment_place())
+    model = VQGANConfig(
+        EMAQuantizerConfig(codes=512, dim=8), SIZE, channels=32, multipliers=[1, 2, 2], blocks=1,
+        attention_resolutions=[], latent_channels=64,
+    )  # fmt: skip
+    loss = VQGANLossConfig(lpips_weights="random", disc_start=steps + 2)
+    recipe = VQGANRecipe(model, loss, OptimConfig(lr=1e-3), EngineConfig(), world, BATCH, 1, 0)
+    clock = Clock(BATCH, 10 * steps)
+    batch = SimpleNamespace(images=torch.randint(256, (BATCH, 3, SIZE, SIZE), dtype=torch.uint8))
+    seconds: list[float] = []
+    for _ in range(2 * (steps + 2)):
+        start = time.perf_counter()
+        for _ in recipe.train_step([batch], clock):
+            pass
+        seconds.append(time.perf_counter() - start)
+        clock.tick()
+    shutdown()
+    before, after = seconds[2 : steps + 2], seconds[steps + 4 :]
+    return {
+        "before the GAN": statistics.median(before),
+        "with the GAN": statistics.median(after),
+    }
+
+
+if __name__ == "__main__":
+    cli.run(main)
