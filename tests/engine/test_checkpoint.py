@@ -1,0 +1,226 @@
+"""Checkpoints are whole or not there: broken ones, crashes at any moment, pruning, other worlds."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taming_dist.engine import checkpoint
+from taming_dist.engine.checkpoint import Checkpoints, find_fault
+from taming_dist.errors import UserError
+
+
+class FakeEngine:
+    """Writes its value as DeepSpeed writes its files: a folder of its own."""
+
+    def __init__(self, value: str = "") -> None:
+        self.value = value
+
+    def save(self, folder: Path, name: str) -> None:
+        (folder / name).mkdir()
+        (folder / name / "weights.pt").write_text(self.value)
+
+    def load(self, folder: Path, name: str) -> None:
+        self.value = (folder / name / "weights.pt").read_text()
+
+
+class Alone:
+    """A world of one rank; `broadcast` gives what a first rank would have sent."""
+
+    def __init__(self, world_size: int = 1, is_first: bool = True, sent: Any = None) -> None:
+        self.world_size, self.is_first, self.sent = world_size, is_first, sent
+
+    def barrier(self) -> None:
+        pass
+
+    def broadcast(self, value: Any) -> Any:
+        return value if self.is_first else self.sent
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "checkpoints"
+
+
+@pytest.fixture
+def checkpoints(folder: Path) -> Checkpoints:
+    return Checkpoints(folder, Alone(), keep_last=10)
+
+
+def save(checkpoints: Checkpoints, *steps: int) -> None:
+    for step in steps:
+        engines = {"generator": FakeEngine(f"G{step}"), "discriminator": FakeEngine(f"D{step}")}
+        checkpoints.save(step, engines, {"images": step * 8})
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def silent(text: str) -> None:
+    raise AssertionError(f"nothing was to be reported: {text}")
+
+
+def test_a_loaded_checkpoint_gives_back_engines_and_state(checkpoints: Checkpoints) -> None:
+    save(checkpoints, 3, 12)
+    newest = checkpoints.latest_valid(silent)
+    assert newest is not None
+    assert newest.name == "step-00000012"
+    engines = {"generator": FakeEngine(), "discriminator": FakeEngine()}
+    assert checkpoints.load(newest, engines) == {"images": 96}
+    assert [engine.value for engine in engines.values()] == ["G12", "D12"]
+
+
+def test_there_is_none_before_the_first_was_saved(checkpoints: Checkpoints) -> None:
+    assert checkpoints.latest_valid(silent) is None
+
+
+def test_steps_are_compared_as_numbers_also_beyond_eight_digits(checkpoints: Checkpoints) -> None:
+    save(checkpoints, 99_999_999, 100_000_000)
+    newest = checkpoints.latest_valid(silent)
+    assert newest is not None
+    assert newest.name == "step-100000000"
+
+
+def truncate(path: Path) -> None:
+    file = path / "generator" / "weights.pt"
+    file.write_text(file.read_text()[:-1])
+
+
+BREAKS: list[tuple[Callable[[Path], object], str]] = [
+    (truncate, "generator/weights.pt has 1 bytes instead of 2"),
+    (lambda path: (path / "discriminator" / "weights.pt").unlink(),
+     "discriminator/weights.pt is missing"),
+    (lambda path: (path / "meta.json").unlink(), "meta.json is missing or broken"),
+    (lambda path: (path / "meta.json").write_text('{"step": 9, "fil'), "meta.json is missing or"),
+    (lambda path: (path / "meta.json").write_text("{}"), "meta.json is missing or broken"),
+    (lambda path: shutil.rmtree(path / "generator"), "generator/weights.pt is missing"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), BREAKS)
+def test_a_broken_newer_one_is_reported_and_skipped(
+    checkpoints: Checkpoints, folder: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    save(checkpoints, 3, 9)
+    damage(folder / "step-00000009")
+    said: list[str] = []
+    found = checkpoints.latest_valid(said.append)
+    assert found == folder / "step-00000003"
+    assert len(said) == 1
+    assert "step-00000009" in said[0]
+    assert message in said[0]
+
+
+def test_an_unfinished_folder_is_ignored(checkpoints: Checkpoints, folder: Path) -> None:
+    save(checkpoints, 3)
+    shutil.copytree(folder / "step-00000003", folder / "step-00000009.tmp")
+    (folder / "notes.txt").write_text("mine")
+    assert checkpoints.latest_valid(silent) == folder / "step-00000003"
+    save(checkpoints, 9)  # a second attempt begins afresh
+    assert find_fault(folder / "step-00000009") is None
+
+
+@pytest.mark.parametrize("moment", ["_sync", "os.replace", "_remove"])
+def test_a_run_killed_while_saving_keeps_the_checkpoint_before(
+    checkpoints: Checkpoints, folder: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(checkpoints, 3)
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os if moment == "os.replace" else checkpoint, moment.split(".")[-1], killed)
+        with pytest.raises(Killed):
+            save(checkpoints, 9)
+    assert checkpoints.latest_valid(silent) == folder / "step-00000003"
+    save(checkpoints, 9)
+    assert checkpoints.latest_valid(silent) == folder / "step-00000009"
+
+
+def test_saving_a_step_again_replaces_it(checkpoints: Checkpoints, folder: Path) -> None:
+    save(checkpoints, 3)
+    checkpoints.save(3, {"generator": FakeEngine("again")}, {"images": 1})
+    assert find_fault(folder / "step-00000003") is None
+    engine = FakeEngine()
+    checkpoints.load(folder / "step-00000003", {"generator": engine})
+    assert engine.value == "again"
+
+
+@pytest.mark.parametrize(("keep_last", "keep_every", "expected"), [
+    (2, 0, [8, 10]), (1, 4, [4, 8, 10]), (3, 6, [6, 8, 10]), (0, 0, [10]),
+])
+def test_pruning_keeps_the_last_ones_and_every_nth(
+    folder: Path, keep_last: int, keep_every: int, expected: list[int]
+) -> None:
+    save(Checkpoints(folder, Alone(), keep_last, keep_every), 2, 4, 6, 8, 10)
+    assert names(folder) == [f"step-{step:08d}" for step in expected]
+
+
+def test_pruning_does_not_count_broken_ones_as_kept(folder: Path) -> None:
+    checkpoints = Checkpoints(folder, Alone(), keep_last=2)
+    save(checkpoints, 2, 4)
+    truncate(folder / "step-00000004")
+    save(checkpoints, 6)
+    assert find_fault(folder / "step-00000002") is None
+    assert find_fault(folder / "step-00000006") is None
+
+
+def test_deleting_removes_meta_first_so_that_no_torn_folder_looks_whole(
+    checkpoints: Checkpoints, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(checkpoints, 2, 4)
+    checkpoints.keep_last = 1
+
+    def killed(path: Path, **_: Any) -> None:
+        raise Killed
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(Killed):
+        checkpoints.prune()
+    assert find_fault(folder / "step-00000002") is not None
+    assert (folder / "step-00000002" / "generator" / "weights.pt").is_file()
+    assert find_fault(folder / "step-00000004") is None
+
+
+def test_the_list_of_files_is_the_whole_folder_but_for_meta(
+    checkpoints: Checkpoints, folder: Path
+) -> None:
+    save(checkpoints, 5)
+    meta = json.loads((folder / "step-00000005" / "meta.json").read_text())
+    assert meta["files"] == {"generator/weights.pt": 2, "discriminator/weights.pt": 2}
+    assert meta["step"] == 5
+    assert meta["world_size"] == 1
+
+
+def test_another_number_of_ranks_is_refused_in_one_line(
+    checkpoints: Checkpoints, folder: Path
+) -> None:
+    save(checkpoints, 5)
+    others = Checkpoints(folder, Alone(world_size=2))
+    with pytest.raises(UserError, match="was written by 1 ranks and this run has 2"):
+        others.load(folder / "step-00000005", {})
+
+
+def test_a_checkpoint_of_another_stage_is_refused(checkpoints: Checkpoints, folder: Path) -> None:
+    save(checkpoints, 5)
+    with pytest.raises(UserError, match="holds no transformer"):
+        checkpoints.load(folder / "step-00000005", {"transformer": FakeEngine()})
+
+
+def test_other_ranks_take_the_first_ones_word_and_report_nothing(
+    checkpoints: Checkpoints, folder: Path
+) -> None:
+    save(checkpoints, 3, 9)
+    chosen = folder / "step-00000003"  # as where the first rank finds the newer one broken
+    other = Checkpoints(folder, Alone(2, is_first=False, sent=chosen))
+    assert other.latest_valid(silent) == chosen

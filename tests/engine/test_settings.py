@@ -1,0 +1,57 @@
+"""DeepSpeed's configuration as a table: everything that its defaults would decide is stated."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from taming_dist.engine.settings import EngineConfig, deepspeed_config
+from taming_dist.errors import UserError
+
+EXPECTED: list[tuple[dict[str, Any], bool, dict[str, Any], dict[str, Any] | None]] = [
+    # engine, on a GPU, zero_optimization, torch_autocast
+    ({"zero": 0}, False, {"stage": 0}, None),
+    ({"zero": 1}, False,
+     {"stage": 1, "contiguous_gradients": True, "overlap_comm": False}, None),
+    ({"zero": 2, "precision": "bf16"}, True,
+     {"stage": 2, "contiguous_gradients": True, "overlap_comm": True},
+     {"enabled": True, "dtype": "bfloat16"}),
+    ({"zero": 3, "persist_below": 7}, False,
+     {"stage": 3, "contiguous_gradients": True, "overlap_comm": False,
+      "stage3_param_persistence_threshold": 7}, None),
+]
+
+
+@pytest.mark.parametrize(("engine", "on_gpu", "zero", "autocast"), EXPECTED)
+@pytest.mark.parametrize("clip", [0.0, 2.5])
+def test_every_stage_is_configured_as_the_table_says(
+    engine: dict[str, Any], on_gpu: bool, zero: dict[str, Any],
+    autocast: dict[str, Any] | None, clip: float,
+) -> None:
+    found = deepspeed_config(EngineConfig(**engine), clip, 3, 5, on_gpu)
+    assert found["zero_optimization"] == zero
+    assert found.get("torch_autocast") == autocast
+    # left out, DeepSpeed would clip to norm 1
+    assert found["gradient_clipping"] == clip
+    assert found["train_micro_batch_size_per_gpu"] == 3
+    assert found["gradient_accumulation_steps"] == 5
+    assert not {"fp16", "bf16", "optimizer", "scheduler"} & found.keys()
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    ({"zero": 4}, r"engine\.zero=4: use 0, 1, 2 or 3"),
+    ({"precision": "half"}, r"engine\.precision=half: use fp32, bf16 or fp16"),
+])
+def test_values_that_do_not_exist_are_the_users_mistake(
+    values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        EngineConfig(**values)
+
+
+def test_fp16_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"engine\.precision=fp16 needs a GPU"):
+        EngineConfig(precision="fp16")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert EngineConfig(precision="fp16").precision == "fp16"
