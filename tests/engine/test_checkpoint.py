@@ -129,6 +129,14 @@ def test_an_unfinished_folder_is_ignored(checkpoints: Checkpoints, folder: Path)
     assert find_fault(folder / "step-00000009") is None
 
 
+def test_the_next_save_removes_what_a_dead_run_left(
+    checkpoints: Checkpoints, folder: Path
+) -> None:
+    (folder / "step-00000007.tmp" / "generator").mkdir(parents=True)
+    save(checkpoints, 9)
+    assert names(folder) == ["step-00000009"]
+
+
 @pytest.mark.parametrize("moment", ["_sync", "os.replace", "_remove"])
 def test_a_run_killed_while_saving_keeps_the_checkpoint_before(
     checkpoints: Checkpoints, folder: Path, moment: str, monkeypatch: pytest.MonkeyPatch
