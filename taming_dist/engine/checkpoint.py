@@ -116,7 +116,12 @@ class Checkpoints:
         return meta["state"]
 
     def prune(self) -> None:
-        """Delete what is not to be kept; meta.json goes first: no torn folder ever looks whole."""
+        """Delete what is not to be kept; meta.json goes first: no torn folder ever looks whole.
+
+        What runs that died while saving left goes too: it is as large as a checkpoint.
+        """
+        for path in self.folder.glob("step-*.tmp"):
+            shutil.rmtree(path, ignore_errors=True)
         whole = [path for path in self._all() if find_fault(path) is None]
         for path in whole[: -max(1, self.keep_last)]:
             if not (self.keep_every and _step(path) % self.keep_every == 0):
