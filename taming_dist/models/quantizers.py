@@ -7,7 +7,7 @@ Legend: b batch, d latent channels, i j latent grid, K codes, N = b*i*j vectors.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
@@ -88,7 +88,22 @@ def nearest(z: Tensor, entries: Tensor) -> Tensor:
     )
 
 
-class Codebook(nn.Module):
+class StaysFloat32(nn.Module):
+    """A module whose numbers stay fp32 when the model around it is cast to bf16 or fp16.
+
+    Rounded entries would give other codes than those that stage 2 was trained on.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "StaysFloat32":
+        def keeping_dtype(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        super()._apply(keeping_dtype, recurse)
+        return self
+
+
+class Codebook(StaysFloat32):
     """The entries [K,d]; the weight is used in this module's own forward, where ZeRO-3 has it."""
 
     def __init__(self, codes: int, dim: int, normalized: bool) -> None:
@@ -191,7 +206,7 @@ class EMAQuantizerConfig:
     revive_below: float = 0.05
 
 
-class EMAQuantizer(nn.Module):
+class EMAQuantizer(StaysFloat32):
     """Entries follow the mean of their latents (1711.00937, equations 6 to 8); only the commitment
     term is learned by gradient. The entries are buffers, changed by `update` alone, from statistics
     that the caller has added up over ranks: so they are the same everywhere.

@@ -79,3 +79,17 @@ def test_config_values_that_cannot_work_are_the_users_mistake() -> None:
 def test_factor_and_vocabulary_follow_from_the_configuration() -> None:
     assert tiny().factor == 4
     assert tiny().vocabulary == 20
+
+
+@pytest.mark.parametrize("kind", [VectorQuantizerConfig, EMAQuantizerConfig])
+def test_a_model_cast_to_bf16_keeps_its_codebook_and_encodes_and_decodes(kind: type) -> None:
+    torch.manual_seed(0)
+    model = VQGAN(tiny(quantizer=kind(codes=64, dim=8))).eval()
+    with torch.no_grad():
+        codes = model.encode(images())
+        entries = model.quantize.lookup(codes)
+        model.to(torch.bfloat16)
+        assert torch.equal(model.quantize.lookup(codes), entries)
+        # rounding in the encoder may move a vector over a border, but not most of them
+        assert (model.encode(images()) == codes).float().mean() > 0.5
+        assert model.decode_codes(codes).dtype == torch.bfloat16
