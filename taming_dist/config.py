@@ -19,7 +19,11 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import (
+    InterpolationToMissingValueError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from taming_dist import cli
 from taming_dist.data.codes import CodesConfig
@@ -162,21 +166,47 @@ def flatten(values: Any, prefix: str = "") -> list[str]:
 
 
 def typed(config: DictConfig, schema: type[Schema]) -> Schema:
-    """The composed configuration as its dataclass; UserError for a missing value."""
+    """The composed configuration as its dataclass; UserError for a missing value or unknown key."""
+    refuse_unknown_keys(config)
     try:
         values = OmegaConf.to_object(config)
-    except MissingMandatoryValue as error:
+    except (MissingMandatoryValue, InterpolationToMissingValueError) as error:
         raise UserError(_missing(config, error)) from error
     assert isinstance(values, schema)
     return values
 
 
-def _missing(config: DictConfig, error: MissingMandatoryValue) -> str:
-    keys = sorted(OmegaConf.missing_keys(config))
+def refuse_unknown_keys(config: DictConfig) -> None:
+    """A key written with a plus (`+data.sise=64`) is added even where no dataclass has it."""
+    kind = OmegaConf.get_type(config)
+    fields = getattr(kind, "__dataclass_fields__", None)  # of a plain mapping all keys are fine
+    for key, value in config.items_ex(resolve=False):
+        if fields is not None and key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f" (did you mean '{near[0]}'?)" if near else ""
+            raise UserError(f"there is no key {config._get_full_key(key)}{hint}")
+        if isinstance(value, DictConfig) and not value._is_missing():
+            refuse_unknown_keys(value)
+
+
+def _missing(config: DictConfig, error: OmegaConfBaseException) -> str:
+    keys = missing_keys(config)
     if not keys:
         return explain(error)
     plural = "values are" if len(keys) > 1 else "value is"
     return f"{len(keys)} {plural} missing: give {' '.join(f'{key}=...' for key in keys)}"
+
+
+def missing_keys(config: DictConfig) -> list[str]:
+    """The keys without a value. (OmegaConf's own stumbles over what refers to one of them.)"""
+    keys = []
+    for key, value in config.items_ex(resolve=False):
+        assert isinstance(key, str)
+        if isinstance(value, DictConfig) and not value._is_missing():
+            keys += missing_keys(value)
+        elif OmegaConf.is_missing(config, key) and not OmegaConf.is_interpolation(config, key):
+            keys.append(config._get_full_key(key))
+    return sorted(keys)
 
 
 def explain(error: Exception) -> str:
@@ -188,7 +218,7 @@ def explain(error: Exception) -> str:
     lines = [str(error)] if str(cause) in str(error) else [str(error), str(cause)]
     text = " ".join(" ".join(lines).split())
     text = re.sub(r" ?To append to your config use \+\S+", "", text)
-    text = re.sub(r" object_type=\w+", "", text)
+    text = re.sub(r" object_type=\w+| Config search path:.*", "", text)
     node, key = getattr(cause, "parent_node", None), getattr(cause, "key", None)
     if node is not None and isinstance(key, str) and isinstance(node, DictConfig):
         near = difflib.get_close_matches(key, [str(name) for name in node], n=1)
@@ -216,6 +246,11 @@ def check(config: Config, world_size: int) -> int:
         )
     if config.train.steps < 1:
         raise UserError(f"train.steps={config.train.steps}: give at least 1")
+    if config.train.preview_images < 1:
+        raise UserError(
+            f"train.preview_images={config.train.preview_images}: give at least 1, or "
+            f"train.preview_every=0 for previews at the end only"
+        )
     if isinstance(config.model, VQGANConfig):
         check_sizes(config)
     data: Any = config.data

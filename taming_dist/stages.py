@@ -89,12 +89,12 @@ class TransformerStage:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.codes = CodeDataset.open(config.data.train)
+        self.codes = open_codes(config.data, "train")
         self.model = fitted(config.model, self.codes, config.data.train)
 
     def open_data(self, here: Place, accumulation: int, run_dir: Path) -> Data:
         data: CodesConfig = self.config.data
-        val_set = CodeDataset.open(data.val)
+        val_set = open_codes(data, "val")
         fitted(self.model, val_set, data.val)
         if val_set.class_names != self.codes.class_names:
             raise UserError(
@@ -108,6 +108,7 @@ class TransformerStage:
         )
         val = CodeReader(val_set, micro_batch=data.micro_batch, **place)
         shown = CodeReader(val_set, micro_batch=self.config.train.preview_images, seed=seed)
+        self.decoder = self._load_decoder()
         return join(train, val, shown, val_set.num_samples, here, accumulation)
 
     def build_recipe(self, world: World, accumulation: int) -> TransformerRecipe:
@@ -121,10 +122,10 @@ class TransformerStage:
             config.data.micro_batch,
             accumulation,
             config.run.seed,
-            self._decoder(),
+            self.decoder,
         )
 
-    def _decoder(self) -> VQGAN | None:
+    def _load_decoder(self) -> VQGAN | None:
         """The VQGAN that wrote the codes, without its encoder."""
         if not self.config.data.vqgan:
             return None
@@ -146,6 +147,16 @@ def resolve_images(data: ImagesConfig, name: str) -> Any:
         return resolve(spec)
     except UserError as error:
         raise UserError(f"data.{name}: {error}") from error
+
+
+def open_codes(data: CodesConfig, name: str) -> CodeDataset:
+    """The code shards of data.train or data.val."""
+    try:
+        return CodeDataset.open(getattr(data, name))
+    except UserError as error:
+        raise UserError(
+            f"data.{name}: {error} (code shards come from: python tools/tokenize_dataset.py)"
+        ) from error
 
 
 def fitted(model: TransformerConfig, codes: CodeDataset, spec: str) -> TransformerConfig:
@@ -193,12 +204,13 @@ def join(
 
 
 def check_run_dir(config: Config, run_dir: Path) -> None:
-    """The run directory must be writable, and what is in it must be a run of the same model."""
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"run.dir={run_dir} is no folder: choose another run.dir") from error
-    if not os.access(run_dir, os.W_OK):
+    """The run directory, or the folder it will be made in, must be writable, and what is in it must
+    be a run of the same model. Nothing is made here: a refused start leaves nothing behind."""
+    path = run_dir.absolute()
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not there.is_dir():
+        raise UserError(f"run.dir={run_dir} is no folder: choose another run.dir")
+    if not os.access(there, os.W_OK):
         raise UserError(f"run.dir={run_dir}: no permission to write there; choose another run.dir")
     file = run_dir / "config.yaml"
     if not file.is_file():

@@ -1,0 +1,320 @@
+"""The configuration as its users meet it: experiments compose, mistakes end in one line, exit 2."""
+
+import io
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import taming_dist.train as entry
+from taming_dist.config import Config, accumulation, check, conf_dir, to_yaml
+from taming_dist.data.codes import CodeShard, write_codes_manifest
+from taming_dist.data.shards import ShardWriter
+from taming_dist.errors import UserError
+from taming_dist.models.quantizers import VectorQuantizerConfig
+from taming_dist.models.transformer import TransformerConfig
+from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.training.signals import StopRequest
+
+EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
+Compose = Callable[..., Config]
+Refuse = Callable[..., str]
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, and no launcher or signal handler of ours in this process."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(StopRequest, "install", lambda self: self)
+    monkeypatch.setattr(os, "environ", os.environ)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    return tmp_path
+
+
+@pytest.fixture
+def compose(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> Compose:
+    """The typed configuration of a command line."""
+
+    def call(*overrides: str) -> Config:
+        found: list[Config] = []
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "argv", ["train.py", *overrides])
+            patched.setattr(entry, "train", lambda config, stop: found.append(config))
+            entry.main()
+        return found[0]
+
+    return call
+
+
+@pytest.fixture
+def refused(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> Refuse:
+    """The line that a command line is refused with, by the real entry point; nothing is written."""
+
+    def call(*overrides: str) -> str:
+        before = sorted(elsewhere.rglob("*"))
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "argv", ["train.py", *overrides])
+            patched.setattr("taming_dist.engine.zero.init_world", not_reached)
+            with pytest.raises(SystemExit) as ending:
+                entry.main()
+        out, err = capsys.readouterr()
+        assert ending.value.code == 2
+        assert out == ""
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1, err
+        assert sorted(elsewhere.rglob("*")) == before, "something was written"
+        return err
+
+    return call
+
+
+def not_reached(*_: Any) -> None:
+    raise AssertionError("the mistake was not found before the process group starts")
+
+
+def make_images(folder: Path, count: int = 12) -> None:
+    with ShardWriter(folder, "images", 8) as writer:
+        for number in range(count):
+            pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(file, "PNG")
+            writer.write(f"{number:04d}", {"png": file.getvalue()})
+
+
+def make_codes(folder: Path, fingerprint: str = "a" * 64, classes: int = 3) -> None:
+    folder.mkdir()
+    shard = CodeShard(
+        {"vocab": 16, "tokenizer": {"fingerprint": fingerprint},
+         "source": {"fingerprint": "e" * 64, "range": [0, 12], "bad": []},
+         "preprocessing": {"size": 32}},
+        codes=np.random.default_rng(0).integers(0, 16, (12, 1, 2, 3), dtype=np.uint16),
+        sources=np.arange(12), keys=[str(number) for number in range(12)],
+        classes=np.arange(12, dtype=np.int32) % classes,
+    )
+    shard.save(folder / "codes-000000.tar")
+    write_codes_manifest(folder, ["codes-000000.tar"], None)
+
+
+IMAGES = ("+experiment=flickr", "+scale=laptop", "data.train=images", "data.val=images")
+CODES = ("+experiment=flickr_transformer", "+scale=laptop", "data.train=codes", "data.val=codes",
+         "data.vqgan=''")
+
+
+# Composing
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("scale", [(), ("+scale=laptop",)])
+def test_every_experiment_composes_and_passes_its_checks(
+    compose: Compose, experiment: str, scale: tuple[str, ...]
+) -> None:
+    config = compose(f"+experiment={experiment}", *scale)
+    assert check(config, world_size=1) >= 1
+    assert config.data.global_batch % config.data.micro_batch == 0
+    assert config.run.dir == f"outputs/{config.run.name}"
+    assert f"name: {config.run.name}" in to_yaml(config)
+
+
+@pytest.mark.parametrize("zero", range(4))
+def test_every_engine_composes(compose: Compose, zero: int) -> None:
+    assert compose("+experiment=flickr", f"engine=zero{zero}").engine.zero == zero
+
+
+def test_flickr_is_the_papers_model(compose: Compose) -> None:
+    config = compose("+experiment=flickr")
+    model: VQGANConfig = config.model
+    assert (model.vocabulary, model.quantizer.dim, model.factor) == (1024, 256, 16)
+    assert (model.resolution, model.channels, model.blocks) == (256, 128, 2)
+    assert model.multipliers == [1, 1, 2, 2, 4]
+    assert config.optim.peak(config.data.global_batch) == pytest.approx(4.5e-6 * 12)
+    gpt: TransformerConfig = compose("+experiment=flickr_transformer").model
+    assert (gpt.layers, gpt.heads, gpt.width) == (24, 16, 1024)
+
+
+def test_what_comes_after_the_scale_wins_and_what_comes_before_gives_way(
+    compose: Compose,
+) -> None:
+    laptop = compose("+experiment=flickr", "+scale=laptop")
+    assert (laptop.data.size, laptop.model.channels, laptop.train.steps) == (64, 32, 200)
+    assert laptop.scale is None or laptop.scale == {}
+    after = compose("+experiment=flickr", "+scale=laptop", "data.size=128", "train.steps=7")
+    assert (after.data.size, after.model.channels, after.train.steps) == (128, 32, 7)
+    before = compose("+experiment=flickr", "data.size=128", "+scale=laptop")
+    assert before.data.size == 64
+
+
+def test_the_scale_knows_both_stages_and_the_optimizer_has_one_rate(compose: Compose) -> None:
+    config = compose("+experiment=flickr_transformer", "+scale=laptop")
+    assert (config.model.layers, config.model.width) == (4, 128)
+    assert (config.optim.lr, config.optim.base_lr) == (1e-3, None)
+
+
+def test_a_quantizer_is_chosen_by_its_group(compose: Compose) -> None:
+    config = compose("+experiment=flickr", "model/quantizer=ema", "model.quantizer.decay=0.5")
+    assert (config.model.quantizer.name, config.model.quantizer.decay) == ("ema", 0.5)
+
+
+def test_the_written_configuration_says_everything(compose: Compose) -> None:
+    text = to_yaml(compose(*IMAGES))
+    for line in ("size: 64", "disc_start: 100", "seed: 23", "zero: 0", "beta: 0.25"):
+        assert line in text
+
+
+# Mistakes of the command line
+
+
+@pytest.mark.parametrize(("overrides", "expected"), [
+    (["+experiment=flickr", "model.chanels=64"], ["chanels", "did you mean 'channels'?"]),
+    (["+experiment=flickr", "trian.steps=5"], ["trian", "did you mean 'train'?"]),
+    (["+experiment=flickr", "+data.sise=64"], ["sise", "did you mean 'size'?"]),
+    (["+experiment=flickr", "model.quantizer.bta=1"], ["bta", "did you mean 'beta'?"]),
+    (["+experiment=flikr"], ["experiment/flikr", *EXPERIMENTS]),
+    (["+experiment=flickr", "engine=zero4"], ["engine/zero4", "zero0", "zero3"]),
+    (["+experiment=flickr", "+scale=phone"], ["scale/phone", "laptop"]),
+    (["+experiment=flickr", "scale=laptop"], ["+scale=laptop"]),
+    (["experiment=flickr"], ["+experiment=flickr"]),
+    (["+experiment=flickr", "train.steps=many"], ["train.steps", "many"]),
+    (["+experiment=flickr", "model.multipliers=3"], ["multipliers", "3"]),
+    (["+experiment=flickr", "data.flip=perhaps"], ["data.flip", "perhaps"]),
+    (["+experiment=flickr", "train.steps="], ["train.steps"]),
+    (["+experiment=flickr", "train.steps"], ["train.steps"]),
+    ([], ["run.name=...", "data.global_batch=...", "data.train=..."]),
+    (["+experiment=flickr", "optim.lr=1e-4"], ["optim.lr", "optim.base_lr"]),
+    (["+experiment=flickr", "engine.precision=fp16"], ["engine.precision=fp16", "GPU"]),
+    (["+experiment=flickr", "log.wandb=yes"], ["log.wandb", "offline"]),
+    (["+experiment=flickr", "loss.discriminator.norm=layer"], ["loss.discriminator.norm=layer"]),
+    (["+experiment=flickr", "loss.adaptive=local"], ["loss.adaptive=local", "per_rank"]),
+    (["+experiment=flickr", "model=gpt"], ["model=TransformerConfig", "VQGANLossConfig"]),
+    (["+experiment=flickr", "model.channels=100"], ["model.channels=100", "multiple of 32"]),
+    (["+experiment=flickr", "train.steps=0"], ["train.steps=0"]),
+])
+def test_a_mistyped_command_line_is_refused_in_one_line(
+    refused: Refuse, overrides: list[str], expected: list[str]
+) -> None:
+    said = refused(*overrides)
+    for part in expected:
+        assert part in said
+
+
+@pytest.mark.parametrize(("override", "expected"), [
+    ("data.size=100", "data.size=100: the model halves the image 4 times, so use a multiple of 16"),
+    ("data.size=0", "data.size=0"),
+    ("data.size=-64", "data.size=-64"),
+    ("data.micro_batch=3", "data.micro_batch=3 on 1 ranks: make it a multiple of 3"),
+    ("data.global_batch=0", "data.global_batch=0"),
+    ("data.micro_batch=0", "data.micro_batch=0"),
+    ("data.lanes=7000", "data.lanes is 7000 but the data set has 12 samples"),
+    ("data.threads=0", "data.threads"),
+    ("loss.discriminator.layers=6", "set loss.discriminator.layers lower"),
+    ("train.preview_images=0", "train.preview_images=0"),
+    ("run.seed=-1", "run.seed is -1"),
+    ("data.crop=middle", "data.crop"),
+    ("data.train=nowhere", "data.train: "),
+    ("data.val=nowhere/*.tar", "data.val: "),
+    ("data.val=empty", "data.val: "),
+    ("data.train='images/images-{000000..000009}.tar'", "images-000002.tar"),
+])
+def test_values_that_do_not_fit_are_refused_before_anything_is_written(
+    refused: Refuse, elsewhere: Path, override: str, expected: str
+) -> None:
+    make_images(elsewhere / "images")
+    (elsewhere / "empty").mkdir()
+    assert expected in refused(*IMAGES, override)
+
+
+def test_missing_shards_name_the_command_that_makes_them(refused: Refuse) -> None:
+    said = refused("+experiment=flickr")
+    assert "data/flickr/train" in said
+    assert "python tools/make_shards.py" in said
+
+
+def test_a_file_in_place_of_the_run_directory_is_refused(refused: Refuse, elsewhere: Path) -> None:
+    make_images(elsewhere / "images")
+    (elsewhere / "taken").write_text("a file")
+    assert "run.dir=taken is no folder" in refused(*IMAGES, "run.dir=taken")
+    assert "run.dir=taken/run is no folder" in refused(*IMAGES, "run.dir=taken/run")
+
+
+def test_a_run_directory_of_another_model_or_stage_of_zero_is_refused(
+    refused: Refuse, compose: Compose, elsewhere: Path
+) -> None:
+    make_images(elsewhere / "images")
+    (elsewhere / "outputs" / "flickr").mkdir(parents=True)
+    text = to_yaml(compose(*IMAGES))
+    (elsewhere / "outputs" / "flickr" / "config.yaml").write_text(text)
+    assert "model.blocks=1, and this one has 2" in refused(*IMAGES, "model.blocks=2")
+    assert "engine.zero=0, and this one has 3" in refused(*IMAGES, "engine=zero3")
+    make_codes(elsewhere / "codes")
+    assert "outputs/flickr" in refused(*CODES, "run.name=flickr")
+
+
+def test_a_global_batch_that_the_ranks_cannot_share_is_refused(
+    refused: Refuse, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_images(elsewhere / "images")
+    launcher = {"RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0", "MASTER_ADDR": "x",
+                "MASTER_PORT": "1"}
+    for name, value in launcher.items():
+        monkeypatch.setenv(name, value)
+    said = refused(*IMAGES, "data.micro_batch=2")
+    assert "data.global_batch=8 does not divide" in said
+    assert "on 3 ranks: make it a multiple of 6" in said
+    assert "RANK" not in refused(*IMAGES, "data.micro_batch=1", "data.global_batch=9")
+
+
+# Stage 2
+
+
+@pytest.mark.parametrize(("overrides", "expected"), [
+    ([f"model.vqgan_fingerprint={'b' * 64}"], ["b" * 64, "a" * 64, "use the codes of that"]),
+    (["model.vocabulary=32"], ["model.vocabulary is 32", "have 16"]),
+    (["model.grid=[3,3]"], ["model.grid is [3, 3]", "[2, 3]"]),
+    (["data.val=others"], ["model.vqgan_fingerprint", "others", "c" * 64]),
+    (["model.condition=class", "model.classes=2"], ["model.classes=2", "up to 2"]),
+    (["model.condition=clas"], ["model.condition", "class"]),
+    (["model.width=130"], ["model.width", "heads"]),
+    (["data.train=nowhere"], ["data.train: ", "nowhere", "tools/tokenize_dataset.py"]),
+    (["data.val=nowhere"], ["data.val: ", "nowhere", "tools/tokenize_dataset.py"]),
+    (["data.vqgan=nowhere"], ["nowhere: no such export folder"]),
+    (["data.vqgan=vqgan"], ["data.vqgan=vqgan has the fingerprint", "a" * 64]),
+    (["data.train=images", "data.val=images"], ["images", "format"]),
+])
+def test_codes_that_do_not_fit_are_refused(
+    refused: Refuse, elsewhere: Path, overrides: list[str], expected: list[str]
+) -> None:
+    make_codes(elsewhere / "codes")
+    make_codes(elsewhere / "others", fingerprint="c" * 64)
+    make_images(elsewhere / "images")
+    VQGAN(VQGANConfig(
+        quantizer=VectorQuantizerConfig(codes=16, dim=4), resolution=16, channels=32,
+        multipliers=[1, 1], blocks=1, attention_resolutions=[], latent_channels=8,
+    )).save_pretrained(elsewhere / "vqgan")
+    said = refused(*CODES, *overrides)
+    for part in expected:
+        assert part in said
+
+
+# The arithmetic
+
+
+@pytest.mark.parametrize(("batch", "micro", "ranks", "expected"), [
+    (12, 12, 1, 1), (12, 3, 2, 2), (96, 4, 8, 3),
+])
+def test_accumulation_is_what_is_left_of_the_global_batch(
+    batch: int, micro: int, ranks: int, expected: int
+) -> None:
+    assert accumulation(batch, micro, ranks) == expected
+
+
+def test_a_global_batch_smaller_than_a_round_of_micro_batches_is_refused() -> None:
+    with pytest.raises(UserError, match=r"data\.micro_batch to a divisor of 1"):
+        accumulation(4, 2, 4)
