@@ -94,8 +94,8 @@ def fit(
         if record:
             sinks.log(clock, record)
         if saving:
+            recipe.export(export)  # first: a run that is killed here finds no checkpoint, and repeats
             save(recipe, data, clock, checkpoints, sinks)
-            recipe.export(export)
         if record:
             timer.restart()  # validation, previews and saving are not training time
     if stopping:
@@ -109,6 +109,7 @@ def resume(
     """Go on from the newest valid checkpoint, if there is one."""
     path = checkpoints.latest_valid(sinks.note)
     if path is None:
+        sinks.rewind(clock)  # a run that died before its first checkpoint may have logged already
         sinks.event("start", clock)
         return
     state = checkpoints.load(path, recipe.engines)

@@ -96,7 +96,8 @@ def save_png(picture: Tensor, path: Path) -> None:
 
 
 def append_line(path: Path, values: dict[str, Any]) -> None:
-    """Append one JSON object as a line."""
+    """Append one JSON object as a line, in a folder that is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(values) + "\n")
 
@@ -161,7 +162,8 @@ class Console:
         pass
 
     def rewind(self, clock: Clock) -> None:
-        self._terminal.print(f"resumed at step {clock.step} of {clock.total_steps}")
+        if clock.step:
+            self._terminal.print(f"resumed at step {clock.step} of {clock.total_steps}")
 
     def close(self) -> None:
         if self._bar is not None:
