@@ -94,7 +94,8 @@ def fit(
         if record:
             sinks.log(clock, record)
         if saving:
-            recipe.export(export)  # first: a run that is killed here finds no checkpoint, and repeats
+            # before the checkpoint: a run that is killed between the two repeats both
+            recipe.export(export)
             save(recipe, data, clock, checkpoints, sinks)
         if record:
             timer.restart()  # validation, previews and saving are not training time

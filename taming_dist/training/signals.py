@@ -29,4 +29,4 @@ class StopRequest:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.asked and number == signal.SIGINT:
             sys.exit(128 + number)
-        self.name = signal.Signals(number).name
+        self.name = self.name or signal.Signals(number).name

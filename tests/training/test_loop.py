@@ -1,0 +1,270 @@
+"""The loop on a recipe that only counts: what happens when, how a run ends and goes on."""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from taming_dist.engine.checkpoint import Checkpoints
+from taming_dist.engine.world import World
+from taming_dist.errors import UserError
+from taming_dist.training.clock import Clock
+from taming_dist.training.loop import Data, Diverged, LoopConfig, fit, in_step
+from taming_dist.training.signals import StopRequest
+from taming_dist.training.sinks import MetricsFile, Sinks
+
+ALONE = World(0, 1, 0, torch.device("cpu"))
+OFF = {"log_every": 0, "checkpoint_every": 0, "validate_every": 0, "preview_every": 0}
+
+
+class Numbers:
+    """A source whose batches are the positions of their samples: micro-batches of two."""
+
+    def batches(self, from_sample: int) -> Iterator[list[int]]:
+        position = from_sample
+        while True:
+            yield [position, position + 1]
+            position += 2
+
+    def epoch_batches(self) -> Iterator[list[int]]:
+        yield from ([0, 1], [2, 3], [4])
+
+    def state(self, samples: int) -> dict[str, Any]:
+        return {"samples": samples, "seed": 7}
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        if state["seed"] != 7:
+            raise UserError("run.seed is 7 but the run was started with another")
+
+
+class Weights:
+    """An engine whose only weight is a number."""
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def save(self, folder: Path, name: str) -> None:
+        (folder / name).mkdir()
+        (folder / name / "value.json").write_text(json.dumps(self.value))
+
+    def load(self, folder: Path, name: str) -> None:
+        self.value = json.loads((folder / name / "value.json").read_text())
+
+
+class Counter:
+    """A recipe whose loss is the sum of the positions seen; it notes every call."""
+
+    def __init__(self, on_step: Callable[[Clock], None] = lambda clock: None) -> None:
+        self.weights = Weights()
+        self.engines = {"only": self.weights}
+        self.calls: list[str] = []
+        self.seen: list[int] = []
+        self.remembered = 0
+        self.on_step = on_step
+
+    def train_step(self, micro_batches: Iterable[Any], clock: Clock) -> Iterator[dict[str, Tensor]]:
+        for batch in micro_batches:
+            self.seen += batch
+            self.weights.value += sum(batch)
+            yield {"loss": torch.tensor(self.weights.value)}
+        self.remembered = clock.step + 1
+        self.on_step(clock)
+
+    def window_metrics(self) -> dict[str, float]:
+        return {"lr": 1.0}
+
+    def validate(self, batches: Iterable[tuple[Any, bool]]) -> dict[str, float]:
+        self.calls.append("validate")
+        return {"count": float(sum(len(batch) for batch, counts in batches if counts))}
+
+    def preview(self, batch: Any) -> Tensor | None:
+        self.calls.append(f"preview {batch}")
+        return torch.zeros(3, 2, 2, dtype=torch.uint8)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"remembered": self.remembered}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.remembered = state["remembered"]
+
+    def export(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        (folder / "value").write_text(str(self.weights.value))
+        self.calls.append("export")
+
+
+def run(
+    folder: Path, recipe: Counter, steps: int, stop: StopRequest | None = None,
+    batch: int = 4, **config: int,
+) -> bool:
+    """Train with two micro-batches of two to a step."""
+    sinks = Sinks(folder, [MetricsFile(folder)])
+    data = Data(Numbers(), Numbers(), val_batches=4, preview="shown", accumulation=batch // 2)
+    return fit(
+        recipe, data, Clock(batch, steps), LoopConfig(**OFF | config),  # type: ignore[arg-type]
+        Checkpoints(folder / "checkpoints", ALONE, keep_last=100), sinks,
+        stop or StopRequest(), ALONE, folder / "export",
+    )
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without what a clock on the wall decides."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items()
+             if name != "time" and not name.startswith("throughput/")} for line in lines]
+
+
+def events(folder: Path) -> list[tuple[str, int]]:
+    lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    return [(line["event"], line["step"]) for line in lines]
+
+
+def test_every_cadence_comes_when_it_is_due_and_at_the_end(tmp_path: Path) -> None:
+    recipe = Counter()
+    assert run(tmp_path, recipe, 7, log_every=2, checkpoint_every=3, validate_every=4)
+    assert [line["step"] for line in metrics(tmp_path)] == [2, 3, 4, 6, 7]
+    assert [line["step"] for line in metrics(tmp_path) if "val/count" in line] == [4, 7]
+    assert events(tmp_path) == [("start", 0), ("save", 3), ("save", 6), ("save", 7)]
+    assert recipe.calls.count("preview shown") == 1
+    assert (tmp_path / "images" / "step-00000007.png").is_file()
+    assert (tmp_path / "export" / "value").read_text() == str(recipe.weights.value)
+
+
+def test_every_image_is_seen_once_in_order_and_logged_means_cover_all_steps(
+    tmp_path: Path,
+) -> None:
+    recipe = Counter()
+    run(tmp_path, recipe, 6, log_every=3)
+    assert recipe.seen == list(range(24))
+    sums = [sum(range(2 * n + 2)) for n in range(12)]  # the loss of every micro-batch
+    expected = [sum(sums[:6]) / 6, sum(sums[6:]) / 6]
+    assert [line["train/loss"] for line in metrics(tmp_path)] == pytest.approx(expected)
+    assert [line["samples"] for line in metrics(tmp_path)] == [12, 24]
+    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert line["throughput/images_per_s"] > 0
+    assert 0 <= line["throughput/data_wait_fraction"] <= 1
+
+
+def test_a_resumed_run_reads_as_one_that_never_stopped(tmp_path: Path) -> None:
+    whole, first, second = tmp_path / "whole", tmp_path / "parts", tmp_path / "parts"
+    for folder in (whole, first):
+        folder.mkdir()
+    cadence = {"log_every": 1, "checkpoint_every": 2, "validate_every": 2}
+    run(whole, Counter(), 6, **cadence)
+    run(first, Counter(), 4, **cadence)
+    again = Counter()
+    assert run(second, again, 6, **cadence)
+    assert again.seen == list(range(16, 24))
+    assert again.remembered == 6
+    assert metrics(second) == metrics(whole)
+    assert events(second)[3:] == [("resume", 4), ("save", 6)]
+
+
+def test_what_a_dead_run_logged_after_its_checkpoint_did_not_happen(tmp_path: Path) -> None:
+    def dies(clock: Clock) -> None:
+        if clock.step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, Counter(dies), 8, log_every=1, checkpoint_every=3)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 6, "train/lo')  # torn by the crash
+    run(tmp_path, Counter(), 8, log_every=1, checkpoint_every=3)
+    assert [line["step"] for line in metrics(tmp_path)] == list(range(1, 9))
+
+
+def test_a_run_that_died_before_its_first_checkpoint_starts_its_metrics_anew(
+    tmp_path: Path,
+) -> None:
+    def dies(clock: Clock) -> None:
+        if clock.step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, Counter(dies), 4, log_every=1)
+    assert [line["step"] for line in metrics(tmp_path)] == [1, 2]
+    run(tmp_path, Counter(), 4, log_every=1)
+    assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_a_signal_saves_at_the_end_of_the_step_and_the_run_goes_on_there(tmp_path: Path) -> None:
+    stop = StopRequest()
+
+    def asks(clock: Clock) -> None:
+        if clock.step == 2:
+            stop.name = "SIGTERM"
+
+    assert not run(tmp_path, Counter(asks), 6, stop, log_every=2, validate_every=5)
+    assert events(tmp_path) == [("start", 0), ("save", 3), ("signal", 3)]
+    assert [line["step"] for line in metrics(tmp_path)] == [2, 3]
+    assert "val/count" not in metrics(tmp_path)[-1]  # there is no time for it
+    again = Counter()
+    assert run(tmp_path, again, 6)
+    assert again.seen == list(range(12, 24))
+
+
+def test_a_finished_run_started_again_does_nothing(tmp_path: Path) -> None:
+    run(tmp_path, Counter(), 3, log_every=1)
+    before = metrics(tmp_path)
+    again = Counter()
+    assert run(tmp_path, again, 3, log_every=1)
+    assert again.seen == []
+    assert again.calls == []
+    assert metrics(tmp_path) == before
+
+
+def test_a_run_killed_before_its_last_checkpoint_has_exported_already(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the next start would find the run finished and never export."""
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    recipe = Counter()
+    monkeypatch.setattr(Checkpoints, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, recipe, 3)
+    assert (tmp_path / "export" / "value").is_file()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
+    tmp_path: Path, value: float
+) -> None:
+    recipe = Counter()
+
+    def breaks(clock: Clock) -> None:
+        if clock.step == 4:
+            recipe.weights.value = value
+
+    recipe.on_step = breaks
+    with pytest.raises(Diverged, match="step 6: train/loss not finite"):
+        run(tmp_path, recipe, 9, checkpoint_every=3)
+    assert events(tmp_path) == [("start", 0), ("save", 3)]
+
+
+def test_another_global_batch_goes_on_where_it_divides_the_images_seen(tmp_path: Path) -> None:
+    run(tmp_path, Counter(), 3)
+    again = Counter()
+    run(tmp_path, again, 4, batch=6)
+    assert again.seen == list(range(12, 24))
+    with pytest.raises(UserError, match=r"data\.global_batch=10 does not divide the 24 images"):
+        run(tmp_path, Counter(), 9, batch=10)
+
+
+def test_a_run_of_other_data_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, Counter(), 1)
+    meta = tmp_path / "checkpoints" / "step-00000001" / "meta.json"
+    meta.write_text(meta.read_text().replace('"seed": 7', '"seed": 8'))
+    with pytest.raises(UserError, match=r"run\.seed"):
+        run(tmp_path, Counter(), 2)
+
+
+def test_a_rank_with_fewer_validation_batches_repeats_the_last_without_counting_it() -> None:
+    given = list(in_step(Numbers(), 5))
+    assert given == [([0, 1], True), ([2, 3], True), ([4], True), ([4], False), ([4], False)]
