@@ -138,11 +138,13 @@ class Console:
     """A line per log point; in a terminal with a progress bar below it."""
 
     def __init__(self, clock: Clock, name: str) -> None:
-        self._terminal = Terminal(file=sys.stdout, highlight=False, soft_wrap=True)
+        self._terminal = Terminal(
+            file=sys.stdout, highlight=False, markup=False, soft_wrap=True
+        )
         self._bar: Progress | None = None
         if self._terminal.is_terminal:
             self._bar = Progress(
-                TextColumn(name),
+                TextColumn(name, markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),

@@ -1,0 +1,293 @@
+"""Real runs of `python -m taming_dist.train`: Ctrl-C and going on, two ranks, what the sinks say.
+
+One run is interrupted and resumed, one goes through, one goes through on two ranks, all over the
+same data; everything else reads what they left.
+"""
+
+import io
+import json
+import math
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from taming_dist.data.shards import ShardWriter
+from taming_dist.models.vqgan import VQGAN
+
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID",
+            "WANDB_MODE", "WANDB_API_KEY")
+SETTINGS = [
+    "+experiment=flickr", "+scale=laptop", "data.train=train", "data.val=val",
+    "model/quantizer=ema", "model.quantizer.codes=32", "model.quantizer.dim=8",
+    "model.resolution=32", "model.multipliers=[1,1,1]", "data.size=32",
+    "loss.lpips_net=alex", "loss.lpips_weights=random", "loss.disc_start=2",
+    "loss.discriminator.channels=8", "optim.lr=1e-4",
+    "data.global_batch=4", "data.micro_batch=4", "data.lanes=4", "data.block=4",
+    "train.log_every=1", "train.checkpoint_every=3", "train.validate_every=3",
+    "train.preview_every=4", "train.preview_images=2", "log.wandb=offline",
+]
+UNSTABLE = re.compile("time$|throughput/")
+Line = dict[str, Any]
+
+
+def make_images(folder: Path, seed: int, count: int) -> None:
+    with ShardWriter(folder, "images", 8) as writer:
+        for number in range(count):
+            rng = np.random.default_rng([seed, number])
+            small = rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+            file = io.BytesIO()
+            Image.fromarray(small).resize((44, 40), Image.Resampling.BILINEAR).save(file, "PNG")
+            writer.write(f"{number:04d}", {"png": file.getvalue()})
+
+
+class Runs:
+    """Starts runs in one folder and remembers their processes, so that none is left behind."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.processes: list[subprocess.Popen] = []
+
+    def start(self, *overrides: str, **variables: str) -> subprocess.Popen:
+        environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
+        environment |= {"OMP_NUM_THREADS": "1", "NETRC": "/dev/null"} | variables
+        process = subprocess.Popen(
+            [sys.executable, "-m", "taming_dist.train", *overrides], cwd=self.folder,
+            env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            start_new_session=True,  # a process group of its own, as a terminal gives it
+        )
+        self.processes.append(process)
+        return process
+
+    def lines(self, name: str, file: str = "metrics.jsonl") -> list[Line]:
+        path = self.folder / "outputs" / name / file
+        whole = path.read_text().split("\n")[:-1] if path.is_file() else []
+        return [json.loads(line) for line in whole]
+
+    def end(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def finish(process: subprocess.Popen) -> str:
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err[-3000:]
+    return out
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    folder = tmp_path_factory.mktemp("runs")
+    make_images(folder / "train", seed=0, count=20)
+    make_images(folder / "val", seed=1, count=5)
+    made = Runs(folder)
+    yield made
+    made.end()
+
+
+@pytest.fixture(scope="module")
+def stopped_at(runs: Runs) -> int:
+    """The step at which Ctrl-C stopped the run `parts`."""
+    process = runs.start(*SETTINGS, "run.name=parts", "train.steps=100000")
+    wait_for(lambda: len(runs.lines("parts")) >= 4, process)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: W&B's own process gets it too
+    out = finish(process)
+    (asked,) = [line for line in runs.lines("parts", "events.jsonl") if line["event"] == "signal"]
+    assert asked["signal"] == "SIGINT"
+    assert f"stopped at step {asked['step']} of 100000: the same command goes on from here" in out
+    return asked["step"]
+
+
+@pytest.fixture(scope="module")
+def outputs(runs: Runs, stopped_at: int) -> dict[str, str]:
+    """What `parts`, resumed, and `whole`, on one rank, and `pair`, on two, printed."""
+    steps = f"train.steps={stopped_at + 3}"
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    master = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    alone = ("parts", "whole")
+    started = {name: runs.start(*SETTINGS, f"run.name={name}", steps) for name in alone}
+    found = {name: finish(started[name]) for name in alone}
+    for rank in ("0", "1"):
+        started[f"pair{rank}"] = runs.start(
+            *SETTINGS, "run.name=pair", steps, "data.micro_batch=2", "log.wandb=disabled",
+            RANK=rank, LOCAL_RANK=rank, **master,
+        )
+    return found | {name: finish(started[name]) for name in ("pair0", "pair1")}
+
+
+def stable(lines: list[Line]) -> list[Line]:
+    return [{name: value for name, value in line.items() if not UNSTABLE.search(name)}
+            for line in lines]
+
+
+def test_a_run_stopped_by_ctrl_c_goes_on_where_it_was_to_the_bit(
+    runs: Runs, outputs: dict[str, str], stopped_at: int
+) -> None:
+    whole, parts = stable(runs.lines("whole")), stable(runs.lines("parts"))
+    assert [line["step"] for line in whole] == list(range(1, stopped_at + 4))
+    assert parts == whole
+    assert f"resumed at step {stopped_at}" in outputs["parts"]
+    assert {"train/gan_d", "train/adaptive_weight", "train/codebook_usage"} < whole[-1].keys()
+
+
+def test_a_resumed_run_exports_what_the_whole_run_exports(
+    runs: Runs, outputs: dict[str, str]
+) -> None:
+    prints = [VQGAN.from_pretrained(runs.folder / "outputs" / name / "export").fingerprint
+              for name in ("parts", "whole")]
+    assert prints[0] == prints[1]
+
+
+def test_two_ranks_log_what_one_logs(runs: Runs, outputs: dict[str, str]) -> None:
+    one, two = stable(runs.lines("whole")), stable(runs.lines("pair"))
+    assert len(one) == len(two)
+    for line, other in zip(two, one, strict=True):
+        assert line == pytest.approx(other, rel=1e-3, abs=1e-4), f"step {line['step']}"
+
+
+def test_only_the_first_rank_prints_and_writes(runs: Runs, outputs: dict[str, str]) -> None:
+    assert "batch     4 images = 2 ranks x 2 x 1 micro-batches" in outputs["pair0"]
+    assert outputs["pair1"] == ""
+    steps = [line["step"] for line in runs.lines("pair")]
+    assert steps == sorted(set(steps))
+    starts = [line["event"] for line in runs.lines("pair", "events.jsonl")].count("start")
+    assert starts == 1
+    logs = sorted(path.name for path in (runs.folder / "outputs/pair/logs").iterdir())
+    assert logs == ["rank-0.log", "rank-1.log"]
+
+
+def test_events_tell_the_story(
+    runs: Runs, outputs: dict[str, str], stopped_at: int
+) -> None:
+    told = [(line["event"], line["step"]) for line in runs.lines("parts", "events.jsonl")]
+    end = stopped_at + 3
+    cadence = [step for step in range(3, stopped_at, 3)]
+    first = [("start", 0), *(("save", step) for step in cadence), ("save", stopped_at),
+             ("signal", stopped_at), ("exit", stopped_at)]
+    again = [step for step in range(stopped_at + 1, end) if step % 3 == 0]
+    second = [("resume", stopped_at), *(("save", step) for step in again), ("save", end),
+              ("exit", end)]
+    assert told == first + second
+
+
+def test_a_run_leaves_what_the_documents_promise(runs: Runs, outputs: dict[str, str]) -> None:
+    folder = runs.folder / "outputs" / "whole"
+    steps = [line["step"] for line in runs.lines("whole")]
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "events.jsonl", "images", "checkpoints", "export",
+            "wandb", "logs"} <= names
+    assert not list(folder.rglob("*.tmp"))
+    kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert kept[-1] == f"step-{steps[-1]:08d}"
+    assert len(kept) == 2
+    drawn = sorted(path.name for path in (folder / "images").iterdir())
+    due = [step for step in steps if step % 4 == 0 or step == steps[-1]]
+    assert drawn == [f"step-{step:08d}.png" for step in due]
+
+
+# The three places that metrics go to
+
+
+def wandb_records(path: Path) -> Iterator[bytes]:
+    """The records of an offline file: a header of 7 bytes, then LevelDB's log format."""
+    data = path.read_bytes()
+    assert data[:4] == b":W&B"
+    position, parts = 7, b""
+    while position + 7 <= len(data):
+        if 32768 - position % 32768 < 7:
+            position += 32768 - position % 32768
+            continue
+        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
+        parts += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            yield parts
+            parts = b""
+
+
+def wandb_history(folder: Path) -> list[Line]:
+    """Every call of `log` with numbers, as the offline file has it."""
+    from wandb.proto import wandb_internal_pb2
+
+    found = []
+    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    for data in wandb_records(path):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        if record.WhichOneof("record_type") != "history":
+            continue
+        items = {"/".join(item.nested_key) or item.key: json.loads(item.value_json)
+                 for item in record.history.item}
+        if not any(key.startswith("preview/") for key in items):
+            found.append({key: value for key, value in items.items() if key[0] != "_"})
+    return found
+
+
+def test_metrics_wandb_and_console_agree(runs: Runs, outputs: dict[str, str]) -> None:
+    lines = runs.lines("whole")
+    assert any("val/psnr" in line for line in lines)
+    renamed = {"step": "trainer/step", "samples": "trainer/samples"}
+    expected = [{renamed.get(name, name): value for name, value in line.items() if name != "time"}
+                for line in lines]
+    assert wandb_history(runs.folder / "outputs" / "whole") == expected
+
+    said = [line for line in outputs["whole"].splitlines() if line.startswith("step ")]
+    assert len(said) == len(lines)
+    for text, line in zip(said, lines, strict=True):
+        head, *pairs = text.split("  ")
+        assert head == f"step {line['step']}/{lines[-1]['step']}"
+        numbers = dict(pair.rsplit(" ", 1) for pair in pairs)
+        assert numbers.keys() == line.keys() - {"step", "samples", "time"}
+        for name, number in numbers.items():
+            assert math.isclose(float(number), line[name], rel_tol=1e-5, abs_tol=1e-30), name
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(("overrides", "expected"), [
+    (["data.sise=64"], "did you mean 'size'?"),
+    (["data.train=nowhere"], "python tools/make_shards.py"),
+])
+def test_a_mistake_is_one_line_on_stderr_exit_code_2_and_nothing_on_disk(
+    runs: Runs, overrides: list[str], expected: str
+) -> None:
+    process = runs.start(*SETTINGS, "run.name=mistaken", *overrides)
+    out, err = process.communicate(timeout=100)
+    assert (process.returncode, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert expected in err
+    assert not (runs.folder / "outputs" / "mistaken").exists()
+
+
+def test_another_number_of_ranks_is_refused_for_now(
+    runs: Runs, outputs: dict[str, str]
+) -> None:
+    process = runs.start(*SETTINGS, "run.name=pair", "log.wandb=disabled")
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 2
+    assert "was written by 2 ranks and this run has 1" in err.splitlines()[-1]

@@ -1,0 +1,208 @@
+"""Sinks one by one: other ranks are silent, W&B cannot stop a run, files are cut and replaced."""
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from taming_dist.errors import UserError
+from taming_dist.training.clock import Clock
+from taming_dist.training.sinks import (
+    Console,
+    LogConfig,
+    MetricsFile,
+    Sinks,
+    WandB,
+    append_line,
+    open_sinks,
+    wandb_mode,
+)
+
+CLOCK = Clock(global_batch=4, total_steps=10, images=12)
+
+
+def at(step: int) -> Clock:
+    return Clock(global_batch=4, total_steps=10, images=4 * step)
+
+
+def steps(folder: Path) -> list[int]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["step"] for line in lines]
+
+
+def test_every_rank_but_the_first_is_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sinks = Sinks(None, [])
+    sinks.log(CLOCK, {"train/loss": 1.0})
+    sinks.image(CLOCK, torch.zeros(3, 2, 2, dtype=torch.uint8))
+    sinks.event("save", CLOCK)
+    sinks.note("hello")
+    sinks.rewind(CLOCK)
+    sinks.close()
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_metrics_line_has_step_samples_time_and_the_numbers(tmp_path: Path) -> None:
+    MetricsFile(tmp_path).log(CLOCK, {"train/loss": 0.1 + 0.2})
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    record = json.loads(line)
+    assert record.pop("time") > 1.7e9
+    assert record == {"step": 3, "samples": 12, "train/loss": 0.1 + 0.2}
+
+
+def test_rewinding_cuts_later_and_torn_lines_and_keeps_the_rest_byte_for_byte(
+    tmp_path: Path,
+) -> None:
+    sink = MetricsFile(tmp_path)
+    sink.rewind(at(0))  # nothing there yet
+    for step in (1, 2, 3, 4):
+        sink.log(at(step), {"a": 1 / step})
+    whole = (tmp_path / "metrics.jsonl").read_text()
+    with open(sink.path, "a") as file:
+        file.write('{"step": 5, "a": 0.')
+    sink.rewind(at(3))
+    kept = (tmp_path / "metrics.jsonl").read_text()
+    assert kept == "".join(whole.splitlines(keepends=True)[:3])
+    sink.log(at(4), {"a": 7.0})
+    assert steps(tmp_path) == [1, 2, 3, 4]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_preview_is_written_whole_as_png(tmp_path: Path) -> None:
+    picture = torch.randint(0, 256, (3, 4, 6), dtype=torch.uint8)
+    sinks = Sinks(tmp_path, [])
+    sinks.image(CLOCK, picture)
+    sinks.image(at(4), None)
+    (path,) = (tmp_path / "images").iterdir()
+    assert path.name == "step-00000003.png"
+    assert np.array_equal(np.asarray(Image.open(path)), picture.permute(1, 2, 0).numpy())
+
+
+def test_the_console_prints_plain_lines_where_it_is_no_terminal(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    console = Console(CLOCK, "run")
+    console.log(CLOCK, {"train/loss": 1 / 3, "train/gan_d": float("inf"), "a[b]": 2e-7})
+    console.close()
+    expected = "step 3/10  a[b] 2e-07  train/gan_d inf  train/loss 0.333333\n"
+    assert capsys.readouterr().out == expected
+
+
+class Broken:
+    """A W&B run in which everything fails, as without network or disk."""
+
+    def __getattr__(self, name: str) -> Any:
+        def fail(*_: Any, **__: Any) -> None:
+            raise OSError(f"{name} is broken")
+
+        return fail
+
+
+def fake_wandb(monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
+    module = ModuleType("wandb")
+    module.Settings = SimpleNamespace  # type: ignore[attr-defined]
+    module.Image = lambda path: path  # type: ignore[attr-defined]
+    module.init = run if callable(run) else lambda **_: run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", module)
+
+
+def refuse(**_: Any) -> None:
+    raise RuntimeError("no such entity")
+
+
+class BreaksLater(SimpleNamespace):
+    """A W&B run that starts well and then fails."""
+
+    def define_metric(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def log(self, record: dict[str, float]) -> None:
+        raise OSError("no space left on device")
+
+
+@pytest.mark.parametrize(("run", "message"), [
+    (refuse, "RuntimeError: no such entity"),
+    (Broken(), "OSError: define_metric is broken"),
+    (BreaksLater(), "OSError: no space left on device"),
+    (None, "AttributeError"),
+])
+def test_whatever_breaks_in_wandb_is_said_once_and_the_metrics_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture,
+    run: Any, message: str,
+) -> None:
+    fake_wandb(monkeypatch, run if run is not None else SimpleNamespace())
+    sinks = open_sinks(LogConfig(wandb="offline"), tmp_path, "run", CLOCK, {})
+    for step in (1, 2):
+        sinks.log(at(step), {"a": 1.0})
+        sinks.image(at(step), torch.zeros(3, 2, 2, dtype=torch.uint8))
+    sinks.close()
+    assert steps(tmp_path) == [1, 2]
+    err = capsys.readouterr().err
+    assert err.count("W&B is off") == 1
+    assert message in err
+
+
+def test_a_resumed_run_goes_on_under_the_same_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[dict[str, Any]] = []
+
+    def init(**settings: Any) -> Any:
+        begun.append(settings)
+        return SimpleNamespace(define_metric=lambda *_, **__: None, finish=lambda: None)
+
+    fake_wandb(monkeypatch, init)
+    for _ in range(2):
+        WandB(LogConfig(wandb="offline"), tmp_path, "run", {"seed": 1}).close()
+    assert begun[0]["id"] == begun[1]["id"]
+    assert {settings["resume"] for settings in begun} == {"allow"}
+    assert {settings["mode"] for settings in begun} == {"offline"}
+
+
+def test_a_disabled_wandb_is_not_even_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    sinks = open_sinks(LogConfig(wandb="disabled"), tmp_path, "run", CLOCK, {})
+    sinks.log(CLOCK, {"a": 1.0})
+    assert not (tmp_path / "wandb-id").exists()
+
+
+@pytest.mark.parametrize(("asked", "variables", "netrc", "expected"), [
+    ("auto", {}, "", "offline"),
+    ("auto", {"WANDB_API_KEY": "k"}, "", "online"),
+    ("auto", {"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}, "", "offline"),
+    ("auto", {}, "machine api.wandb.ai\n  login user\n  password k\n", "online"),
+    ("auto", {}, "machine example.org\n", "offline"),
+    ("disabled", {"WANDB_API_KEY": "k"}, "", "disabled"),
+    ("online", {}, "", "online"),
+])
+def test_wandb_is_online_only_where_a_key_is_configured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    asked: str, variables: dict[str, str], netrc: str, expected: str,
+) -> None:
+    (tmp_path / "netrc").write_text(netrc)
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (variables | {"NETRC": str(tmp_path / "netrc")}).items():
+        monkeypatch.setenv(name, value)
+    assert wandb_mode(LogConfig(wandb=asked)) == expected
+
+
+def test_an_unknown_wandb_mode_is_the_users_mistake() -> None:
+    with pytest.raises(UserError, match=r"log\.wandb=on: use online, offline, disabled or auto"):
+        LogConfig(wandb="on")
+
+
+def test_a_line_makes_its_folder(tmp_path: Path) -> None:
+    append_line(tmp_path / "new" / "bad_samples.jsonl", {"key": "a"})
+    assert json.loads((tmp_path / "new" / "bad_samples.jsonl").read_text()) == {"key": "a"}
