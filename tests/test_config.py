@@ -93,11 +93,15 @@ def make_images(folder: Path, count: int = 12) -> None:
 def make_codes(folder: Path, fingerprint: str = "a" * 64, classes: int = 3) -> None:
     folder.mkdir()
     shard = CodeShard(
-        {"vocab": 16, "tokenizer": {"fingerprint": fingerprint},
-         "source": {"fingerprint": "e" * 64, "range": [0, 12], "bad": []},
-         "preprocessing": {"size": 32}},
+        {
+            "vocab": 16,
+            "tokenizer": {"fingerprint": fingerprint},
+            "source": {"fingerprint": "e" * 64, "range": [0, 12], "bad": []},
+            "preprocessing": {"size": 32},
+        },
         codes=np.random.default_rng(0).integers(0, 16, (12, 1, 2, 3), dtype=np.uint16),
-        sources=np.arange(12), keys=[str(number) for number in range(12)],
+        sources=np.arange(12),
+        keys=[str(number) for number in range(12)],
         classes=np.arange(12, dtype=np.int32) % classes,
     )
     shard.save(folder / "codes-000000.tar")
@@ -105,8 +109,13 @@ def make_codes(folder: Path, fingerprint: str = "a" * 64, classes: int = 3) -> N
 
 
 IMAGES = ("+experiment=flickr", "+scale=laptop", "data.train=images", "data.val=images")
-CODES = ("+experiment=flickr_transformer", "+scale=laptop", "data.train=codes", "data.val=codes",
-         "data.vqgan=''")
+CODES = (
+    "+experiment=flickr_transformer",
+    "+scale=laptop",
+    "data.train=codes",
+    "data.val=codes",
+    "data.vqgan=''",
+)
 
 
 # Composing
@@ -172,31 +181,37 @@ def test_the_written_configuration_says_everything(compose: Compose) -> None:
 # Mistakes of the command line
 
 
-@pytest.mark.parametrize(("overrides", "expected"), [
-    (["+experiment=flickr", "model.chanels=64"], ["chanels", "did you mean 'channels'?"]),
-    (["+experiment=flickr", "trian.steps=5"], ["trian", "did you mean 'train'?"]),
-    (["+experiment=flickr", "+data.sise=64"], ["sise", "did you mean 'size'?"]),
-    (["+experiment=flickr", "model.quantizer.bta=1"], ["bta", "did you mean 'beta'?"]),
-    (["+experiment=flikr"], ["experiment/flikr", *EXPERIMENTS]),
-    (["+experiment=flickr", "engine=zero4"], ["engine/zero4", "zero0", "zero3"]),
-    (["+experiment=flickr", "+scale=phone"], ["scale/phone", "laptop"]),
-    (["+experiment=flickr", "scale=laptop"], ["+scale=laptop"]),
-    (["experiment=flickr"], ["+experiment=flickr"]),
-    (["+experiment=flickr", "train.steps=many"], ["train.steps", "many"]),
-    (["+experiment=flickr", "model.multipliers=3"], ["multipliers", "3"]),
-    (["+experiment=flickr", "data.flip=perhaps"], ["data.flip", "perhaps"]),
-    (["+experiment=flickr", "train.steps="], ["train.steps"]),
-    (["+experiment=flickr", "train.steps"], ["train.steps"]),
-    ([], ["run.name=...", "data.global_batch=...", "data.train=..."]),
-    (["+experiment=flickr", "optim.lr=1e-4"], ["optim.lr", "optim.base_lr"]),
-    (["+experiment=flickr", "engine.precision=fp16"], ["engine.precision=fp16", "GPU"]),
-    (["+experiment=flickr", "log.wandb=yes"], ["log.wandb", "offline"]),
-    (["+experiment=flickr", "loss.discriminator.norm=layer"], ["loss.discriminator.norm=layer"]),
-    (["+experiment=flickr", "loss.adaptive=local"], ["loss.adaptive=local", "per_rank"]),
-    (["+experiment=flickr", "model=gpt"], ["model=TransformerConfig", "VQGANLossConfig"]),
-    (["+experiment=flickr", "model.channels=100"], ["model.channels=100", "multiple of 32"]),
-    (["+experiment=flickr", "train.steps=0"], ["train.steps=0"]),
-])
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["+experiment=flickr", "model.chanels=64"], ["chanels", "did you mean 'channels'?"]),
+        (["+experiment=flickr", "trian.steps=5"], ["trian", "did you mean 'train'?"]),
+        (["+experiment=flickr", "+data.sise=64"], ["sise", "did you mean 'size'?"]),
+        (["+experiment=flickr", "model.quantizer.bta=1"], ["bta", "did you mean 'beta'?"]),
+        (["+experiment=flikr"], ["experiment/flikr", *EXPERIMENTS]),
+        (["+experiment=flickr", "engine=zero4"], ["engine/zero4", "zero0", "zero3"]),
+        (["+experiment=flickr", "+scale=phone"], ["scale/phone", "laptop"]),
+        (["+experiment=flickr", "scale=laptop"], ["+scale=laptop"]),
+        (["experiment=flickr"], ["+experiment=flickr"]),
+        (["+experiment=flickr", "train.steps=many"], ["train.steps", "many"]),
+        (["+experiment=flickr", "model.multipliers=3"], ["multipliers", "3"]),
+        (["+experiment=flickr", "data.flip=perhaps"], ["data.flip", "perhaps"]),
+        (["+experiment=flickr", "train.steps="], ["train.steps"]),
+        (["+experiment=flickr", "train.steps"], ["train.steps"]),
+        ([], ["run.name=...", "data.global_batch=...", "data.train=..."]),
+        (["+experiment=flickr", "optim.lr=1e-4"], ["optim.lr", "optim.base_lr"]),
+        (["+experiment=flickr", "engine.precision=fp16"], ["engine.precision=fp16", "GPU"]),
+        (["+experiment=flickr", "log.wandb=yes"], ["log.wandb", "offline"]),
+        (
+            ["+experiment=flickr", "loss.discriminator.norm=layer"],
+            ["loss.discriminator.norm=layer"],
+        ),
+        (["+experiment=flickr", "loss.adaptive=local"], ["loss.adaptive=local", "per_rank"]),
+        (["+experiment=flickr", "model=gpt"], ["model=TransformerConfig", "VQGANLossConfig"]),
+        (["+experiment=flickr", "model.channels=100"], ["model.channels=100", "multiple of 32"]),
+        (["+experiment=flickr", "train.steps=0"], ["train.steps=0"]),
+    ],
+)
 def test_a_mistyped_command_line_is_refused_in_one_line(
     refused: Refuse, overrides: list[str], expected: list[str]
 ) -> None:
@@ -205,24 +220,30 @@ def test_a_mistyped_command_line_is_refused_in_one_line(
         assert part in said
 
 
-@pytest.mark.parametrize(("override", "expected"), [
-    ("data.size=100", "data.size=100: the model halves the image 4 times, so use a multiple of 16"),
-    ("data.size=0", "data.size=0"),
-    ("data.size=-64", "data.size=-64"),
-    ("data.micro_batch=3", "data.micro_batch=3 on 1 ranks: make it a multiple of 3"),
-    ("data.global_batch=0", "data.global_batch=0"),
-    ("data.micro_batch=0", "data.micro_batch=0"),
-    ("data.lanes=7000", "data.lanes is 7000 but the data set has 12 samples"),
-    ("data.threads=0", "data.threads"),
-    ("loss.discriminator.layers=6", "set loss.discriminator.layers lower"),
-    ("train.preview_images=0", "train.preview_images=0"),
-    ("run.seed=-1", "run.seed is -1"),
-    ("data.crop=middle", "data.crop"),
-    ("data.train=nowhere", "data.train: "),
-    ("data.val=nowhere/*.tar", "data.val: "),
-    ("data.val=empty", "data.val: "),
-    ("data.train='images/images-{000000..000009}.tar'", "images-000002.tar"),
-])
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (
+            "data.size=100",
+            "data.size=100: the model halves the image 4 times, so use a multiple of 16",
+        ),
+        ("data.size=0", "data.size=0"),
+        ("data.size=-64", "data.size=-64"),
+        ("data.micro_batch=3", "data.micro_batch=3 on 1 ranks: make it a multiple of 3"),
+        ("data.global_batch=0", "data.global_batch=0"),
+        ("data.micro_batch=0", "data.micro_batch=0"),
+        ("data.lanes=7000", "data.lanes is 7000 but the data set has 12 samples"),
+        ("data.threads=0", "data.threads"),
+        ("loss.discriminator.layers=6", "set loss.discriminator.layers lower"),
+        ("train.preview_images=0", "train.preview_images=0"),
+        ("run.seed=-1", "run.seed is -1"),
+        ("data.crop=middle", "data.crop"),
+        ("data.train=nowhere", "data.train: "),
+        ("data.val=nowhere/*.tar", "data.val: "),
+        ("data.val=empty", "data.val: "),
+        ("data.train='images/images-{000000..000009}.tar'", "images-000002.tar"),
+    ],
+)
 def test_values_that_do_not_fit_are_refused_before_anything_is_written(
     refused: Refuse, elsewhere: Path, override: str, expected: str
 ) -> None:
@@ -261,8 +282,13 @@ def test_a_global_batch_that_the_ranks_cannot_share_is_refused(
     refused: Refuse, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_images(elsewhere / "images")
-    launcher = {"RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0", "MASTER_ADDR": "x",
-                "MASTER_PORT": "1"}
+    launcher = {
+        "RANK": "0",
+        "WORLD_SIZE": "3",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "x",
+        "MASTER_PORT": "1",
+    }
     for name, value in launcher.items():
         monkeypatch.setenv(name, value)
     said = refused(*IMAGES, "data.micro_batch=2")
@@ -274,30 +300,40 @@ def test_a_global_batch_that_the_ranks_cannot_share_is_refused(
 # Stage 2
 
 
-@pytest.mark.parametrize(("overrides", "expected"), [
-    ([f"model.vqgan_fingerprint={'b' * 64}"], ["b" * 64, "a" * 64, "use the codes of that"]),
-    (["model.vocabulary=32"], ["model.vocabulary is 32", "have 16"]),
-    (["model.grid=[3,3]"], ["model.grid is [3, 3]", "[2, 3]"]),
-    (["data.val=others"], ["model.vqgan_fingerprint", "others", "c" * 64]),
-    (["model.condition=class", "model.classes=2"], ["model.classes=2", "up to 2"]),
-    (["model.condition=clas"], ["model.condition", "class"]),
-    (["model.width=130"], ["model.width", "heads"]),
-    (["data.train=nowhere"], ["data.train: ", "nowhere", "tools/tokenize_dataset.py"]),
-    (["data.val=nowhere"], ["data.val: ", "nowhere", "tools/tokenize_dataset.py"]),
-    (["data.vqgan=nowhere"], ["nowhere: no such export folder"]),
-    (["data.vqgan=vqgan"], ["data.vqgan=vqgan has the fingerprint", "a" * 64]),
-    (["data.train=images", "data.val=images"], ["images", "format"]),
-])
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([f"model.vqgan_fingerprint={'b' * 64}"], ["b" * 64, "a" * 64, "use the codes of that"]),
+        (["model.vocabulary=32"], ["model.vocabulary is 32", "have 16"]),
+        (["model.grid=[3,3]"], ["model.grid is [3, 3]", "[2, 3]"]),
+        (["data.val=others"], ["model.vqgan_fingerprint", "others", "c" * 64]),
+        (["model.condition=class", "model.classes=2"], ["model.classes=2", "up to 2"]),
+        (["model.condition=clas"], ["model.condition", "class"]),
+        (["model.width=130"], ["model.width", "heads"]),
+        (["data.train=nowhere"], ["data.train: ", "nowhere", "tools/tokenize_dataset.py"]),
+        (["data.val=nowhere"], ["data.val: ", "nowhere", "tools/tokenize_dataset.py"]),
+        (["data.vqgan=nowhere"], ["nowhere: no such export folder"]),
+        (["data.vqgan=vqgan"], ["data.vqgan=vqgan has the fingerprint", "a" * 64]),
+        (["data.train=images", "data.val=images"], ["images", "format"]),
+    ],
+)
 def test_codes_that_do_not_fit_are_refused(
     refused: Refuse, elsewhere: Path, overrides: list[str], expected: list[str]
 ) -> None:
     make_codes(elsewhere / "codes")
     make_codes(elsewhere / "others", fingerprint="c" * 64)
     make_images(elsewhere / "images")
-    VQGAN(VQGANConfig(
-        quantizer=VectorQuantizerConfig(codes=16, dim=4), resolution=16, channels=32,
-        multipliers=[1, 1], blocks=1, attention_resolutions=[], latent_channels=8,
-    )).save_pretrained(elsewhere / "vqgan")
+    VQGAN(
+        VQGANConfig(
+            quantizer=VectorQuantizerConfig(codes=16, dim=4),
+            resolution=16,
+            channels=32,
+            multipliers=[1, 1],
+            blocks=1,
+            attention_resolutions=[],
+            latent_channels=8,
+        )
+    ).save_pretrained(elsewhere / "vqgan")
     said = refused(*CODES, *overrides)
     for part in expected:
         assert part in said
@@ -306,9 +342,14 @@ def test_codes_that_do_not_fit_are_refused(
 # The arithmetic
 
 
-@pytest.mark.parametrize(("batch", "micro", "ranks", "expected"), [
-    (12, 12, 1, 1), (12, 3, 2, 2), (96, 4, 8, 3),
-])
+@pytest.mark.parametrize(
+    ("batch", "micro", "ranks", "expected"),
+    [
+        (12, 12, 1, 1),
+        (12, 3, 2, 2),
+        (96, 4, 8, 3),
+    ],
+)
 def test_accumulation_is_what_is_left_of_the_global_batch(
     batch: int, micro: int, ranks: int, expected: int
 ) -> None:

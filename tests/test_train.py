@@ -26,17 +26,42 @@ from PIL import Image
 from taming_dist.data.shards import ShardWriter
 from taming_dist.models.vqgan import VQGAN
 
-LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID",
-            "WANDB_MODE", "WANDB_API_KEY")
+LAUNCHER = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "SLURM_PROCID",
+    "WANDB_MODE",
+    "WANDB_API_KEY",
+)
 SETTINGS = [
-    "+experiment=flickr", "+scale=laptop", "data.train=train", "data.val=val",
-    "model/quantizer=ema", "model.quantizer.codes=32", "model.quantizer.dim=8",
-    "model.resolution=32", "model.multipliers=[1,1,1]", "data.size=32",
-    "loss.lpips_net=alex", "loss.lpips_weights=random", "loss.disc_start=2",
-    "loss.discriminator.channels=8", "optim.lr=1e-4",
-    "data.global_batch=4", "data.micro_batch=4", "data.lanes=4", "data.block=4",
-    "train.log_every=1", "train.checkpoint_every=3", "train.validate_every=3",
-    "train.preview_every=4", "train.preview_images=2", "log.wandb=offline",
+    "+experiment=flickr",
+    "+scale=laptop",
+    "data.train=train",
+    "data.val=val",
+    "model/quantizer=ema",
+    "model.quantizer.codes=32",
+    "model.quantizer.dim=8",
+    "model.resolution=32",
+    "model.multipliers=[1,1,1]",
+    "data.size=32",
+    "loss.lpips_net=alex",
+    "loss.lpips_weights=random",
+    "loss.disc_start=2",
+    "loss.discriminator.channels=8",
+    "optim.lr=1e-4",
+    "data.global_batch=4",
+    "data.micro_batch=4",
+    "data.lanes=4",
+    "data.block=4",
+    "train.log_every=1",
+    "train.checkpoint_every=3",
+    "train.validate_every=3",
+    "train.preview_every=4",
+    "train.preview_images=2",
+    "log.wandb=offline",
 ]
 UNSTABLE = re.compile("time$|throughput/")
 Line = dict[str, Any]
@@ -63,8 +88,12 @@ class Runs:
         environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
         environment |= {"OMP_NUM_THREADS": "1", "NETRC": "/dev/null"} | variables
         process = subprocess.Popen(
-            [sys.executable, "-m", "taming_dist.train", *overrides], cwd=self.folder,
-            env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [sys.executable, "-m", "taming_dist.train", *overrides],
+            cwd=self.folder,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             start_new_session=True,  # a process group of its own, as a terminal gives it
         )
         self.processes.append(process)
@@ -132,15 +161,22 @@ def outputs(runs: Runs, stopped_at: int) -> dict[str, str]:
     found = {name: finish(started[name]) for name in alone}
     for rank in ("0", "1"):
         started[f"pair{rank}"] = runs.start(
-            *SETTINGS, "run.name=pair", steps, "data.micro_batch=2", "log.wandb=disabled",
-            RANK=rank, LOCAL_RANK=rank, **master,
+            *SETTINGS,
+            "run.name=pair",
+            steps,
+            "data.micro_batch=2",
+            "log.wandb=disabled",
+            RANK=rank,
+            LOCAL_RANK=rank,
+            **master,
         )
     return found | {name: finish(started[name]) for name in ("pair0", "pair1")}
 
 
 def stable(lines: list[Line]) -> list[Line]:
-    return [{name: value for name, value in line.items() if not UNSTABLE.search(name)}
-            for line in lines]
+    return [
+        {name: value for name, value in line.items() if not UNSTABLE.search(name)} for line in lines
+    ]
 
 
 def test_a_run_stopped_by_ctrl_c_goes_on_where_it_was_to_the_bit(
@@ -156,8 +192,10 @@ def test_a_run_stopped_by_ctrl_c_goes_on_where_it_was_to_the_bit(
 def test_a_resumed_run_exports_what_the_whole_run_exports(
     runs: Runs, outputs: dict[str, str]
 ) -> None:
-    prints = [VQGAN.from_pretrained(runs.folder / "outputs" / name / "export").fingerprint
-              for name in ("parts", "whole")]
+    prints = [
+        VQGAN.from_pretrained(runs.folder / "outputs" / name / "export").fingerprint
+        for name in ("parts", "whole")
+    ]
     assert prints[0] == prints[1]
 
 
@@ -179,17 +217,24 @@ def test_only_the_first_rank_prints_and_writes(runs: Runs, outputs: dict[str, st
     assert logs == ["rank-0.log", "rank-1.log"]
 
 
-def test_events_tell_the_story(
-    runs: Runs, outputs: dict[str, str], stopped_at: int
-) -> None:
+def test_events_tell_the_story(runs: Runs, outputs: dict[str, str], stopped_at: int) -> None:
     told = [(line["event"], line["step"]) for line in runs.lines("parts", "events.jsonl")]
     end = stopped_at + 3
     cadence = [step for step in range(3, stopped_at, 3)]
-    first = [("start", 0), *(("save", step) for step in cadence), ("save", stopped_at),
-             ("signal", stopped_at), ("exit", stopped_at)]
+    first = [
+        ("start", 0),
+        *(("save", step) for step in cadence),
+        ("save", stopped_at),
+        ("signal", stopped_at),
+        ("exit", stopped_at),
+    ]
     again = [step for step in range(stopped_at + 1, end) if step % 3 == 0]
-    second = [("resume", stopped_at), *(("save", step) for step in again), ("save", end),
-              ("exit", end)]
+    second = [
+        ("resume", stopped_at),
+        *(("save", step) for step in again),
+        ("save", end),
+        ("exit", end),
+    ]
     assert told == first + second
 
 
@@ -197,8 +242,16 @@ def test_a_run_leaves_what_the_documents_promise(runs: Runs, outputs: dict[str, 
     folder = runs.folder / "outputs" / "whole"
     steps = [line["step"] for line in runs.lines("whole")]
     names = {path.name for path in folder.iterdir()}
-    assert {"config.yaml", "metrics.jsonl", "events.jsonl", "images", "checkpoints", "export",
-            "wandb", "logs"} <= names
+    assert {
+        "config.yaml",
+        "metrics.jsonl",
+        "events.jsonl",
+        "images",
+        "checkpoints",
+        "export",
+        "wandb",
+        "logs",
+    } <= names
     assert not list(folder.rglob("*.tmp"))
     kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert kept[-1] == f"step-{steps[-1]:08d}"
@@ -239,8 +292,10 @@ def wandb_history(folder: Path) -> list[Line]:
         record.ParseFromString(data)
         if record.WhichOneof("record_type") != "history":
             continue
-        items = {"/".join(item.nested_key) or item.key: json.loads(item.value_json)
-                 for item in record.history.item}
+        items = {
+            "/".join(item.nested_key) or item.key: json.loads(item.value_json)
+            for item in record.history.item
+        }
         if not any(key.startswith("preview/") for key in items):
             found.append({key: value for key, value in items.items() if key[0] != "_"})
     return found
@@ -250,8 +305,10 @@ def test_metrics_wandb_and_console_agree(runs: Runs, outputs: dict[str, str]) ->
     lines = runs.lines("whole")
     assert any("val/psnr" in line for line in lines)
     renamed = {"step": "trainer/step", "samples": "trainer/samples"}
-    expected = [{renamed.get(name, name): value for name, value in line.items() if name != "time"}
-                for line in lines]
+    expected = [
+        {renamed.get(name, name): value for name, value in line.items() if name != "time"}
+        for line in lines
+    ]
     assert wandb_history(runs.folder / "outputs" / "whole") == expected
 
     said = [line for line in outputs["whole"].splitlines() if line.startswith("step ")]
@@ -268,10 +325,13 @@ def test_metrics_wandb_and_console_agree(runs: Runs, outputs: dict[str, str]) ->
 # Mistakes
 
 
-@pytest.mark.parametrize(("overrides", "expected"), [
-    (["data.sise=64"], "did you mean 'size'?"),
-    (["data.train=nowhere"], "python tools/make_shards.py"),
-])
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["data.sise=64"], "did you mean 'size'?"),
+        (["data.train=nowhere"], "python tools/make_shards.py"),
+    ],
+)
 def test_a_mistake_is_one_line_on_stderr_exit_code_2_and_nothing_on_disk(
     runs: Runs, overrides: list[str], expected: str
 ) -> None:
@@ -284,9 +344,7 @@ def test_a_mistake_is_one_line_on_stderr_exit_code_2_and_nothing_on_disk(
     assert not (runs.folder / "outputs" / "mistaken").exists()
 
 
-def test_another_number_of_ranks_is_refused_for_now(
-    runs: Runs, outputs: dict[str, str]
-) -> None:
+def test_another_number_of_ranks_is_refused_for_now(runs: Runs, outputs: dict[str, str]) -> None:
     process = runs.start(*SETTINGS, "run.name=pair", "log.wandb=disabled")
     _, err = process.communicate(timeout=100)
     assert process.returncode == 2

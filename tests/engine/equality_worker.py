@@ -1,4 +1,4 @@
-"""One rank of test_equality.py: trains the same small stage 1 under every ZeRO stage.
+"""One rank of test_equality.py: trains the same small stages under every ZeRO stage.
 
 Run as `python equality_worker.py OUT` with torchrun's variables; writes OUT-<rank>.json.
 """
@@ -16,10 +16,12 @@ import torch
 
 from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.world import World, environment_place
-from taming_dist.engine.zero import init_world, shutdown
+from taming_dist.engine.zero import Engine, init_world, shutdown
 from taming_dist.models.discriminators import PatchGANConfig
 from taming_dist.models.quantizers import EMAQuantizerConfig, VectorQuantizerConfig
+from taming_dist.models.transformer import TransformerConfig
 from taming_dist.models.vqgan import VQGANConfig
+from taming_dist.recipes.transformer import TokenLossConfig, TransformerRecipe
 from taming_dist.recipes.vqgan import VQGANLossConfig, VQGANRecipe
 from taming_dist.training.clock import Clock
 from taming_dist.training.metrics import Means
@@ -42,11 +44,19 @@ class Images:
 
 def build(world: World, zero: int, quantizer: str, accumulation: int, adaptive: str) -> VQGANRecipe:
     model = VQGANConfig(
-        quantizer=QUANTIZERS[quantizer], resolution=32, channels=32, multipliers=[1, 1, 1],
-        blocks=1, attention_resolutions=[], latent_channels=16,
+        quantizer=QUANTIZERS[quantizer],
+        resolution=32,
+        channels=32,
+        multipliers=[1, 1, 1],
+        blocks=1,
+        attention_resolutions=[],
+        latent_channels=16,
     )
     loss = VQGANLossConfig(
-        disc_start=DISC_START, lpips_net="alex", lpips_weights="random", adaptive=adaptive,
+        disc_start=DISC_START,
+        lpips_net="alex",
+        lpips_weights="random",
+        adaptive=adaptive,
         discriminator=PatchGANConfig(channels=8, layers=2),
     )
     engine = EngineConfig(zero=zero, persist_below=0)
@@ -62,6 +72,54 @@ def micro_batches(world: World, step: int, accumulation: int) -> Iterator[Images
     images = torch.randint(0, 256, shape, generator=randomness, dtype=torch.uint8)
     for part in images.chunk(accumulation):
         yield Images(part[world.rank :: world.world_size].contiguous())
+
+
+@dataclass
+class Codes:
+    codes: torch.Tensor
+    classes: torch.Tensor
+
+
+def code_batches(world: World, step: int, accumulation: int) -> Iterator[Codes]:
+    """The same for stage 2."""
+    randomness = torch.Generator().manual_seed(step)
+    codes = torch.randint(24, (GLOBAL_BATCH, 3, 4), generator=randomness)
+    classes = torch.randint(3, (GLOBAL_BATCH,), generator=randomness)
+    mine = slice(world.rank, None, world.world_size)
+    for part, kinds in zip(codes.chunk(accumulation), classes.chunk(accumulation), strict=True):
+        yield Codes(part[mine], kinds[mine])
+
+
+def run_transformer(world: World, zero: int, accumulation: int) -> dict[str, Any]:
+    """Stage 2 with replaced inputs, decay groups and a clipped gradient."""
+    model = TransformerConfig(
+        vocabulary=24, grid=[3, 4], layers=2, heads=2, width=16, condition="class", classes=3
+    )
+    recipe = TransformerRecipe(
+        model,
+        TokenLossConfig(pkeep=0.8),
+        OptimConfig(lr=1e-3, name="adamw", weight_decay=0.1, clip=0.05),
+        EngineConfig(zero=zero, persist_below=0),
+        world,
+        GLOBAL_BATCH // (world.world_size * accumulation),
+        accumulation,
+        seed=0,
+    )
+    lines = []
+    for step in range(STEPS):
+        clock, means = Clock(GLOBAL_BATCH, STEPS, images=step * GLOBAL_BATCH), Means()
+        for scalars in recipe.train_step(code_batches(world, step, accumulation), clock):
+            means.add(scalars)
+        lines.append(means.take(world))
+    return {"lines": lines, "norms": norms_of(recipe.transformer)}
+
+
+def norms_of(engine: Engine) -> dict[str, float] | None:
+    """The norm of every tensor of a network, on the first rank."""
+    state = engine.full_state()
+    if state is None:
+        return None
+    return {name: float(value.double().norm()) for name, value in state.items()}
 
 
 def train(recipe: VQGANRecipe, accumulation: int, first: int, last: int) -> list[dict[str, float]]:
@@ -94,15 +152,16 @@ def digest(tensors: list[torch.Tensor]) -> str:
 
 
 def run(
-    world: World, zero: int, quantizer: str, accumulation: int, adaptive: str = "global",
+    world: World,
+    zero: int,
+    quantizer: str,
+    accumulation: int,
+    adaptive: str = "global",
     steps: int = STEPS,
 ) -> dict[str, Any]:
     recipe = build(world, zero, quantizer, accumulation, adaptive)
     lines = train(recipe, accumulation, 0, steps)
-    state = recipe.generator.full_state()
-    norms = None
-    if state is not None:
-        norms = {name: float(value.double().norm()) for name, value in state.items()}
+    norms = norms_of(recipe.generator)
     return {"lines": lines, "codebook": codebook_digest(recipe), "norms": norms}
 
 
@@ -125,10 +184,12 @@ def main() -> None:
     found: dict[str, Any] = {
         "zero0 vector x1": run(world, 0, "vector", 1),
         "zero0 ema x2": run(world, 0, "ema", 2),
+        "zero0 transformer x1": run_transformer(world, 0, 1),
         "zero0 per_rank": run(world, 0, "vector", 1, adaptive="per_rank", steps=DISC_START + 1),
     }
     for zero in range(4):
         found[f"zero{zero} vector x2"] = run(world, zero, "vector", 2)
+        found[f"zero{zero} transformer x2"] = run_transformer(world, zero, 2)
         found[f"zero{zero} ema x1"] = run(world, zero, "ema", 1)
         with tempfile.TemporaryDirectory() as folder:
             shared = Path(world.broadcast(folder))

@@ -97,8 +97,10 @@ def truncate(path: Path) -> None:
 
 BREAKS: list[tuple[Callable[[Path], object], str]] = [
     (truncate, "generator/weights.pt has 1 bytes instead of 2"),
-    (lambda path: (path / "discriminator" / "weights.pt").unlink(),
-     "discriminator/weights.pt is missing"),
+    (
+        lambda path: (path / "discriminator" / "weights.pt").unlink(),
+        "discriminator/weights.pt is missing",
+    ),
     (lambda path: (path / "meta.json").unlink(), "meta.json is missing or broken"),
     (lambda path: (path / "meta.json").write_text('{"step": 9, "fil'), "meta.json is missing or"),
     (lambda path: (path / "meta.json").write_text("{}"), "meta.json is missing or broken"),
@@ -129,9 +131,7 @@ def test_an_unfinished_folder_is_ignored(checkpoints: Checkpoints, folder: Path)
     assert find_fault(folder / "step-00000009") is None
 
 
-def test_the_next_save_removes_what_a_dead_run_left(
-    checkpoints: Checkpoints, folder: Path
-) -> None:
+def test_the_next_save_removes_what_a_dead_run_left(checkpoints: Checkpoints, folder: Path) -> None:
     (folder / "step-00000007.tmp" / "generator").mkdir(parents=True)
     save(checkpoints, 9)
     assert names(folder) == ["step-00000009"]
@@ -164,9 +164,15 @@ def test_saving_a_step_again_replaces_it(checkpoints: Checkpoints, folder: Path)
     assert engine.value == "again"
 
 
-@pytest.mark.parametrize(("keep_last", "keep_every", "expected"), [
-    (2, 0, [8, 10]), (1, 4, [4, 8, 10]), (3, 6, [6, 8, 10]), (0, 0, [10]),
-])
+@pytest.mark.parametrize(
+    ("keep_last", "keep_every", "expected"),
+    [
+        (2, 0, [8, 10]),
+        (1, 4, [4, 8, 10]),
+        (3, 6, [6, 8, 10]),
+        (0, 0, [10]),
+    ],
+)
 def test_pruning_keeps_the_last_ones_and_every_nth(
     folder: Path, keep_last: int, keep_every: int, expected: list[int]
 ) -> None:

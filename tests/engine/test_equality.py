@@ -17,7 +17,8 @@ import pytest
 WORKER = Path(__file__).with_name("equality_worker.py")
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID")
 DISC_START = 2
-RUNS = ("vector x2", "ema x1")
+STAGE_1 = ("vector x2", "ema x1")
+RUNS = (*STAGE_1, "transformer x2")
 Lines = list[dict[str, float]]
 
 
@@ -25,8 +26,11 @@ def start(out: Path, **variables: str) -> subprocess.Popen:
     environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
     environment |= {"OMP_NUM_THREADS": "1"} | variables
     return subprocess.Popen(
-        [sys.executable, str(WORKER), str(out)], env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        [sys.executable, str(WORKER), str(out)],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
 
 
@@ -47,8 +51,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     for process in processes:
         output, _ = process.communicate(timeout=280)
         assert process.returncode == 0, output[-4000:]
-    return {name: json.loads((folder / f"{name}.json").read_text())
-            for name in ("one-0", "two-0", "two-1")}
+    return {
+        name: json.loads((folder / f"{name}.json").read_text())
+        for name in ("one-0", "two-0", "two-1")
+    }
 
 
 def assert_same(lines: Lines, expected: Lines, tolerance: float) -> None:
@@ -57,7 +63,7 @@ def assert_same(lines: Lines, expected: Lines, tolerance: float) -> None:
         assert line == pytest.approx(other, rel=tolerance, abs=tolerance), f"step {step}"
 
 
-@pytest.mark.parametrize("run", ["vector x1", "ema x2", *RUNS])
+@pytest.mark.parametrize("run", ["vector x1", "ema x2", "transformer x1", *RUNS])
 def test_two_ranks_give_the_losses_of_one(found: dict[str, Any], run: str) -> None:
     key = f"zero0 {run}"
     assert_same(found["two-0"][key]["lines"], found["one-0"][key]["lines"], 1e-4)
@@ -86,6 +92,13 @@ def test_micro_batches_equal_one_batch_until_the_gan_starts(
     assert_same(before[0], before[1], 1e-5)
 
 
+@pytest.mark.parametrize("process", ["one-0", "two-0"])
+def test_stage_2_does_not_notice_how_the_batch_is_cut(found: dict[str, Any], process: str) -> None:
+    runs = [found[process][f"zero0 transformer x{count}"]["lines"] for count in (1, 2)]
+    assert_same(runs[0], runs[1], 1e-5)
+    assert runs[0][0] != runs[0][-1]
+
+
 def test_the_runs_reach_what_they_are_meant_to_compare(found: dict[str, Any]) -> None:
     lines = found["one-0"]["zero0 ema x1"]["lines"]
     assert sum(line["codebook_revived"] for line in lines) > 0
@@ -94,7 +107,7 @@ def test_the_runs_reach_what_they_are_meant_to_compare(found: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("zero", range(4))
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("run", STAGE_1)
 def test_both_ranks_hold_the_same_codebook_to_the_bit(
     found: dict[str, Any], run: str, zero: int
 ) -> None:
@@ -113,8 +126,10 @@ def test_engines_saved_before_d_made_a_step_go_on_to_the_bit(
 
 
 def test_the_adaptive_weight_per_rank_is_the_mean_of_each_ranks_own(found: dict[str, Any]) -> None:
-    at_start = {name: found[name]["zero0 per_rank"]["lines"][DISC_START]["adaptive_weight"]
-                for name in ("one-0", "two-0")}
+    at_start = {
+        name: found[name]["zero0 per_rank"]["lines"][DISC_START]["adaptive_weight"]
+        for name in ("one-0", "two-0")
+    }
     everywhere = found["one-0"]["zero0 vector x1"]["lines"][DISC_START]["adaptive_weight"]
     assert at_start["one-0"] == everywhere  # with one rank there is no difference
     assert at_start["two-0"] != pytest.approx(everywhere, rel=1e-3)

@@ -11,22 +11,35 @@ from taming_dist.errors import UserError
 EXPECTED: list[tuple[dict[str, Any], bool, dict[str, Any], dict[str, Any] | None]] = [
     # engine, on a GPU, zero_optimization, torch_autocast
     ({"zero": 0}, False, {"stage": 0}, None),
-    ({"zero": 1}, False,
-     {"stage": 1, "contiguous_gradients": True, "overlap_comm": False}, None),
-    ({"zero": 2, "precision": "bf16"}, True,
-     {"stage": 2, "contiguous_gradients": True, "overlap_comm": True},
-     {"enabled": True, "dtype": "bfloat16"}),
-    ({"zero": 3, "persist_below": 7}, False,
-     {"stage": 3, "contiguous_gradients": True, "overlap_comm": False,
-      "stage3_param_persistence_threshold": 7}, None),
+    ({"zero": 1}, False, {"stage": 1, "contiguous_gradients": True, "overlap_comm": False}, None),
+    (
+        {"zero": 2, "precision": "bf16"},
+        True,
+        {"stage": 2, "contiguous_gradients": True, "overlap_comm": True},
+        {"enabled": True, "dtype": "bfloat16"},
+    ),
+    (
+        {"zero": 3, "persist_below": 7},
+        False,
+        {
+            "stage": 3,
+            "contiguous_gradients": True,
+            "overlap_comm": False,
+            "stage3_param_persistence_threshold": 7,
+        },
+        None,
+    ),
 ]
 
 
 @pytest.mark.parametrize(("engine", "on_gpu", "zero", "autocast"), EXPECTED)
 @pytest.mark.parametrize("clip", [0.0, 2.5])
 def test_every_stage_is_configured_as_the_table_says(
-    engine: dict[str, Any], on_gpu: bool, zero: dict[str, Any],
-    autocast: dict[str, Any] | None, clip: float,
+    engine: dict[str, Any],
+    on_gpu: bool,
+    zero: dict[str, Any],
+    autocast: dict[str, Any] | None,
+    clip: float,
 ) -> None:
     found = deepspeed_config(EngineConfig(**engine), clip, 3, 5, on_gpu)
     assert found["zero_optimization"] == zero
@@ -38,10 +51,13 @@ def test_every_stage_is_configured_as_the_table_says(
     assert not {"fp16", "bf16", "optimizer", "scheduler"} & found.keys()
 
 
-@pytest.mark.parametrize(("values", "message"), [
-    ({"zero": 4}, r"engine\.zero=4: use 0, 1, 2 or 3"),
-    ({"precision": "half"}, r"engine\.precision=half: use fp32, bf16 or fp16"),
-])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"zero": 4}, r"engine\.zero=4: use 0, 1, 2 or 3"),
+        ({"precision": "half"}, r"engine\.precision=half: use fp32, bf16 or fp16"),
+    ],
+)
 def test_values_that_do_not_exist_are_the_users_mistake(
     values: dict[str, Any], message: str
 ) -> None:

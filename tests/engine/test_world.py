@@ -6,24 +6,41 @@ import torch
 from taming_dist.engine.world import Place, World, place, rendezvous
 from taming_dist.errors import UserError
 
-TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1",
-            "MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
-SLURM = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "0",
-         "MASTER_ADDR": "node2", "MASTER_PORT": "12345"}
+TORCHRUN = {
+    "RANK": "3",
+    "WORLD_SIZE": "4",
+    "LOCAL_RANK": "1",
+    "MASTER_ADDR": "node1",
+    "MASTER_PORT": "29500",
+}
+SLURM = {
+    "SLURM_PROCID": "5",
+    "SLURM_NTASKS": "8",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_ID": "0",
+    "MASTER_ADDR": "node2",
+    "MASTER_PORT": "12345",
+}
 ALONE = Place(0, 1, 0, "127.0.0.1", 0)
 
 
-@pytest.mark.parametrize(("environment", "expected"), [
-    ({}, ALONE),
-    ({"PATH": "/bin", "MASTER_PORT": "1"}, ALONE),
-    (TORCHRUN, Place(3, 4, 1, "node1", 29500)),
-    (SLURM, Place(5, 8, 1, "node2", 12345)),
-    (SLURM | TORCHRUN, Place(3, 4, 1, "node1", 29500)),
-    # the batch script itself, or an interactive shell of an allocation: no task of srun
-    ({name: SLURM[name] for name in SLURM if name != "SLURM_STEP_ID"}, ALONE),
-    ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, ALONE),
-    ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "0"}, ALONE),
-])
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, ALONE),
+        ({"PATH": "/bin", "MASTER_PORT": "1"}, ALONE),
+        (TORCHRUN, Place(3, 4, 1, "node1", 29500)),
+        (SLURM, Place(5, 8, 1, "node2", 12345)),
+        (SLURM | TORCHRUN, Place(3, 4, 1, "node1", 29500)),
+        # the batch script itself, or an interactive shell of an allocation: no task of srun
+        ({name: SLURM[name] for name in SLURM if name != "SLURM_STEP_ID"}, ALONE),
+        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, ALONE),
+        (
+            {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "0"},
+            ALONE,
+        ),
+    ],
+)
 def test_the_place_follows_from_the_launchers_variables(
     environment: dict[str, str], expected: Place
 ) -> None:

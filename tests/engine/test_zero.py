@@ -46,11 +46,17 @@ def pair() -> Iterator[list[subprocess.Popen]]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-              "OMP_NUM_THREADS": "1"}
+    shared = {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": "1",
+    }
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", FROZEN], text=True, stdout=subprocess.PIPE,
+            [sys.executable, "-c", FROZEN],
+            text=True,
+            stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
         )

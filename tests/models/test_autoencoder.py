@@ -13,8 +13,12 @@ from taming_dist.models.autoencoder import (
 )
 
 SHAPE = {
-    "latent_channels": 6, "channels": 32, "multipliers": [1, 2], "blocks": 1,
-    "attention_resolutions": [8], "resolution": 16,
+    "latent_channels": 6,
+    "channels": 32,
+    "multipliers": [1, 2],
+    "blocks": 1,
+    "attention_resolutions": [8],
+    "resolution": 16,
 }
 
 
@@ -58,8 +62,9 @@ def test_the_last_layers_gradient_equals_autograds() -> None:
     features = decoder.features(z)
     images = decoder.conv_out(features)
     target = torch.randn_like(images)
-    (expected,) = torch.autograd.grad((images - target).abs().mean(), decoder.conv_out.weight,
-                                      retain_graph=True)
+    (expected,) = torch.autograd.grad(
+        (images - target).abs().mean(), decoder.conv_out.weight, retain_graph=True
+    )
     leaf = images.detach().requires_grad_(True)
     (at_image,) = torch.autograd.grad((leaf - target).abs().mean(), leaf)
     found = last_layer_gradient(features.detach(), at_image)

@@ -15,10 +15,17 @@ from taming_dist.models.vqgan import VQGAN, VQGANConfig
 
 def tiny(seed: int = 0) -> VQGAN:
     torch.manual_seed(seed)
-    return VQGAN(VQGANConfig(
-        quantizer=EMAQuantizerConfig(codes=8, dim=4), resolution=8, channels=32,
-        multipliers=[1, 1], blocks=1, attention_resolutions=[], latent_channels=8,
-    ))
+    return VQGAN(
+        VQGANConfig(
+            quantizer=EMAQuantizerConfig(codes=8, dim=4),
+            resolution=8,
+            channels=32,
+            multipliers=[1, 1],
+            blocks=1,
+            attention_resolutions=[],
+            latent_channels=8,
+        )
+    )
 
 
 @pytest.fixture

@@ -138,7 +138,8 @@ def test_ema_update_of_a_split_batch_equals_the_whole_batch() -> None:
     statistics = whole(latents(b=4)).statistics
     parts = [split(part).statistics for part in latents(b=4).split(2)]
     joined = Statistics(
-        parts[0].counts + parts[1].counts, parts[0].sums + parts[1].sums,
+        parts[0].counts + parts[1].counts,
+        parts[0].sums + parts[1].sums,
         torch.cat([part.candidates for part in parts]),
     )
     torch.testing.assert_close(joined.sums, statistics.sums)

@@ -11,8 +11,12 @@ from taming_dist.models.vqgan import VQGAN, VQGANConfig
 def tiny(**settings: object) -> VQGANConfig:
     defaults = {
         "quantizer": VectorQuantizerConfig(codes=20, dim=4),
-        "resolution": 16, "channels": 32, "multipliers": [1, 1, 1], "blocks": 1,
-        "attention_resolutions": [], "latent_channels": 8,
+        "resolution": 16,
+        "channels": 32,
+        "multipliers": [1, 1, 1],
+        "blocks": 1,
+        "attention_resolutions": [],
+        "latent_channels": 8,
     }
     return VQGANConfig(**defaults | settings)  # type: ignore[arg-type]
 
@@ -21,9 +25,13 @@ def images(b: int = 2, height: int = 16, width: int = 16) -> torch.Tensor:
     return torch.rand(b, 3, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-@pytest.mark.parametrize("quantizer", [
-    VectorQuantizerConfig(codes=20, dim=4), EMAQuantizerConfig(codes=20, dim=4),
-])
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        VectorQuantizerConfig(codes=20, dim=4),
+        EMAQuantizerConfig(codes=20, dim=4),
+    ],
+)
 def test_decoding_the_codes_of_images_gives_their_reconstruction(quantizer: object) -> None:
     torch.manual_seed(0)
     model = VQGAN(tiny(quantizer=quantizer)).eval()
@@ -62,9 +70,7 @@ def test_every_parameter_gets_a_gradient() -> None:
 
 
 @pytest.mark.parametrize(("height", "width", "name"), [(18, 16, "height"), (16, 15, "width")])
-def test_images_that_do_not_halve_are_the_users_mistake(
-    height: int, width: int, name: str
-) -> None:
+def test_images_that_do_not_halve_are_the_users_mistake(height: int, width: int, name: str) -> None:
     with pytest.raises(UserError, match=f"image {name}=1[58].* use a multiple of 4"):
         VQGAN(tiny()).encode(images(height=height, width=width))
 

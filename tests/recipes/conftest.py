@@ -23,8 +23,14 @@ class PlainEngine:
     """What a recipe needs of an engine, in plain torch; `gradients` are those of the last step."""
 
     def __init__(
-        self, module: nn.Module, groups: list[dict[str, Any]], optimizer: OptimConfig,
-        config: EngineConfig, world: World, micro_batch: int, accumulation: int,
+        self,
+        module: nn.Module,
+        groups: list[dict[str, Any]],
+        optimizer: OptimConfig,
+        config: EngineConfig,
+        world: World,
+        micro_batch: int,
+        accumulation: int,
     ) -> None:
         self.module = module
         self.accumulation = accumulation
@@ -49,7 +55,8 @@ class PlainEngine:
         self.steps += 1
         self.gradients = {
             name: parameter.grad.clone()
-            for name, parameter in self.module.named_parameters() if parameter.grad is not None
+            for name, parameter in self.module.named_parameters()
+            if parameter.grad is not None
         }
         self._optimizer.step()
         self._optimizer.zero_grad()
@@ -81,8 +88,12 @@ class Images:
 
 
 MODEL = {
-    "resolution": 32, "channels": 32, "multipliers": [1, 1, 1], "blocks": 1,
-    "attention_resolutions": [], "latent_channels": 16,
+    "resolution": 32,
+    "channels": 32,
+    "multipliers": [1, 1, 1],
+    "blocks": 1,
+    "attention_resolutions": [],
+    "latent_channels": 16,
 }
 
 
@@ -106,12 +117,20 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., VQGANRecipe]:
     ) -> VQGANRecipe:
         settings = MODEL | {"quantizer": VectorQuantizerConfig(codes=24, dim=8)} | (model or {})
         defaults = {
-            "disc_start": 0, "lpips_net": "alex", "lpips_weights": "random",
+            "disc_start": 0,
+            "lpips_net": "alex",
+            "lpips_weights": "random",
             "discriminator": PatchGANConfig(channels=8, layers=2),
         }
         return VQGANRecipe(
-            VQGANConfig(**settings), VQGANLossConfig(**defaults | loss), OptimConfig(lr=lr),
-            EngineConfig(), World(0, 1, 0, torch.device("cpu")), 2, accumulation, seed=0,
+            VQGANConfig(**settings),
+            VQGANLossConfig(**defaults | loss),
+            OptimConfig(lr=lr),
+            EngineConfig(),
+            World(0, 1, 0, torch.device("cpu")),
+            2,
+            accumulation,
+            seed=0,
         )
 
     return make

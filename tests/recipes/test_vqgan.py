@@ -66,14 +66,22 @@ def relative(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 
 @pytest.mark.parametrize("gan", [True, False])
-@pytest.mark.parametrize("quantizer", [
-    VectorQuantizerConfig(codes=24, dim=8), EMAQuantizerConfig(codes=24, dim=8),
-])
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        VectorQuantizerConfig(codes=24, dim=8),
+        EMAQuantizerConfig(codes=24, dim=8),
+    ],
+)
 def test_the_step_equals_the_obvious_backward(
     recipe: Make, batch: Make, gan: bool, quantizer: Any
 ) -> None:
-    settings = {"model": {"quantizer": quantizer}, "disc_start": 0 if gan else 1,
-                "perceptual_weight": 0.7, "codebook_weight": 1.3}
+    settings = {
+        "model": {"quantizer": quantizer},
+        "disc_start": 0 if gan else 1,
+        "perceptual_weight": 0.7,
+        "codebook_weight": 1.3,
+    }
     trained, twin = recipe(**settings), recipe(**settings)
     scalars = step(trained, batch())
     expected, weight = obvious_gradients(twin, twin._images(batch()), gan)
@@ -126,8 +134,14 @@ def as_recorded(recipe: VQGANRecipe, golden: dict[str, Any]) -> None:
     """Give the recipe the recording's weights: seed 0, in the original's order of construction,
     where attention comes between the blocks of a level and D after the five heads of LPIPS."""
     vqgan: VQGAN = recipe.generator.module
-    settings = {"latent_channels": 32, "channels": 32, "multipliers": [1, 2, 2], "blocks": 1,
-                "attention_resolutions": [8], "resolution": 32}
+    settings = {
+        "latent_channels": 32,
+        "channels": 32,
+        "multipliers": [1, 2, 2],
+        "blocks": 1,
+        "attention_resolutions": [8],
+        "resolution": 32,
+    }
     torch.manual_seed(0)
     encoder = Encoder(3, **settings)
     after_encoder = torch.get_rng_state()
@@ -147,8 +161,11 @@ def as_recorded(recipe: VQGANRecipe, golden: dict[str, Any]) -> None:
     discriminator = PatchGAN(PatchGANConfig(channels=16), 3)
 
     parts = {"encoder": encoder, "decoder": decoder}
-    state = {f"{name}.{key}": value for name, part in parts.items()
-             for key, value in part.state_dict().items()}
+    state = {
+        f"{name}.{key}": value
+        for name, part in parts.items()
+        for key, value in part.state_dict().items()
+    }
     vqgan.load_state_dict(state | golden["latent_side"])
     recipe.discriminator.module.load_state_dict(discriminator.state_dict())
 
@@ -163,18 +180,22 @@ def recorded(recipe: Make, golden: dict[str, Any], monkeypatch: pytest.MonkeyPat
     """A recipe with the recording's weights, settings and images."""
     quantizer = VectorQuantizerConfig(codes=64, dim=32, legacy=True)
     made = recipe(
-        {"quantizer": quantizer, "multipliers": [1, 2, 2], "attention_resolutions": [8],
-         "latent_channels": 32},
-        disc_start=10, perceptual_weight=0.0, discriminator=PatchGANConfig(channels=16),
+        {
+            "quantizer": quantizer,
+            "multipliers": [1, 2, 2],
+            "attention_resolutions": [8],
+            "latent_channels": 32,
+        },
+        disc_start=10,
+        perceptual_weight=0.0,
+        discriminator=PatchGANConfig(channels=16),
     )
     as_recorded(made, golden)
     monkeypatch.setattr(made, "_images", lambda batch: batch)
     return made
 
 
-def test_codes_and_images_equal_the_original(
-    recorded: VQGANRecipe, golden: dict[str, Any]
-) -> None:
+def test_codes_and_images_equal_the_original(recorded: VQGANRecipe, golden: dict[str, Any]) -> None:
     network = recorded.generator.module
     with torch.no_grad():
         latents = network.latents(golden["images"])
@@ -227,8 +248,10 @@ class Counting:
         self.passes: Counter[str] = Counter()
         generator, discriminator = recipe.generator.module, recipe.discriminator.module
         watched = {
-            "encoder": generator.encoder, "decoder": generator.decoder.conv_in,
-            "lpips": recipe.lpips.slices[0], "discriminator": discriminator,
+            "encoder": generator.encoder,
+            "decoder": generator.decoder.conv_in,
+            "lpips": recipe.lpips.slices[0],
+            "discriminator": discriminator,
         }
         for name, module in watched.items():
             module.register_forward_pre_hook(self._counter(name))
@@ -251,9 +274,7 @@ def test_before_the_gan_counts_nothing_of_it_is_computed(recipe: Make, batch: Ma
     assert "gan_g" in step(made, batch(), at=3)
 
 
-def test_every_network_is_walked_once_and_d_judges_three_times(
-    recipe: Make, batch: Make
-) -> None:
+def test_every_network_is_walked_once_and_d_judges_three_times(recipe: Make, batch: Make) -> None:
     made = recipe()
     counting = Counting(made)
     step(made, batch())

@@ -9,8 +9,13 @@ from taming_dist.models.vqgan import VQGAN, VQGANConfig
 from taming_dist.training.export import assemble, write_export
 
 CONFIG = VQGANConfig(
-    quantizer=EMAQuantizerConfig(codes=8, dim=4), resolution=8, channels=32,
-    multipliers=[1, 1], blocks=1, attention_resolutions=[], latent_channels=8,
+    quantizer=EMAQuantizerConfig(codes=8, dim=4),
+    resolution=8,
+    channels=32,
+    multipliers=[1, 1],
+    blocks=1,
+    attention_resolutions=[],
+    latent_channels=8,
 )
 
 

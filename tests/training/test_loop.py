@@ -99,24 +99,40 @@ class Counter:
 
 
 def run(
-    folder: Path, recipe: Counter, steps: int, stop: StopRequest | None = None,
-    batch: int = 4, **config: int,
+    folder: Path,
+    recipe: Counter,
+    steps: int,
+    stop: StopRequest | None = None,
+    batch: int = 4,
+    **config: int,
 ) -> bool:
     """Train with two micro-batches of two to a step."""
     sinks = Sinks(folder, [MetricsFile(folder)])
     data = Data(Numbers(), Numbers(), val_batches=4, preview="shown", accumulation=batch // 2)
     return fit(
-        recipe, data, Clock(batch, steps), LoopConfig(**OFF | config),  # type: ignore[arg-type]
-        Checkpoints(folder / "checkpoints", ALONE, keep_last=100), sinks,
-        stop or StopRequest(), ALONE, folder / "export",
+        recipe,
+        data,
+        Clock(batch, steps),
+        LoopConfig(**OFF | config),  # type: ignore[arg-type]
+        Checkpoints(folder / "checkpoints", ALONE, keep_last=100),
+        sinks,
+        stop or StopRequest(),
+        ALONE,
+        folder / "export",
     )
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl without what a clock on the wall decides."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items()
-             if name != "time" and not name.startswith("throughput/")} for line in lines]
+    return [
+        {
+            name: value
+            for name, value in line.items()
+            if name != "time" and not name.startswith("throughput/")
+        }
+        for line in lines
+    ]
 
 
 def events(folder: Path) -> list[tuple[str, int]]:
@@ -222,6 +238,7 @@ def test_a_run_killed_before_its_last_checkpoint_has_exported_already(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise the next start would find the run finished and never export."""
+
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 

@@ -42,20 +42,27 @@ def test_the_schedule_knows_images_only_so_the_batch_does_not_move_it() -> None:
     assert small == large
 
 
-@pytest.mark.parametrize(("values", "message"), [
-    ({"lr": 1.0, "name": "sgd"}, r"optim\.name=sgd: use adam or adamw"),
-    ({"lr": 1.0, "schedule": "linear"}, r"optim\.schedule=linear: use constant or cosine"),
-    ({}, r"exactly one of optim\.lr .* and optim\.base_lr"),
-    ({"lr": 1.0, "base_lr": 1.0}, r"exactly one of optim\.lr .* and optim\.base_lr"),
-])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"lr": 1.0, "name": "sgd"}, r"optim\.name=sgd: use adam or adamw"),
+        ({"lr": 1.0, "schedule": "linear"}, r"optim\.schedule=linear: use constant or cosine"),
+        ({}, r"exactly one of optim\.lr .* and optim\.base_lr"),
+        ({"lr": 1.0, "base_lr": 1.0}, r"exactly one of optim\.lr .* and optim\.base_lr"),
+    ],
+)
 def test_settings_that_make_no_sense_are_the_users_mistake(values: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         OptimConfig(**values)
 
 
 def test_mixed_seeds_differ_for_every_seed_step_and_rank_and_suit_torch() -> None:
-    seeds = {mix(seed, images, rank)
-             for seed in range(10) for images in range(0, 800, 8) for rank in range(10)}
+    seeds = {
+        mix(seed, images, rank)
+        for seed in range(10)
+        for images in range(0, 800, 8)
+        for rank in range(10)
+    }
     assert len(seeds) == 10 * 100 * 10
     assert all(0 <= seed < 2**63 for seed in seeds)
     bits = torch.tensor([[seed >> bit & 1 for bit in range(63)] for seed in sorted(seeds)])

@@ -129,15 +129,21 @@ class BreaksLater(SimpleNamespace):
         raise OSError("no space left on device")
 
 
-@pytest.mark.parametrize(("run", "message"), [
-    (refuse, "RuntimeError: no such entity"),
-    (Broken(), "OSError: define_metric is broken"),
-    (BreaksLater(), "OSError: no space left on device"),
-    (None, "AttributeError"),
-])
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (refuse, "RuntimeError: no such entity"),
+        (Broken(), "OSError: define_metric is broken"),
+        (BreaksLater(), "OSError: no space left on device"),
+        (None, "AttributeError"),
+    ],
+)
 def test_whatever_breaks_in_wandb_is_said_once_and_the_metrics_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture,
-    run: Any, message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    run: Any,
+    message: str,
 ) -> None:
     fake_wandb(monkeypatch, run if run is not None else SimpleNamespace())
     sinks = open_sinks(LogConfig(wandb="offline"), tmp_path, "run", CLOCK, {})
@@ -177,18 +183,25 @@ def test_a_disabled_wandb_is_not_even_imported(
     assert not (tmp_path / "wandb-id").exists()
 
 
-@pytest.mark.parametrize(("asked", "variables", "netrc", "expected"), [
-    ("auto", {}, "", "offline"),
-    ("auto", {"WANDB_API_KEY": "k"}, "", "online"),
-    ("auto", {"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}, "", "offline"),
-    ("auto", {}, "machine api.wandb.ai\n  login user\n  password k\n", "online"),
-    ("auto", {}, "machine example.org\n", "offline"),
-    ("disabled", {"WANDB_API_KEY": "k"}, "", "disabled"),
-    ("online", {}, "", "online"),
-])
+@pytest.mark.parametrize(
+    ("asked", "variables", "netrc", "expected"),
+    [
+        ("auto", {}, "", "offline"),
+        ("auto", {"WANDB_API_KEY": "k"}, "", "online"),
+        ("auto", {"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}, "", "offline"),
+        ("auto", {}, "machine api.wandb.ai\n  login user\n  password k\n", "online"),
+        ("auto", {}, "machine example.org\n", "offline"),
+        ("disabled", {"WANDB_API_KEY": "k"}, "", "disabled"),
+        ("online", {}, "", "online"),
+    ],
+)
 def test_wandb_is_online_only_where_a_key_is_configured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    asked: str, variables: dict[str, str], netrc: str, expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: str,
+    variables: dict[str, str],
+    netrc: str,
+    expected: str,
 ) -> None:
     (tmp_path / "netrc").write_text(netrc)
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
