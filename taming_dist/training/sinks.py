@@ -134,13 +134,14 @@ class MetricsFile:
         pass
 
 
+ORDER = {"train": 0, "val": 1, "throughput": 2}  # of the groups in a console line
+
+
 class Console:
     """A line per log point; in a terminal with a progress bar below it."""
 
     def __init__(self, clock: Clock, name: str) -> None:
-        self._terminal = Terminal(
-            file=sys.stdout, highlight=False, markup=False, soft_wrap=True
-        )
+        self._terminal = Terminal(file=sys.stdout, highlight=False, markup=False, soft_wrap=True)
         self._bar: Progress | None = None
         if self._terminal.is_terminal:
             self._bar = Progress(
@@ -155,7 +156,8 @@ class Console:
             self._bar.start()
 
     def log(self, clock: Clock, record: dict[str, float]) -> None:
-        numbers = "  ".join(f"{name} {value:.6g}" for name, value in sorted(record.items()))
+        names = sorted(record, key=lambda name: (ORDER.get(name.split("/")[0], 0), name))
+        numbers = "  ".join(f"{name} {record[name]:.6g}" for name in names)
         self._terminal.print(f"step {clock.step}/{clock.total_steps}  {numbers}")
         if self._bar is not None:
             self._bar.update(self._task, completed=clock.step)
