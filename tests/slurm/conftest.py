@@ -27,14 +27,25 @@ class Cluster:
         with open(self.log, "wb") as log:
             self._process = subprocess.Popen(
                 [MINI_SLURM, folder, str(NODES), str(GPUS)],
-                stdin=subprocess.PIPE, stdout=log, stderr=log,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
             )
         self._wait(lambda: (folder / "running").exists() or self._process.poll() is not None, 30)
         assert self._process.poll() is None, self.log.read_text()
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text()
         self._enter = [
-            "nsenter", "--target", children.strip(), "--mount", "--uts", "--net", "--pid", "--",
-            "bash", "-c", 'cd "$0" && exec "$@"',
+            "nsenter",
+            "--target",
+            children.strip(),
+            "--mount",
+            "--uts",
+            "--net",
+            "--pid",
+            "--",
+            "bash",
+            "-c",
+            'cd "$0" && exec "$@"',
         ]
 
     def close(self) -> None:
@@ -51,7 +62,10 @@ class Cluster:
         """What a command prints on the login node, started in the folder `cwd`."""
         done = subprocess.run(
             [*self._enter, cwd, *command],
-            env=self._environment() | environment, capture_output=True, text=True, timeout=60,
+            env=self._environment() | environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout.strip()
@@ -64,7 +78,10 @@ class Cluster:
         return kept | {"PATH": path, "SLURM_CONF": str(self.folder / "slurm.conf")}
 
     def submit(
-        self, *command: str | Path, cwd: Path, repository: Path | None = REPOSITORY,
+        self,
+        *command: str | Path,
+        cwd: Path,
+        repository: Path | None = REPOSITORY,
         **environment: str,
     ) -> "Job":
         """`sbatch` a command in `cwd`; TAMING_DIST names the repository, if one is given."""
@@ -133,7 +150,8 @@ def why_not() -> str | None:
         return f"no Slurm here: {', '.join(missing)} not found (packages: see {MINI_SLURM.name})"
     tried = subprocess.run(
         ["unshare", "--mount", "--uts", "--net", "--pid", "--fork", "true"],
-        capture_output=True, text=True,
+        capture_output=True,
+        text=True,
     )
     if tried.returncode:
         return f"no Slurm here: {tried.stderr.strip()} (namespaces need root)"

@@ -10,8 +10,15 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NAMES = (
-    "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "MASTER_ADDR", "MASTER_PORT",
-    "OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK", "CUDA_VISIBLE_DEVICES", "MALLOC_TRIM_THRESHOLD_",
+    "SLURM_PROCID",
+    "SLURM_NTASKS",
+    "SLURM_LOCALID",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "OMP_NUM_THREADS",
+    "SLURM_CPUS_PER_TASK",
+    "CUDA_VISIBLE_DEVICES",
+    "MALLOC_TRIM_THRESHOLD_",
 )
 # Writes down what a rank is told; `-c` is the scripts' own check.
 STAND_IN = f"""#!{sys.executable}
@@ -94,8 +101,11 @@ def test_without_gpus_every_task_is_a_rank(cluster, repository, ranks, tmp_path)
 def test_overrides_arrive_as_they_were_typed(cluster, repository, ranks, tmp_path):
     (tmp_path / "train-000000.tar").touch()  # what an unquoted pattern would turn into
     overrides = [
-        "+experiment=demo", "run.name=two words", "optim.betas=[0.5, 0.9]",
-        "data.train=train-*.tar", "data.val={a..b}'\"$HOME",
+        "+experiment=demo",
+        "run.name=two words",
+        "optim.betas=[0.5, 0.9]",
+        "data.train=train-*.tar",
+        "data.val={a..b}'\"$HOME",
     ]
     job = cluster.submit(
         "--nodes=2", *CPU, "slurm/train_vqgan.sh", *overrides, cwd=repository, repository=None
@@ -110,8 +120,16 @@ def test_tasks_see_the_environment_where_sbatch_exports_little(
 ):
     script = REPOSITORY / "slurm/tokenize.sh"
     job = cluster.submit(
-        "--nodes=1", *CPU, "--export=TAMING_DIST", script, "--model", "my export", "--batch", "8",
-        cwd=tmp_path, repository=repository,
+        "--nodes=1",
+        *CPU,
+        "--export=TAMING_DIST",
+        script,
+        "--model",
+        "my export",
+        "--batch",
+        "8",
+        cwd=tmp_path,
+        repository=repository,
     )
     assert job.wait() == 0, job.text
     tool = str(repository / "tools/tokenize_dataset.py")

@@ -17,15 +17,29 @@ from taming_dist.models.transformer import Transformer
 REPOSITORY = Path(__file__).resolve().parents[2]
 ONE_CPU_EACH = ("--nodes=2", "--gpus-per-node=0", "--ntasks-per-node=1", "--cpus-per-task=1")
 SMALL_MODEL = (
-    "model.resolution=16", "model.channels=32", "model.multipliers=[1, 2]", "model.blocks=1",
-    "model.attention_resolutions=[]", "model.latent_channels=8", "model.quantizer.codes=16",
-    "model.quantizer.dim=8", "loss.lpips_weights=random", "loss.disc_start=2",
-    "loss.discriminator.channels=8", "loss.discriminator.layers=1", "data.size=16",
+    "model.resolution=16",
+    "model.channels=32",
+    "model.multipliers=[1, 2]",
+    "model.blocks=1",
+    "model.attention_resolutions=[]",
+    "model.latent_channels=8",
+    "model.quantizer.codes=16",
+    "model.quantizer.dim=8",
+    "loss.lpips_weights=random",
+    "loss.disc_start=2",
+    "loss.discriminator.channels=8",
+    "loss.discriminator.layers=1",
+    "data.size=16",
 )
 SMALL_TRANSFORMER = ("model.layers=1", "model.heads=2", "model.width=16", "data.vqgan=")
 SMALL_RUN = (
-    "train.steps=4", "train.log_every=1", "data.global_batch=4", "data.micro_batch=1",
-    "data.lanes=4", "data.block=4", "log.wandb=disabled",
+    "train.steps=4",
+    "train.log_every=1",
+    "data.global_batch=4",
+    "data.micro_batch=1",
+    "data.lanes=4",
+    "data.block=4",
+    "log.wandb=disabled",
 )
 
 
@@ -46,8 +60,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train_vqgan(cluster: Any, folder: Path, *overrides: str) -> Any:
     return cluster.submit(
-        *ONE_CPU_EACH, REPOSITORY / "slurm/train_vqgan.sh", "data.train=train", "data.val=val",
-        "run.dir=two words", *SMALL_MODEL, *SMALL_RUN, *overrides, cwd=folder,
+        *ONE_CPU_EACH,
+        REPOSITORY / "slurm/train_vqgan.sh",
+        "data.train=train",
+        "data.val=val",
+        "run.dir=two words",
+        *SMALL_MODEL,
+        *SMALL_RUN,
+        *overrides,
+        cwd=folder,
     )
 
 
@@ -89,7 +110,13 @@ def test_a_signal_has_the_ranks_save_and_the_same_command_goes_on(cluster, folde
     assert job.wait() == 0, job.text
     events = lines(run / "events.jsonl")
     assert [line["event"] for line in events] == [
-        "start", "save", "exit", "resume", "save", "signal", "exit"
+        "start",
+        "save",
+        "exit",
+        "resume",
+        "save",
+        "signal",
+        "exit",
     ]
     assert events[3]["step"] == 4
     last = events[-1]["step"]
@@ -103,8 +130,12 @@ def test_a_signal_has_the_ranks_save_and_the_same_command_goes_on(cluster, folde
 def codes(cluster: Any, folder: Path, trained: tuple[Path, str]) -> Path:
     """The code shards of the images, written by a job of two workers."""
     job = cluster.submit(
-        *ONE_CPU_EACH, REPOSITORY / "slurm/tokenize.sh", *tokenize_options(folder, trained),
-        "--out", "codes", cwd=folder,
+        *ONE_CPU_EACH,
+        REPOSITORY / "slurm/tokenize.sh",
+        *tokenize_options(folder, trained),
+        "--out",
+        "codes",
+        cwd=folder,
     )
     assert job.wait() == 0, job.text
     assert "rank 0: " in job.text
@@ -129,8 +160,14 @@ def test_two_workers_write_the_bytes_of_one(folder, trained, codes):
 
 def test_a_transformer_trains_on_the_codes_on_two_nodes(cluster, folder, codes):
     job = cluster.submit(
-        *ONE_CPU_EACH, REPOSITORY / "slurm/train_transformer.sh", "data.train=codes",
-        "data.val=codes", "run.dir=transformer", *SMALL_TRANSFORMER, *SMALL_RUN, cwd=folder,
+        *ONE_CPU_EACH,
+        REPOSITORY / "slurm/train_transformer.sh",
+        "data.train=codes",
+        "data.val=codes",
+        "run.dir=transformer",
+        *SMALL_TRANSFORMER,
+        *SMALL_RUN,
+        cwd=folder,
     )
     assert job.wait() == 0, job.text
     assert "batch     4 images = 2 ranks x 1 x 2 micro-batches" in job.text
