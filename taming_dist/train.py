@@ -26,12 +26,12 @@ def main() -> None:
 def train(config: "Config", stop: StopRequest) -> None:
     """Check everything, then join the process group, build the stage and run the loop."""
     from taming_dist.config import check
-    from taming_dist.engine.checkpoint import Checkpoints
+    from taming_dist.engine.checkpoint import Checkpoints, newest_valid
     from taming_dist.engine.world import environment_place
     from taming_dist.engine.zero import init_world, shutdown
     from taming_dist.stages import check_run_dir, choose_stage, describe, first_rank_sinks
     from taming_dist.training.clock import Clock
-    from taming_dist.training.loop import fit
+    from taming_dist.training.loop import check_resumable, fit
     from taming_dist.training.sinks import Sinks
 
     here = environment_place()
@@ -40,6 +40,9 @@ def train(config: "Config", stop: StopRequest) -> None:
     check_run_dir(config, run_dir)
     stage = choose_stage(config)
     data = stage.open_data(here, accumulation, run_dir)
+    found = newest_valid(run_dir / "checkpoints", report=lambda _: None)
+    if found is not None:
+        check_resumable(found, data, config.data.global_batch, here.world_size)
 
     world = init_world(here)
     start_log(run_dir, world.rank)

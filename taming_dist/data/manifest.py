@@ -79,6 +79,8 @@ class Manifest:
                 classes=tuple(record["classes"]) if "classes" in record else None,
                 details=record.get("details", {}),
             )
+            if any(Path(shard.name).name != shard.name for shard in manifest.shards):
+                raise ValueError("a shard that is no plain file name")
             whole = record["fingerprint"] == fingerprint(manifest.shards)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged: delete it, then {_mend(folder)}") from error

@@ -87,24 +87,12 @@ class Checkpoints:
 
     def latest_valid(self, report: Callable[[str], None]) -> Path | None:
         """The newest whole checkpoint, as rank 0 sees it; broken newer ones are reported."""
-        found = None
-        if self.world.is_first:
-            for path in reversed(self._all()):
-                fault = find_fault(path)
-                if fault is None:
-                    found = path
-                    break
-                report(f"skipping checkpoint {path.name}: {fault}")
+        found = newest_valid(self.folder, report) if self.world.is_first else None
         return self.world.broadcast(found)
 
     def load(self, path: Path, engines: Mapping[str, Saved]) -> dict[str, Any]:
         """Load every engine from `path`; gives the state that `save` was given."""
-        meta = read_meta(path)
-        if meta["world_size"] != self.world.world_size:
-            raise UserError(
-                f"{path} was written by {meta['world_size']} ranks and this run has "
-                f"{self.world.world_size}: resume on as many, or name another run.dir"
-            )
+        state = read_state(path, self.world.world_size)
         absent = sorted(name for name in engines if not (path / name).is_dir())
         if absent:
             raise UserError(
@@ -113,7 +101,7 @@ class Checkpoints:
             )
         for name, engine in engines.items():
             engine.load(path, name)
-        return meta["state"]
+        return state
 
     def prune(self) -> None:
         """Delete what is not to be kept; meta.json goes first: no torn folder ever looks whole.
@@ -122,23 +110,44 @@ class Checkpoints:
         """
         for path in self.folder.glob("step-*.tmp"):
             shutil.rmtree(path, ignore_errors=True)
-        whole = [path for path in self._all() if find_fault(path) is None]
+        whole = [path for path in all_checkpoints(self.folder) if find_fault(path) is None]
         for path in whole[: -max(1, self.keep_last)]:
             if not (self.keep_every and _step(path) % self.keep_every == 0):
                 _remove(path)
 
-    def _all(self) -> list[Path]:
-        if not self.folder.is_dir():
-            return []
-        return sorted(
-            (path for path in self.folder.iterdir() if NAME.fullmatch(path.name)), key=_step
-        )
+
+def all_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoint folders of a run, whole or not, by step."""
+    if not folder.is_dir():
+        return []
+    return sorted((path for path in folder.iterdir() if NAME.fullmatch(path.name)), key=_step)
+
+
+def newest_valid(folder: Path, report: Callable[[str], None]) -> Path | None:
+    """The newest whole checkpoint in `folder`; broken newer ones are reported."""
+    for path in reversed(all_checkpoints(folder)):
+        fault = find_fault(path)
+        if fault is None:
+            return path
+        report(f"skipping checkpoint {path.name}: {fault}")
+    return None
 
 
 def read_meta(path: Path) -> dict[str, Any]:
     """The meta.json of a checkpoint folder."""
     with open(path / "meta.json", encoding="utf-8") as file:
         return json.load(file)
+
+
+def read_state(path: Path, world_size: int) -> dict[str, Any]:
+    """The state in a checkpoint; UserError if it was written by another number of ranks."""
+    meta = read_meta(path)
+    if meta["world_size"] != world_size:
+        raise UserError(
+            f"{path} was written by {meta['world_size']} ranks and this run has {world_size}: "
+            f"resume on as many, or name another run.dir"
+        )
+    return meta["state"]
 
 
 def find_fault(path: Path) -> str | None:

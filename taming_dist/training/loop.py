@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from taming_dist.engine.checkpoint import Checkpoints
+from taming_dist.engine.checkpoint import Checkpoints, read_state
 from taming_dist.engine.world import World
 from taming_dist.errors import UserError
 from taming_dist.training.clock import Clock
@@ -113,17 +113,24 @@ def resume(
         sinks.rewind(clock)  # a run that died before its first checkpoint may have logged already
         sinks.event("start", clock)
         return
+    check_resumable(path, data, clock.global_batch, checkpoints.world.world_size)
     state = checkpoints.load(path, recipe.engines)
-    data.train.check_state(state["data"])
-    if state["images"] % clock.global_batch:
-        raise UserError(
-            f"data.global_batch={clock.global_batch} does not divide the "
-            f"{state['images']} images seen by {path}"
-        )
     clock.images = state["images"]
     recipe.load_state_dict(state["recipe"])
     sinks.rewind(clock)
     sinks.event("resume", clock, checkpoint=path.name)
+
+
+def check_resumable(path: Path, data: Data, global_batch: int, world_size: int) -> None:
+    """UserError if this run cannot go on from the checkpoint: known before any process starts."""
+    state = read_state(path, world_size)
+    data.train.check_state(state["data"])
+    images = state["images"]
+    if images % global_batch:
+        raise UserError(
+            f"data.global_batch={global_batch} does not divide the {images} images seen by {path}: "
+            f"set it back, or choose another run.name"
+        )
 
 
 def save(recipe: Recipe, data: Data, clock: Clock, checkpoints: Checkpoints, sinks: Sinks) -> None:

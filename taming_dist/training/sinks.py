@@ -96,10 +96,17 @@ def save_png(picture: Tensor, path: Path) -> None:
 
 
 def append_line(path: Path, values: dict[str, Any]) -> None:
-    """Append one JSON object as a line, in a folder that is made where it is missing."""
+    """Append one JSON object on a line of its own, also after one that a crash has torn.
+
+    The folder is made where it is missing.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(values) + "\n")
+    with open(path, "a+b") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(values).encode() + b"\n")
 
 
 class MetricsFile:

@@ -229,6 +229,12 @@ def test_a_damaged_or_edited_manifest_is_refused(tmp_path: Path) -> None:
         Manifest.load(tmp_path)
 
 
+def test_a_manifest_cannot_name_a_file_outside_its_folder(tmp_path: Path) -> None:
+    Manifest(IMAGES_FORMAT, (Shard("../a.tar", 1, 2048, "00"),)).save(tmp_path)
+    with pytest.raises(UserError, match="damaged"):
+        Manifest.load(tmp_path)
+
+
 def test_folders_with_different_class_names_do_not_mix(tmp_path: Path) -> None:
     write_shards(tmp_path / "one")
     with ShardWriter(tmp_path / "two", "train", 2, classes=("b", "c")) as writer:

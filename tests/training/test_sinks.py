@@ -219,3 +219,13 @@ def test_an_unknown_wandb_mode_is_the_users_mistake() -> None:
 def test_a_line_makes_its_folder(tmp_path: Path) -> None:
     append_line(tmp_path / "new" / "bad_samples.jsonl", {"key": "a"})
     assert json.loads((tmp_path / "new" / "bad_samples.jsonl").read_text()) == {"key": "a"}
+
+
+def test_a_line_after_a_torn_one_stands_on_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    append_line(path, {"event": "start"})
+    with open(path, "a", encoding="utf-8") as file:
+        file.write('{"event": "sa')
+    append_line(path, {"event": "resume"})
+    lines = path.read_text().splitlines()
+    assert [json.loads(lines[0]), json.loads(lines[2])] == [{"event": "start"}, {"event": "resume"}]
