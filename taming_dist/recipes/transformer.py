@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from taming_dist.engine.settings import EngineConfig
@@ -19,6 +18,7 @@ from taming_dist.engine.zero import Engine
 from taming_dist.errors import UserError
 from taming_dist.evaluation.tokens import TokenFigures
 from taming_dist.generation.generator import generate_tokens
+from taming_dist.generation.pictures import sheet, to_uint8
 from taming_dist.generation.sampling import Sampling, image_uniforms
 from taming_dist.losses.tokens import corrupt, token_nll
 from taming_dist.models.transformer import Transformer, TransformerConfig, decay_groups
@@ -138,8 +138,7 @@ class TransformerRecipe:
         uniforms = image_uniforms(self.seed, range(len(prefix)), network.config.num_tokens)
         tokens = generate_tokens(network, prefix, Sampling(), uniforms.to(self.world.device))
         images = decoder.decode_codes(tokens.unflatten(1, tuple(network.config.grid)))
-        picture = rearrange(images.float(), "b c h w -> c h (b w)")
-        return ((picture.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        return sheet(to_uint8(images), columns=len(images))
 
     def state_dict(self) -> dict[str, Any]:
         return {}
