@@ -30,6 +30,7 @@ from taming_dist.data.codes import CodesConfig
 from taming_dist.data.reader import ImagesConfig
 from taming_dist.engine.settings import EngineConfig
 from taming_dist.errors import UserError
+from taming_dist.models.discriminators import DISCRIMINATORS
 from taming_dist.models.quantizers import VARIANTS
 from taming_dist.models.transformer import TransformerConfig
 from taming_dist.models.vqgan import VQGANConfig, check_size
@@ -78,6 +79,9 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "model": {"vqgan_schema": VQGANConfig, "transformer_schema": TransformerConfig},
     "model/quantizer": {f"{name}_schema": variant[0] for name, variant in VARIANTS.items()},
     "loss": {"vqgan_schema": VQGANLossConfig, "tokens_schema": TokenLossConfig},
+    "loss/discriminator": {
+        f"{name}_schema": variant[0] for name, variant in DISCRIMINATORS.items()
+    },
     "data": {"images_schema": ImagesConfig, "codes_schema": CodesConfig},
 }
 
@@ -275,19 +279,9 @@ def accumulation(global_batch: int, micro_batch: int, world_size: int) -> int:
 
 
 def check_sizes(config: Config) -> None:
-    """The image must halve down to whole codes and leave D at least one patch."""
+    """The image must halve down to whole codes and suit D."""
     check_size(config.data.size, config.model.factor, "data.size")
-    if config.loss.discriminator.norm == "actnorm":
-        raise UserError(
-            "loss.discriminator.norm=actnorm sets its parameters from the first batch, which the "
-            "engines do not carry over ranks yet: use batch, group or none"
-        )
-    smallest = config.loss.discriminator.smallest_size()
-    if config.data.size < smallest:
-        raise UserError(
-            f"data.size={config.data.size}: a discriminator of "
-            f"{config.loss.discriminator.layers} layers needs {smallest} pixels; "
-            f"set loss.discriminator.layers lower"
-        )
+    if config.loss.discriminator is not None:
+        config.loss.discriminator.check_size(config.data.size)
     if config.data.size < 16:
         raise UserError(f"data.size={config.data.size}: LPIPS needs at least 16 pixels")

@@ -16,6 +16,7 @@ from taming_dist.config import Config, accumulation, check, conf_dir, to_yaml
 from taming_dist.data.codes import CodeShard, write_codes_manifest
 from taming_dist.data.shards import ShardWriter
 from taming_dist.errors import UserError
+from taming_dist.models.discriminators import StyleGANConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.transformer import TransformerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
@@ -172,6 +173,18 @@ def test_a_quantizer_is_chosen_by_its_group(compose: Compose) -> None:
     assert (config.model.quantizer.name, config.model.quantizer.decay) == ("ema", 0.5)
 
 
+def test_a_discriminator_is_chosen_by_its_group_and_null_is_none(compose: Compose) -> None:
+    flickr = ("+experiment=flickr", "data.size=128")
+    stylegan = compose(*flickr, "loss/discriminator=stylegan", "loss.discriminator.channels=8")
+    assert stylegan.loss.discriminator == StyleGANConfig(size=128, channels=8)
+    assert check(stylegan, world_size=1) == 1
+    actnorm = compose(*flickr, "loss.discriminator.norm=actnorm")
+    assert check(actnorm, world_size=1) == 1
+    none = compose(*flickr, "loss.discriminator=null")
+    assert none.loss.discriminator is None
+    assert check(none, world_size=1) == 1
+
+
 def test_the_written_configuration_says_everything(compose: Compose) -> None:
     text = to_yaml(compose(*IMAGES))
     for line in ("size: 64", "disc_start: 100", "seed: 23", "zero: 0", "beta: 0.25"):
@@ -207,6 +220,11 @@ def test_the_written_configuration_says_everything(compose: Compose) -> None:
             ["loss.discriminator.norm=layer"],
         ),
         (["+experiment=flickr", "loss.adaptive=local"], ["loss.adaptive=local", "per_rank"]),
+        (["+experiment=flickr", "loss.augment=[flip]"], ["loss.augment=flip", "cutout"]),
+        (
+            ["+experiment=flickr", "loss/discriminator=stylegan", "data.size=96"],
+            ["loss.discriminator.size=96", "power of two"],
+        ),
         (["+experiment=flickr", "model=gpt"], ["model=TransformerConfig", "VQGANLossConfig"]),
         (["+experiment=flickr", "model.channels=100"], ["model.channels=100", "multiple of 32"]),
         (["+experiment=flickr", "train.steps=0"], ["train.steps=0"]),

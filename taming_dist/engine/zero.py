@@ -148,6 +148,14 @@ class Engine:
         with torch.autocast(self.world.device.type, dtype):
             yield
 
+    def assign(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Set a parameter of the network to a value of its whole shape, the same on all ranks, and
+        with it the optimizer's copy (collective)."""
+        with self._gathered(parameter, modifier_rank=0):
+            parameter.data.copy_(value)
+        if self.config.zero > 0:
+            load_deepspeed().utils.safe_set_full_fp32_param(parameter, value)
+
     def save(self, folder: Path, name: str) -> None:
         """Write weights and optimizer into folder/name/ (collective)."""
         self._engine.save_checkpoint(str(folder), tag=name, save_latest=False)
@@ -174,9 +182,11 @@ class Engine:
         return state if self.world.is_first else None
 
     @contextmanager
-    def _gathered(self, parameter: nn.Parameter) -> Iterator[None]:
+    def _gathered(
+        self, parameter: nn.Parameter, modifier_rank: int | None = None
+    ) -> Iterator[None]:
         if self.config.zero == 3:
-            with load_deepspeed().zero.GatheredParameters([parameter]):
+            with load_deepspeed().zero.GatheredParameters([parameter], modifier_rank):
                 yield
         else:
             yield

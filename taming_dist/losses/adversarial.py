@@ -1,8 +1,11 @@
-"""The GAN loss and its adaptive weight. Source: arXiv 2012.09841, section 3.1, equations 5 to 7.
+"""GAN losses, what steadies them, and the adaptive weight. Source: arXiv 2012.09841, section 3.1.
 
 Legend: logits [b,1,h,w] of a discriminator, real or fake (= for reconstructions); all in fp32.
 """
 
+from typing import Protocol
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -10,20 +13,78 @@ EPSILON = 1e-4  # delta of equation 7, the value of the original's code
 LARGEST_WEIGHT = 1e4
 
 
-def hinge_generator(fake: Tensor) -> Tensor:
-    """-E[D(x^)]."""
-    return -fake.float().mean()
+class GANLoss(Protocol):
+    """A pair of losses; both give a scalar."""
+
+    def generator(self, fake: Tensor) -> Tensor: ...
+    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor: ...
 
 
-def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """(E[max(0, 1 - D(x))] + E[max(0, 1 + D(x^))]) / 2. Source: arXiv 1705.02894."""
-    return 0.5 * (F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean())
+class Hinge:
+    """The margin of arXiv 1705.02894: the original's default."""
+
+    def generator(self, fake: Tensor) -> Tensor:
+        """-E[D(x^)]."""
+        return -fake.float().mean()
+
+    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
+        """(E[max(0, 1 - D(x))] + E[max(0, 1 + D(x^))]) / 2."""
+        return 0.5 * (F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean())
 
 
-def adaptive_weight(rec_gradient: Tensor, gan_gradient: Tensor) -> Tensor:
-    """Equation 7: lambda = ||d rec / d W|| / (||d gan / d W|| + 1e-4), clamped to [0, 1e4].
+class Vanilla(Hinge):
+    """Cross-entropy for D, -E[D(x^)] for G: the original's `disc_loss: vanilla`."""
+
+    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
+        """(E[-log s(D(x))] + E[-log(1 - s(D(x^)))]) / 2, s the logistic function."""
+        return 0.5 * (F.softplus(-real.float()).mean() + F.softplus(fake.float()).mean())
+
+
+class NonSaturating(Vanilla):
+    """Cross-entropy for both. Source: arXiv 1406.2661, section 3."""
+
+    def generator(self, fake: Tensor) -> Tensor:
+        """E[-log s(D(x^))]."""
+        return F.softplus(-fake.float()).mean()
+
+
+GAN_LOSSES: dict[str, GANLoss] = {
+    "hinge": Hinge(),
+    "vanilla": Vanilla(),
+    "non_saturating": NonSaturating(),
+}
+
+
+def gradient_penalty(real: Tensor, images: Tensor) -> Tensor:
+    """R1: E[||d D(x) / d x||^2] / 2, to be differentiated once more. Source: arXiv 1801.04406, 9.
+
+    real: logits for images [b,c,h,w], which require a gradient; a D with many logits for an image
+    is judged by their mean.
+    """
+    judged = real.float().flatten(1).mean(1).sum()
+    (gradient,) = torch.autograd.grad(judged, images, create_graph=True)
+    return gradient.square().flatten(1).sum(1).mean() / 2
+
+
+def lecam(real: Tensor, fake: Tensor, averages: Tensor) -> Tensor:
+    """E[max(0, D(x) - a_fake)^2] + E[max(0, a_real - D(x^))^2]. Source: arXiv 2104.03310, 4.
+
+    averages [2]: moving averages a_real, a_fake of D's logits. One-sided, as its authors' code.
+    """
+    above = F.relu(real.float() - averages[1]).square().mean()
+    below = F.relu(averages[0] - fake.float()).square().mean()
+    return above + below
+
+
+def adaptive_weight(
+    rec_gradient: Tensor,
+    gan_gradient: Tensor,
+    smallest: float = 0.0,
+    largest: float = LARGEST_WEIGHT,
+) -> Tensor:
+    """Equation 7: lambda = ||d rec / d W|| / (||d gan / d W|| + 1e-4), clamped.
 
     Both gradients are those of the decoder's last convolution W, any shape; gives a scalar.
     """
     ratio = rec_gradient.norm() / (gan_gradient.norm() + EPSILON)
-    return ratio.clamp(0, LARGEST_WEIGHT).detach()
+    return ratio.clamp(smallest, largest).detach()

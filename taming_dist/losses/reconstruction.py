@@ -6,3 +6,8 @@ from torch import Tensor
 def l1(images: Tensor, reconstructions: Tensor) -> Tensor:
     """Mean absolute difference over all elements: the pixel term of arXiv 2012.09841's code."""
     return (images.float() - reconstructions.float()).abs().mean()
+
+
+def l2(images: Tensor, reconstructions: Tensor) -> Tensor:
+    """Mean squared difference over all elements: the pixel term of arXiv 2012.09841, equation 4."""
+    return (images.float() - reconstructions.float()).square().mean()

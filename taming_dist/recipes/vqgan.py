@@ -5,7 +5,6 @@ each loss gives its gradient at x^, the adaptive weight comes from those two gra
 decoder's last convolution alone, and one backward pass takes their sum through G and E.
 """
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,54 +16,26 @@ from torch import Tensor
 from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.world import World
 from taming_dist.engine.zero import Engine
-from taming_dist.errors import UserError
 from taming_dist.evaluation.reconstruction import ReconstructionFigures
-from taming_dist.losses.adversarial import adaptive_weight, hinge_discriminator, hinge_generator
 from taming_dist.losses.perceptual import LPIPS
-from taming_dist.losses.reconstruction import l1
-from taming_dist.models.autoencoder import last_layer_gradient
-from taming_dist.models.discriminators import (
-    PatchGAN,
-    PatchGANConfig,
-    accuracy,
-    average_statistics,
-    track_statistics,
-)
+from taming_dist.losses.reconstruction import l1, l2
+from taming_dist.models.discriminators import build_discriminator
 from taming_dist.models.quantizers import Statistics
 from taming_dist.models.vqgan import VQGAN, Reconstruction, VQGANConfig
 from taming_dist.pretrained import lpips_network
+from taming_dist.recipes.adaptive import ADAPTIVE
+from taming_dist.recipes.adversary import Adversary, VQGANLossConfig
 from taming_dist.training.clock import Clock
 from taming_dist.training.export import write_export
 from taming_dist.training.metrics import CodeUsage
 from taming_dist.training.optimization import OptimConfig, mix, seed_step
 from taming_dist.training.recipe import Scalars
 
-
-@dataclasses.dataclass
-class VQGANLossConfig:
-    """Weights of the terms; the GAN counts from optimizer step `disc_start` on.
-
-    `lpips_weights`: pretrained, or random (tests only); `adaptive`: `global` averages the two
-    gradients over ranks, so that the weight does not depend on their number; `per_rank` takes each
-    rank's own, as the original does.
-    """
-
-    perceptual_weight: float = 1.0
-    lpips_net: str = "vgg"
-    lpips_weights: str = "pretrained"
-    codebook_weight: float = 1.0
-    disc_start: int = 250_001
-    disc_weight: float = 0.8
-    adaptive: str = "global"
-    discriminator: PatchGANConfig = dataclasses.field(default_factory=PatchGANConfig)
-
-    def __post_init__(self) -> None:
-        if self.adaptive not in ("global", "per_rank"):
-            raise UserError(f"loss.adaptive={self.adaptive}: use global or per_rank")
+__all__ = ["VQGANLossConfig", "VQGANRecipe"]
 
 
 class VQGANRecipe:
-    """Trains E, codebook and G against a PatchGAN D."""
+    """Trains E, codebook and G against a discriminator D."""
 
     def __init__(
         self,
@@ -79,29 +50,27 @@ class VQGANRecipe:
     ) -> None:
         self.loss, self.optim, self.world, self.seed = loss, optim, world, seed
         self.lpips: LPIPS = lpips_network(loss.lpips_net, loss.lpips_weights).to(world.device)
+        self.adaptive = ADAPTIVE[loss.adaptive](world, loss.adaptive_min, loss.adaptive_max)
         torch.manual_seed(seed)  # the same initial weights everywhere
         vqgan = VQGAN(model)
-        discriminator = PatchGAN(loss.discriminator, model.image_channels)
-        average = world.average()
-        if average is not None:
-            average_statistics(discriminator, average)
         cut = (optim, engine, world, micro_batch, accumulation)
+        self.adversary: Adversary | None = None
+        if loss.discriminator is not None:
+            network = build_discriminator(loss.discriminator, model.image_channels)
+            self.adversary = Adversary(network, loss, *cut, seed)
         self.generator = Engine(vqgan, [{"params": list(vqgan.parameters())}], *cut)
-        self.discriminator = Engine(
-            discriminator, [{"params": list(discriminator.parameters())}], *cut
-        )
         self.usage = CodeUsage(model.vocabulary, world.device)
         self.revived = 0
 
     @property
     def engines(self) -> Mapping[str, Engine]:
-        return {"generator": self.generator, "discriminator": self.discriminator}
+        if self.adversary is None:
+            return {"generator": self.generator}
+        return {"generator": self.generator, "discriminator": self.adversary.engine}
 
     def train_step(self, micro_batches: Iterable[Any], clock: Clock) -> Iterator[Scalars]:
-        """One optimizer step of G and, once the GAN counts, of D; yields the terms of each part."""
-        seed_step(self.seed, clock, self.world.rank)
-        for engine in self.engines.values():
-            engine.set_lr(self.optim.learning_rate(clock))
+        """One optimizer step of G and, in its turn, of D; yields the terms of each part."""
+        gan_weight, adversary = self._begin(clock)
         statistics = []
         for batch in micro_batches:
             images = self._images(batch)
@@ -110,66 +79,69 @@ class VQGANRecipe:
 
             rec, scalars = self._reconstruction_loss(images, reconstruction)
             (gradient,) = torch.autograd.grad(rec, reconstruction)
-            if clock.step >= self.loss.disc_start:
-                gan = self._generator_gan_loss(reconstruction)
+            if adversary is not None:
+                adversary.next_batch(images)
+            if adversary is not None and gan_weight > 0:
+                gan = adversary.generator_loss(reconstruction)
                 (gan_gradient,) = torch.autograd.grad(gan, reconstruction)
-                weight = self._adaptive_weight(out.features, gradient, gan_gradient)
-                gradient = gradient + self.loss.disc_weight * weight * gan_gradient
+                weight = self.adaptive(out.features, gradient, gan_gradient)
+                gradient = gradient + gan_weight * weight * gan_gradient
                 scalars |= {"gan_g": gan, "adaptive_weight": weight}
+                scalars |= {"gan_weight": gan_weight * weight}
 
             # its gradient at x^ is the sum above; its value means nothing
             surrogate = (out.images.float() * gradient).sum()
             self.generator.backward(surrogate + self.loss.codebook_weight * out.codebook_loss)
             self.generator.step()
-            if clock.step >= self.loss.disc_start:
-                scalars |= self._discriminator_step(images, out.images.detach())
+            if adversary is not None:
+                scalars |= adversary.step(images, self._to_judge(images, out))
 
             statistics.append(out.statistics)
             yield scalars | self._total(scalars, out.codebook_loss)
-        self._update_codebook(statistics, clock)
+        self._finish(statistics, clock)
+
+    def _begin(self, clock: Clock) -> tuple[float, Adversary | None]:
+        """Seeds and learning rates; gives the weight of the GAN and D, where it has its turn."""
+        seed_step(self.seed, clock, self.world.rank)
+        for engine in self.engines.values():
+            engine.set_lr(self.optim.learning_rate(clock))
+        if self.adversary is None or not self.loss.trains_discriminator(clock.step):
+            return 0.0, None
+        self.adversary.begin(clock)
+        return self.loss.gan_weight(clock.step), self.adversary
 
     def _reconstruction_loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Scalars]:
-        """|x - x^| + LPIPS(x, x^)."""
-        pixels, perceptual = l1(x, y), self.lpips(x, y, self.lpips.features(x)).mean()
+        """|x - x^| (or its square, or both) + LPIPS(x, x^)."""
+        perceptual = self.lpips(x, y, self.lpips.features(x)).mean()
+        pixels = torch.zeros((), device=x.device)
+        for weight, distance in ((self.loss.l1_weight, l1), (self.loss.l2_weight, l2)):
+            if weight > 0:
+                pixels = pixels + weight * distance(x, y)
         total = pixels + self.loss.perceptual_weight * perceptual
         return total, {"rec": pixels, "perceptual": perceptual}
 
-    def _generator_gan_loss(self, y: Tensor) -> Tensor:
-        """-D(x^); D only looks: it collects no gradient and its running statistics stand still."""
-        network = self.discriminator.module
-        track_statistics(network, False)
-        with self.discriminator.autocast():
-            logits = network(y)
-        track_statistics(network, True)
-        return hinge_generator(logits)
-
-    def _adaptive_weight(self, features: Tensor, rec: Tensor, gan: Tensor) -> Tensor:
-        """Equation 7, from gradients at x^."""
-        at_last_layer = torch.stack([last_layer_gradient(features, g) for g in (rec, gan)])
-        if self.loss.adaptive == "global":
-            self.world.mean(at_last_layer)
-        return adaptive_weight(at_last_layer[0], at_last_layer[1])
-
-    def _discriminator_step(self, x: Tensor, y: Tensor) -> Scalars:
-        """Hinge loss on images and on the reconstructions that G was just trained with."""
-        real, fake = self.discriminator(x), self.discriminator(y)
-        loss = hinge_discriminator(real, fake)
-        self.discriminator.backward(loss)
-        self.discriminator.step()
-        return {
-            "gan_d": loss,
-            "logits_real": real.mean(),
-            "logits_fake": fake.mean(),
-            "disc_accuracy": accuracy(real, fake),
-        }
+    def _to_judge(self, x: Tensor, out: Reconstruction) -> Tensor:
+        """What D is shown: x^ as G was just trained with it, or, as the original does, as G makes
+        it after its update."""
+        if self.loss.order == "reused":
+            return out.images.detach()
+        with torch.no_grad(), self.generator.autocast():
+            return self.generator.module(x).images
 
     def _total(self, scalars: Scalars, codebook: Tensor) -> Scalars:
         """The generator's loss from its terms."""
         loss = scalars["rec"] + self.loss.perceptual_weight * scalars["perceptual"]
         loss = loss + self.loss.codebook_weight * codebook
         if "gan_g" in scalars:
-            loss = loss + self.loss.disc_weight * scalars["adaptive_weight"] * scalars["gan_g"]
+            loss = loss + scalars["gan_weight"] * scalars["gan_g"]
         return {"loss": loss, "codebook": codebook}
+
+    def _finish(self, statistics: list[Statistics], clock: Clock) -> None:
+        """What moves once per optimizer step, by all micro-batches and ranks together."""
+        self.adaptive.finish()
+        if self.adversary is not None:
+            self.adversary.finish()
+        self._update_codebook(statistics, clock)
 
     def _update_codebook(self, parts: list[Statistics], clock: Clock) -> None:
         """Bring the statistics of all micro-batches and ranks together, the same everywhere."""
@@ -226,10 +198,13 @@ class VQGANRecipe:
         return batch.images.to(self.world.device, non_blocking=True).float() / 127.5 - 1
 
     def state_dict(self) -> dict[str, Any]:
-        return {}
+        adversary = {} if self.adversary is None else self.adversary.state_dict()
+        return self.adaptive.state_dict() | adversary
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
+        self.adaptive.load_state_dict(state)
+        if self.adversary is not None:
+            self.adversary.load_state_dict(state)
 
     def export(self, folder: Path) -> None:
         state = self.generator.full_state()

@@ -17,7 +17,7 @@ import torch
 from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.world import World, environment_place
 from taming_dist.engine.zero import Engine, init_world, shutdown
-from taming_dist.models.discriminators import PatchGANConfig
+from taming_dist.models.discriminators import PatchGANConfig, StyleGANConfig
 from taming_dist.models.quantizers import EMAQuantizerConfig, VectorQuantizerConfig
 from taming_dist.models.transformer import TransformerConfig
 from taming_dist.models.vqgan import VQGANConfig
@@ -37,12 +37,36 @@ QUANTIZERS = {
 }
 
 
+# All that steadies D, where nothing but the global batch may matter
+STEADY = {
+    "adaptive": "lagged",
+    "r1_weight": 0.1,
+    "r1_every": 2,
+    "lecam_weight": 0.3,
+    "lecam_decay": 0.5,
+    "augment": ["color", "translation", "cutout"],
+    "disc_warmup": 1,
+    "disc_ramp": 3,
+    "discriminator": PatchGANConfig(channels=8, layers=2, norm="group"),
+}
+# What takes statistics over all ranks, but not over micro-batches
+OVER_RANKS = {
+    "actnorm": {
+        "discriminator": PatchGANConfig(channels=8, layers=2, norm="actnorm"),
+        "order": "updated",
+    },
+    "stylegan": {"discriminator": StyleGANConfig(32, 8, 16), "r1_weight": 0.1, "r1_every": 2},
+}
+
+
 @dataclass
 class Images:
     images: torch.Tensor
 
 
-def build(world: World, zero: int, quantizer: str, accumulation: int, adaptive: str) -> VQGANRecipe:
+def build(
+    world: World, zero: int, quantizer: str, accumulation: int, **settings: Any
+) -> VQGANRecipe:
     model = VQGANConfig(
         quantizer=QUANTIZERS[quantizer],
         resolution=32,
@@ -52,13 +76,13 @@ def build(world: World, zero: int, quantizer: str, accumulation: int, adaptive: 
         attention_resolutions=[],
         latent_channels=16,
     )
-    loss = VQGANLossConfig(
-        disc_start=DISC_START,
-        lpips_net="alex",
-        lpips_weights="random",
-        adaptive=adaptive,
-        discriminator=PatchGANConfig(channels=8, layers=2),
-    )
+    defaults = {
+        "disc_start": DISC_START,
+        "lpips_net": "alex",
+        "lpips_weights": "random",
+        "discriminator": PatchGANConfig(channels=8, layers=2),
+    }
+    loss = VQGANLossConfig(**defaults | settings)
     engine = EngineConfig(zero=zero, persist_below=0)
     micro_batch = GLOBAL_BATCH // (world.world_size * accumulation)
     optim = OptimConfig(lr=LEARNING_RATE)
@@ -156,23 +180,25 @@ def run(
     zero: int,
     quantizer: str,
     accumulation: int,
-    adaptive: str = "global",
     steps: int = STEPS,
+    **settings: Any,
 ) -> dict[str, Any]:
-    recipe = build(world, zero, quantizer, accumulation, adaptive)
+    recipe = build(world, zero, quantizer, accumulation, **settings)
     lines = train(recipe, accumulation, 0, steps)
     norms = norms_of(recipe.generator)
-    return {"lines": lines, "codebook": codebook_digest(recipe), "norms": norms}
+    judge = norms_of(recipe.engines["discriminator"])
+    codebook = codebook_digest(recipe)
+    return {"lines": lines, "codebook": codebook, "norms": norms, "judge": judge}
 
 
 def resumed(world: World, zero: int, folder: Path) -> list[dict[str, float]]:
     """Steps 2 to 4 from what was saved after step 2, when D had not made a step yet."""
-    saved = build(world, zero, "vector", 1, "global")
+    saved = build(world, zero, "vector", 1)
     train(saved, 1, 0, DISC_START)
     for name, engine in saved.engines.items():
         engine.save(folder, name)
     world.sum(torch.zeros(1))
-    fresh = build(world, zero, "vector", 1, "global")
+    fresh = build(world, zero, "vector", 1)
     for name, engine in fresh.engines.items():
         engine.load(folder, name)
     return train(fresh, 1, DISC_START, DISC_START + 2)
@@ -185,12 +211,18 @@ def main() -> None:
         "zero0 vector x1": run(world, 0, "vector", 1),
         "zero0 ema x2": run(world, 0, "ema", 2),
         "zero0 transformer x1": run_transformer(world, 0, 1),
+        "zero0 steady x1": run(world, 0, "vector", 1, DISC_START + 3, **STEADY),
         "zero0 per_rank": run(world, 0, "vector", 1, adaptive="per_rank", steps=DISC_START + 1),
     }
     for zero in range(4):
         found[f"zero{zero} vector x2"] = run(world, zero, "vector", 2)
         found[f"zero{zero} transformer x2"] = run_transformer(world, zero, 2)
         found[f"zero{zero} ema x1"] = run(world, zero, "ema", 1)
+        found[f"zero{zero} steady x2"] = run(world, zero, "vector", 2, DISC_START + 3, **STEADY)
+        for name, settings in OVER_RANKS.items():
+            found[f"zero{zero} {name} x1"] = run(
+                world, zero, "vector", 1, DISC_START + 2, **settings
+            )
         with tempfile.TemporaryDirectory() as folder:
             shared = Path(world.broadcast(folder))
             found[f"zero{zero} resumed"] = {"lines": resumed(world, zero, shared)}

@@ -1,6 +1,7 @@
 """Discriminators against the original's outputs, torch's own BatchNorm, and slow size rules."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +12,14 @@ from taming_dist.models.discriminators import (
     BatchNorm,
     PatchGAN,
     PatchGANConfig,
+    StyleGAN,
+    StyleGANConfig,
     accuracy,
     average_statistics,
+    initialize_actnorm,
     track_statistics,
 )
+from taming_dist.models.discriminators.stylegan import MinibatchDeviation, blur
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vqgan_discriminators.pt"
 
@@ -26,6 +31,7 @@ def test_outputs_and_statistics_equal_the_original(norm: str) -> None:
     torch.manual_seed(2)
     network = PatchGAN(PatchGANConfig(channels=16, layers=2, norm=norm), image_channels=3)
     images = torch.randn(2, 3, 64, 64)
+    initialize_actnorm(network, images)
     logits = network(images)
     assert logits.shape == (2, 1, 14, 14)
     torch.testing.assert_close(logits[:, :, ::3, ::3], golden["train"], atol=1e-5, rtol=1e-4)
@@ -107,6 +113,100 @@ def test_the_smallest_size_is_the_smallest_that_gives_a_logit(layers: int) -> No
     assert network(torch.zeros(1, 3, size, size)).shape == (1, 1, 1, 1)
     with pytest.raises(RuntimeError):
         network(torch.zeros(1, 3, size - 1, size - 1))
+
+
+def test_actnorm_set_on_halves_of_a_batch_equals_the_whole_batch() -> None:
+    """The other half stands for the other rank."""
+    torch.manual_seed(0)
+    config = PatchGANConfig(channels=4, layers=1, norm="actnorm")
+    whole, half = PatchGAN(config, 3), PatchGAN(config, 3)
+    half.load_state_dict(whole.state_dict())
+    x = torch.randn(4, 3, 16, 16)
+    inner = whole.main[2](whole.main[1](whole.main[0](x)))[2:]
+
+    class Mean:
+        ranks = 2
+
+        def __init__(self) -> None:
+            mean = inner.mean((0, 2, 3), keepdim=True)
+            self.others = iter([mean, None])
+
+        def __call__(self, mine: Tensor) -> Tensor:
+            other = next(self.others)
+            if other is None:
+                other = (inner - self.mean).square().mean((0, 2, 3), keepdim=True)
+            self.mean = (mine + other) / 2
+            return self.mean
+
+    average_statistics(half, Mean())
+    assert initialize_actnorm(whole, x)
+    assert initialize_actnorm(half, x[:2])
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(half.state_dict()[name], value, atol=1e-5, rtol=1e-4)
+    assert not initialize_actnorm(whole, x)
+
+
+# StyleGAN
+
+
+def stylegan(**settings: Any) -> StyleGAN:
+    torch.manual_seed(0)
+    return StyleGAN(StyleGANConfig(**{"size": 32, "channels": 8, "max_channels": 16} | settings), 3)
+
+
+@pytest.mark.parametrize("size", [8, 16, 64])
+def test_stylegan_gives_one_logit_for_an_image(size: int) -> None:
+    assert stylegan(size=size)(torch.randn(2, 3, size, size)).shape == (2, 1, 1, 1)
+
+
+def test_stylegan_has_the_parameters_of_the_paper() -> None:
+    """Channels 64 to 512 at 256 px; counted by hand from table and figure 7c."""
+    with torch.device("meta"):
+        network = StyleGAN(StyleGANConfig(), 3)
+    widths = [64, 128, 256, 512, 512, 512, 512]
+    expected = (3 + 1) * 64
+    for a, b in zip(widths, widths[1:], strict=False):
+        expected += (9 * a + 1) * a + (9 * a + 1) * b + a * b
+    expected += (9 * 513 + 1) * 512 + (512 * 16 + 1) * 512 + 512 + 1
+    assert sum(p.numel() for p in network.parameters()) == expected
+
+
+def test_the_equalised_network_computes_what_the_plain_one_does_with_scaled_weights() -> None:
+    """Same function at the same draws; only the optimizer sees other weights."""
+    equalized, plain = stylegan(), stylegan(equalized=False)
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(equalized(x), plain(x), atol=1e-5, rtol=1e-4)
+    assert equalized.last.weight.std().item() == pytest.approx(1, rel=0.05)
+    assert plain.last.weight.std().item() == pytest.approx((17 * 9) ** -0.5, rel=0.05)
+
+
+def test_blurring_keeps_the_mean_of_a_constant_and_removes_the_finest_stripes() -> None:
+    constant = torch.full((1, 2, 6, 6), 3.0)
+    torch.testing.assert_close(blur(constant), constant)
+    stripes = torch.tensor([1.0, -1.0]).repeat(4).expand(1, 1, 8, 8)
+    assert blur(stripes)[..., 1:-1].abs().max() < 1e-6
+
+
+def test_the_minibatch_deviation_tells_batches_of_copies_from_others() -> None:
+    layer = MinibatchDeviation()
+    copies = torch.randn(1, 2, 4, 4).expand(3, -1, -1, -1)
+    assert layer(copies)[:, 2].abs().max() < 1e-3
+    x = torch.randn(3, 2, 4, 4)
+    found = layer(x)
+    assert torch.equal(found[:, :2], x)
+    expected = x.std(0, unbiased=False).mean()
+    torch.testing.assert_close(found[:, 2], expected.expand(3, 4, 4))
+
+
+def test_every_stylegan_logit_has_a_second_derivative() -> None:
+    """R1 needs it."""
+    network = stylegan()
+    images = torch.randn(2, 3, 32, 32, requires_grad=True)
+    (gradient,) = torch.autograd.grad(network(images).sum(), images, create_graph=True)
+    gradient.square().sum().backward()
+    assert all(
+        p.grad.isfinite().all() for name, p in network.named_parameters() if "weight" in name
+    )
 
 
 def test_accuracy_counts_patches_on_the_right_side() -> None:

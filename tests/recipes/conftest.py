@@ -69,6 +69,9 @@ class PlainEngine:
     def gradient_norm(self) -> float | None:
         return None
 
+    def assign(self, parameter: nn.Parameter, value: Tensor) -> None:
+        parameter.data.copy_(value)
+
     @contextmanager
     def autocast(self) -> Iterator[None]:
         yield
@@ -110,10 +113,15 @@ def batch() -> Callable[..., Images]:
 @pytest.fixture
 def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., VQGANRecipe]:
     """A small stage 1 on plain engines; keywords change the loss, `model` the model."""
-    monkeypatch.setattr("taming_dist.recipes.vqgan.Engine", PlainEngine)
+    for module in ("vqgan", "adversary"):
+        monkeypatch.setattr(f"taming_dist.recipes.{module}.Engine", PlainEngine)
 
     def make(
-        model: dict[str, Any] | None = None, accumulation: int = 1, lr: float = 1e-4, **loss: Any
+        model: dict[str, Any] | None = None,
+        accumulation: int = 1,
+        lr: float = 1e-4,
+        micro_batch: int = 2,
+        **loss: Any,
     ) -> VQGANRecipe:
         settings = MODEL | {"quantizer": VectorQuantizerConfig(codes=24, dim=8)} | (model or {})
         defaults = {
@@ -128,7 +136,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., VQGANRecipe]:
             OptimConfig(lr=lr),
             EngineConfig(),
             World(0, 1, 0, torch.device("cpu")),
-            2,
+            micro_batch,
             accumulation,
             seed=0,
         )

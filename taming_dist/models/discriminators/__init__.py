@@ -1,0 +1,45 @@
+"""Discriminators of the GAN loss, one file per family; all give logits [b,1,h,w]."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from taming_dist.models.discriminators.norms import (
+    BatchNorm,
+    average_statistics,
+    initialize_actnorm,
+    track_statistics,
+)
+from taming_dist.models.discriminators.patchgan import PatchGAN, PatchGANConfig
+from taming_dist.models.discriminators.stylegan import StyleGAN, StyleGANConfig
+
+__all__ = [
+    "DISCRIMINATORS",
+    "BatchNorm",
+    "PatchGAN",
+    "PatchGANConfig",
+    "StyleGAN",
+    "StyleGANConfig",
+    "accuracy",
+    "average_statistics",
+    "build_discriminator",
+    "initialize_actnorm",
+    "track_statistics",
+]
+
+# name in conf/loss/discriminator -> its config and network
+DISCRIMINATORS: dict[str, tuple[Any, Any]] = {
+    "patchgan": (PatchGANConfig, PatchGAN),
+    "stylegan": (StyleGANConfig, StyleGAN),
+}
+
+
+def build_discriminator(config: Any, image_channels: int) -> nn.Module:
+    """The trained network of a discriminator's config."""
+    networks = dict(DISCRIMINATORS.values())
+    return networks[type(config)](config, image_channels)
+
+
+def accuracy(real: Tensor, fake: Tensor) -> Tensor:
+    """Share of logits on the right side of 0, for real and generated patches together."""
+    return ((real > 0).float().mean() + (fake < 0).float().mean()) / 2

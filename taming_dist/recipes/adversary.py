@@ -1,0 +1,206 @@
+"""The other half of stage 1: the discriminator D, its loss and what steadies it."""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from omegaconf import MISSING
+from torch import Tensor, nn
+
+from taming_dist.engine.settings import EngineConfig
+from taming_dist.engine.world import World
+from taming_dist.engine.zero import Engine
+from taming_dist.errors import UserError
+from taming_dist.losses.adversarial import GAN_LOSSES, gradient_penalty, lecam
+from taming_dist.losses.augmentation import DRAWS, POLICIES, diffaug
+from taming_dist.models.discriminators import (
+    PatchGANConfig,
+    accuracy,
+    average_statistics,
+    initialize_actnorm,
+    track_statistics,
+)
+from taming_dist.recipes.adaptive import ADAPTIVE
+from taming_dist.training.clock import Clock
+from taming_dist.training.optimization import OptimConfig, mix
+from taming_dist.training.recipe import Scalars
+
+ORDERS = ("reused", "updated")
+
+
+@dataclasses.dataclass
+class VQGANLossConfig:
+    """Weights of the terms and how the GAN is played; docs/losses.md explains each key.
+
+    Steps are optimizer steps. The GAN counts from `disc_start` on, growing over `disc_ramp` steps;
+    D is trained `disc_warmup` steps before that already. `discriminator` is a config of
+    `taming_dist.models.discriminators`, or None for no GAN at all.
+    """
+
+    l1_weight: float = 1.0
+    l2_weight: float = 0.0
+    perceptual_weight: float = 1.0
+    lpips_net: str = "vgg"
+    lpips_weights: str = "pretrained"
+    codebook_weight: float = 1.0
+    gan: str = "hinge"
+    discriminator: Any = MISSING
+    disc_start: int = 250_001
+    disc_warmup: int = 0
+    disc_ramp: int = 0
+    disc_weight: float = 0.8
+    adaptive: str = "global"
+    adaptive_min: float = 0.0
+    adaptive_max: float = 1e4
+    order: str = "reused"
+    r1_weight: float = 0.0
+    r1_every: int = 16
+    lecam_weight: float = 0.0
+    lecam_decay: float = 0.999
+    augment: list[str] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.discriminator == MISSING:  # built in Python, not by Hydra: the original's
+            self.discriminator = PatchGANConfig()
+        choose("loss.gan", self.gan, GAN_LOSSES)
+        choose("loss.adaptive", self.adaptive, ADAPTIVE)
+        choose("loss.order", self.order, ORDERS)
+        for policy in self.augment:
+            choose("loss.augment", policy, POLICIES)
+        if not 0 <= self.adaptive_min <= self.adaptive_max:
+            raise UserError(
+                f"loss.adaptive_min={self.adaptive_min}, loss.adaptive_max={self.adaptive_max}: "
+                f"use 0 <= adaptive_min <= adaptive_max"
+            )
+        if min(self.disc_warmup, self.disc_ramp) < 0 or self.r1_every < 1:
+            raise UserError(
+                f"loss.disc_warmup={self.disc_warmup}, loss.disc_ramp={self.disc_ramp}, "
+                f"loss.r1_every={self.r1_every}: use steps from 0, and every step at most (1)"
+            )
+        if not 0 <= self.lecam_decay < 1:
+            raise UserError(f"loss.lecam_decay={self.lecam_decay}: use a number in [0, 1)")
+
+    def gan_weight(self, step: int) -> float:
+        """What stands before the adaptive weight in a step: 0 while the GAN does not count."""
+        if self.discriminator is None or step < self.disc_start:
+            return 0.0
+        return self.disc_weight * min(1.0, (step - self.disc_start + 1) / (self.disc_ramp + 1))
+
+    def trains_discriminator(self, step: int) -> bool:
+        """Whether D learns in a step."""
+        return self.discriminator is not None and step >= self.disc_start - self.disc_warmup
+
+
+def choose(key: str, value: str, known: Any) -> None:
+    """UserError unless the value of a key is known."""
+    if value not in known:
+        raise UserError(f"{key}={value}: use {' or '.join(known)}")
+
+
+class Adversary:
+    """D under its own engine. `begin` and `finish` frame an optimizer step."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: VQGANLossConfig,
+        optim: OptimConfig,
+        engine: EngineConfig,
+        world: World,
+        micro_batch: int,
+        accumulation: int,
+        seed: int,
+    ) -> None:
+        self.loss, self.world, self.seed = loss, world, seed
+        self.gan = GAN_LOSSES[loss.gan]
+        self.batch = micro_batch, accumulation
+        average = world.average()
+        if average is not None:
+            average_statistics(network, average)
+        if loss.r1_weight > 0:  # ZeRO-3 lets go of the weights before they are needed again
+            engine = dataclasses.replace(engine, zero=min(engine.zero, 2))
+        groups = [{"params": list(network.parameters())}]
+        self.engine = Engine(network, groups, optim, engine, world, micro_batch, accumulation)
+        self._initialized = False
+        self._logits: list[Tensor] = []  # mean real and fake of the micro-batches of this step
+        self._averages: Tensor | None = None  # LeCAM's, over the steps so far
+
+    def begin(self, clock: Clock) -> None:
+        """Draw this step's augmentation: a row for every image of the global batch, so that it
+        does not depend on how the batch is cut; rank r holds the rows r, r + R ..."""
+        size, count = self.batch
+        randomness = torch.Generator().manual_seed(mix(self.seed, clock.images, 1))
+        draws = torch.rand(size * count * self.world.world_size, DRAWS, generator=randomness)
+        mine = draws[self.world.rank :: self.world.world_size].to(self.world.device)
+        self._draws = iter(mine.split(size))
+        self._penalized = self.loss.r1_weight > 0 and clock.step % self.loss.r1_every == 0
+
+    def next_batch(self, x: Tensor) -> None:
+        """Take up the next micro-batch of images x [b,c,h,w]."""
+        self._draw = next(self._draws)
+        if not self._initialized:
+            with self._looking():
+                initialize_actnorm(self.engine.module, self._prepared(x), self.engine.assign)
+            self._initialized = True
+
+    def generator_loss(self, y: Tensor) -> Tensor:
+        """How well reconstructions y [b,c,h,w] fool D, which only looks: it collects no gradient,
+        and its running statistics stand still."""
+        with self._looking(), self.engine.autocast():
+            return self.gan.generator(self.engine.module(self._prepared(y)))
+
+    def step(self, x: Tensor, y: Tensor) -> Scalars:
+        """Train D on images and their reconstructions."""
+        real, fake = self.engine(self._prepared(x)), self.engine(self._prepared(y))
+        loss = self.gan.discriminator(real, fake)
+        scalars = {
+            "gan_d": loss,
+            "logits_real": real.mean(),
+            "logits_fake": fake.mean(),
+            "disc_accuracy": accuracy(real, fake),
+        }
+        if self._penalized:
+            scalars["r1"] = self._gradient_penalty(x)
+            # as if it were there in every step
+            loss = loss + self.loss.r1_weight * self.loss.r1_every * scalars["r1"]
+        if self.loss.lecam_weight > 0:
+            self._logits.append(torch.stack([real.detach().mean(), fake.detach().mean()]).float())
+            if self._averages is not None:
+                scalars["lecam"] = lecam(real, fake, self._averages)
+                loss = loss + self.loss.lecam_weight * scalars["lecam"]
+        self.engine.backward(loss)
+        self.engine.step()
+        return scalars
+
+    def finish(self) -> None:
+        """Move LeCAM's averages by what D said in this step, over the whole global batch."""
+        if self._logits:
+            said = self.world.mean(torch.stack(self._logits).mean(0))
+            before = said if self._averages is None else self._averages
+            self._averages = before.lerp(said, 1 - self.loss.lecam_decay)
+            self._logits = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"lecam": None if self._averages is None else self._averages.tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        saved = state["lecam"]
+        self._averages = None if saved is None else torch.tensor(saved, device=self.world.device)
+
+    def _gradient_penalty(self, x: Tensor) -> Tensor:
+        """R1 in fp32, past the engine, whose output cannot be differentiated twice."""
+        images = self._prepared(x).detach().requires_grad_(True)
+        with self._looking():
+            return gradient_penalty(self.engine.module(images), images)
+
+    def _prepared(self, images: Tensor) -> Tensor:
+        """Images as D sees them."""
+        return diffaug(images.float(), self._draw, self.loss.augment)
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        track_statistics(self.engine.module, False)
+        yield
+        track_statistics(self.engine.module, True)
