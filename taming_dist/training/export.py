@@ -2,11 +2,14 @@
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from taming_dist.errors import UserError
 
 
 def assemble(model: type, config: Any, state: dict[str, Tensor]) -> Any:
@@ -24,3 +27,25 @@ def write_export(model: type, config: Any, state: dict[str, Tensor], folder: Pat
         assemble(model, config, state).save_pretrained(building)
         for name in sorted(os.listdir(building)):
             os.replace(Path(building) / name, folder / name)
+
+
+def check_tensors(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str) -> None:
+    """UserError, naming tensors, unless `given` has the names and shapes of `expected`."""
+    shapes = [
+        f"{name} ({list(given[name].shape)} instead of {list(expected[name].shape)})"
+        for name in expected
+        if name in given and given[name].shape != expected[name].shape
+    ]
+    faults = {
+        "lacks": [name for name in expected if name not in given],
+        "has, but the model has not,": [name for name in given if name not in expected],
+        "has other sizes of": shapes,
+    }
+    said = [f"{verb} {_some(names)}" for verb, names in faults.items() if names]
+    if said:
+        raise UserError(f"{source} {'; it '.join(said)}")
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

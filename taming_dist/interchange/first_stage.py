@@ -1,0 +1,250 @@
+"""First stages of the original (VQModel, VQSegmentationModel, GumbelVQ) and of latent diffusion.
+
+Encoder, decoder and the two 1x1 convolutions have the same names here and there, only codebooks are
+called otherwise. Nearly all of the architecture is in the shapes; the rest is in the YAML file.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from taming_dist.errors import UserError
+from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.training.export import assemble, check_tensors
+
+# Beside the model itself; prefix -> what it is.
+ASIDE = {
+    "loss.perceptual_loss.": "the perceptual loss, which is kept apart",
+    "loss.discriminator.": "the discriminator",
+    "model_ema.": "moving averages of the weights; the weights themselves are taken",
+    "colorize": "colours of label maps in previews",
+}
+DISCRIMINATOR = "loss.discriminator."
+
+# Quantizer -> our name of each of its tensors -> the original's; both below `quantize.`
+CODEBOOKS: dict[str, dict[str, str]] = {
+    "vector": {"embedding.weight": "embedding.weight"},
+    "ema": {
+        "entries": "embedding.weight",
+        "cluster_size": "embedding.cluster_size",
+        "cluster_sum": "embedding.embed_avg",
+    },
+    "gumbel": {
+        "proj.weight": "proj.weight",
+        "proj.bias": "proj.bias",
+        "embed.weight": "embed.weight",
+    },
+}
+# What the original's quantizers are, where this differs from our defaults.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "vector": {"legacy": True},
+    "ema": {"normalized": False, "revive_below": 0.0},
+    "gumbel": {},
+}
+DEFAULT_RESOLUTION = 256  # of all models that the authors published
+
+
+def set_aside(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """The tensors of the model itself, and how many of each prefix in `ASIDE` there were."""
+    kept, counts = dict(tensors), dict.fromkeys(ASIDE, 0)
+    for name in tensors:
+        for prefix in ASIDE:
+            if name.startswith(prefix):
+                del kept[name]
+                counts[prefix] += 1
+    return kept, {prefix: count for prefix, count in counts.items() if count}
+
+
+def import_vqgan(
+    tensors: Mapping[str, Tensor], description: Mapping[str, Any], resolution: int | None = None
+) -> VQGAN:
+    """A VQGAN from the original's tensors, without those in `ASIDE`.
+
+    `description`: the parameters in its YAML file, or nothing. `resolution` (pixels) places
+    attention, if the description does not say it: 256 unless given.
+
+    Raises:
+        UserError: tensors are missing or unknown, or do not fit each other or the description.
+    """
+    kind = codebook_kind(tensors)
+    renamed = {f"quantize.{theirs}": f"quantize.{ours}" for ours, theirs in CODEBOOKS[kind].items()}
+    state = {renamed.get(name, name): tensor for name, tensor in tensors.items()}
+    config = infer(state, kind, description, resolution)
+    with torch.device("meta"):
+        expected = VQGAN(config).state_dict()
+    check_tensors(expected, state, "the checkpoint")
+    return assemble(VQGAN, config, state)
+
+
+def codebook_kind(tensors: Mapping[str, Tensor]) -> str:
+    """Which quantizer the tensors below `quantize.` are of."""
+    prefix = "quantize."
+    found = {name.removeprefix(prefix) for name in tensors if name.startswith(prefix)}
+    if "used" in found:
+        raise UserError(
+            "quantize.used: the codes of this model are remapped to those in use, which our "
+            "quantizers do not do: import the first stage without remap"
+        )
+    for kind, names in CODEBOOKS.items():
+        if found == set(names.values()):
+            return kind
+    there = ", ".join(f"{prefix}{name}" for name in sorted(found)[:4]) or "nothing"
+    raise UserError(
+        f"no codebook is known that consists of {there} (expected quantize.embedding.weight, or "
+        f"quantize.proj.* and quantize.embed.weight): give a VQModel, VQSegmentationModel or "
+        f"GumbelVQ"
+    )
+
+
+def infer(
+    state: Mapping[str, Tensor], kind: str, description: Mapping[str, Any], resolution: int | None
+) -> VQGANConfig:
+    """The architecture, from shapes and from what the description says beyond them."""
+    channels, image_channels = _shape(state, "encoder.conv_in.weight")[:2]
+    dim, latent_channels = _shape(state, "quant_conv.weight")[:2]
+    codes = _shape(state, f"quantize.{next(iter(CODEBOOKS[kind]))}")[0]
+    widths = [
+        _shape(state, f"encoder.down.{level}.block.0.conv2.weight")[0]
+        for level in range(_count(state, "encoder.down."))
+    ]
+    blocks = _count(state, "encoder.down.0.block.")
+    attended = [
+        level for level in range(len(widths)) if f"encoder.down.{level}.attn.0.q.weight" in state
+    ]
+    said = section(description, "ddconfig")
+    resolution = resolution or int(number(said, "resolution", DEFAULT_RESOLUTION))
+    settings = dict(SETTINGS[kind])
+    if kind == "gumbel" and "kl_weight" in description:
+        settings["kl_weight"] = number(description, "kl_weight", 0.0)
+    levels = [resolution >> level for level in range(len(widths))]
+    config = VQGANConfig(
+        quantizer={"name": kind, "codes": codes, "dim": dim} | settings,
+        resolution=resolution,
+        image_channels=image_channels,
+        channels=channels,
+        multipliers=[width // channels for width in widths],
+        blocks=blocks,
+        attention_resolutions=[levels[level] for level in attended],
+        latent_channels=latent_channels,
+        dropout=float(number(said, "dropout", 0.0)),
+    )
+    shapes = {name: value for name, value in describe(config).items() if name != "ddconfig"}
+    check_said(shapes, description)
+    asked = said.get("attn_resolutions", config.attention_resolutions)
+    said = said | {"attn_resolutions": [size for size in levels if size in asked]}
+    check_said(ddconfig(config), said)
+    return config
+
+
+def ddconfig(config: VQGANConfig) -> dict[str, Any]:
+    """Encoder and decoder as the original's YAML describes them."""
+    return {
+        "double_z": False,
+        "z_channels": config.latent_channels,
+        "resolution": config.resolution,
+        "in_channels": config.image_channels,
+        "out_ch": config.image_channels,
+        "ch": config.channels,
+        "ch_mult": list(config.multipliers),
+        "num_res_blocks": config.blocks,
+        "attn_resolutions": list(config.attention_resolutions),
+        "dropout": config.dropout,
+    }
+
+
+def describe(config: VQGANConfig) -> dict[str, Any]:
+    """What the original's YAML says of every first stage."""
+    return {
+        "embed_dim": config.quantizer.dim,
+        "n_embed": config.quantizer.codes,
+        "ddconfig": ddconfig(config),
+    }
+
+
+def export_vqgan(vqgan: VQGAN) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors under the original's names, and {"target": class, "params": ...} for its YAML.
+
+    The tensors are those of an inference checkpoint, without `loss.*`: the description's loss is
+    the original's DummyLoss.
+
+    Raises:
+        UserError: the original has no such quantizer.
+    """
+    config, quantizer = vqgan.config, vqgan.config.quantizer
+    if quantizer.name not in CODEBOOKS or getattr(quantizer, "normalized", False):
+        normalized = " with normalized=true" if quantizer.name in CODEBOOKS else ""
+        raise UserError(
+            f"model.quantizer.name={quantizer.name}{normalized}: the original has no such "
+            f"quantizer; only vector and ema without normalisation, and gumbel, can leave for it"
+        )
+    state = vqgan.state_dict()
+    tensors = {name: value for name, value in state.items() if not name.startswith("quantize.")}
+    # a codebook of averages leaves as a plain one: the original's own class for it never worked
+    names = CODEBOOKS["vector" if quantizer.name == "ema" else quantizer.name]
+    ours = {"embedding.weight": "entries"} if quantizer.name == "ema" else {}
+    for name, theirs in names.items():
+        tensors[f"quantize.{theirs}"] = state[f"quantize.{ours.get(name, name)}"]
+    params = describe(config) | {"lossconfig": {"target": "taming.modules.losses.DummyLoss"}}
+    if quantizer.name == "gumbel":
+        params |= {"kl_weight": quantizer.kl_weight, "temperature_scheduler_config": SCHEDULE}
+        return tensors, {"target": "taming.models.vqgan.GumbelVQ", "params": params}
+    if config.image_channels in (1, 3):
+        return tensors, {"target": "taming.models.vqgan.VQModel", "params": params}
+    # label maps, one channel per class; the original keeps random colours for them
+    colours = torch.Generator().manual_seed(0)
+    tensors["colorize"] = torch.randn(3, config.image_channels, 1, 1, generator=colours)
+    params = {"n_labels": config.image_channels, "image_key": "segmentation"} | params
+    return tensors, {"target": "taming.models.vqgan.VQSegmentationModel", "params": params}
+
+
+# The published f8 model's; the constructor of the original wants one.
+SCHEDULE = {
+    "target": "taming.lr_scheduler.LambdaWarmUpCosineScheduler",
+    "params": {
+        "warm_up_steps": 0,
+        "max_decay_steps": 1_000_001,
+        "lr_start": 0.9,
+        "lr_max": 0.9,
+        "lr_min": 1e-6,
+        "verbosity_interval": 0,
+    },
+}
+
+
+def section(description: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A mapping inside a description; empty if it is not there."""
+    found = description.get(name) or {}
+    if not isinstance(found, dict):
+        raise UserError(f"{name} in the YAML file is no mapping: give the original's own file")
+    return found
+
+
+def number(description: Mapping[str, Any], name: str, default: float) -> float:
+    """A number of a description, or what the original takes without it."""
+    found = description.get(name, default)
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise UserError(f"{name} in the YAML file is {found!r}: give a number")
+    return found
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str) -> torch.Size:
+    if name not in tensors or tensors[name].ndim < 2:
+        raise UserError(f"{name} is missing: this is no VQGAN in the original's layout")
+    return tensors[name].shape
+
+
+def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    """How many children, numbered from 0, are below `prefix`."""
+    numbers = {name[len(prefix) :].split(".")[0] for name in tensors if name.startswith(prefix)}
+    return 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
+
+
+def check_said(found: Mapping[str, Any], said: Mapping[str, Any]) -> None:
+    for name, value in found.items():
+        if name in said and said[name] != value:
+            raise UserError(
+                f"{name} is {said[name]} in the YAML file and {value} in the checkpoint: give the "
+                f"YAML file of this very model"
+            )

@@ -1,0 +1,166 @@
+"""The layout of the original's checkpoints, written down by hand: names and shapes."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def convolution(name: str, out: int, channels: int, kernel: int, bias: bool = True) -> Shapes:
+    weight: Shapes = {f"{name}.weight": (out, channels, kernel, kernel)}
+    return weight | ({f"{name}.bias": (out,)} if bias else {})
+
+
+def pair(name: str, size: int) -> Shapes:
+    return {f"{name}.weight": (size,), f"{name}.bias": (size,)}
+
+
+def linear(name: str, out: int, width: int) -> Shapes:
+    return {f"{name}.weight": (out, width), f"{name}.bias": (out,)}
+
+
+def residual(name: str, channels: int, out: int) -> Shapes:
+    shapes = pair(f"{name}.norm1", channels) | convolution(f"{name}.conv1", out, channels, 3)
+    shapes |= pair(f"{name}.norm2", out) | convolution(f"{name}.conv2", out, out, 3)
+    shortcut = convolution(f"{name}.nin_shortcut", out, channels, 1)
+    return shapes | (shortcut if out != channels else {})
+
+
+def attention(name: str, channels: int) -> Shapes:
+    shapes = pair(f"{name}.norm", channels)
+    for part in ("q", "k", "v", "proj_out"):
+        shapes |= convolution(f"{name}.{part}", channels, channels, 1)
+    return shapes
+
+
+def middle(name: str, channels: int) -> Shapes:
+    shapes = residual(f"{name}.mid.block_1", channels, channels)
+    shapes |= attention(f"{name}.mid.attn_1", channels)
+    return shapes | residual(f"{name}.mid.block_2", channels, channels)
+
+
+def first_stage(
+    images: int = 3,
+    ch: int = 32,
+    ch_mult: tuple[int, ...] = (1, 2),
+    blocks: int = 1,
+    attended: tuple[int, ...] = (1,),
+    z: int = 8,
+    dim: int = 4,
+    codes: int = 12,
+) -> Shapes:
+    """VQModel without `loss.*`; `attended` are the levels with attention."""
+    shapes = convolution("encoder.conv_in", ch, images, 3)
+    width, last = ch, len(ch_mult) - 1
+    for level, multiplier in enumerate(ch_mult):
+        name = f"encoder.down.{level}"
+        for block in range(blocks):
+            shapes |= residual(f"{name}.block.{block}", width, ch * multiplier)
+            width = ch * multiplier
+            shapes |= attention(f"{name}.attn.{block}", width) if level in attended else {}
+        if level < last:
+            shapes |= convolution(f"{name}.downsample.conv", width, width, 3)
+    shapes |= middle("encoder", width) | pair("encoder.norm_out", width)
+    shapes |= convolution("encoder.conv_out", z, width, 3)
+    shapes |= convolution("decoder.conv_in", width, z, 3) | middle("decoder", width)
+    for level in range(last, -1, -1):
+        name = f"decoder.up.{level}"
+        for block in range(blocks + 1):
+            shapes |= residual(f"{name}.block.{block}", width, ch * ch_mult[level])
+            width = ch * ch_mult[level]
+            shapes |= attention(f"{name}.attn.{block}", width) if level in attended else {}
+        if level:
+            shapes |= convolution(f"{name}.upsample.conv", width, width, 3)
+    shapes |= pair("decoder.norm_out", width) | convolution("decoder.conv_out", images, width, 3)
+    shapes |= {"quantize.embedding.weight": (codes, dim)}
+    return shapes | convolution("quant_conv", dim, z, 1) | convolution("post_quant_conv", z, dim, 1)
+
+
+def discriminator(width: int = 8) -> Shapes:
+    """PatchGAN of three layers with BatchNorm."""
+    name, sizes = "loss.discriminator.main", (width, 2 * width, 4 * width, 8 * width)
+    shapes = convolution(f"{name}.0", width, 3, 4)
+    for index, (size, out) in zip((2, 5, 8), zip(sizes, sizes[1:], strict=False), strict=True):
+        shapes |= convolution(f"{name}.{index}", out, size, 4, bias=False)
+        shapes |= pair(f"{name}.{index + 1}", out)
+        for statistic in ("running_mean", "running_var"):
+            shapes[f"{name}.{index + 1}.{statistic}"] = (out,)
+        shapes[f"{name}.{index + 1}.num_batches_tracked"] = ()
+    return shapes | convolution(f"{name}.11", 1, sizes[-1], 4)
+
+
+def perceptual(width: int = 2) -> Shapes:
+    """LPIPS on VGG16."""
+    name = "loss.perceptual_loss"
+    shapes: Shapes = {f"{name}.scaling_layer.{kind}": (1, 3, 1, 1) for kind in ("shift", "scale")}
+    slices = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
+    for number, layers in enumerate(slices):
+        shapes[f"{name}.lin{number}.model.1.weight"] = (1, width, 1, 1)
+        for layer in layers:
+            shapes |= convolution(f"{name}.net.slice{number + 1}.{layer}", width, width, 3)
+    return shapes
+
+
+def gpt(vocab: int = 12, block: int = 16, layers: int = 2, width: int = 8) -> Shapes:
+    shapes: Shapes = {"tok_emb.weight": (vocab, width), "pos_emb": (1, block, width)}
+    for layer in range(layers):
+        name = f"blocks.{layer}"
+        shapes |= pair(f"{name}.ln1", width) | pair(f"{name}.ln2", width)
+        for part in ("key", "query", "value", "proj"):
+            shapes |= linear(f"{name}.attn.{part}", width, width)
+        shapes[f"{name}.attn.mask"] = (1, 1, block, block)
+        shapes |= linear(f"{name}.mlp.0", 4 * width, width)
+        shapes |= linear(f"{name}.mlp.2", width, 4 * width)
+    return shapes | pair("ln_f", width) | {"head.weight": (vocab, width)}
+
+
+def fill(shapes: Shapes) -> dict[str, Tensor]:
+    """Random tensors of these shapes; masks are causal, counts are integers."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for name, shape in shapes.items():
+        tensors[name] = torch.randn(shape, generator=generator) * 0.1
+        if name.endswith("attn.mask"):
+            tensors[name] = torch.ones(shape).tril()
+        elif name.endswith("num_batches_tracked"):
+            tensors[name] = torch.zeros(shape, dtype=torch.int64)
+    return tensors
+
+
+class Original:
+    """What the original writes, by the names of its classes."""
+
+    fill = staticmethod(fill)
+    first_stage = staticmethod(first_stage)
+    discriminator = staticmethod(discriminator)
+    perceptual = staticmethod(perceptual)
+
+    @staticmethod
+    def vqmodel(**sizes: Any) -> dict[str, Tensor]:
+        return fill(first_stage(**sizes))
+
+    @staticmethod
+    def net2net(**sizes: Any) -> dict[str, Tensor]:
+        """With a first stage of 2 pixels per code and 12 codes."""
+        shapes = {f"first_stage_model.{name}": shape for name, shape in first_stage().items()}
+        return fill(shapes | {f"transformer.{name}": shape for name, shape in gpt(**sizes).items()})
+
+
+@pytest.fixture
+def original() -> type[Original]:
+    return Original
+
+
+@pytest.fixture
+def tool(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
+    """Runs a tool's main function and gives what it printed."""
+
+    def run(main: Callable[[list[str]], None], *arguments: object) -> str:
+        main([str(argument) for argument in arguments])
+        return capsys.readouterr().out
+
+    return run

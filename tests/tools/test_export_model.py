@@ -1,0 +1,209 @@
+"""Models leave as exports and as checkpoints of the original, and come back bit for bit."""
+
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from taming_dist import VQGAN, Transformer
+from taming_dist.engine.checkpoint import Checkpoints
+from taming_dist.engine.world import World
+from taming_dist.errors import UserError
+from taming_dist.interchange.first_stage import import_vqgan
+from taming_dist.models.quantizers import VARIANTS, EMAQuantizerConfig
+from taming_dist.models.transformer import TransformerConfig
+from taming_dist.models.vqgan import VQGANConfig
+
+TOOLS = Path(__file__).parents[2] / "tools"
+export_model = runpy.run_path(str(TOOLS / "export_model.py"))["main"]
+import_checkpoint = runpy.run_path(str(TOOLS / "import_checkpoint.py"))["main"]
+
+gumbel = pytest.mark.skipif("gumbel" not in VARIANTS, reason="there is no Gumbel quantizer")
+
+
+def small(**settings: Any) -> VQGANConfig:
+    quantizer = {"name": "vector", "codes": 12, "dim": 4, "legacy": True}
+    defaults = {"resolution": 8, "channels": 32, "multipliers": [1, 2], "blocks": 1}
+    defaults |= {"quantizer": quantizer, "attention_resolutions": [4], "latent_channels": 4}
+    return VQGANConfig(**defaults | settings)
+
+
+def saved(folder: Path, **settings: Any) -> VQGAN:
+    torch.manual_seed(0)
+    model = VQGAN(small(**settings))
+    model.save_pretrained(folder)
+    return model
+
+
+def gpt(folder: Path, vqgan: VQGAN, **settings: Any) -> Transformer:
+    sizes = {"vocabulary": 12, "grid": [4, 4], "layers": 2, "heads": 2, "width": 8}
+    model = Transformer(
+        TransformerConfig(**sizes, **settings, block_size=16, vqgan_fingerprint=vqgan.fingerprint)
+    )
+    model.save_pretrained(folder)
+    return model
+
+
+def load(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "last.ckpt", weights_only=True)
+
+
+@pytest.fixture
+def round_trip(tmp_path: Path, tool: Callable[..., str]) -> Callable[..., Path]:
+    """Export to the original's layout in tmp_path/taming, import from there."""
+
+    def run(model: Path, *options: object) -> Path:
+        original, back = tmp_path / "taming", tmp_path / "back"
+        tool(export_model, model, "--out", original, "--format", "taming", *options)
+        config = ("--config", original / "config.yaml")
+        tool(import_checkpoint, original / "last.ckpt", "--out", back, *config)
+        return back
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"image_channels": 1},
+        {"image_channels": 7, "dropout": 0.1},
+        {"multipliers": [1, 1, 2], "blocks": 2, "attention_resolutions": []},
+        pytest.param(
+            {"quantizer": {"name": "gumbel", "codes": 12, "dim": 4, "kl_weight": 5e-4}},
+            marks=gumbel,
+        ),
+    ],
+)
+def test_a_vqgan_comes_back_bit_for_bit(
+    settings: dict[str, Any], round_trip: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = saved(tmp_path / "export", **settings)
+    back = VQGAN.from_pretrained(round_trip(tmp_path / "export"))
+    assert back.config == model.config
+    assert back.fingerprint == model.fingerprint
+
+
+@pytest.mark.parametrize("condition", [{}, {"condition": "class", "classes": 5}])
+def test_a_transformer_comes_back_bit_for_bit_with_its_vqgan(
+    condition: dict[str, Any], round_trip: Callable[..., Path], tmp_path: Path
+) -> None:
+    vqgan = saved(tmp_path / "vqgan")
+    model = gpt(tmp_path / "gpt", vqgan, dropout_residual=0.1, **condition)
+    folder = round_trip(tmp_path / "gpt", "--vqgan", tmp_path / "vqgan")
+    assert VQGAN.from_pretrained(folder / "vqgan").fingerprint == vqgan.fingerprint
+    back = Transformer.from_pretrained(folder)
+    assert back.config == model.config
+    assert back.fingerprint == model.fingerprint
+
+
+def test_names_shapes_and_masks_are_the_originals(
+    original: Any, tool: Callable[..., str], tmp_path: Path
+) -> None:
+    written = original.net2net()
+    torch.save({"state_dict": written}, tmp_path / "last.ckpt")
+    options = ("--resolution", 8, "--heads", 2, "--classes", 5)
+    tool(import_checkpoint, tmp_path / "last.ckpt", "--out", tmp_path / "in", *options)
+    options = ("--format", "taming", "--vqgan", tmp_path / "in" / "vqgan")
+    tool(export_model, tmp_path / "in", "--out", tmp_path / "taming", *options)
+    contents = load(tmp_path / "taming")
+    assert contents.keys() == {"state_dict", "global_step"}
+    assert contents["state_dict"].keys() == written.keys()
+    for name, value in contents["state_dict"].items():
+        assert torch.equal(value, written[name]), name
+
+
+@gumbel
+def test_the_yaml_file_names_the_classes_of_the_original(
+    tool: Callable[..., str], tmp_path: Path
+) -> None:
+    targets = {}
+    gumbel = {"name": "gumbel", "codes": 12, "dim": 4}
+    for channels, quantizer in ((3, {}), (7, {}), (3, {"quantizer": gumbel})):
+        saved(tmp_path / "export", image_channels=channels, **quantizer)
+        tool(export_model, tmp_path / "export", "--out", tmp_path / "t", "--format", "taming")
+        model = yaml.safe_load((tmp_path / "t" / "config.yaml").read_text())["model"]
+        targets[model["target"].rpartition(".")[2]] = model["params"]
+    assert targets.keys() == {"VQModel", "VQSegmentationModel", "GumbelVQ"}
+    assert targets["VQSegmentationModel"]["n_labels"] == 7
+    assert targets["VQModel"]["ddconfig"]["ch_mult"] == [1, 2]
+    assert "temperature_scheduler_config" in targets["GumbelVQ"]
+    assert load(tmp_path / "t")["state_dict"].keys() >= {"quantize.embed.weight"}
+
+
+def test_label_maps_leave_with_the_colours_that_the_original_expects(
+    tool: Callable[..., str], tmp_path: Path
+) -> None:
+    saved(tmp_path / "export", image_channels=7)
+    tool(export_model, tmp_path / "export", "--out", tmp_path / "t", "--format", "taming")
+    assert load(tmp_path / "t")["state_dict"]["colorize"].shape == (3, 7, 1, 1)
+
+
+def test_a_codebook_of_averages_leaves_as_a_plain_one_with_the_same_codes(
+    tool: Callable[..., str], tmp_path: Path
+) -> None:
+    quantizer = EMAQuantizerConfig(codes=12, dim=4, normalized=False)
+    model = saved(tmp_path / "export", quantizer=quantizer).eval()
+    tool(export_model, tmp_path / "export", "--out", tmp_path / "t", "--format", "taming")
+    back = import_vqgan(load(tmp_path / "t")["state_dict"], {}, 8)
+    images = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        codes = model.encode(images)
+        assert torch.equal(back.encode(images), codes)
+        assert torch.equal(back.decode_codes(codes), model.decode_codes(codes))
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        {"name": "vector", "codes": 12, "dim": 4, "normalized": True},
+        {"name": "ema", "codes": 12, "dim": 4},
+    ],
+)
+def test_quantizers_that_the_original_has_not_are_refused(
+    quantizer: dict[str, Any], tool: Callable[..., str], tmp_path: Path
+) -> None:
+    saved(tmp_path / "export", quantizer=quantizer)
+    with pytest.raises(UserError, match="the original has no such quantizer"):
+        tool(export_model, tmp_path / "export", "--out", tmp_path / "t", "--format", "taming")
+    assert not (tmp_path / "t").exists()
+
+
+def test_a_transformer_leaves_with_the_vqgan_that_it_learned_from_only(
+    tool: Callable[..., str], tmp_path: Path
+) -> None:
+    gpt(tmp_path / "gpt", saved(tmp_path / "vqgan"))
+    arguments = (tmp_path / "gpt", "--out", tmp_path / "t", "--format", "taming")
+    with pytest.raises(UserError, match="name it with --vqgan"):
+        tool(export_model, *arguments)
+    other = saved(tmp_path / "other", blocks=2)
+    with pytest.raises(UserError, match=f"has the fingerprint {other.fingerprint}"):
+        tool(export_model, *arguments, "--vqgan", tmp_path / "other")
+
+
+def test_a_run_gives_its_export_and_its_step(tool: Callable[..., str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("run: {}\n")
+    with pytest.raises(UserError, match="has no export yet"):
+        tool(export_model, run, "--out", tmp_path / "copy")
+    model = saved(run / "export")
+    world = World(0, 1, 0, torch.device("cpu"))
+    Checkpoints(run / "checkpoints", world).save(42, {}, {})
+    tool(export_model, run, "--out", tmp_path / "copy")
+    assert VQGAN.from_pretrained(tmp_path / "copy").fingerprint == model.fingerprint
+    tool(export_model, run, "--out", tmp_path / "t", "--format", "taming")
+    assert load(tmp_path / "t")["global_step"] == 42
+    assert sorted(path.name for path in (tmp_path / "t").iterdir()) == ["config.yaml", "last.ckpt"]
+
+
+def test_what_is_no_model_is_named(tool: Callable[..., str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no export"):
+        tool(export_model, tmp_path, "--out", tmp_path / "t")
+    saved(tmp_path / "export")
+    with pytest.raises(UserError, match="is the export itself"):
+        tool(export_model, tmp_path / "export", "--out", tmp_path / "export")

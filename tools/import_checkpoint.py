@@ -1,0 +1,106 @@
+"""Make exports from a checkpoint of the original: VQGANs, transformers, latent diffusion's VQ.
+
+python tools/import_checkpoint.py last.ckpt --out DIR [--config model.yaml]
+docs/checkpoints.md has the whole of it.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from taming_dist import cli
+from taming_dist.errors import UserError
+from taming_dist.interchange.files import read_description, read_tensors
+from taming_dist.interchange.first_stage import ASIDE, import_vqgan, section, set_aside
+from taming_dist.interchange.transformer import (
+    CONDITION,
+    FIRST_STAGE,
+    TRANSFORMER,
+    Given,
+    below,
+    import_transformer,
+)
+from taming_dist.models.export import Exported
+from taming_dist.models.vqgan import VQGAN
+from taming_dist.training.export import write_export
+
+# --only NAME -> where this stage is in the tensors and in the YAML file of a transformer
+STAGES = {
+    "first_stage": (FIRST_STAGE, "first_stage_config"),
+    "cond_stage": (CONDITION, "cond_stage_config"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the checkpoint, find out what it is, write its export or exports."""
+    options = parse(argv)
+    if options.out.exists() and not options.out.is_dir():
+        raise UserError(f"--out {options.out} is no folder: name another")
+    tensors = read_tensors(options.checkpoint)
+    description = read_description(options.config) if options.config else {}
+    if options.only:
+        prefix, name = STAGES[options.only]
+        tensors = below(tensors, prefix)
+        if not tensors:
+            raise UserError(f"{options.checkpoint} has no {prefix}*: leave --only out")
+        description = section(section(description, name), "params")
+    if any(name.startswith(TRANSFORMER) for name in tensors):
+        convert_transformer(tensors, description, options)
+    else:
+        write(read_vqgan(tensors, description, options.resolution), options.out)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("checkpoint", type=Path, metavar="CKPT", help="last.ckpt, or a .safetensors file")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of the export")
+    add("--config", type=Path, metavar="YAML", help="the original's YAML file of the model")
+    add("--only", choices=sorted(STAGES), help="one VQGAN out of a transformer's checkpoint")
+    add("--resolution", type=positive, help="pixels, if there is no YAML file (default: 256)")
+    add("--heads", type=positive, help="of a transformer's attention, if there is no YAML file")
+    add("--classes", type=int, help="of a transformer's condition, if there is no YAML file; or 0")
+    return parser.parse_args(argv)
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def convert_transformer(
+    tensors: dict[str, Tensor], description: dict[str, Any], options: argparse.Namespace
+) -> None:
+    """The transformer goes to --out, its first stage into vqgan/ below."""
+    first_stage = section(section(description, "first_stage_config"), "params")
+    vqgan = read_vqgan(below(tensors, FIRST_STAGE), first_stage, options.resolution)
+    given = Given(options.heads, options.classes)
+    transformer = import_transformer(tensors, description, vqgan, given)
+    write(vqgan, options.out / "vqgan")
+    write(transformer, options.out)
+
+
+def read_vqgan(
+    tensors: dict[str, Tensor], description: dict[str, Any], resolution: int | None
+) -> VQGAN:
+    kept, counts = set_aside(tensors)
+    vqgan = import_vqgan(kept, description, resolution)
+    for prefix, count in counts.items():
+        print(f"left out: {count} tensors {prefix}* ({ASIDE[prefix]})")
+    return vqgan
+
+
+def write(model: Exported, folder: Path) -> None:
+    write_export(type(model), model.config, model.state_dict(), folder)
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    print(f"{folder}: {model.kind}, {millions:.3f} M parameters, {model.fingerprint[:12]}")
+    print(f"  {model.config}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
