@@ -173,6 +173,25 @@ def test_a_quantizer_is_chosen_by_its_group(compose: Compose) -> None:
     assert (config.model.quantizer.name, config.model.quantizer.decay) == ("ema", 0.5)
 
 
+@pytest.mark.parametrize(
+    ("name", "variant", "codes", "dim"),
+    [
+        ("vector", "vector", 1024, 256),
+        ("llamagen", "vector", 16_384, 8),
+        ("ema", "ema", 1024, 256),
+        ("gumbel", "gumbel", 8192, 256),
+        ("fsq", "fsq", 15_360, 5),
+        ("lfq", "lfq", 16_384, 14),
+        ("ibq", "ibq", 16_384, 256),
+    ],
+)
+def test_every_quantizer_is_reached_by_its_name(
+    compose: Compose, name: str, variant: str, codes: int, dim: int
+) -> None:
+    quantizer = compose("+experiment=flickr", f"model/quantizer={name}").model.quantizer
+    assert (quantizer.name, quantizer.codes, quantizer.dim) == (variant, codes, dim)
+
+
 def test_a_discriminator_is_chosen_by_its_group_and_null_is_none(compose: Compose) -> None:
     flickr = ("+experiment=flickr", "data.size=128")
     stylegan = compose(*flickr, "loss/discriminator=stylegan", "loss.discriminator.channels=8")

@@ -148,13 +148,50 @@ class Engine:
         with torch.autocast(self.world.device.type, dtype):
             yield
 
+    @torch.no_grad()
     def assign(self, parameter: nn.Parameter, value: Tensor) -> None:
         """Set a parameter of the network to a value of its whole shape, the same on all ranks, and
-        with it the optimizer's copy (collective)."""
-        with self._gathered(parameter, modifier_rank=0):
-            parameter.data.copy_(value)
-        if self.config.zero > 0:
-            load_deepspeed().utils.safe_set_full_fp32_param(parameter, value)
+        with it the optimizer's copy."""
+        everything = torch.arange(len(value), device=value.device)
+        for part, first in self._weights_held(parameter):
+            write_rows(part, first, everything, value)
+
+    @torch.no_grad()
+    def replace_rows(self, parameter: nn.Parameter, rows: Tensor, values: Tensor) -> None:
+        """Write rows [m] of a parameter, values [m,...]; the optimizer forgets its moments of them.
+
+        All ranks give the same; each writes the part that it holds, and nothing is sent.
+        """
+        for part, first in self._weights_held(parameter):
+            write_rows(part, first, rows, values)
+        for name in ("exp_avg", "exp_avg_sq"):
+            for part, first in self._optimizer_parts(parameter, name):
+                write_rows(part, first, rows, torch.zeros_like(values))
+
+    def _weights_held(self, parameter: Any) -> Iterator[tuple[Tensor, int]]:
+        """This rank's parts of a parameter and of its fp32 copy, flat, each with the index of its
+        first element in the whole."""
+        if parameter.data.numel():  # at stage 3 an unused parameter is empty
+            yield parameter.data.view(-1), 0
+        if self.config.zero == 3:
+            share = parameter.ds_tensor.data.view(-1)
+            yield share, share.numel() * self.world.rank
+        yield from self._optimizer_parts(parameter, None)
+
+    def _optimizer_parts(self, parameter: Any, name: str | None) -> Iterator[tuple[Tensor, int]]:
+        """This rank's part of what the optimizer has of a parameter: its fp32 copy (None; at stage
+        0 there is none), or a part of its state."""
+        optimizer = self._engine.optimizer
+        if self.config.zero == 0:
+            state = optimizer.state.get(parameter, {})
+            if name in state:
+                yield state[name].view(-1), 0
+        elif self.config.zero == 3:
+            part, _ = optimizer._get_fp32_opt_state_partition(parameter, True, name)
+            yield part, part.numel() * self.world.rank
+        elif parameter._hp_mapping is not None:  # this rank has a part of it
+            mapping = parameter._hp_mapping
+            yield mapping.get_hp_fragment(name).view(-1), mapping.lp_fragment_address.start
 
     def save(self, folder: Path, name: str) -> None:
         """Write weights and optimizer into folder/name/ (collective)."""
@@ -182,11 +219,20 @@ class Engine:
         return state if self.world.is_first else None
 
     @contextmanager
-    def _gathered(
-        self, parameter: nn.Parameter, modifier_rank: int | None = None
-    ) -> Iterator[None]:
+    def _gathered(self, parameter: nn.Parameter) -> Iterator[None]:
         if self.config.zero == 3:
-            with load_deepspeed().zero.GatheredParameters([parameter], modifier_rank):
+            with load_deepspeed().zero.GatheredParameters([parameter]):
                 yield
         else:
             yield
+
+
+def write_rows(part: Tensor, first: int, rows: Tensor, values: Tensor) -> None:
+    """Write rows [m] of a tensor, values [m,...], into a flat part of it, in place.
+
+    The part starts at element `first` of the whole; what lies outside it is left out.
+    """
+    width = values[0].numel()
+    at = (rows[:, None] * width + torch.arange(width, device=rows.device)).flatten() - first
+    inside = (at >= 0) & (at < part.numel())
+    part[at[inside]] = values.flatten()[inside].to(part.dtype)

@@ -53,6 +53,7 @@ class VQGANRecipe:
         self.adaptive = ADAPTIVE[loss.adaptive](world, loss.adaptive_min, loss.adaptive_max)
         torch.manual_seed(seed)  # the same initial weights everywhere
         vqgan = VQGAN(model)
+        vqgan.quantize.average = world.average()
         cut = (optim, engine, world, micro_batch, accumulation)
         self.adversary: Adversary | None = None
         if loss.discriminator is not None:
@@ -61,6 +62,7 @@ class VQGANRecipe:
         self.generator = Engine(vqgan, [{"params": list(vqgan.parameters())}], *cut)
         self.usage = CodeUsage(model.vocabulary, world.device)
         self.revived = 0
+        self.annealed: dict[str, float] = {}
 
     @property
     def engines(self) -> Mapping[str, Engine]:
@@ -105,6 +107,8 @@ class VQGANRecipe:
         seed_step(self.seed, clock, self.world.rank)
         for engine in self.engines.values():
             engine.set_lr(self.optim.learning_rate(clock))
+        quantizer = self.generator.module.quantize
+        self.annealed = quantizer.anneal(clock.images / clock.total_images)
         if self.adversary is None or not self.loss.trains_discriminator(clock.step):
             return 0.0, None
         self.adversary.begin(clock)
@@ -156,11 +160,11 @@ class VQGANRecipe:
         self.usage.add(counts)
         randomness = torch.Generator().manual_seed(mix(self.seed, clock.images))
         quantizer = self.generator.module.quantize
-        self.revived += quantizer.update(whole, randomness)
+        self.revived += quantizer.update(whole, randomness, self.generator.replace_rows)
 
     def window_metrics(self) -> dict[str, float]:
         metrics = self.usage.take() | {"codebook_revived": float(self.revived)}
-        metrics["lr"] = self.generator.lr
+        metrics |= self.annealed | {"lr": self.generator.lr}
         norm = self.generator.gradient_norm()
         if norm is not None:
             metrics["gradient_norm"] = norm

@@ -66,6 +66,9 @@ class PlainEngine:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
 
+    def replace_rows(self, parameter: nn.Parameter, rows: Tensor, values: Tensor) -> None:
+        parameter.data[rows] = values
+
     def gradient_norm(self) -> float | None:
         return None
 

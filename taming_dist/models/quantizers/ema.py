@@ -1,0 +1,132 @@
+"""Vector quantisation with a codebook that follows the data as a moving average.
+
+Source: arXiv 1711.00937, appendix A, equations 6 to 8.
+Legend: b batch, d latent channels, i j latent grid, K codes.
+"""
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from omegaconf import MISSING
+from torch import Tensor
+
+from taming_dist.models.quantizers.interface import (
+    Quantized,
+    Quantizer,
+    ReplaceRows,
+    Statistics,
+    as_grid,
+    as_vectors,
+    count,
+    full_precision,
+    nearest,
+    straight_through,
+)
+from taming_dist.models.quantizers.renewal import (
+    Start,
+    candidates,
+    check_renewal,
+    dead_codes,
+    draw,
+)
+
+
+@dataclasses.dataclass
+class EMAQuantizerConfig:
+    """Codebook as a moving average of the latents assigned to each code, with dead codes revived.
+
+    `decay` is per optimizer step. `initial`: random, or data or kmeans from the first global batch.
+    A code that is chosen less than `revive_below` times as often as it would be if all codes were
+    chosen alike takes the place of a latent of the present batch; 0: never.
+    """
+
+    name: str = "ema"
+    codes: int = MISSING
+    dim: int = MISSING
+    beta: float = 0.25
+    decay: float = 0.99
+    normalized: bool = True
+    initial: str = "random"
+    revive_below: float = 0.05
+
+    def __post_init__(self) -> None:
+        check_renewal(self.initial, self.revive_below)
+
+
+class EMAQuantizer(Quantizer):
+    """Entries follow the mean of their latents; only the commitment term is learned by gradient.
+
+    The entries are buffers, changed by `update` alone, from statistics that the caller has added up
+    over ranks: so they are the same everywhere.
+    """
+
+    def __init__(self, config: EMAQuantizerConfig) -> None:
+        super().__init__()
+        self.vocabulary, self.dim, self.beta = config.codes, config.dim, config.beta
+        self.normalized, self.decay = config.normalized, config.decay
+        self.revive_below = config.revive_below
+        self.start = Start(config.initial)
+        entries = torch.randn(config.codes, config.dim)
+        self.register_buffer(
+            "entries", F.normalize(entries, dim=-1) if self.normalized else entries
+        )
+        self.register_buffer("cluster_size", torch.ones(config.codes))
+        self.register_buffer("cluster_sum", self.entries.clone())
+        self.entries: Tensor
+        self.cluster_size: Tensor
+        self.cluster_sum: Tensor
+
+    def forward(self, z: Tensor) -> Quantized:
+        with full_precision(z) as z32:
+            flat = as_vectors(z32)
+            if self.normalized:
+                flat = F.normalize(flat, dim=-1)
+            codes = nearest(flat.detach(), self.entries)
+            entries = F.embedding(codes, self.entries)
+            return Quantized(
+                z_q=as_grid(straight_through(flat, entries), z),
+                codes=codes.view(len(z), *z.shape[2:]),
+                loss=self.beta * F.mse_loss(flat, entries),
+                statistics=self._statistics(flat.detach().view(len(z), -1, self.dim), codes),
+            )
+
+    def _statistics(self, latents: Tensor, codes: Tensor) -> Statistics:
+        """From latents [b,n,d] and codes [b*n]."""
+        counts = count(codes, self.vocabulary)
+        if not self.training:
+            return Statistics(counts)
+        sums = torch.zeros_like(self.entries).index_add_(0, codes, latents.flatten(0, 1))
+        return Statistics(counts, sums, candidates(latents, self.start.pending()))
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        return rearrange(F.embedding(codes, self.entries), "b i j d -> b d i j")
+
+    @torch.no_grad()
+    def update(
+        self, statistics: Statistics, generator: torch.Generator, replace_rows: ReplaceRows
+    ) -> int:
+        """Move the averages (equations 6 to 8), then revive dead codes."""
+        assert statistics.sums is not None
+        assert statistics.candidates is not None
+        pool = statistics.candidates.flatten(0, 1)
+        if self.start.pending():
+            first = self.start.entries(pool, self.vocabulary, self.normalized, generator)
+            self._place(slice(None), first, statistics.counts.mean())
+            return 0
+        self.cluster_size.lerp_(statistics.counts, 1 - self.decay)
+        self.cluster_sum.lerp_(statistics.sums, 1 - self.decay)
+        means = self.cluster_sum / self.cluster_size.clamp(min=1e-5)[:, None]
+        self.entries.copy_(F.normalize(means, dim=-1) if self.normalized else means)
+        dead = dead_codes(self.cluster_size, self.revive_below, len(pool))
+        if len(dead):
+            self._place(dead, draw(pool, len(dead), generator), self.cluster_size.mean())
+        return len(dead)
+
+    def _place(self, codes: Tensor | slice, entries: Tensor, size: Tensor) -> None:
+        """Put entries in the places of codes. The averages start again with them, as if each had
+        been chosen `size` times per step, or the next update would undo it."""
+        self.entries[codes] = entries
+        self.cluster_size[codes] = size
+        self.cluster_sum[codes] = size * entries

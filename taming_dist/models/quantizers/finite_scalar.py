@@ -1,0 +1,98 @@
+"""Finite scalar quantisation: every channel is rounded to one of a few levels. Nothing to learn.
+
+Source: arXiv 2309.15505, sections 3.1 and A.1.
+Legend: b batch, d latent channels (= number of levels), i j latent grid.
+"""
+
+import dataclasses
+import math
+
+import torch
+from omegaconf import MISSING
+from torch import Tensor
+
+from taming_dist.errors import UserError
+from taming_dist.models.quantizers.interface import (
+    Quantized,
+    Quantizer,
+    Statistics,
+    count,
+    full_precision,
+    straight_through,
+)
+
+
+@dataclasses.dataclass
+class FSQuantizerConfig:
+    """`levels` of each channel; the codes are all their combinations. The paper's: [8,5,5,5] for
+    about 2^10 codes, [7,5,5,5,5] for 2^12, [8,8,8,6,5] for 2^14, [8,8,8,5,5,5] for 2^16."""
+
+    name: str = "fsq"
+    levels: list[int] = MISSING
+
+    def __post_init__(self) -> None:
+        if not self.levels or min(self.levels) < 2:
+            raise UserError(
+                f"model.quantizer.levels={list(self.levels)}: give at least 2 levels for each of "
+                f"one or more channels"
+            )
+
+    @property
+    def codes(self) -> int:
+        return math.prod(self.levels)
+
+    @property
+    def dim(self) -> int:
+        return len(self.levels)
+
+
+class FSQuantizer(Quantizer):
+    """Each channel is bounded by a tanh to its number of levels and rounded; entries lie in [-1,1].
+    There is no codebook and no loss of its own."""
+
+    MARGIN = 1e-3  # beyond the outermost levels, so that finite latents reach them
+
+    def __init__(self, config: FSQuantizerConfig) -> None:
+        super().__init__()
+        self.vocabulary, self.dim = config.codes, config.dim
+        self.levels = list(config.levels)
+
+    def forward(self, z: Tensor) -> Quantized:
+        with full_precision(z) as z32:
+            bounded = self._bounded(z32.movedim(1, -1))
+            rounded = bounded.round()
+            half = self._numbers(z.device, [level // 2 for level in self.levels])
+            codes = self._codes(rounded.detach() + half)
+            return Quantized(
+                z_q=(straight_through(bounded, rounded) / half).movedim(-1, 1),
+                codes=codes,
+                loss=z32.new_zeros(()),
+                statistics=Statistics(count(codes, self.vocabulary)),
+            )
+
+    def _bounded(self, z: Tensor) -> Tensor:
+        """[...,d] into (-L/2, L/2), so that rounding gives L integers: -L//2 ... (L-1)//2."""
+        levels = self._numbers(z.device, self.levels)
+        half = (levels - 1) * (1 + self.MARGIN) / 2
+        offset = torch.where(levels % 2 == 0, 0.5, 0.0)  # an even number of levels is not centred
+        shift = torch.atanh(offset / half)
+        return torch.tanh(z + shift) * half - offset
+
+    def _codes(self, digits: Tensor) -> Tensor:
+        """Digits [...,d] from 0 to L-1, the first one lowest -> codes [...]."""
+        return (digits.long() * self._places(digits.device)).sum(-1)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        levels = torch.tensor(self.levels, device=codes.device)
+        digits = codes[..., None] // self._places(codes.device) % levels
+        half = levels // 2
+        return ((digits - half) / half).movedim(-1, 1)
+
+    def _places(self, device: torch.device) -> Tensor:
+        """What a digit counts: 1, L1, L1*L2, ..."""
+        places = [math.prod(self.levels[:index]) for index in range(self.dim)]
+        return torch.tensor(places, device=device)
+
+    @staticmethod
+    def _numbers(device: torch.device, values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=device)

@@ -1,0 +1,141 @@
+"""Index backpropagation: every entry gets a gradient at every step, through the softmax over codes.
+
+Source: arXiv 2412.02692, section 3.2, equations 4 to 7.
+Legend: b batch, d latent channels, i j latent grid, K codes, N = b*i*j vectors.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from omegaconf import MISSING
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from taming_dist.errors import UserError
+from taming_dist.models.quantizers.interface import (
+    Quantized,
+    Quantizer,
+    Statistics,
+    as_grid,
+    as_vectors,
+    count,
+    entropy,
+    full_precision,
+    rows_per_block,
+)
+
+
+@dataclasses.dataclass
+class IndexQuantizerConfig:
+    """`beta` of the commitment term; `entropy_weight` of E[H(q(z))] - `diversity` * H(E[q(z)]),
+    with q(c|z) = softmax(z.c / `temperature`)."""
+
+    name: str = "ibq"
+    codes: int = MISSING
+    dim: int = MISSING
+    beta: float = 0.25
+    entropy_weight: float = 0.05
+    diversity: float = 1.0
+    temperature: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise UserError(
+                f"model.quantizer.temperature={self.temperature}: give a number above 0"
+            )
+
+
+class Chosen(NamedTuple):
+    """Of a block of n vectors: codes [n]; entries [n,d], with a gradient to the chosen entries
+    only; z_q [n,d], the same values with a gradient to all of them; the sum of the entropies of
+    q(c|z), and the sum of q [K]."""
+
+    codes: Tensor
+    entries: Tensor
+    z_q: Tensor
+    entropy: Tensor
+    mass: Tensor
+
+
+class IndexCodebook(nn.Module):
+    """The entries [K,d]; the weight is used in this module's own forward, where ZeRO-3 has it.
+
+    The N x K matrix is taken in blocks of rows, which are computed again in the backward pass
+    instead of being kept.
+    """
+
+    def __init__(self, codes: int, dim: int, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.weight = nn.Parameter(torch.empty(codes, dim).uniform_(-1 / codes, 1 / codes))
+
+    def forward(self, z: Tensor | None, codes: Tensor | None = None) -> Chosen | Tensor:
+        """Vectors [N,d] -> what is chosen for them; or codes [...] -> their entries [...,d]."""
+        if codes is not None:
+            return F.embedding(codes, self.weight)
+        assert z is not None
+        blocks = [
+            checkpoint(self._choose, part, self.weight, use_reentrant=False)
+            for part in z.split(rows_per_block(len(self.weight)))
+        ]
+        codes, entries, z_q = (torch.cat(part) for part in list(zip(*blocks, strict=True))[:3])
+        return Chosen(
+            codes,
+            entries,
+            z_q,
+            torch.stack([block.entropy for block in blocks]).sum(),
+            torch.stack([block.mass for block in blocks]).sum(0),
+        )
+
+    def _choose(self, z: Tensor, weight: Tensor) -> Chosen:
+        logits = z @ weight.T
+        p = logits.softmax(1)
+        codes = logits.detach().argmax(1)
+        entries = F.embedding(codes, weight)
+        # zero in value; one-hot - sg[p] + p in gradient (equation 5)
+        z_q = entries + (p - p.detach()) @ weight
+        log_q = (logits / self.temperature).log_softmax(1)
+        q = log_q.exp()
+        return Chosen(codes, entries, z_q, -(q * log_q).sum(), q.sum(0))
+
+
+class IndexQuantizer(Quantizer):
+    """The code with the largest inner product; the gradient of z_q goes back through the softmax
+    over all codes to z and to every entry."""
+
+    def __init__(self, config: IndexQuantizerConfig) -> None:
+        super().__init__()
+        self.vocabulary, self.dim, self.beta = config.codes, config.dim, config.beta
+        self.entropy_weight, self.diversity = config.entropy_weight, config.diversity
+        self.embedding = IndexCodebook(config.codes, config.dim, config.temperature)
+
+    def forward(self, z: Tensor) -> Quantized:
+        with full_precision(z) as z32:
+            flat = as_vectors(z32)
+            chosen = self.embedding(flat)
+            loss = (
+                F.mse_loss(chosen.z_q, flat)
+                + F.mse_loss(flat, chosen.entries.detach())
+                + self.beta * F.mse_loss(chosen.entries, flat.detach())
+            )
+            if self.training:
+                loss = loss + self.entropy_weight * self._entropies(chosen, len(flat))
+            return Quantized(
+                z_q=as_grid(chosen.z_q, z),
+                codes=chosen.codes.view(len(z), *z.shape[2:]),
+                loss=loss,
+                statistics=Statistics(count(chosen.codes, self.vocabulary)),
+            )
+
+    def _entropies(self, chosen: Chosen, n: int) -> Tensor:
+        """E[H(q(z))] - diversity * H(E[q(z)]), the latter over all ranks."""
+        mean = chosen.mass / n
+        if self.average is not None:
+            mean = self.average(mean)
+        return chosen.entropy / n - self.diversity * entropy(mean)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        return rearrange(self.embedding(None, codes), "b i j d -> b d i j")

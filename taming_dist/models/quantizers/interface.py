@@ -1,0 +1,149 @@
+"""What every quantizer takes and gives, and what all of them share.
+
+Everything here computes in fp32, whatever the precision of the networks around it.
+Legend: b batch, d latent channels, i j latent grid, K codes, N = b*i*j vectors.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+SEARCH_BYTES = 64 << 20  # the largest block of an N x K matrix that is ever held
+
+Average = Callable[[Tensor], Tensor]  # a mean over all ranks through which gradients flow
+ReplaceRows = Callable[[nn.Parameter, Tensor, Tensor], None]  # see `Quantizer.update`
+
+
+class Statistics(NamedTuple):
+    """What `update` and the usage metrics need of one call, to be brought together over all calls.
+
+    counts [K]: how often each code was chosen; sums [K,d]: sums of the vectors assigned to each
+    code (both are added up); candidates [b,k,d]: a few latents of each image for dead codes
+    (joined in the order of the global batch). The last two are None where nobody needs them.
+    """
+
+    counts: Tensor
+    sums: Tensor | None = None
+    candidates: Tensor | None = None
+
+
+class Quantized(NamedTuple):
+    """What a quantizer gives. (A tuple, because ZeRO-3 looks for tensors in tuples only.)
+
+    z_q [b,d,i,j]: the chosen entries, with a gradient to z (fp32); codes [b,i,j]: their indices,
+    int64; loss: the codebook loss, a scalar; statistics: see there.
+    """
+
+    z_q: Tensor
+    codes: Tensor
+    loss: Tensor
+    statistics: Statistics
+
+
+class StaysFloat32(nn.Module):
+    """A module whose numbers stay fp32 when the model around it is cast to bf16 or fp16.
+
+    Rounded entries would give other codes than those that stage 2 was trained on.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "StaysFloat32":
+        def keeping_dtype(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        super()._apply(keeping_dtype, recurse)
+        return self
+
+
+class Quantizer(StaysFloat32):
+    """What the VQGAN and the recipe know of a quantizer: z [b,d,i,j] -> Quantized.
+
+    `average` is set by whoever trains on several ranks (models know no ranks); terms that speak of
+    the whole batch use it.
+    """
+
+    vocabulary: int
+    dim: int
+    average: Average | None = None
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Codes [b,i,j] -> entries [b,d,i,j], fp32."""
+        raise NotImplementedError
+
+    def anneal(self, progress: float) -> dict[str, float]:
+        """Set what changes over a run, from the share of it that is done (0 to 1); gives it by
+        name, for the log."""
+        return {}
+
+    def update(
+        self, statistics: Statistics, generator: torch.Generator, replace_rows: ReplaceRows
+    ) -> int:
+        """Take in the statistics of a whole optimizer step over all ranks; gives revived codes.
+
+        `replace_rows(parameter, rows [m], values [m,...])` writes rows of a parameter that an
+        optimizer owns and makes the optimizer forget what it knew of them.
+        """
+        return 0
+
+
+@contextmanager
+def full_precision(z: Tensor) -> Iterator[Tensor]:
+    """The latents in fp32, with autocast off. A latent that is not finite is an error, not code 0.
+
+    Errors: FloatingPointError.
+    """
+    with torch.autocast(z.device.type, enabled=False):
+        if not torch.isfinite(z).all():
+            raise FloatingPointError("the encoder gave latents that are not finite")
+        yield z.float()
+
+
+def as_vectors(z: Tensor) -> Tensor:
+    """[b,d,i,j] -> [N,d]."""
+    return rearrange(z, "b d i j -> (b i j) d")
+
+
+def as_grid(vectors: Tensor, z: Tensor) -> Tensor:
+    """[N,d] -> [b,d,i,j], with the sizes of z."""
+    b, _, i, j = z.shape
+    return rearrange(vectors, "(b i j) d -> b d i j", b=b, i=i, j=j)
+
+
+def straight_through(vectors: Tensor, entries: Tensor) -> Tensor:
+    """The value of the entries with the gradient of the vectors."""
+    return vectors + (entries - vectors).detach()
+
+
+def rows_per_block(codes: int) -> int:
+    """How many vectors are compared with all codes at once."""
+    return max(1, SEARCH_BYTES // (4 * codes))
+
+
+def nearest(z: Tensor, entries: Tensor) -> Tensor:
+    """Index of the nearest entry for every vector: z [N,d], entries [K,d] -> [N] int64.
+
+    The distances are taken in blocks of rows, so that N*K numbers are never held at once. Ties go
+    to the lowest index.
+    """
+    squared = entries.square().sum(1)
+    # |z|^2 is the same for every entry and is left out
+    return torch.cat(
+        [
+            torch.argmin(torch.addmm(squared, part, entries.T, alpha=-2), 1)
+            for part in z.split(rows_per_block(len(entries)))
+        ]
+    )
+
+
+def count(codes: Tensor, vocabulary: int) -> Tensor:
+    """How often each code occurs: [K] float32 (exact up to 2^24 per call)."""
+    return torch.bincount(codes.flatten(), minlength=vocabulary).float()
+
+
+def entropy(p: Tensor) -> Tensor:
+    """Entropy of a distribution [K] in nats; a probability of 0 adds nothing."""
+    return -(p * p.clamp(min=1e-12).log()).sum()

@@ -1,0 +1,112 @@
+"""Lookup-free quantisation: the signs of the channels are the bits of the code.
+
+Source: arXiv 2310.05737, section 3.2.
+Legend: b batch, d latent channels (= bits), i j latent grid, K = 2^d codes, N = b*i*j vectors.
+"""
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from omegaconf import MISSING
+from torch import Tensor
+
+from taming_dist.errors import UserError
+from taming_dist.models.quantizers.interface import (
+    Quantized,
+    Quantizer,
+    Statistics,
+    as_grid,
+    as_vectors,
+    count,
+    entropy,
+    full_precision,
+    straight_through,
+)
+
+MOST_BITS = 24  # counts of the codes are held: 2^24 numbers
+
+
+@dataclasses.dataclass
+class LFQuantizerConfig:
+    """2^`bits` codes. `entropy_weight` of E[H(q(z))] - `diversity` * H(E[q(z)]), with
+    q(c|z) = softmax(2 z.c / `temperature`); `beta` of the commitment term."""
+
+    name: str = "lfq"
+    bits: int = MISSING
+    beta: float = 0.25
+    entropy_weight: float = 0.1
+    diversity: float = 1.0
+    temperature: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= MOST_BITS:
+            raise UserError(f"model.quantizer.bits={self.bits}: use 1 to {MOST_BITS}")
+        if not self.temperature > 0:
+            raise UserError(
+                f"model.quantizer.temperature={self.temperature}: give a number above 0"
+            )
+
+    @property
+    def codes(self) -> int:
+        return 2**self.bits
+
+    @property
+    def dim(self) -> int:
+        return self.bits
+
+
+class LFQuantizer(Quantizer):
+    """Entries are the corners of a cube, {-1, 1}^d; the nearest one has the signs of z."""
+
+    def __init__(self, config: LFQuantizerConfig) -> None:
+        super().__init__()
+        self.vocabulary, self.dim, self.beta = config.codes, config.dim, config.beta
+        self.entropy_weight, self.diversity = config.entropy_weight, config.diversity
+        self.temperature = config.temperature
+
+    def forward(self, z: Tensor) -> Quantized:
+        with full_precision(z) as z32:
+            flat = as_vectors(z32)
+            bits = flat > 0
+            entries = 2.0 * bits - 1.0
+            codes = (bits.long() << torch.arange(self.dim, device=z.device)).sum(-1)
+            loss = self.beta * F.mse_loss(flat, entries)
+            if self.training:
+                loss = loss + self.entropy_weight * self._entropies(flat)
+            return Quantized(
+                z_q=as_grid(straight_through(flat, entries), z),
+                codes=codes.view(len(z), *z.shape[2:]),
+                loss=loss,
+                statistics=Statistics(count(codes, self.vocabulary)),
+            )
+
+    def _entropies(self, flat: Tensor) -> Tensor:
+        """E[H(q(z))] - diversity * H(E[q(z)]), the latter over all ranks; from z [N,d].
+
+        q factorises over the bits, with logits 4 z / temperature. So the first entropy is a sum
+        over bits, and the mean distribution is the product of two thin matrices, [2^(d/2),N] and
+        [N,2^(d/2)]: exact, without N x K numbers.
+        """
+        logits = 4 * flat / self.temperature
+        on = torch.sigmoid(logits)
+        of_each = (F.softplus(logits) - logits * on).sum(-1).mean()
+        low, high = on.split([self.dim // 2, self.dim - self.dim // 2], dim=1)
+        mean = joint(high).T @ joint(low) / len(flat)
+        if self.average is not None:
+            mean = self.average(mean)
+        return of_each - self.diversity * entropy(mean.flatten())
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        bits = codes[:, None] >> torch.arange(self.dim, device=codes.device)[:, None, None]
+        return (2 * (bits & 1) - 1).float()
+
+
+def joint(on: Tensor) -> Tensor:
+    """Probabilities of independent bits [N,k] -> those of their 2^k combinations [N,2^k], where the
+    first bit is the lowest of the index."""
+    out = on.new_ones(len(on), 1)
+    for p in on.unbind(1):
+        p = p[:, None]
+        out = torch.cat([out * (1 - p), out * p], dim=1)
+    return out

@@ -1,0 +1,137 @@
+"""Vector quantisation with a codebook that is learned by gradient.
+
+Source: arXiv 2012.09841, section 3.1, equations 2 to 4; l2-normalised codes: arXiv 2110.04627.
+Legend: b batch, d latent channels, i j latent grid, K codes, N = b*i*j vectors.
+"""
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from omegaconf import MISSING
+from torch import Tensor, nn
+
+from taming_dist.models.quantizers.interface import (
+    Quantized,
+    Quantizer,
+    ReplaceRows,
+    Statistics,
+    StaysFloat32,
+    as_grid,
+    as_vectors,
+    count,
+    full_precision,
+    nearest,
+    straight_through,
+)
+from taming_dist.models.quantizers.renewal import Start, Usage, candidates, check_renewal, draw
+
+
+class Codebook(StaysFloat32):
+    """The entries [K,d]; the weight is used in this module's own forward, where ZeRO-3 has it."""
+
+    def __init__(self, codes: int, dim: int, normalized: bool) -> None:
+        super().__init__()
+        self.normalized = normalized
+        weight = torch.empty(codes, dim).uniform_(-1 / codes, 1 / codes)
+        # of unit length from the start: a gradient step turns a tiny vector by any angle
+        self.weight = nn.Parameter(F.normalize(weight, dim=-1) if normalized else weight)
+
+    def entries(self) -> Tensor:
+        weight = self.weight.float()
+        return F.normalize(weight, dim=-1) if self.normalized else weight
+
+    def forward(self, z: Tensor | None, codes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Vectors [N,d] (or codes [N]) -> codes [N], their entries [N,d]."""
+        entries = self.entries()
+        if codes is None:
+            assert z is not None
+            codes = nearest(z.detach(), entries.detach())
+        return codes, F.embedding(codes, entries)
+
+
+@dataclasses.dataclass
+class VectorQuantizerConfig:
+    """Codebook learned by gradient. `legacy` puts beta on the codebook term, as the original does
+    by default; the published models were trained so (same loss value, other gradients).
+
+    `normalized`: codes on the unit sphere. `initial`: random, or data or kmeans from the first
+    global batch. A code that is chosen less than `revive_below` times as often as it would be if
+    all codes were chosen alike takes the place of a latent of the present batch; 0: never.
+    """
+
+    name: str = "vector"
+    codes: int = MISSING
+    dim: int = MISSING
+    beta: float = 0.25
+    normalized: bool = False
+    legacy: bool = False
+    initial: str = "random"
+    revive_below: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_renewal(self.initial, self.revive_below)
+
+
+class VectorQuantizer(Quantizer):
+    """Equation 4: ||sg[E(x)] - z_q||^2 + beta ||sg[z_q] - E(x)||^2, means over all elements.
+
+    `normalized` puts latents and entries on the unit sphere before they are compared (cosine
+    similarity, low-dimensional codes).
+    """
+
+    def __init__(self, config: VectorQuantizerConfig) -> None:
+        super().__init__()
+        self.vocabulary, self.dim = config.codes, config.dim
+        self.normalized, self.beta, self.legacy = config.normalized, config.beta, config.legacy
+        self.revive_below = config.revive_below
+        self.embedding = Codebook(config.codes, config.dim, config.normalized)
+        self.start = Start(config.initial)
+        self.usage = Usage(config.codes) if config.revive_below else None
+
+    def forward(self, z: Tensor) -> Quantized:
+        with full_precision(z) as z32:
+            flat = as_vectors(z32)
+            if self.normalized:
+                flat = F.normalize(flat, dim=-1)
+            codes, entries = self.embedding(flat)
+            codebook_term = F.mse_loss(entries, flat.detach())
+            commitment = F.mse_loss(flat, entries.detach())
+            on_codebook, on_encoder = (self.beta, 1.0) if self.legacy else (1.0, self.beta)
+            return Quantized(
+                z_q=as_grid(straight_through(flat, entries), z),
+                codes=codes.view(len(z), *z.shape[2:]),
+                loss=on_codebook * codebook_term + on_encoder * commitment,
+                statistics=self._statistics(flat.detach().view(len(z), -1, self.dim), codes),
+            )
+
+    def _statistics(self, latents: Tensor, codes: Tensor) -> Statistics:
+        """From latents [b,n,d] and codes [b*n]."""
+        counts, at_start = count(codes, self.vocabulary), self.start.pending()
+        if not self.training or (self.usage is None and not at_start):
+            return Statistics(counts)
+        return Statistics(counts, candidates=candidates(latents, at_start))
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        _, entries = self.embedding(None, codes.flatten())
+        return rearrange(entries, "(b i j) d -> b d i j", i=codes.shape[1], j=codes.shape[2])
+
+    @torch.no_grad()
+    def update(
+        self, statistics: Statistics, generator: torch.Generator, replace_rows: ReplaceRows
+    ) -> int:
+        """Dead codes take the place of latents; all else is the optimizer's."""
+        if statistics.candidates is None:
+            return 0
+        pool = statistics.candidates.flatten(0, 1)
+        if self.start.pending():
+            everyone = torch.arange(self.vocabulary, device=pool.device)
+            entries = self.start.entries(pool, self.vocabulary, self.normalized, generator)
+            replace_rows(self.embedding.weight, everyone, entries)
+            return 0
+        assert self.usage is not None
+        dead = self.usage.dead(statistics.counts, self.revive_below, len(pool))
+        if len(dead):
+            replace_rows(self.embedding.weight, dead, draw(pool, len(dead), generator))
+        return len(dead)

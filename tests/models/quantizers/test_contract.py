@@ -1,0 +1,184 @@
+"""What every quantizer promises, whatever its maths: shapes, codes, precision, exports."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from taming_dist.errors import UserError
+from taming_dist.models.quantizers import (
+    VARIANTS,
+    EMAQuantizerConfig,
+    FSQuantizerConfig,
+    GumbelQuantizerConfig,
+    IndexQuantizerConfig,
+    LFQuantizerConfig,
+    VectorQuantizerConfig,
+    build_quantizer,
+    quantizer_config,
+)
+from taming_dist.models.vqgan import VQGAN, VQGANConfig
+
+CONFIGS = {
+    "vector": VectorQuantizerConfig(codes=12, dim=4),
+    "normalized": VectorQuantizerConfig(codes=12, dim=4, normalized=True),
+    "renewed": VectorQuantizerConfig(codes=12, dim=4, initial="kmeans", revive_below=0.1),
+    "ema": EMAQuantizerConfig(codes=12, dim=4),
+    "gumbel": GumbelQuantizerConfig(codes=12, dim=4),
+    "fsq": FSQuantizerConfig(levels=[4, 3, 2]),
+    "lfq": LFQuantizerConfig(bits=4),
+    "ibq": IndexQuantizerConfig(codes=12, dim=4),
+}
+every = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+
+
+def built(config: Any) -> Any:
+    torch.manual_seed(0)
+    return build_quantizer(config)
+
+
+def latents(dim: int, b: int = 3, height: int = 5, width: int = 6) -> Tensor:
+    return torch.randn(b, dim, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def test_every_variant_is_tried_here() -> None:
+    assert {config.name for config in CONFIGS.values()} == VARIANTS.keys()
+
+
+@every
+def test_shapes_types_and_range_of_the_codes(config: Any) -> None:
+    quantizer = built(config)
+    assert (quantizer.vocabulary, quantizer.dim) == (config.codes, config.dim)
+    z = latents(config.dim)
+    out = quantizer(z)
+    assert out.z_q.shape == z.shape
+    assert out.codes.shape == (3, 5, 6)
+    assert out.codes.dtype == torch.int64
+    assert out.loss.shape == ()
+    assert int(out.codes.min()) >= 0
+    assert int(out.codes.max()) < config.codes
+    assert out.statistics.counts.shape == (config.codes,)
+
+
+@every
+def test_chosen_entries_are_what_lookup_gives_for_the_codes(config: Any) -> None:
+    for quantizer in (built(config), built(config).eval()):
+        out = quantizer(latents(config.dim))
+        torch.testing.assert_close(quantizer.lookup(out.codes), out.z_q, atol=1e-6, rtol=1e-5)
+
+
+@every
+def test_counts_are_how_often_each_code_occurs(config: Any) -> None:
+    out = built(config)(latents(config.dim))
+    expected = [int((out.codes == code).sum()) for code in range(config.codes)]
+    assert out.statistics.counts.tolist() == expected
+
+
+@every
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_latents_that_are_not_finite_are_an_error_and_not_code_0(config: Any, value: float) -> None:
+    z = latents(config.dim)
+    z[1, 2, 3, 4] = value
+    with pytest.raises(FloatingPointError, match="not finite"):
+        built(config)(z)
+
+
+@every
+def test_quantizers_compute_in_fp32_under_autocast(config: Any) -> None:
+    quantizer = built(config).eval()
+    expected = quantizer(latents(config.dim))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = quantizer(latents(config.dim))
+    assert out.z_q.dtype == torch.float32
+    assert torch.equal(out.codes, expected.codes)
+    assert torch.equal(out.loss, expected.loss)
+
+
+@every
+def test_casting_the_model_leaves_the_numbers_of_its_quantizer(config: Any) -> None:
+    quantizer = built(config)
+    torch.nn.Sequential(quantizer).to(torch.bfloat16)
+    assert all(value.dtype != torch.bfloat16 for value in quantizer.state_dict().values())
+
+
+@every
+def test_a_gradient_reaches_the_latents_through_the_entries(config: Any) -> None:
+    z = latents(config.dim).requires_grad_(True)
+    out = built(config)(z)
+    (out.z_q * torch.randn(out.z_q.shape)).sum().backward()
+    assert z.grad is not None
+    assert float(z.grad.abs().sum()) > 0
+
+
+@every
+def test_evaluation_is_deterministic_and_gathers_nothing_for_updates(config: Any) -> None:
+    quantizer = built(config).eval()
+    first, second = (quantizer(latents(config.dim)) for _ in range(2))
+    assert torch.equal(first.codes, second.codes)
+    assert first.statistics.sums is None
+    assert first.statistics.candidates is None
+
+
+def test_every_code_can_be_reached_by_its_own_entry() -> None:
+    """Where the nearest entry is chosen; the others have a test of their own."""
+    for name in ("vector", "normalized", "ema", "lfq"):
+        quantizer = built(CONFIGS[name]).eval()
+        codes = torch.arange(quantizer.vocabulary)[None, None]
+        entries = quantizer.lookup(codes)
+        assert torch.equal(quantizer(entries).codes, codes), name
+
+
+@every
+def test_a_vqgan_with_it_is_exported_and_tokenizes_alike(config: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = VQGAN(
+        VQGANConfig(
+            quantizer=config,
+            resolution=8,
+            channels=32,
+            multipliers=[1, 1],
+            blocks=1,
+            attention_resolutions=[],
+            latent_channels=8,
+        )
+    ).eval()
+    model.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())["quantizer"]
+    assert written == dataclasses.asdict(config)
+    assert quantizer_config(written) == config
+    loaded = VQGAN.from_pretrained(tmp_path)
+    assert loaded.fingerprint == model.fingerprint
+    images = torch.rand(2, 3, 8, 16) * 2 - 1
+    with torch.no_grad():
+        codes = loaded.encode(images)
+        assert torch.equal(codes, model.encode(images))
+        torch.testing.assert_close(loaded.decode_codes(codes), model(images).images)
+
+
+def test_an_unknown_quantizer_is_the_users_mistake() -> None:
+    with pytest.raises(UserError, match=r"model\.quantizer\.name=foo: use one of"):
+        quantizer_config({"name": "foo"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "line"),
+    [
+        (FSQuantizerConfig, {"levels": [8, 1]}, r"levels=\[8, 1\]: give at least 2 levels"),
+        (FSQuantizerConfig, {"levels": []}, r"levels=\[\]: give at least 2 levels"),
+        (LFQuantizerConfig, {"bits": 0}, "bits=0: use 1 to 24"),
+        (LFQuantizerConfig, {"bits": 4, "temperature": 0.0}, "temperature=0.0: give a number"),
+        (IndexQuantizerConfig, {"codes": 4, "dim": 2, "temperature": 0.0}, "temperature=0.0"),
+        (GumbelQuantizerConfig, {"codes": 4, "dim": 2, "final_temperature": 0.0}, "final_temp"),
+        (VectorQuantizerConfig, {"codes": 4, "dim": 2, "initial": "pca"}, "initial=pca: use one"),
+        (EMAQuantizerConfig, {"codes": 4, "dim": 2, "revive_below": 1.0}, "revive_below=1.0: it"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_the_users_mistake(
+    kind: Any, settings: dict[str, Any], line: str
+) -> None:
+    with pytest.raises(UserError, match=rf"model\.quantizer\.{line}"):
+        kind(**settings)
