@@ -45,11 +45,13 @@ Schema = TypeVar("Schema")
 
 @dataclasses.dataclass
 class RunConfig:
-    """`dir` is the run directory; starting again with the same one resumes the run."""
+    """`dir` is the run directory; starting again with the same one resumes the run. `init`: an
+    export whose weights a new run starts from, instead of random ones."""
 
     name: str = MISSING
     dir: str = "outputs/${run.name}"
     seed: int = 23
+    init: str = ""
 
 
 @dataclasses.dataclass

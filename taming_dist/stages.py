@@ -1,26 +1,31 @@
 """The two stages as the entry point sees them: what data they open and which recipe they train."""
 
 import dataclasses
+import functools
 import math
 import os
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 import yaml
+from torch import Tensor
 
 from taming_dist.config import Config, to_yaml
 from taming_dist.data.codes import CodeDataset, CodeReader, CodesConfig
 from taming_dist.data.images import Preprocess
 from taming_dist.data.manifest import resolve
 from taming_dist.data.reader import ImagesConfig, Reader
+from taming_dist.engine.checkpoint import newest_valid
 from taming_dist.engine.world import Place, World
 from taming_dist.errors import UserError
 from taming_dist.models.conditions import build_condition
-from taming_dist.models.transformer import TransformerConfig
+from taming_dist.models.transformer import Transformer, TransformerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
 from taming_dist.recipes.transformer import TransformerRecipe
 from taming_dist.recipes.vqgan import VQGANRecipe
 from taming_dist.training.clock import Clock
+from taming_dist.training.export import check_tensors
 from taming_dist.training.loop import Data
 from taming_dist.training.recipe import Recipe
 from taming_dist.training.sinks import Sinks, append_line, open_sinks
@@ -53,6 +58,7 @@ class VQGANStage:
             "on_bad": lambda record: append_line(run_dir / "bad_samples.jsonl", record),
         }
         place: dict[str, Any] = {"rank": here.rank, "world_size": here.world_size}
+        self.initial = initial_weights(self.config, run_dir, VQGAN, self.config.model)
         train_set, val_set = (resolve_images(data, name) for name in ("train", "val"))
         cropped = Preprocess(data.size, data.crop, data.flip)
         centred = Preprocess(data.size, "center", flip=False)
@@ -80,6 +86,7 @@ class VQGANStage:
             config.data.micro_batch,
             accumulation,
             config.run.seed,
+            self.initial,
         )
 
 
@@ -94,6 +101,7 @@ class TransformerStage:
 
     def open_data(self, here: Place, accumulation: int, run_dir: Path) -> Data:
         data: CodesConfig = self.config.data
+        self.initial = initial_weights(self.config, run_dir, Transformer, self.model)
         val_set = open_codes(data, "val")
         fitted(self.model, val_set, data.val)
         if val_set.class_names != self.codes.class_names:
@@ -123,6 +131,7 @@ class TransformerStage:
             accumulation,
             config.run.seed,
             self.decoder,
+            self.initial,
         )
 
     def _load_decoder(self) -> VQGAN | None:
@@ -186,6 +195,48 @@ def fitted(model: TransformerConfig, codes: CodeDataset, spec: str) -> Transform
     build_condition(complete.condition, complete.classes)
     complete.check()
     return complete
+
+
+# What changes a model's answers without changing its tensors.
+UNSEEN = (
+    "vocabulary",
+    "quantizer.name",
+    "quantizer.normalized",
+    "heads",
+    "grid",
+    "condition",
+    "classes",
+)
+
+
+def initial_weights(
+    config: Config, run_dir: Path, kind: Any, model: Any
+) -> dict[str, Tensor] | None:
+    """The tensors of run.init, checked against the model that is to start from them.
+
+    None without run.init, and for a run that has a checkpoint of its own to go on from.
+    """
+    folder = config.run.init
+    if not folder or newest_valid(run_dir / "checkpoints", report=lambda _: None):
+        return None
+    try:
+        found = kind.from_pretrained(folder)
+    except UserError as error:
+        raise UserError(f"run.init: {error}") from error
+    for key in UNSEEN:
+        theirs, ours = (
+            functools.reduce(lambda part, name: getattr(part, name, None), key.split("."), whole)
+            for whole in (found.config, model)
+        )
+        if theirs != ours:
+            raise UserError(
+                f"run.init={folder} has model.{key}={theirs} and this run {ours}: set it so, or "
+                f"start from another export"
+            )
+    state = found.state_dict()
+    with torch.device("meta"):
+        check_tensors(kind(model).state_dict(), state, f"run.init={folder}")
+    return state
 
 
 def join(

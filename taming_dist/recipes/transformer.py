@@ -54,13 +54,17 @@ class TransformerRecipe:
         accumulation: int,
         seed: int,
         vqgan: VQGAN | None = None,
+        initial: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """`vqgan` decodes previews, without it there are none; its encoder is never used."""
+        """`vqgan` decodes previews, without it there are none; its encoder is never used.
+        `initial`: the weights to start from, instead of random ones."""
         self.loss, self.optim, self.world, self.seed = loss, optim, world, seed
         self.micro_batch, self.accumulation = micro_batch, accumulation
         self.vqgan = vqgan
         torch.manual_seed(seed)  # the same initial weights everywhere
         network = Transformer(model)
+        if initial is not None:
+            network.load_state_dict(initial)
         groups = decay_groups(network, optim.weight_decay)
         self.transformer = Engine(network, groups, optim, engine, world, micro_batch, accumulation)
 

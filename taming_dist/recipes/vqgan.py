@@ -47,12 +47,16 @@ class VQGANRecipe:
         micro_batch: int,
         accumulation: int,
         seed: int,
+        initial: Mapping[str, Tensor] | None = None,
     ) -> None:
+        """`initial`: the weights of E, codebook and G to start from, instead of random ones."""
         self.loss, self.optim, self.world, self.seed = loss, optim, world, seed
         self.lpips: LPIPS = lpips_network(loss.lpips_net, loss.lpips_weights).to(world.device)
         self.adaptive = ADAPTIVE[loss.adaptive](world, loss.adaptive_min, loss.adaptive_max)
         torch.manual_seed(seed)  # the same initial weights everywhere
         vqgan = VQGAN(model)
+        if initial is not None:
+            vqgan.load_state_dict(initial)
         vqgan.quantize.average = world.average()
         cut = (optim, engine, world, micro_batch, accumulation)
         self.adversary: Adversary | None = None
