@@ -18,6 +18,7 @@ from taming_dist.models.quantizers.interface import (
     nearest,
 )
 from taming_dist.models.quantizers.lookup_free import LFQuantizer, LFQuantizerConfig
+from taming_dist.models.quantizers.remap import keep_used
 from taming_dist.models.quantizers.vector import VectorQuantizer, VectorQuantizerConfig
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "VectorQuantizer",
     "VectorQuantizerConfig",
     "build_quantizer",
+    "keep_used",
     "nearest",
     "quantizer_config",
 ]

@@ -1,0 +1,37 @@
+"""A quantizer with the codes that are used, and no others: a smaller vocabulary for stage 2.
+
+The original keeps all entries and renumbers the used ones, with a random or an extra number for
+the rest. Here the others are taken out, so that a vector whose code was one of them gets the best
+of those that stay: deterministic, and every code can be decoded.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from taming_dist.errors import UserError
+
+
+def keep_used(
+    config: Any, state: Mapping[str, Tensor], used: Tensor
+) -> tuple[Any, dict[str, Tensor]]:
+    """Configuration and state of a quantizer that has the codes `used` [U] only, in that order.
+
+    Errors: UserError for quantizers whose codes are no list of entries, and for codes that the
+    quantizer does not have, or twice.
+    """
+    if "codes" not in {field.name for field in dataclasses.fields(config)}:
+        raise UserError(
+            f"model.quantizer.name={config.name}: its codes are combinations of levels, none of "
+            f"them can be left out"
+        )
+    ids = used.tolist()
+    if not ids or min(ids) < 0 or max(ids) >= config.codes or len(set(ids)) < len(ids):
+        raise UserError(
+            f"the used codes must be different numbers from 0 to {config.codes - 1}, at least one"
+        )
+    # every tensor of such a quantizer has a row per code, but for single numbers
+    kept = {name: tensor[used] if tensor.ndim else tensor for name, tensor in state.items()}
+    return dataclasses.replace(config, codes=len(ids)), kept

@@ -1,0 +1,64 @@
+"""Take the codes that a data set does not use out of a VQGAN: a smaller vocabulary for stage 2.
+
+python tools/keep_used_codes.py --model EXPORT --codes CODE_SHARDS --out DIR
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from taming_dist import cli
+from taming_dist.data.codes import CodeDataset
+from taming_dist.errors import UserError
+from taming_dist.models.quantizers import keep_used
+from taming_dist.models.vqgan import VQGAN
+from taming_dist.training.export import write_export
+
+PREFIX = "quantize."
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the code shards that a VQGAN wrote and write the VQGAN without what they never name."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", type=Path, required=True, metavar="EXPORT")
+    parser.add_argument("--codes", required=True, help="code shards of the training set")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new export")
+    options = parser.parse_args(argv)
+    if options.out.exists():
+        raise UserError(f"{options.out} exists: name a new folder with --out")
+    model = VQGAN.from_pretrained(options.model)
+    dataset = CodeDataset.open(options.codes)
+    if dataset.tokenizer_fingerprint != model.fingerprint:
+        raise UserError(
+            f"{options.codes} was written by another VQGAN than {options.model}: name the export "
+            f"that tools/tokenize_dataset.py was given"
+        )
+    used = np.unique(np.concatenate([np.unique(shard.codes) for shard in dataset.shards]))
+    smaller = restrict(model, torch.from_numpy(used.astype(np.int64)))
+    write_export(VQGAN, smaller.config, smaller.state_dict(), options.out)
+    print(
+        f"{len(used)} of {model.config.vocabulary} codes are used; {options.out} has these only. "
+        f"Tokenize with it again: the numbers of the codes have changed"
+    )
+
+
+def restrict(model: VQGAN, used: torch.Tensor) -> VQGAN:
+    """The VQGAN with the codes `used` [U] only."""
+    state = model.state_dict()
+    entries = {
+        name.removeprefix(PREFIX): state.pop(name)
+        for name in list(state)
+        if name.startswith(PREFIX)
+    }
+    quantizer, kept = keep_used(model.config.quantizer, entries, used)
+    smaller = VQGAN(dataclasses.replace(model.config, quantizer=quantizer)).eval()
+    smaller.load_state_dict(state | {PREFIX + name: tensor for name, tensor in kept.items()})
+    return smaller
+
+
+if __name__ == "__main__":
+    cli.run(main)
