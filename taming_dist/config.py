@@ -34,6 +34,7 @@ from taming_dist.models.discriminators import DISCRIMINATORS
 from taming_dist.models.quantizers import VARIANTS
 from taming_dist.models.transformer import TransformerConfig
 from taming_dist.models.vqgan import VQGANConfig, check_size
+from taming_dist.pretrained import check_frozen_features
 from taming_dist.recipes.transformer import TokenLossConfig
 from taming_dist.recipes.vqgan import VQGANLossConfig
 from taming_dist.training.loop import LoopConfig
@@ -285,5 +286,6 @@ def check_sizes(config: Config) -> None:
     check_size(config.data.size, config.model.factor, "data.size")
     if config.loss.discriminator is not None:
         config.loss.discriminator.check_size(config.data.size)
+        check_frozen_features(config.loss.discriminator)
     if config.data.size < 16:
         raise UserError(f"data.size={config.data.size}: LPIPS needs at least 16 pixels")

@@ -1,4 +1,4 @@
-"""Frozen networks trained by others: the LPIPS backbones and heads.
+"""Frozen networks trained by others: the LPIPS backbones and heads, and DINO's features.
 
 The heads ship inside the `lpips` package (its version 0.1: the file of arXiv 2012.09841's code).
 The backbone comes from our cache folder, which `tools/fetch_lpips.py` fills from the package
@@ -10,11 +10,13 @@ import importlib
 import importlib.util
 import logging
 import os
+import pickle
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from urllib.error import URLError
 
 import torch
@@ -24,6 +26,8 @@ from torch import Tensor, nn
 
 from taming_dist.errors import UserError
 from taming_dist.losses.perceptual import LPIPS
+from taming_dist.models.discriminators import DinoConfig
+from taming_dist.models.discriminators.dino import SIDE, DinoFeatures
 
 _log = logging.getLogger(__name__)
 _declared: list[torch.library.Library] = []
@@ -213,3 +217,75 @@ def _torchvision_models() -> ModuleType:
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _declared.append(library)  # dropping the object would undeclare them
         return importlib.import_module("torchvision.models")
+
+
+DINO_URL = (
+    "https://dl.fbaipublicfiles.com/dino/dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth"
+)
+DINO_UNUSED = ("norm.weight", "norm.bias")  # the last norm: features are read before it
+RANDOM_SIDE = 32  # pixels; random features are for tests, which need not wait for 224
+
+
+def frozen_features(discriminator: Any) -> DinoFeatures | None:
+    """The frozen network that a discriminator of this config stands on, or None.
+
+    Raises `UserError` where its weights are not to be had or are not those of a DINO ViT-S/16.
+    """
+    if not isinstance(discriminator, DinoConfig):
+        return None
+    weights = discriminator.weights
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = DinoFeatures(discriminator.depths, RANDOM_SIDE if weights == "random" else SIDE)
+    if weights == "random":
+        _log.warning("DINO with random weights: its features mean nothing, use it for tests only")
+        return network
+    check_frozen_features(discriminator)
+    tensors = _download_dino() if weights == "hub" else _read_dino(Path(weights))
+    _fill(network, {name: t for name, t in tensors.items() if name not in DINO_UNUSED}, weights)
+    return network
+
+
+def check_frozen_features(discriminator: Any) -> None:
+    """UserError if the file with the frozen weights of a discriminator is not there."""
+    weights = discriminator.weights if isinstance(discriminator, DinoConfig) else "hub"
+    if weights not in ("hub", "random") and not Path(weights).is_file():
+        raise UserError(
+            f"loss.discriminator.weights={weights}: there is no such file; give the public DINO "
+            f"ViT-S/16 checkpoint (.pth or .safetensors), or hub to download it"
+        )
+
+
+def _read_dino(file: Path) -> dict[str, Tensor]:
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(f"loss.discriminator.weights={file} holds no tensors: {error}") from error
+
+
+def _download_dino() -> dict[str, Tensor]:
+    try:
+        return torch.hub.load_state_dict_from_url(
+            DINO_URL, map_location="cpu", progress=False, weights_only=True
+        )
+    except (URLError, OSError) as error:
+        raise UserError(
+            f"no DINO weights: their download failed ({error}): give loss.discriminator.weights "
+            f"the file of {DINO_URL}, or choose loss/discriminator=patchgan"
+        ) from error
+
+
+def _fill(network: DinoFeatures, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Put tensors into a network, each under its own name and of its own shape."""
+    expected = network.state_dict()
+    wrong = sorted(expected.keys() ^ tensors.keys()) or [
+        name for name in expected if tensors[name].shape != expected[name].shape
+    ]
+    if wrong:
+        raise UserError(
+            f"loss.discriminator.weights={source} is no DINO ViT-S/16: "
+            f"{', '.join(wrong[:3])} and {len(wrong)} in all are missing, unknown or misshapen"
+        )
+    network.load_state_dict(tensors)

@@ -244,6 +244,10 @@ def test_the_written_configuration_says_everything(compose: Compose) -> None:
             ["+experiment=flickr", "loss/discriminator=stylegan", "data.size=96"],
             ["loss.discriminator.size=96", "power of two"],
         ),
+        (
+            ["+experiment=flickr", "loss/discriminator=dino", "loss.discriminator.weights=no.pth"],
+            ["loss.discriminator.weights=no.pth", "there is no such file"],
+        ),
         (["+experiment=flickr", "model=gpt"], ["model=TransformerConfig", "VQGANLossConfig"]),
         (["+experiment=flickr", "model.channels=100"], ["model.channels=100", "multiple of 32"]),
         (["+experiment=flickr", "train.steps=0"], ["train.steps=0"]),

@@ -12,7 +12,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from taming_dist.errors import UserError
-from taming_dist.pretrained import BACKBONES, _torchvision_models, load_backbone, lpips_network
+from taming_dist.models.discriminators import DinoConfig, PatchGANConfig
+from taming_dist.models.discriminators.dino import DinoFeatures
+from taming_dist.pretrained import (
+    BACKBONES,
+    _torchvision_models,
+    check_frozen_features,
+    frozen_features,
+    load_backbone,
+    lpips_network,
+)
 
 FETCH_TOOL = Path(__file__).parents[1] / "tools" / "fetch_lpips.py"
 
@@ -107,3 +116,69 @@ def test_a_damaged_cache_file_is_named_and_not_used(
 def test_unknown_names_are_refused(net: str, weights: str) -> None:
     with pytest.raises(UserError, match="unknown: use"):
         lpips_network(net, weights)
+
+
+# DINO
+
+
+def dino_tensors() -> dict[str, Tensor]:
+    """A file as the public one: its last norm included."""
+    torch.manual_seed(1)
+    tensors = dict(DinoFeatures([11]).state_dict())
+    return tensors | {"norm.weight": torch.ones(384), "norm.bias": torch.zeros(384)}
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_dino_weights_are_read_from_a_file(tmp_path: Path, suffix: str) -> None:
+    tensors, file = dino_tensors(), tmp_path / f"dino{suffix}"
+    save_file(tensors, file) if suffix == ".safetensors" else torch.save(tensors, file)
+    network = frozen_features(DinoConfig(weights=str(file)))
+    assert network is not None
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, tensors[name])
+    assert not network.training
+    assert not any(p.requires_grad for p in network.parameters())
+    assert network.depths == [2, 5, 8, 11]
+
+
+def test_a_file_that_is_no_dino_is_refused_by_the_names_in_it(tmp_path: Path) -> None:
+    file = tmp_path / "other.safetensors"
+    tensors = dino_tensors()
+    save_file({**tensors, "head.weight": torch.zeros(1)}, file)
+    with pytest.raises(UserError, match=r"other\.safetensors is no DINO ViT-S/16: head\.weight"):
+        frozen_features(DinoConfig(weights=str(file)))
+    save_file({**tensors, "pos_embed": torch.zeros(1, 785, 384)}, file)  # ViT-S/8's
+    with pytest.raises(UserError, match="pos_embed"):
+        frozen_features(DinoConfig(weights=str(file)))
+    file.write_text("nothing")
+    with pytest.raises(UserError, match="holds no tensors"):
+        frozen_features(DinoConfig(weights=str(file)))
+    pickled = tmp_path / "code.pth"
+    torch.save({"run": print}, pickled)
+    with pytest.raises(UserError, match="holds no tensors"):
+        frozen_features(DinoConfig(weights=str(pickled)))
+
+
+def test_without_dino_weights_the_line_says_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise urllib.error.URLError("offline")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    with pytest.raises(UserError, match=r"download failed .*loss\.discriminator\.weights the file"):
+        frozen_features(DinoConfig())
+    with pytest.raises(UserError, match=r"weights=nowhere\.pth: there is no such file"):
+        check_frozen_features(DinoConfig(weights="nowhere.pth"))
+
+
+def test_random_dino_features_are_the_same_everywhere_and_said_to_mean_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    state = torch.get_rng_state()
+    one, two = (frozen_features(DinoConfig(weights="random")) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(one.pos_embed, two.pos_embed)
+    assert "mean nothing" in caplog.text
+
+
+def test_a_discriminator_that_reads_images_stands_on_nothing() -> None:
+    assert frozen_features(PatchGANConfig()) is None

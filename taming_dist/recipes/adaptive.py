@@ -70,7 +70,7 @@ class Lagged(AdaptiveWeight):
         return {"lagged": float(self._weight)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._weight = torch.tensor(state["lagged"], device=self.world.device)
+        self._weight = torch.tensor(state.get("lagged", 0.0), device=self.world.device)
 
 
 def at_last_layer(features: Tensor, rec: Tensor, gan: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from taming_dist.errors import UserError
 from taming_dist.losses.adversarial import GAN_LOSSES, gradient_penalty, lecam
 from taming_dist.losses.augmentation import DRAWS, POLICIES, diffaug
 from taming_dist.models.discriminators import (
+    DinoConfig,
     PatchGANConfig,
     accuracy,
     average_statistics,
@@ -79,6 +80,11 @@ class VQGANLossConfig:
                 f"loss.disc_warmup={self.disc_warmup}, loss.disc_ramp={self.disc_ramp}, "
                 f"loss.r1_every={self.r1_every}: use steps from 0, and every step at most (1)"
             )
+        if self.r1_weight > 0 and isinstance(self.discriminator, DinoConfig):
+            raise UserError(
+                f"loss.r1_weight={self.r1_weight}: R1 is for discriminators that read images, not "
+                f"for heads on frozen features; set it to 0"
+            )
         if not 0 <= self.lecam_decay < 1:
             raise UserError(f"loss.lecam_decay={self.lecam_decay}: use a number in [0, 1)")
 
@@ -112,9 +118,12 @@ class Adversary:
         micro_batch: int,
         accumulation: int,
         seed: int,
+        features: nn.Module | None = None,
     ) -> None:
+        """`network` is what is trained; it reads images, or the frozen `features` of them."""
         self.loss, self.world, self.seed = loss, world, seed
         self.gan = GAN_LOSSES[loss.gan]
+        self.features = nn.Identity() if features is None else features.to(world.device)
         self.batch = micro_batch, accumulation
         average = world.average()
         if average is not None:
@@ -140,20 +149,28 @@ class Adversary:
     def next_batch(self, x: Tensor) -> None:
         """Take up the next micro-batch of images x [b,c,h,w]."""
         self._draw = next(self._draws)
+        self._real = self._prepared(x)
+        self._judged: tuple[Tensor, Tensor] | None = None  # by G's loss: y, and what was read of it
         if not self._initialized:
             with self._looking():
-                initialize_actnorm(self.engine.module, self._prepared(x), self.engine.assign)
+                initialize_actnorm(self.engine.module, self._real, self.engine.assign)
             self._initialized = True
 
     def generator_loss(self, y: Tensor) -> Tensor:
         """How well reconstructions y [b,c,h,w] fool D, which only looks: it collects no gradient,
         and its running statistics stand still."""
+        prepared = self._prepared(y)
+        self._judged = y, prepared.detach()
         with self._looking(), self.engine.autocast():
-            return self.gan.generator(self.engine.module(self._prepared(y)))
+            return self.gan.generator(self.engine.module(prepared))
 
-    def step(self, x: Tensor, y: Tensor) -> Scalars:
-        """Train D on images and their reconstructions."""
-        real, fake = self.engine(self._prepared(x)), self.engine(self._prepared(y))
+    def step(self, y: Tensor) -> Scalars:
+        """Train D on the images of the micro-batch and reconstructions y [b,c,h,w] of them."""
+        if self._judged is not None and self._judged[0] is y:
+            prepared = self._judged[1]
+        else:
+            prepared = self._prepared(y.detach())
+        real, fake = self.engine(self._real), self.engine(prepared)
         loss = self.gan.discriminator(real, fake)
         scalars = {
             "gan_d": loss,
@@ -162,7 +179,7 @@ class Adversary:
             "disc_accuracy": accuracy(real, fake),
         }
         if self._penalized:
-            scalars["r1"] = self._gradient_penalty(x)
+            scalars["r1"] = self._gradient_penalty()
             # as if it were there in every step
             loss = loss + self.loss.r1_weight * self.loss.r1_every * scalars["r1"]
         if self.loss.lecam_weight > 0:
@@ -186,18 +203,20 @@ class Adversary:
         return {"lecam": None if self._averages is None else self._averages.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        saved = state["lecam"]
+        saved = state.get("lecam")
         self._averages = None if saved is None else torch.tensor(saved, device=self.world.device)
 
-    def _gradient_penalty(self, x: Tensor) -> Tensor:
+    def _gradient_penalty(self) -> Tensor:
         """R1 in fp32, past the engine, whose output cannot be differentiated twice."""
-        images = self._prepared(x).detach().requires_grad_(True)
+        images = self._real.detach().requires_grad_(True)
         with self._looking():
             return gradient_penalty(self.engine.module(images), images)
 
     def _prepared(self, images: Tensor) -> Tensor:
-        """Images as D sees them."""
-        return diffaug(images.float(), self._draw, self.loss.augment)
+        """Images as the trained network sees them."""
+        augmented = diffaug(images.float(), self._draw, self.loss.augment)
+        with self.engine.autocast():
+            return self.features(augmented)
 
     @contextmanager
     def _looking(self) -> Iterator[None]:

@@ -22,7 +22,7 @@ from taming_dist.losses.reconstruction import l1, l2
 from taming_dist.models.discriminators import build_discriminator
 from taming_dist.models.quantizers import Statistics
 from taming_dist.models.vqgan import VQGAN, Reconstruction, VQGANConfig
-from taming_dist.pretrained import lpips_network
+from taming_dist.pretrained import frozen_features, lpips_network
 from taming_dist.recipes.adaptive import ADAPTIVE
 from taming_dist.recipes.adversary import Adversary, VQGANLossConfig
 from taming_dist.training.clock import Clock
@@ -48,8 +48,10 @@ class VQGANRecipe:
         accumulation: int,
         seed: int,
         initial: Mapping[str, Tensor] | None = None,
+        initial_discriminator: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """`initial`: the weights of E, codebook and G to start from, instead of random ones."""
+        """`initial`: the weights of E, codebook and G to start from, instead of random ones; and
+        those of D."""
         self.loss, self.optim, self.world, self.seed = loss, optim, world, seed
         self.lpips: LPIPS = lpips_network(loss.lpips_net, loss.lpips_weights).to(world.device)
         self.adaptive = ADAPTIVE[loss.adaptive](world, loss.adaptive_min, loss.adaptive_max)
@@ -62,7 +64,10 @@ class VQGANRecipe:
         self.adversary: Adversary | None = None
         if loss.discriminator is not None:
             network = build_discriminator(loss.discriminator, model.image_channels)
-            self.adversary = Adversary(network, loss, *cut, seed)
+            if initial_discriminator is not None:
+                network.load_state_dict(initial_discriminator)
+            features = frozen_features(loss.discriminator)
+            self.adversary = Adversary(network, loss, *cut, seed, features)
         self.generator = Engine(vqgan, [{"params": list(vqgan.parameters())}], *cut)
         self.usage = CodeUsage(model.vocabulary, world.device)
         self.revived = 0
@@ -100,7 +105,7 @@ class VQGANRecipe:
             self.generator.backward(surrogate + self.loss.codebook_weight * out.codebook_loss)
             self.generator.step()
             if adversary is not None:
-                scalars |= adversary.step(images, self._to_judge(images, out))
+                scalars |= adversary.step(self._to_judge(images, reconstruction))
 
             statistics.append(out.statistics)
             yield scalars | self._total(scalars, out.codebook_loss)
@@ -128,11 +133,11 @@ class VQGANRecipe:
         total = pixels + self.loss.perceptual_weight * perceptual
         return total, {"rec": pixels, "perceptual": perceptual}
 
-    def _to_judge(self, x: Tensor, out: Reconstruction) -> Tensor:
+    def _to_judge(self, x: Tensor, y: Tensor) -> Tensor:
         """What D is shown: x^ as G was just trained with it, or, as the original does, as G makes
         it after its update."""
         if self.loss.order == "reused":
-            return out.images.detach()
+            return y
         with torch.no_grad(), self.generator.autocast():
             return self.generator.module(x).images
 

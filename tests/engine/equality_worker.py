@@ -17,7 +17,7 @@ import torch
 from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.world import World, environment_place
 from taming_dist.engine.zero import Engine, init_world, shutdown
-from taming_dist.models.discriminators import PatchGANConfig, StyleGANConfig
+from taming_dist.models.discriminators import DinoConfig, PatchGANConfig, StyleGANConfig
 from taming_dist.models.quantizers import EMAQuantizerConfig, VectorQuantizerConfig
 from taming_dist.models.transformer import TransformerConfig
 from taming_dist.models.vqgan import VQGANConfig
@@ -55,7 +55,8 @@ OVER_RANKS = {
         "discriminator": PatchGANConfig(channels=8, layers=2, norm="actnorm"),
         "order": "updated",
     },
-    "stylegan": {"discriminator": StyleGANConfig(32, 8, 16), "r1_weight": 0.1, "r1_every": 2},
+    "stylegan": {"discriminator": StyleGANConfig(32, 8, 16), "r1_weight": 0.1, "r1_every": 1},
+    "dino": {"discriminator": DinoConfig(weights="random", depths=[2])},
 }
 
 

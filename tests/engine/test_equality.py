@@ -17,7 +17,7 @@ import pytest
 WORKER = Path(__file__).with_name("equality_worker.py")
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID")
 DISC_START = 2
-STAGE_1 = ("vector x2", "ema x1", "steady x2", "actnorm x1", "stylegan x1")
+STAGE_1 = ("vector x2", "ema x1", "steady x2", "actnorm x1", "stylegan x1", "dino x1")
 RUNS = (*STAGE_1, "transformer x2")
 Lines = list[dict[str, float]]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from taming_dist.errors import UserError
 from taming_dist.losses.adversarial import Hinge
-from taming_dist.models.discriminators import PatchGANConfig, StyleGANConfig
+from taming_dist.models.discriminators import DinoConfig, PatchGANConfig, StyleGANConfig
 from taming_dist.recipes.adversary import VQGANLossConfig
 from taming_dist.recipes.vqgan import VQGANRecipe
 from taming_dist.training.clock import Clock
@@ -207,6 +207,23 @@ def test_actnorm_is_set_by_the_first_images_that_d_is_shown(recipe: Make, batch:
     assert torch.equal(layer.loc, before)  # set once
 
 
+@pytest.mark.parametrize(("order", "passes"), [("reused", 2), ("updated", 3)])
+def test_frozen_features_of_a_reconstruction_serve_both_g_and_d(
+    recipe: Make, batch: Make, order: str, passes: int
+) -> None:
+    made = recipe(discriminator=DinoConfig(weights="random", depths=[0, 1]), order=order)
+    features = made.adversary.features
+    before = weights_of(made)
+    count: list[int] = []
+    features.register_forward_pre_hook(lambda module, inputs: count.append(1))
+    found = step(made, batch())
+    assert len(count) == passes
+    assert found["adaptive_weight"] > 0
+    assert not torch.equal(weights_of(made), before)
+    assert all(p.grad is None for p in features.parameters())
+    assert not any("blocks" in name for name in made.engines["discriminator"].full_state())
+
+
 # Refusals
 
 
@@ -219,6 +236,7 @@ def test_actnorm_is_set_by_the_first_images_that_d_is_shown(recipe: Make, batch:
         ({"augment": ["flip"]}, r"loss\.augment=flip: use color or translation or cutout"),
         ({"adaptive_min": 2.0, "adaptive_max": 1.0}, r"loss\.adaptive_min=2\.0"),
         ({"disc_warmup": -1}, r"loss\.disc_warmup=-1"),
+        ({"r1_weight": 1.0, "discriminator": DinoConfig()}, r"loss\.r1_weight=1\.0: R1 is for"),
         ({"r1_every": 0}, r"loss\.r1_every=0"),
         ({"lecam_decay": 1.0}, r"loss\.lecam_decay=1\.0"),
     ],

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from taming_dist.models.discriminators.dino import DinoConfig, DinoHeads
 from taming_dist.models.discriminators.norms import (
     BatchNorm,
     average_statistics,
@@ -16,6 +17,8 @@ from taming_dist.models.discriminators.stylegan import StyleGAN, StyleGANConfig
 __all__ = [
     "DISCRIMINATORS",
     "BatchNorm",
+    "DinoConfig",
+    "DinoHeads",
     "PatchGAN",
     "PatchGANConfig",
     "StyleGAN",
@@ -31,6 +34,7 @@ __all__ = [
 DISCRIMINATORS: dict[str, tuple[Any, Any]] = {
     "patchgan": (PatchGANConfig, PatchGAN),
     "stylegan": (StyleGANConfig, StyleGAN),
+    "dino": (DinoConfig, DinoHeads),
 }
 
 
