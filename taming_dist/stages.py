@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import torch
 import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from taming_dist.config import Config, to_yaml
@@ -20,12 +22,13 @@ from taming_dist.engine.checkpoint import newest_valid
 from taming_dist.engine.world import Place, World
 from taming_dist.errors import UserError
 from taming_dist.models.conditions import build_condition
+from taming_dist.models.discriminators import build_discriminator
 from taming_dist.models.transformer import Transformer, TransformerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
 from taming_dist.recipes.transformer import TransformerRecipe
 from taming_dist.recipes.vqgan import VQGANRecipe
 from taming_dist.training.clock import Clock
-from taming_dist.training.export import check_tensors
+from taming_dist.training.export import DISCRIMINATOR_FILE, check_tensors
 from taming_dist.training.loop import Data
 from taming_dist.training.recipe import Recipe
 from taming_dist.training.sinks import Sinks, append_line, open_sinks
@@ -59,6 +62,7 @@ class VQGANStage:
         }
         place: dict[str, Any] = {"rank": here.rank, "world_size": here.world_size}
         self.initial = initial_weights(self.config, run_dir, VQGAN, self.config.model)
+        self.initial_discriminator = discriminator_weights(self.config, run_dir)
         train_set, val_set = (resolve_images(data, name) for name in ("train", "val"))
         cropped = Preprocess(data.size, data.crop, data.flip)
         centred = Preprocess(data.size, "center", flip=False)
@@ -87,6 +91,7 @@ class VQGANStage:
             accumulation,
             config.run.seed,
             self.initial,
+            self.initial_discriminator,
         )
 
 
@@ -209,6 +214,11 @@ UNSEEN = (
 )
 
 
+def starts_from_export(config: Config, run_dir: Path) -> bool:
+    """Whether run.init is given and the run has no checkpoint of its own to go on from."""
+    return bool(config.run.init) and not newest_valid(run_dir / "checkpoints", lambda _: None)
+
+
 def initial_weights(
     config: Config, run_dir: Path, kind: Any, model: Any
 ) -> dict[str, Tensor] | None:
@@ -217,7 +227,7 @@ def initial_weights(
     None without run.init, and for a run that has a checkpoint of its own to go on from.
     """
     folder = config.run.init
-    if not folder or newest_valid(run_dir / "checkpoints", report=lambda _: None):
+    if not starts_from_export(config, run_dir):
         return None
     try:
         found = kind.from_pretrained(folder)
@@ -236,6 +246,24 @@ def initial_weights(
     state = found.state_dict()
     with torch.device("meta"):
         check_tensors(kind(model).state_dict(), state, f"run.init={folder}")
+    return state
+
+
+def discriminator_weights(config: Config, run_dir: Path) -> dict[str, Tensor] | None:
+    """The tensors of a discriminator that was kept beside the VQGAN of run.init, if there is one
+    and the run trains one; checked against loss.discriminator."""
+    path = Path(config.run.init) / DISCRIMINATOR_FILE
+    wanted = config.loss.discriminator is not None and starts_from_export(config, run_dir)
+    if not wanted or not path.is_file():
+        return None
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}): import the checkpoint again") from error
+    with torch.device("meta"):
+        network = build_discriminator(config.loss.discriminator, config.model.image_channels)
+    source = f"loss.discriminator is not of the kind of {path} (remove it to start anew), which"
+    check_tensors(network.state_dict(), state, source)
     return state
 
 

@@ -12,16 +12,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from taming_dist.config import Config, RunConfig
 from taming_dist.data.shards import ShardWriter
 from taming_dist.engine.checkpoint import Checkpoints
 from taming_dist.engine.world import World
 from taming_dist.errors import UserError
+from taming_dist.models.discriminators import PatchGAN, PatchGANConfig
 from taming_dist.models.transformer import Transformer, TransformerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
 from taming_dist.recipes import transformer as recipes_transformer
-from taming_dist.stages import initial_weights
+from taming_dist.recipes.vqgan import VQGANLossConfig
+from taming_dist.stages import discriminator_weights, initial_weights
 
 QUANTIZER = {"name": "vector", "codes": 12, "dim": 4, "legacy": True}
 HERE = World(0, 1, 0, torch.device("cpu"))
@@ -57,6 +60,8 @@ def test_training_starts_from_the_weights_of_the_export(export: Path, tmp_path: 
             file = io.BytesIO()
             Image.fromarray(noise).save(file, "PNG")
             writer.write(f"{number}", {"png": file.getvalue()})
+    judge = PatchGAN(PatchGANConfig(channels=8, layers=2), 3).state_dict()
+    save_file(judge, export / "discriminator.safetensors")
     command = [sys.executable, "-m", "taming_dist.train", "+experiment=flickr", "engine=zero3"]
     command += ["run.name=tuned", f"run.init={export}", "train.steps=1", "optim.base_lr=0"]
     command += ["data.train=data", "data.val=data", "data.size=32", "data.global_batch=2"]
@@ -65,6 +70,7 @@ def test_training_starts_from_the_weights_of_the_export(export: Path, tmp_path: 
     command += ["model.blocks=1", "model.attention_resolutions=[]", "model.latent_channels=4"]
     command += ["model.quantizer.codes=12", "model.quantizer.dim=4", "model.quantizer.legacy=true"]
     command += ["loss.lpips_net=alex", "loss.lpips_weights=random", "train.preview_images=1"]
+    command += ["loss.discriminator.channels=8", "loss.discriminator.layers=2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
@@ -100,6 +106,25 @@ def test_a_transformer_starts_from_the_weights_of_the_export(
     network = recipe.transformer.module
     for name, value in model.state_dict().items():
         assert torch.equal(network.state_dict()[name], value), name
+
+
+def test_a_discriminator_beside_the_export_is_taken_and_checked(
+    export: Path, tmp_path: Path
+) -> None:
+    config = starting_from(export)
+    config.model = vqgan()
+    config.loss = VQGANLossConfig(discriminator=PatchGANConfig(channels=8))
+    assert discriminator_weights(config, tmp_path) is None
+    kept = PatchGAN(PatchGANConfig(channels=8), 3).state_dict()
+    save_file(kept, export / "discriminator.safetensors")
+    found = discriminator_weights(config, tmp_path)
+    assert found is not None
+    assert all(torch.equal(found[name], kept[name]) for name in kept)
+    config.loss.discriminator = PatchGANConfig(channels=8, norm="group")
+    with pytest.raises(UserError, match=r"remove it to start anew.*main\.3\.num_batches_tracked"):
+        discriminator_weights(config, tmp_path)
+    config.loss.discriminator = None
+    assert discriminator_weights(config, tmp_path) is None
 
 
 def test_without_run_init_nothing_is_loaded(tmp_path: Path) -> None:

@@ -13,8 +13,14 @@ from torch import Tensor
 
 from taming_dist import cli
 from taming_dist.errors import UserError
-from taming_dist.interchange.files import read_description, read_tensors
-from taming_dist.interchange.first_stage import ASIDE, import_vqgan, section, set_aside
+from taming_dist.interchange.files import read_description, read_tensors, write_tensors
+from taming_dist.interchange.first_stage import (
+    ASIDE,
+    DISCRIMINATOR,
+    import_vqgan,
+    section,
+    set_aside,
+)
 from taming_dist.interchange.transformer import (
     CONDITION,
     FIRST_STAGE,
@@ -25,7 +31,7 @@ from taming_dist.interchange.transformer import (
 )
 from taming_dist.models.export import Exported
 from taming_dist.models.vqgan import VQGAN
-from taming_dist.training.export import write_export
+from taming_dist.training.export import DISCRIMINATOR_FILE, write_export
 
 # --only NAME -> where this stage is in the tensors and in the YAML file of a transformer
 STAGES = {
@@ -47,10 +53,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not tensors:
             raise UserError(f"{options.checkpoint} has no {prefix}*: leave --only out")
         description = section(section(description, name), "params")
+    if options.discriminator and not below(tensors, DISCRIMINATOR):
+        raise UserError(f"{options.checkpoint} has no {DISCRIMINATOR}*: leave --discriminator out")
     if any(name.startswith(TRANSFORMER) for name in tensors):
         convert_transformer(tensors, description, options)
     else:
         write(read_vqgan(tensors, description, options.resolution), options.out)
+    if options.discriminator:
+        path = options.out / DISCRIMINATOR_FILE
+        write_tensors(below(tensors, DISCRIMINATOR), path)
+        print(f"{path}: the discriminator, for run.init={options.out}")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -63,6 +75,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--resolution", type=positive, help="pixels, if there is no YAML file (default: 256)")
     add("--heads", type=positive, help="of a transformer's attention, if there is no YAML file")
     add("--classes", type=int, help="of a transformer's condition, if there is no YAML file; or 0")
+    add("--discriminator", action="store_true", help="keep it too, beside the VQGAN")
     return parser.parse_args(argv)
 
 

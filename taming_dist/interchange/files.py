@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from taming_dist.errors import UserError
@@ -103,6 +103,12 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(building, path)
     finally:
         building.unlink(missing_ok=True)
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a .safetensors file, whole or not at all."""
+    with replacing(path) as building:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, building)
 
 
 def write_checkpoint(

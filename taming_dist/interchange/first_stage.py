@@ -4,6 +4,7 @@ Encoder, decoder and the two 1x1 convolutions have the same names here and there
 called otherwise. Nearly all of the architecture is in the shapes; the rest is in the YAML file.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from taming_dist.errors import UserError
+from taming_dist.models.quantizers import keep_used
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
 from taming_dist.training.export import assemble, check_tensors
 
@@ -21,7 +23,7 @@ ASIDE = {
     "model_ema.": "moving averages of the weights; the weights themselves are taken",
     "colorize": "colours of label maps in previews",
 }
-DISCRIMINATOR = "loss.discriminator."
+DISCRIMINATOR = "loss.discriminator."  # its names below this are those of our PatchGAN
 
 # Quantizer -> our name of each of its tensors -> the original's; both below `quantize.`
 CODEBOOKS: dict[str, dict[str, str]] = {
@@ -68,6 +70,8 @@ def import_vqgan(
     Raises:
         UserError: tensors are missing or unknown, or do not fit each other or the description.
     """
+    tensors = dict(tensors)
+    used = tensors.pop("quantize.used", None)
     kind = codebook_kind(tensors)
     renamed = {f"quantize.{theirs}": f"quantize.{ours}" for ours, theirs in CODEBOOKS[kind].items()}
     state = {renamed.get(name, name): tensor for name, tensor in tensors.items()}
@@ -75,18 +79,26 @@ def import_vqgan(
     with torch.device("meta"):
         expected = VQGAN(config).state_dict()
     check_tensors(expected, state, "the checkpoint")
+    if used is not None:
+        config, state = _remapped(config, state, used)
     return assemble(VQGAN, config, state)
+
+
+def _remapped(
+    config: VQGANConfig, state: Mapping[str, Tensor], used: Tensor
+) -> tuple[VQGANConfig, dict[str, Tensor]]:
+    """The model with the codes `used` [U] alone, in this order, as its transformer knows them."""
+    prefix = "quantize."
+    entries = {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
+    quantizer, kept = keep_used(config.quantizer, entries, used)
+    kept = {f"{prefix}{name}": tensor for name, tensor in kept.items()}
+    return dataclasses.replace(config, quantizer=quantizer), dict(state) | kept
 
 
 def codebook_kind(tensors: Mapping[str, Tensor]) -> str:
     """Which quantizer the tensors below `quantize.` are of."""
     prefix = "quantize."
     found = {name.removeprefix(prefix) for name in tensors if name.startswith(prefix)}
-    if "used" in found:
-        raise UserError(
-            "quantize.used: the codes of this model are remapped to those in use, which our "
-            "quantizers do not do: import the first stage without remap"
-        )
     for kind, names in CODEBOOKS.items():
         if found == set(names.values()):
             return kind

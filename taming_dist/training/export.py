@@ -11,6 +11,10 @@ from torch import Tensor
 
 from taming_dist.errors import UserError
 
+# Beside a VQGAN, where its discriminator was kept (by tools/import_checkpoint.py); a run may start
+# from it too.
+DISCRIMINATOR_FILE = "discriminator.safetensors"
+
 
 def assemble(model: type, config: Any, state: dict[str, Tensor]) -> Any:
     """A model of its config with the given tensors, without initialising any."""

@@ -11,20 +11,17 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from taming_dist import VQGAN, Generator, Transformer
 from taming_dist.errors import UserError
 from taming_dist.interchange.first_stage import import_vqgan, infer, set_aside
 from taming_dist.models.discriminators import PatchGAN, PatchGANConfig
-from taming_dist.models.quantizers import VARIANTS
 from taming_dist.training.export import check_tensors
 
 TOOL = Path(__file__).parents[2] / "tools" / "import_checkpoint.py"
 import_checkpoint = runpy.run_path(str(TOOL))["main"]
-
-gumbel = pytest.mark.skipif("gumbel" not in VARIANTS, reason="there is no Gumbel quantizer")
 
 
 @pytest.fixture
@@ -134,7 +131,20 @@ def test_losses_and_preview_colours_are_left_out_and_said(
     assert VQGAN.from_pretrained(tmp_path / "out").config.image_channels == 5
 
 
-@gumbel
+def test_the_discriminator_is_kept_where_it_is_asked_for(
+    original: Any, convert: Callable[..., str], tmp_path: Path
+) -> None:
+    tensors = original.vqmodel()
+    with pytest.raises(UserError, match=r"has no loss\.discriminator\.\*"):
+        convert(tensors, "--discriminator")
+    beside = original.fill(original.discriminator(8))
+    convert(tensors | beside, "--discriminator")
+    state = load_file(tmp_path / "out" / "discriminator.safetensors")
+    ours = PatchGAN(PatchGANConfig(channels=8), 3)
+    ours.load_state_dict(state)
+    assert torch.equal(ours.main[11].bias, beside["loss.discriminator.main.11.bias"])
+
+
 def test_a_codebook_of_averages_and_one_of_gumbels(original: Any) -> None:
     tensors = original.vqmodel(z=4)
     entries = tensors.pop("quantize.embedding.weight")
@@ -155,6 +165,16 @@ def test_a_codebook_of_averages_and_one_of_gumbels(original: Any) -> None:
         assert torch.equal(model.quantize(z).codes, expected)
 
 
+def test_of_a_remapped_codebook_the_used_codes_stay_under_their_new_numbers(
+    original: Any,
+) -> None:
+    tensors = original.vqmodel()
+    model = import_vqgan(tensors | {"quantize.used": torch.tensor([7, 2, 9])}, {"n_embed": 12})
+    assert model.config.vocabulary == 3
+    entries = model.quantize.lookup(torch.arange(3).view(1, 1, 3))[0, :, 0].T
+    assert torch.equal(entries, tensors["quantize.embedding.weight"][[7, 2, 9]])
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -162,7 +182,7 @@ def test_a_codebook_of_averages_and_one_of_gumbels(original: Any) -> None:
         (lambda t: t.update({"encoder.temb.weight": t["quant_conv.bias"]}), "encoder.temb.weight"),
         (lambda t: t.pop("encoder.conv_in.weight"), "encoder.conv_in.weight is missing"),
         (lambda t: t.pop("quantize.embedding.weight"), "no codebook is known"),
-        (lambda t: t.update({"quantize.used": torch.arange(3)}), "remapped"),
+        (lambda t: t.update({"quantize.used": torch.tensor([3, 12])}), "used codes must be"),
         (
             lambda t: t.update({"decoder.conv_out.weight": torch.zeros(1, 32, 3, 3)}),
             r"decoder.conv_out.weight \(\[1, 32, 3, 3\] instead of \[3, 32, 3, 3\]\)",
