@@ -20,9 +20,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from taming_dist.engine.ema import WeightAverage
 from taming_dist.engine.settings import PRECISIONS, EngineConfig, deepspeed_config
 from taming_dist.engine.world import DEFAULT_TIMEOUT, Place, World, choose_device, rendezvous
 from taming_dist.errors import UserError
+from taming_dist.models.export import assemble
 
 
 @cache
@@ -74,12 +76,25 @@ def shutdown() -> None:
         dist.destroy_process_group()
 
 
+@contextmanager
+def swapped(tensors: list[Tensor], values: list[Tensor]) -> Iterator[None]:
+    """Put values into tensors for the while."""
+    kept = [tensor.clone() for tensor in tensors]
+    with torch.no_grad():
+        torch._foreach_copy_(tensors, values)
+        yield
+        torch._foreach_copy_(tensors, kept)
+
+
 class Engine:
     """One trained network under DeepSpeed, with its optimizer.
 
     `engine(x)` runs the network with the hooks that gather and reduce; `engine.module` is the bare
     network, for passes in which it must not collect gradients. `backward` and `step` are called
     once per micro-batch; the weights move at every `accumulation`-th step.
+
+    With `ema_half_life` (images; 0 for none) an average of the weights is kept, cut up as ZeRO cuts
+    the optimizer; `evaluated` and `full_state` then give the averaged weights.
     """
 
     def __init__(
@@ -91,6 +106,7 @@ class Engine:
         world: World,
         micro_batch: int,
         accumulation: int,
+        ema_half_life: int = 0,
     ) -> None:
         on_gpu = world.device.type == "cuda"
         kind = torch.optim.AdamW if optimizer.name == "adamw" else torch.optim.Adam
@@ -110,6 +126,10 @@ class Engine:
             config=deepspeed_config(config, optimizer.clip, micro_batch, accumulation, on_gpu),
             dist_init_required=False,
         )
+        self._average: WeightAverage | None = None
+        if ema_half_life > 0:
+            images_per_step = micro_batch * accumulation * world.world_size
+            self._average = WeightAverage(self.masters(), ema_half_life, images_per_step)
 
     @property
     def module(self) -> Any:
@@ -125,7 +145,19 @@ class Engine:
 
     def step(self) -> None:
         """Count one micro-batch; after the last one move the weights and drop the gradients."""
+        moves = self._engine.is_gradient_accumulation_boundary()
         self._engine.step()
+        if moves and self._average is not None:
+            self._average.update(self.masters())
+
+    def masters(self) -> list[Tensor]:
+        """The fp32 numbers that this rank's optimizer moves, as DeepSpeed keeps them."""
+        optimizer = self._engine.optimizer
+        if self.config.zero == 0:
+            return [parameter.data for parameter in self.module.parameters()]
+        if self.config.zero == 3:
+            return [shard.data for shard in optimizer.fp32_partitioned_groups_flat]
+        return [shard.data for shard in optimizer.single_partition_of_fp32_groups]
 
     def set_lr(self, lr: float) -> None:
         """The learning rate of the next optimizer step, for all groups."""
@@ -194,21 +226,59 @@ class Engine:
             yield mapping.get_hp_fragment(name).view(-1), mapping.lp_fragment_address.start
 
     def save(self, folder: Path, name: str) -> None:
-        """Write weights and optimizer into folder/name/ (collective)."""
+        """Write weights, optimizer and average into folder/name/ (collective)."""
         self._engine.save_checkpoint(str(folder), tag=name, save_latest=False)
+        if self._average is not None:
+            self._average.save(self._average_file(folder / name))
 
     def load(self, folder: Path, name: str) -> None:
         """Read what `save` wrote, by the same number of ranks and the same stage (collective)."""
         path, _ = self._engine.load_checkpoint(str(folder), tag=name)
         if path is None:
             raise UserError(f"{folder / name}: DeepSpeed finds no checkpoint there")
+        if self._average is not None:
+            file = self._average_file(folder / name)
+            if not file.is_file():
+                raise UserError(f"{file} is missing: that run kept no average; set optim.ema to 0")
+            self._average.load(file)
+
+    def _average_file(self, folder: Path) -> Path:
+        return folder / f"average-rank-{self.world.rank:05d}.safetensors"
+
+    @contextmanager
+    def evaluated(self) -> Iterator[Any]:
+        """The network in eval mode with the weights that count: the averaged ones where they are
+        kept, in a copy of the whole model; else the trained network itself (collective)."""
+        if self._average is None:
+            yield self.module.eval()
+            self.module.train()
+            return
+        state = self._averaged_state(everywhere=True)
+        assert state is not None
+        yield assemble(type(self.module), self.module.config, state).to(self.world.device)
+
+    def _averaged_state(self, everywhere: bool) -> dict[str, Tensor] | None:
+        """Averaged weights and present buffers, whole, on the CPU; one parameter at a time."""
+        assert self._average is not None
+        wanted = everywhere or self.world.is_first
+        state = {name: buffer.cpu().clone() for name, buffer in self.module.named_buffers()}
+        with swapped(self.masters(), self._average.shards):
+            for name, parameter in self.module.named_parameters():
+                whole = parameter
+                if self.config.zero > 0:
+                    whole = load_deepspeed().utils.safe_get_full_fp32_param(parameter)
+                if wanted:
+                    state[name] = whole.detach().cpu().clone()
+        return state if wanted else None
 
     def full_state(self) -> dict[str, Tensor] | None:
         """All weights and buffers by name, whole, on the CPU; None but on rank 0 (collective).
 
-        At stage 3 one parameter at a time is gathered, so that no rank ever holds the whole model
+        The weights are the averaged ones where they are kept. At stage 3 one parameter at a time is gathered, so that no rank ever holds the whole model
         on its device.
         """
+        if self._average is not None:
+            return self._averaged_state(everywhere=False)
         state = {}
         for name, parameter in self.module.named_parameters():
             with self._gathered(parameter):

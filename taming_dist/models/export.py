@@ -16,7 +16,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from taming_dist.errors import UserError
 
@@ -78,6 +78,14 @@ class Exported(nn.Module, PyTorchModelHubMixin):
             digest.update(f"{name} {flat.dtype} {tuple(flat.shape)}".encode())
             digest.update(flat.flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+
+def assemble(model: type, config: Any, state: dict[str, Tensor]) -> Any:
+    """A model of its config with the given tensors, without initialising any."""
+    with torch.device("meta"):
+        network = model(config)
+    network.load_state_dict(state, assign=True)
+    return network.eval()
 
 
 def read_kind(folder: str) -> str:

@@ -21,10 +21,11 @@ from taming_dist.generation.generator import generate_tokens
 from taming_dist.generation.pictures import sheet, to_uint8
 from taming_dist.generation.sampling import Sampling, image_uniforms
 from taming_dist.losses.tokens import corrupt, token_nll
+from taming_dist.models.export import assemble
 from taming_dist.models.transformer import Transformer, TransformerConfig, decay_groups
 from taming_dist.models.vqgan import VQGAN
 from taming_dist.training.clock import Clock
-from taming_dist.training.export import assemble, write_export
+from taming_dist.training.export import write_export
 from taming_dist.training.optimization import OptimConfig, mix, seed_step
 from taming_dist.training.recipe import Scalars
 
@@ -66,7 +67,8 @@ class TransformerRecipe:
         if initial is not None:
             network.load_state_dict(initial)
         groups = decay_groups(network, optim.weight_decay)
-        self.transformer = Engine(network, groups, optim, engine, world, micro_batch, accumulation)
+        cut = (world, micro_batch, accumulation)
+        self.transformer = Engine(network, groups, optim, engine, *cut, optim.ema_half_life)
 
     @property
     def engines(self) -> Mapping[str, Engine]:
@@ -115,16 +117,15 @@ class TransformerRecipe:
 
     @torch.no_grad()
     def validate(self, batches: Iterable[tuple[Any, bool]]) -> dict[str, float]:
-        network = self.transformer.module.eval()
-        figures = TokenFigures(network.config.vocabulary)
+        figures = TokenFigures(self.transformer.module.config.vocabulary)
         figures.sums = figures.sums.to(self.world.device)
-        for batch, counts in batches:
-            tokens, prefix = self._tokens(batch)
-            with self.transformer.autocast():
-                logits = network(tokens, prefix)
-            if counts:
-                figures.update(logits, tokens)
-        network.train()
+        with self.transformer.evaluated() as network:
+            for batch, counts in batches:
+                tokens, prefix = self._tokens(batch)
+                with self.transformer.autocast():
+                    logits = network(tokens, prefix)
+                if counts:
+                    figures.update(logits, tokens)
         self.world.sum(figures.sums)
         return {name.removeprefix("val_"): value for name, value in figures.compute().items()}
 

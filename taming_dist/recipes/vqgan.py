@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
+from taming_dist.data.images import to_float
 from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.world import World
 from taming_dist.engine.zero import Engine
 from taming_dist.evaluation.reconstruction import ReconstructionFigures
+from taming_dist.generation.pictures import sheet, to_uint8
 from taming_dist.losses.perceptual import LPIPS
 from taming_dist.losses.reconstruction import l1, l2
 from taming_dist.models.discriminators import build_discriminator
@@ -68,7 +69,8 @@ class VQGANRecipe:
                 network.load_state_dict(initial_discriminator)
             features = frozen_features(loss.discriminator)
             self.adversary = Adversary(network, loss, *cut, seed, features)
-        self.generator = Engine(vqgan, [{"params": list(vqgan.parameters())}], *cut)
+        groups = [{"params": list(vqgan.parameters())}]
+        self.generator = Engine(vqgan, groups, *cut, optim.ema_half_life)
         self.usage = CodeUsage(model.vocabulary, world.device)
         self.revived = 0
         self.annealed: dict[str, float] = {}
@@ -182,33 +184,31 @@ class VQGANRecipe:
 
     @torch.no_grad()
     def validate(self, batches: Iterable[tuple[Any, bool]]) -> dict[str, float]:
-        network = self.generator.module.eval()
-        figures = ReconstructionFigures(network.config.vocabulary, self.lpips, mean_colour=False)
+        vocabulary = self.generator.module.config.vocabulary
+        figures = ReconstructionFigures(vocabulary, self.lpips, mean_colour=False)
         figures.sums = figures.sums.to(self.world.device)
-        for batch, counts in batches:
-            images = self._images(batch)
-            with self.generator.autocast():
-                out = network(images)
-            if counts:
-                figures.update(images, out.images, out.codes)
-        network.train()
+        with self.generator.evaluated() as network:
+            for batch, counts in batches:
+                images = self._images(batch)
+                with self.generator.autocast():
+                    out = network(images)
+                if counts:
+                    figures.update(images, out.images, out.codes)
         self.world.sum(figures.sums)
         return {name.removeprefix("val_"): value for name, value in figures.compute().items()}
 
     @torch.no_grad()
     def preview(self, batch: Any) -> Tensor:
         """Images above, their reconstructions below."""
-        network = self.generator.module.eval()
         images = self._images(batch)
-        with self.generator.autocast():
-            rows = torch.stack([images, network(images).images.float()])
-        network.train()
-        picture = rearrange(rows, "r b c h w -> c (r h) (b w)")
-        return ((picture.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        with self.generator.evaluated() as network, self.generator.autocast():
+            reconstructions = network(images).images
+        pairs = torch.cat([images, reconstructions.float()])
+        return sheet(to_uint8(pairs), columns=len(images))
 
     def _images(self, batch: Any) -> Tensor:
         """uint8 -> [-1, 1], on the device."""
-        return batch.images.to(self.world.device, non_blocking=True).float() / 127.5 - 1
+        return to_float(batch.images.to(self.world.device, non_blocking=True))
 
     def state_dict(self) -> dict[str, Any]:
         adversary = {} if self.adversary is None else self.adversary.state_dict()

@@ -6,22 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from taming_dist.errors import UserError
+from taming_dist.models.export import assemble
 
 # Beside a VQGAN, where its discriminator was kept (by tools/import_checkpoint.py); a run may start
 # from it too.
 DISCRIMINATOR_FILE = "discriminator.safetensors"
-
-
-def assemble(model: type, config: Any, state: dict[str, Tensor]) -> Any:
-    """A model of its config with the given tensors, without initialising any."""
-    with torch.device("meta"):
-        network = model(config)
-    network.load_state_dict(state, assign=True)
-    return network.eval()
 
 
 def write_export(model: type, config: Any, state: dict[str, Tensor], folder: Path) -> None:

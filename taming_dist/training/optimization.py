@@ -15,7 +15,9 @@ class OptimConfig:
 
     Either `lr` (absolute) or `base_lr` (per image of the global batch, as the original) is given.
     `clip` is the largest gradient norm, 0 for none. `schedule` is constant, or cosine down to
-    `final` times the peak; both after `warmup_images` of linear warm-up.
+    `final` times the peak; both after `warmup_images` of linear warm-up. `ema_half_life` images
+    (0: none) is the half-life of the weights' moving average, which validation, previews and
+    exports then use.
     """
 
     name: str = "adam"
@@ -27,6 +29,7 @@ class OptimConfig:
     schedule: str = "constant"
     warmup_images: int = 0
     final: float = 0.0
+    ema_half_life: int = 0
 
     def __post_init__(self) -> None:
         if self.name not in ("adam", "adamw"):

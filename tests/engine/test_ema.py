@@ -1,0 +1,80 @@
+"""The weights' moving average, sharded by ZeRO: on one and two ranks, beside a slow whole one."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from taming_dist.engine.ema import WeightAverage
+
+WORKER = Path(__file__).with_name("ema_worker.py")
+
+
+def start(out: Path, rank: int, ranks: int, port: int) -> subprocess.Popen:
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port}
+    variables = {name: str(value) for name, value in place.items()}
+    return subprocess.Popen(
+        [sys.executable, str(WORKER), str(out)],
+        env=os.environ | variables | {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dict[str, float]]]:
+    """The differences by number of ranks and rank, then by ZeRO stage."""
+    folder = tmp_path_factory.mktemp("ema")
+    processes = []
+    for ranks in (1, 2):
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+        processes += [start(folder / str(ranks), rank, ranks, port) for rank in range(ranks)]
+    for process in processes:
+        output, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, output[-4000:]
+    return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+
+
+@pytest.mark.parametrize("stage", ["zero0", "zero1", "zero2", "zero3"])
+def test_the_sharded_average_is_the_average_of_whole_weights(found: dict, stage: str) -> None:
+    assert sorted(found) == ["1-0", "2-0", "2-1"]
+    for results in found.values():
+        for name, difference in results.items():
+            if name.startswith(stage):
+                assert difference["average"] < 1e-6, name
+                assert difference["export"] < 1e-6, name
+                assert difference["after loading"] < 1e-6, name
+                assert difference["trained weights moved by looking"] == 0, name
+                assert difference["average differs from the weights"] > 1e-3, name
+
+
+def test_a_weight_counts_half_after_the_half_life() -> None:
+    average = WeightAverage([torch.zeros(1)], half_life=300, images_per_step=3)
+    average.steps = 10_000  # past the warm-up
+    for _ in range(100):
+        average.update([torch.ones(1)])
+    assert float(average.shards[0]) == pytest.approx(0.5, abs=1e-4)
+
+
+def test_a_young_average_follows_its_weights_closely() -> None:
+    average = WeightAverage([torch.zeros(1)], half_life=1e9, images_per_step=1)
+    average.update([torch.ones(1)])
+    assert float(average.shards[0]) == pytest.approx(10 / 11)
+
+
+def test_an_average_survives_its_file(tmp_path: Path) -> None:
+    average = WeightAverage([torch.zeros(2), torch.zeros(3)], half_life=8, images_per_step=4)
+    average.update([torch.rand(2), torch.rand(3)])
+    average.save(tmp_path / "average.safetensors")
+    other = WeightAverage([torch.zeros(2), torch.zeros(3)], half_life=8, images_per_step=4)
+    other.load(tmp_path / "average.safetensors")
+    assert other.steps == 1
+    assert all(torch.equal(a, b) for a, b in zip(average.shards, other.shards, strict=True))
