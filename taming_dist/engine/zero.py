@@ -274,8 +274,8 @@ class Engine:
     def full_state(self) -> dict[str, Tensor] | None:
         """All weights and buffers by name, whole, on the CPU; None but on rank 0 (collective).
 
-        The weights are the averaged ones where they are kept. At stage 3 one parameter at a time is gathered, so that no rank ever holds the whole model
-        on its device.
+        The weights are the averaged ones where they are kept. At stage 3 one parameter at a time
+        is gathered, so that no rank ever holds the whole model on its device.
         """
         if self._average is not None:
             return self._averaged_state(everywhere=False)

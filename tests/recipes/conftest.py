@@ -31,7 +31,9 @@ class PlainEngine:
         world: World,
         micro_batch: int,
         accumulation: int,
+        ema_half_life: int = 0,
     ) -> None:
+        assert ema_half_life == 0, "the average is DeepSpeed's engine's own"
         self.module = module
         self.accumulation = accumulation
         self.gradients: dict[str, Tensor] = {}
@@ -78,6 +80,11 @@ class PlainEngine:
     @contextmanager
     def autocast(self) -> Iterator[None]:
         yield
+
+    @contextmanager
+    def evaluated(self) -> Iterator[Any]:
+        yield self.module.eval()
+        self.module.train()
 
     def save(self, folder: Path, name: str) -> None:
         raise AssertionError("no test of recipes saves")

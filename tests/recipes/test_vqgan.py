@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from taming_dist.generation.pictures import GAP
 from taming_dist.losses.adversarial import Hinge
 from taming_dist.models.autoencoder import AttnBlock, Decoder, Encoder, Middle, ResnetBlock
 from taming_dist.models.discriminators import PatchGAN, PatchGANConfig, StyleGANConfig
@@ -373,6 +374,6 @@ def test_window_metrics_cover_every_micro_batch_since_they_were_taken(
 def test_the_preview_shows_images_above_their_reconstructions(recipe: Make, batch: Make) -> None:
     made = recipe()
     picture = made.preview(batch(3))
-    assert picture.shape == (3, 64, 96)
+    assert picture.shape == (3, 2 * 32 + GAP, 3 * 32 + 2 * GAP)
     assert picture.dtype == torch.uint8
-    assert torch.equal(picture[:, :32, 32:64], batch(3).images[1])
+    assert torch.equal(picture[:, :32, 32 + GAP : 64 + GAP], batch(3).images[1])
