@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from taming_dist.errors import UserError
+from taming_dist.models.export import assemble
 from taming_dist.models.quantizers import keep_used
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
-from taming_dist.training.export import assemble, check_tensors
+from taming_dist.training.export import check_tensors
 
 # Beside the model itself; prefix -> what it is.
 ASIDE = {

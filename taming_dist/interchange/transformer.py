@@ -12,9 +12,10 @@ from torch import Tensor
 
 from taming_dist.errors import UserError
 from taming_dist.interchange.first_stage import check_said, export_vqgan, number, section
+from taming_dist.models.export import assemble
 from taming_dist.models.transformer import Transformer, TransformerConfig
 from taming_dist.models.vqgan import VQGAN
-from taming_dist.training.export import assemble, check_tensors
+from taming_dist.training.export import check_tensors
 
 TRANSFORMER, FIRST_STAGE, CONDITION = "transformer.", "first_stage_model.", "cond_stage_model."
 ORIGINAL_HEADS = 8  # where its YAML says nothing
