@@ -4,7 +4,6 @@ python tools/keep_used_codes.py --model EXPORT --codes CODE_SHARDS --out DIR
 """
 
 import argparse
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,11 +13,8 @@ import torch
 from taming_dist import cli
 from taming_dist.data.codes import CodeDataset
 from taming_dist.errors import UserError
-from taming_dist.models.quantizers import keep_used
-from taming_dist.models.vqgan import VQGAN
+from taming_dist.models.vqgan import VQGAN, with_codes
 from taming_dist.training.export import write_export
-
-PREFIX = "quantize."
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -38,26 +34,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"that tools/tokenize_dataset.py was given"
         )
     used = np.unique(np.concatenate([np.unique(shard.codes) for shard in dataset.shards]))
-    smaller = restrict(model, torch.from_numpy(used.astype(np.int64)))
-    write_export(VQGAN, smaller.config, smaller.state_dict(), options.out)
+    kept = torch.from_numpy(used.astype(np.int64))
+    config, state = with_codes(model.config, model.state_dict(), kept)
+    write_export(VQGAN, config, state, options.out)
     print(
         f"{len(used)} of {model.config.vocabulary} codes are used; {options.out} has these only. "
         f"Tokenize with it again: the numbers of the codes have changed"
     )
-
-
-def restrict(model: VQGAN, used: torch.Tensor) -> VQGAN:
-    """The VQGAN with the codes `used` [U] only."""
-    state = model.state_dict()
-    entries = {
-        name.removeprefix(PREFIX): state.pop(name)
-        for name in list(state)
-        if name.startswith(PREFIX)
-    }
-    quantizer, kept = keep_used(model.config.quantizer, entries, used)
-    smaller = VQGAN(dataclasses.replace(model.config, quantizer=quantizer)).eval()
-    smaller.load_state_dict(state | {PREFIX + name: tensor for name, tensor in kept.items()})
-    return smaller
 
 
 if __name__ == "__main__":

@@ -302,7 +302,8 @@ def write_rows(part: Tensor, first: int, rows: Tensor, values: Tensor) -> None:
 
     The part starts at element `first` of the whole; what lies outside it is left out.
     """
+    rows, values = rows.to(part.device), values.to(part)
     width = values[0].numel()
-    at = (rows[:, None] * width + torch.arange(width, device=rows.device)).flatten() - first
+    at = (rows[:, None] * width + torch.arange(width, device=part.device)).flatten() - first
     inside = (at >= 0) & (at < part.numel())
-    part[at[inside]] = values.flatten()[inside].to(part.dtype)
+    part[at[inside]] = values.flatten()[inside]

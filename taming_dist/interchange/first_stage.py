@@ -4,7 +4,6 @@ Encoder, decoder and the two 1x1 convolutions have the same names here and there
 called otherwise. Nearly all of the architecture is in the shapes; the rest is in the YAML file.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +12,7 @@ from torch import Tensor
 
 from taming_dist.errors import UserError
 from taming_dist.models.export import assemble
-from taming_dist.models.quantizers import keep_used
-from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.models.vqgan import VQGAN, VQGANConfig, with_codes
 from taming_dist.training.export import check_tensors
 
 # Beside the model itself; prefix -> what it is.
@@ -81,19 +79,8 @@ def import_vqgan(
         expected = VQGAN(config).state_dict()
     check_tensors(expected, state, "the checkpoint")
     if used is not None:
-        config, state = _remapped(config, state, used)
+        config, state = with_codes(config, state, used)
     return assemble(VQGAN, config, state)
-
-
-def _remapped(
-    config: VQGANConfig, state: Mapping[str, Tensor], used: Tensor
-) -> tuple[VQGANConfig, dict[str, Tensor]]:
-    """The model with the codes `used` [U] alone, in this order, as its transformer knows them."""
-    prefix = "quantize."
-    entries = {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
-    quantizer, kept = keep_used(config.quantizer, entries, used)
-    kept = {f"{prefix}{name}": tensor for name, tensor in kept.items()}
-    return dataclasses.replace(config, quantizer=quantizer), dict(state) | kept
 
 
 def codebook_kind(tensors: Mapping[str, Tensor]) -> str:

@@ -4,6 +4,7 @@ Legend: b batch, c channels, h w pixels, d latent channels, i j latent grid, f p
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from omegaconf import MISSING
@@ -12,7 +13,12 @@ from torch import Tensor, nn
 from taming_dist.errors import UserError
 from taming_dist.models.autoencoder import GROUPS, Decoder, Encoder
 from taming_dist.models.export import Exported
-from taming_dist.models.quantizers import Statistics, build_quantizer, quantizer_config
+from taming_dist.models.quantizers import (
+    Statistics,
+    build_quantizer,
+    keep_used,
+    quantizer_config,
+)
 
 
 @dataclasses.dataclass
@@ -136,3 +142,21 @@ class VQGAN(
     @property
     def dtype(self) -> Any:
         return self.quant_conv.weight.dtype
+
+
+def with_codes(
+    config: VQGANConfig, state: Mapping[str, Tensor], used: Tensor
+) -> tuple[VQGANConfig, dict[str, Tensor]]:
+    """Configuration and state of a VQGAN that has the codes `used` [U] only, in that order.
+
+    Errors: UserError, as `keep_used`.
+    """
+    prefix = "quantize."
+    codebook = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in state.items()
+        if name.startswith(prefix)
+    }
+    quantizer, kept = keep_used(config.quantizer, codebook, used)
+    changed = {prefix + name: tensor for name, tensor in kept.items()}
+    return dataclasses.replace(config, quantizer=quantizer), dict(state) | changed
