@@ -75,6 +75,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--resolution", type=positive, help="pixels, if there is no YAML file (default: 256)")
     add("--heads", type=positive, help="of a transformer's attention, if there is no YAML file")
     add("--classes", type=int, help="of a transformer's condition, if there is no YAML file; or 0")
+    add("--vqgan", type=Path, metavar="EXPORT", help="of a transformer whose checkpoint lacks it")
     add("--discriminator", action="store_true", help="keep it too, beside the VQGAN")
     return parser.parse_args(argv)
 
@@ -90,11 +91,23 @@ def convert_transformer(
     tensors: dict[str, Tensor], description: dict[str, Any], options: argparse.Namespace
 ) -> None:
     """The transformer goes to --out, its first stage into vqgan/ below."""
-    first_stage = section(section(description, "first_stage_config"), "params")
-    vqgan = read_vqgan(below(tensors, FIRST_STAGE), first_stage, options.resolution)
+    stage = below(tensors, FIRST_STAGE)
+    if stage and options.vqgan:
+        raise UserError(f"{options.checkpoint} has {FIRST_STAGE}* itself: leave --vqgan out")
+    if options.vqgan:
+        vqgan = VQGAN.from_pretrained(options.vqgan)
+    elif stage:
+        said = section(section(description, "first_stage_config"), "params")
+        vqgan = read_vqgan(stage, said, options.resolution)
+    else:
+        raise UserError(
+            f"{options.checkpoint} has no {FIRST_STAGE}*: import its VQGAN first, and name that "
+            f"export with --vqgan"
+        )
     given = Given(options.heads, options.classes)
     transformer = import_transformer(tensors, description, vqgan, given)
-    write(vqgan, options.out / "vqgan")
+    if stage:
+        write(vqgan, options.out / "vqgan")
     write(transformer, options.out)
 
 

@@ -71,7 +71,8 @@ def _unpickle(path: Path) -> Any:
         ) from error
     except (RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
         raise UserError(
-            f"{path} is damaged or no checkpoint ({str(error).partition(chr(10))[0]}): fetch it "
+            f"{path} is damaged or no checkpoint ({type(error).__name__}: "
+            f"{str(error).partition(chr(10))[0]}): fetch it "
             f"again"
         ) from error
 

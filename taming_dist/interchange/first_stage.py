@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from taming_dist.errors import UserError
@@ -90,7 +91,7 @@ def codebook_kind(tensors: Mapping[str, Tensor]) -> str:
     for kind, names in CODEBOOKS.items():
         if found == set(names.values()):
             return kind
-    there = ", ".join(f"{prefix}{name}" for name in sorted(found)[:4]) or "nothing"
+    there = ", ".join(f"{prefix}{name}" for name in sorted(found)[:4]) or f"no {prefix}*"
     raise UserError(
         f"no codebook is known that consists of {there} (expected quantize.embedding.weight, or "
         f"quantize.proj.* and quantize.embed.weight): give a VQModel, VQSegmentationModel or "
@@ -173,19 +174,18 @@ def export_vqgan(vqgan: VQGAN) -> tuple[dict[str, Tensor], dict[str, Any]]:
         UserError: the original has no such quantizer.
     """
     config, quantizer = vqgan.config, vqgan.config.quantizer
-    if quantizer.name not in CODEBOOKS or getattr(quantizer, "normalized", False):
-        normalized = " with normalized=true" if quantizer.name in CODEBOOKS else ""
+    if quantizer.name not in CODEBOOKS:
         raise UserError(
-            f"model.quantizer.name={quantizer.name}{normalized}: the original has no such "
-            f"quantizer; only vector and ema without normalisation, and gumbel, can leave for it"
+            f"model.quantizer.name={quantizer.name}: the original has no such quantizer; only "
+            f"{', '.join(CODEBOOKS)} can leave for it"
         )
     state = vqgan.state_dict()
     tensors = {name: value for name, value in state.items() if not name.startswith("quantize.")}
-    # a codebook of averages leaves as a plain one: the original's own class for it never worked
-    names = CODEBOOKS["vector" if quantizer.name == "ema" else quantizer.name]
-    ours = {"embedding.weight": "entries"} if quantizer.name == "ema" else {}
-    for name, theirs in names.items():
-        tensors[f"quantize.{theirs}"] = state[f"quantize.{ours.get(name, name)}"]
+    if quantizer.name == "gumbel":
+        for ours, theirs in CODEBOOKS["gumbel"].items():
+            tensors[f"quantize.{theirs}"] = state[f"quantize.{ours}"]
+    else:
+        tensors["quantize.embedding.weight"] = _entries(quantizer, state)
     params = describe(config) | {"lossconfig": {"target": "taming.modules.losses.DummyLoss"}}
     if quantizer.name == "gumbel":
         params |= {"kl_weight": quantizer.kl_weight, "temperature_scheduler_config": SCHEDULE}
@@ -197,6 +197,13 @@ def export_vqgan(vqgan: VQGAN) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors["colorize"] = torch.randn(3, config.image_channels, 1, 1, generator=colours)
     params = {"n_labels": config.image_channels, "image_key": "segmentation"} | params
     return tensors, {"target": "taming.models.vqgan.VQSegmentationModel", "params": params}
+
+
+def _entries(quantizer: Any, state: Mapping[str, Tensor]) -> Tensor:
+    """A codebook as a plain one with the same codes: the original's class for averages never
+    worked, and among entries of unit length the nearest is the same at any length of the vector."""
+    entries = state[f"quantize.{next(iter(CODEBOOKS[quantizer.name]))}"]
+    return F.normalize(entries, dim=-1) if quantizer.normalized else entries
 
 
 # The published f8 model's; the constructor of the original wants one.

@@ -14,7 +14,7 @@ from taming_dist.engine.checkpoint import Checkpoints
 from taming_dist.engine.world import World
 from taming_dist.errors import UserError
 from taming_dist.interchange.first_stage import import_vqgan
-from taming_dist.models.quantizers import EMAQuantizerConfig
+from taming_dist.models.quantizers import EMAQuantizerConfig, VectorQuantizerConfig
 from taming_dist.models.transformer import TransformerConfig
 from taming_dist.models.vqgan import VQGANConfig
 
@@ -137,31 +137,32 @@ def test_label_maps_leave_with_the_colours_that_the_original_expects(
     assert load(tmp_path / "t")["state_dict"]["colorize"].shape == (3, 7, 1, 1)
 
 
-def test_a_codebook_of_averages_leaves_as_a_plain_one_with_the_same_codes(
-    tool: Callable[..., str], tmp_path: Path
-) -> None:
-    quantizer = EMAQuantizerConfig(codes=12, dim=4, normalized=False)
-    model = saved(tmp_path / "export", quantizer=quantizer).eval()
-    tool(export_model, tmp_path / "export", "--out", tmp_path / "t", "--format", "taming")
-    back = import_vqgan(load(tmp_path / "t")["state_dict"], {}, 8)
-    images = torch.randn(2, 3, 8, 8)
-    with torch.no_grad():
-        codes = model.encode(images)
-        assert torch.equal(back.encode(images), codes)
-        assert torch.equal(back.decode_codes(codes), model.decode_codes(codes))
-
-
 @pytest.mark.parametrize(
     "quantizer",
     [
-        {"name": "vector", "codes": 12, "dim": 4, "normalized": True},
-        {"name": "ema", "codes": 12, "dim": 4},
+        EMAQuantizerConfig(codes=12, dim=4, normalized=False),
+        EMAQuantizerConfig(codes=12, dim=4),
+        VectorQuantizerConfig(codes=12, dim=4, normalized=True),
     ],
 )
-def test_quantizers_that_the_original_has_not_are_refused(
-    quantizer: dict[str, Any], tool: Callable[..., str], tmp_path: Path
+def test_codebooks_of_averages_and_of_unit_length_leave_as_plain_ones_with_the_same_codes(
+    quantizer: Any, tool: Callable[..., str], tmp_path: Path
 ) -> None:
-    saved(tmp_path / "export", quantizer=quantizer)
+    model = saved(tmp_path / "export", quantizer=quantizer).eval()
+    tool(export_model, tmp_path / "export", "--out", tmp_path / "t", "--format", "taming")
+    back = import_vqgan(load(tmp_path / "t")["state_dict"], {}, 8)
+    latents = torch.randn(2, 4, 8, 8)
+    with torch.no_grad():
+        codes = model.quantize(latents).codes
+        assert torch.equal(back.quantize(latents).codes, codes)
+        torch.testing.assert_close(back.decode_codes(codes), model.decode_codes(codes))
+    assert len(codes.unique()) > 2
+
+
+def test_quantizers_that_the_original_has_not_are_refused(
+    tool: Callable[..., str], tmp_path: Path
+) -> None:
+    saved(tmp_path / "export", quantizer={"name": "ibq", "codes": 12, "dim": 4})
     with pytest.raises(UserError, match="the original has no such quantizer"):
         tool(export_model, tmp_path / "export", "--out", tmp_path / "t", "--format", "taming")
     assert not (tmp_path / "t").exists()

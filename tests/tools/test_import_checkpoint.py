@@ -293,6 +293,25 @@ def test_without_a_yaml_file_the_user_says_heads_and_classes(
     assert (config.heads, config.condition) == (2, "none")
 
 
+def test_a_transformer_without_its_vqgan_is_given_one(
+    original: Any, convert: Callable[..., str], tmp_path: Path
+) -> None:
+    tensors = original.net2net()
+    convert(tensors, "--only", "first_stage", "--resolution", 8)
+    (tmp_path / "out").rename(tmp_path / "vqgan")
+    alone = {name: value for name, value in tensors.items() if name.startswith("transformer.")}
+    options = ("--heads", 2, "--classes", 0)
+    with pytest.raises(UserError, match=r"has no first_stage_model\.\*: .* --vqgan"):
+        convert(alone, *options)
+    given = ("--vqgan", tmp_path / "vqgan")
+    with pytest.raises(UserError, match="leave --vqgan out"):
+        convert(tensors, *options, *given)
+    convert(alone, *options, *given)
+    config = Transformer.from_pretrained(tmp_path / "out").config
+    assert config.vqgan_fingerprint == VQGAN.from_pretrained(tmp_path / "vqgan").fingerprint
+    assert not (tmp_path / "out" / "vqgan").exists()
+
+
 def test_what_the_transformer_cannot_do_is_refused_by_name(
     original: Any, convert: Callable[..., str], tmp_path: Path
 ) -> None:
