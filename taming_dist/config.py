@@ -156,10 +156,19 @@ def scaled(config: DictConfig, config_name: str) -> DictConfig:
     overrides: list[str] = []
     for override in HydraConfig.get().overrides.task:
         if override.startswith("+scale="):
-            overrides += flatten(OmegaConf.to_container(values))
+            lines = flatten(OmegaConf.to_container(values))
+            overrides += [line for line in lines if applies(config, line.split("=")[0])]
         else:
             overrides.append(override)
     return hydra.compose(config_name, overrides)
+
+
+def applies(config: DictConfig, path: str) -> bool:
+    """Whether a key of a scale is for this configuration: a discriminator of another kind, or none,
+    has other keys than the one that is scaled."""
+    parent, _, name = path.rpartition(".")
+    node = OmegaConf.select(config, parent)
+    return parent != "loss.discriminator" or (node is not None and name in list(node))
 
 
 def flatten(values: Any, prefix: str = "") -> list[str]:

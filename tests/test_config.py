@@ -16,7 +16,7 @@ from taming_dist.config import Config, accumulation, check, conf_dir, to_yaml
 from taming_dist.data.codes import CodeShard, write_codes_manifest
 from taming_dist.data.shards import ShardWriter
 from taming_dist.errors import UserError
-from taming_dist.models.discriminators import StyleGANConfig
+from taming_dist.models.discriminators import DinoConfig, StyleGANConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.transformer import TransformerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
@@ -166,6 +166,21 @@ def test_the_scale_knows_both_stages_and_the_optimizer_has_one_rate(compose: Com
     config = compose("+experiment=flickr_transformer", "+scale=laptop")
     assert (config.model.layers, config.model.width) == (4, 128)
     assert (config.optim.lr, config.optim.base_lr) == (1e-3, None)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("loss/discriminator=stylegan", StyleGANConfig(size=64, channels=16)),
+        ("loss/discriminator=dino", DinoConfig()),
+        ("loss.discriminator=null", None),
+    ],
+)
+def test_the_scale_leaves_out_what_another_discriminator_does_not_have(
+    compose: Compose, override: str, expected: Any
+) -> None:
+    config = compose("+experiment=flickr", "+scale=laptop", "data.size=64", override)
+    assert config.loss.discriminator == expected
 
 
 def test_a_quantizer_is_chosen_by_its_group(compose: Compose) -> None:
