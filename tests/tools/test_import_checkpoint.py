@@ -244,6 +244,37 @@ def test_the_networks_are_as_large_as_the_originals(f16: dict[str, Tensor]) -> N
     assert millions("quant") + millions("post_quant") == pytest.approx(0.394, abs=5e-4)
 
 
+@pytest.mark.parametrize(
+    ("ch_mult", "attended", "dim", "codes", "resolutions"),
+    [
+        ((1, 2, 4), (), 3, 8192, []),
+        ((1, 2, 2, 4), (3,), 4, 16384, [32]),
+        ((1, 1, 2, 2, 4), (4,), 8, 16384, [16]),
+    ],
+    ids=["f4", "f8", "f16"],
+)
+def test_first_stages_of_latent_diffusion_have_the_same_layout(
+    ch_mult: tuple[int, ...],
+    attended: tuple[int, ...],
+    dim: int,
+    codes: int,
+    resolutions: list[int],
+    original: Any,
+) -> None:
+    shapes = original.first_stage(3, 128, ch_mult, 2, attended, dim, dim, codes)
+    tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    averages = {"model_ema.decay": torch.ones(()), "model_ema.encoderconv_inbias": torch.ones(1)}
+    kept, counts = set_aside(tensors | averages)
+    assert counts == {"model_ema.": 2}
+    said = {"ch_mult": list(ch_mult), "attn_resolutions": resolutions, "resolution": 256}
+    description = {"embed_dim": dim, "n_embed": codes, "ddconfig": said | {"z_channels": dim}}
+    config = infer(kept, "vector", description, None)
+    assert (config.factor, config.latent_channels) == (2 ** (len(ch_mult) - 1), dim)
+    assert list(config.attention_resolutions) == resolutions
+    with torch.device("meta"):
+        check_tensors(VQGAN(config).state_dict(), kept, "latent diffusion")
+
+
 # Transformers
 
 
