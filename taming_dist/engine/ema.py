@@ -30,6 +30,11 @@ class WeightAverage:
         decay = min(self._decay, self.steps / (self.steps + WARM_UP_STEPS))
         torch._foreach_lerp_(self.shards, [shard.detach() for shard in shards], 1 - decay)
 
+    @torch.no_grad()
+    def set(self, shards: list[Tensor]) -> None:
+        """Take these weights for the average."""
+        torch._foreach_copy_(self.shards, [shard.detach() for shard in shards])
+
     def save(self, file: Path) -> None:
         """Write this rank's part."""
         tensors = {f"{index:05d}": shard for index, shard in enumerate(self.shards)}

@@ -199,11 +199,16 @@ class Engine:
         for name in ("exp_avg", "exp_avg_sq"):
             for part, first in self._optimizer_parts(parameter, name):
                 write_rows(part, first, rows, torch.zeros_like(values))
+        if self._average is not None:  # where the old rows would live on
+            with swapped(self.masters(), self._average.shards):
+                for part, first in self._optimizer_parts(parameter, None):
+                    write_rows(part, first, rows, values)
+                self._average.set(self.masters())
 
     def _weights_held(self, parameter: Any) -> Iterator[tuple[Tensor, int]]:
         """This rank's parts of a parameter and of its fp32 copy, flat, each with the index of its
         first element in the whole."""
-        if parameter.data.numel():  # at stage 3 an unused parameter is empty
+        if self.config.zero > 0 and parameter.data.numel():  # at stage 3 it is empty while unused
             yield parameter.data.view(-1), 0
         if self.config.zero == 3:
             share = parameter.ds_tensor.data.view(-1)
@@ -212,12 +217,12 @@ class Engine:
 
     def _optimizer_parts(self, parameter: Any, name: str | None) -> Iterator[tuple[Tensor, int]]:
         """This rank's part of what the optimizer has of a parameter: its fp32 copy (None; at stage
-        0 there is none), or a part of its state."""
+        0 the parameter itself), or a part of its state."""
         optimizer = self._engine.optimizer
         if self.config.zero == 0:
-            state = optimizer.state.get(parameter, {})
-            if name in state:
-                yield state[name].view(-1), 0
+            whole = optimizer.state.get(parameter, {}).get(name) if name else parameter.data
+            if whole is not None:
+                yield whole.view(-1), 0
         elif self.config.zero == 3:
             part, _ = optimizer._get_fp32_opt_state_partition(parameter, True, name)
             yield part, part.numel() * self.world.rank

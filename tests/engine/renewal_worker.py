@@ -94,15 +94,15 @@ class Table(nn.Module):
         return self.before(x) @ self.weight.T
 
 
-def replaced(world: World, zero: int) -> list[Any]:
+def replaced(world: World, zero: int, half_life: int) -> list[Any]:
     """A table whose rows 1 and 4 are replaced after a step, before and after one more step with a
-    gradient of zero, which moves only what has moments."""
+    gradient of zero, which moves only what has moments. `half_life` is that of the average of the
+    weights, which is then what is looked at."""
     torch.manual_seed(0)
     table = Table()
     groups = [{"params": list(table.parameters())}]
-    engine = Engine(
-        table, groups, OptimConfig(lr=0.1), EngineConfig(zero=zero, persist_below=0), world, 2, 1
-    )
+    optim, config = OptimConfig(lr=0.1), EngineConfig(zero=zero, persist_below=0)
+    engine = Engine(table, groups, optim, config, world, 2, 1, half_life)
     engine.set_lr(0.1)
     x = torch.ones(2, 3)
     engine.backward(engine(x).square().mean())
@@ -121,7 +121,8 @@ def main() -> None:
     world = init_world(environment_place())
     found: dict[str, Any] = {}
     for zero in range(4):
-        found[f"zero{zero} replaced"] = replaced(world, zero)
+        found[f"zero{zero} replaced"] = replaced(world, zero, 0)
+        found[f"zero{zero} averaged"] = replaced(world, zero, 1000)
         for quantizer in RUNS[zero]:
             recipe = build(world, zero, quantizer)
             lines = train(recipe, 0, STEPS)

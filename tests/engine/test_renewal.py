@@ -90,10 +90,12 @@ def test_a_resumed_run_goes_on_to_the_bit_and_is_not_set_again(
 
 @pytest.mark.parametrize("zero", range(4))
 @pytest.mark.parametrize("process", ["one-0", "two-0"])
+@pytest.mark.parametrize("kind", ["replaced", "averaged"])
 def test_replaced_rows_have_their_values_and_no_moments(
-    found: dict[str, Any], process: str, zero: int
+    found: dict[str, Any], process: str, zero: int, kind: str
 ) -> None:
-    before, after = found[process][f"zero{zero} replaced"]
+    """Neither in the weights nor in their average is anything left of the old rows."""
+    before, after = found[process][f"zero{zero} {kind}"]
     for row in range(5):
         if row in (1, 4):
             assert before[row] == after[row] == [7.0] * 3
