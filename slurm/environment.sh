@@ -26,8 +26,8 @@ if ((gpus > 0)); then
 else
     cpus=${SLURM_CPUS_PER_TASK:-1}
     layout=(--ntasks="$SLURM_NTASKS")
-    # glibc gives big tensors back to the system after each use; an encoder runs twice as fast
-    # when it keeps them.
+    # glibc gives big tensors back to the system after each use; an encoder runs faster when it
+    # keeps them (docs/results.md).
     export MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296
 fi
 layout+=(--cpus-per-task="$cpus")

@@ -159,7 +159,7 @@ def choose_device(local_rank: int = 0) -> torch.device:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep the memory of big tensors for the next ones: twice as fast, docs/results.md.
+    """Have glibc keep the memory of big tensors for the next ones: faster, see docs/results.md.
 
     By default it gives every large block back to the system and pays for new pages each time. Where
     the C library has no mallopt nothing is changed.
