@@ -1,11 +1,8 @@
 """The weights' moving average, sharded by ZeRO: on one and two ranks, beside a slow whole one."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,37 +12,14 @@ from taming_dist.engine.ema import WeightAverage
 WORKER = Path(__file__).with_name("ema_worker.py")
 
 
-def start(out: Path, rank: int, ranks: int, port: int) -> subprocess.Popen:
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port}
-    variables = {name: str(value) for name, value in place.items()}
-    return subprocess.Popen(
-        [sys.executable, str(WORKER), str(out)],
-        env=os.environ | variables | {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-
-
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dict[str, float]]]:
-    """The differences by number of ranks and rank, then by ZeRO stage."""
-    folder = tmp_path_factory.mktemp("ema")
-    processes = []
-    for ranks in (1, 2):
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
-        processes += [start(folder / str(ranks), rank, ranks, port) for rank in range(ranks)]
-    for process in processes:
-        output, _ = process.communicate(timeout=200)
-        assert process.returncode == 0, output[-4000:]
-    return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+def found(run_worker: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """The differences by process, then by ZeRO stage and accumulation."""
+    return run_worker(WORKER)
 
 
 @pytest.mark.parametrize("stage", ["zero0", "zero1", "zero2", "zero3"])
 def test_the_sharded_average_is_the_average_of_whole_weights(found: dict, stage: str) -> None:
-    assert sorted(found) == ["1-0", "2-0", "2-1"]
     for results in found.values():
         for name, difference in results.items():
             if name.startswith(stage):

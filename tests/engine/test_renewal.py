@@ -1,55 +1,21 @@
 """Codebooks under ZeRO 0 to 3, on one and two ranks: set from the first global batch, dead codes
 revived with their optimizer state, entropies over all ranks. Three processes run all of it."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 WORKER = Path(__file__).with_name("renewal_worker.py")
-LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID")
 RUNS = [f"zero{zero} renewed" for zero in range(4)]
 RUNS += ["zero0 lfq", "zero0 ibq", "zero3 ibq"]
 
 
-def start(out: Path, **variables: str) -> subprocess.Popen:
-    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
-    environment |= {"OMP_NUM_THREADS": "1"} | variables
-    return subprocess.Popen(
-        [sys.executable, str(WORKER), str(out)],
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def found(run_worker: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     """What the single process and both ranks of the pair found, by name of the run."""
-    folder = tmp_path_factory.mktemp("renewal")
-    master = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    processes = [start(folder / "one")] + [
-        start(folder / "two", RANK=str(rank), LOCAL_RANK=str(rank), **master) for rank in range(2)
-    ]
-    for process in processes:
-        output, _ = process.communicate(timeout=280)
-        assert process.returncode == 0, output[-4000:]
-    return {
-        name: json.loads((folder / f"{name}.json").read_text())
-        for name in ("one-0", "two-0", "two-1")
-    }
+    return run_worker(WORKER)
 
 
 def assert_same(lines: list[Any], expected: list[Any]) -> None:
