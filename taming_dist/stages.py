@@ -21,7 +21,6 @@ from taming_dist.data.reader import ImagesConfig, Reader
 from taming_dist.engine.checkpoint import newest_valid
 from taming_dist.engine.world import Place, World
 from taming_dist.errors import UserError
-from taming_dist.models.conditions import build_condition
 from taming_dist.models.discriminators import build_discriminator
 from taming_dist.models.transformer import Transformer, TransformerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
@@ -197,7 +196,6 @@ def fitted(model: TransformerConfig, codes: CodeDataset, spec: str) -> Transform
                 f"{codes.num_classes - 1}"
             )
     complete = dataclasses.replace(model, **found)
-    build_condition(complete.condition, complete.classes)
     complete.check()
     return complete
 

@@ -9,7 +9,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -244,7 +244,9 @@ class Engine:
         if self._average is not None:
             file = self._average_file(folder / name)
             if not file.is_file():
-                raise UserError(f"{file} is missing: that run kept no average; set optim.ema to 0")
+                raise UserError(
+                    f"{file} is missing: that run kept no average; set optim.ema_half_life=0"
+                )
             self._average.load(file)
 
     def _average_file(self, folder: Path) -> Path:
@@ -258,40 +260,43 @@ class Engine:
             yield self.module.eval()
             self.module.train()
             return
-        state = self._averaged_state(everywhere=True)
-        assert state is not None
+        state = self._whole_state(wanted=True)
         yield assemble(type(self.module), self.module.config, state).to(self.world.device)
-
-    def _averaged_state(self, everywhere: bool) -> dict[str, Tensor] | None:
-        """Averaged weights and present buffers, whole, on the CPU; one parameter at a time."""
-        assert self._average is not None
-        wanted = everywhere or self.world.is_first
-        state = {name: buffer.cpu().clone() for name, buffer in self.module.named_buffers()}
-        with swapped(self.masters(), self._average.shards):
-            for name, parameter in self.module.named_parameters():
-                whole = parameter
-                if self.config.zero > 0:
-                    whole = load_deepspeed().utils.safe_get_full_fp32_param(parameter)
-                if wanted:
-                    state[name] = whole.detach().cpu().clone()
-        return state if wanted else None
 
     def full_state(self) -> dict[str, Tensor] | None:
         """All weights and buffers by name, whole, on the CPU; None but on rank 0 (collective).
 
-        The weights are the averaged ones where they are kept. At stage 3 one parameter at a time
-        is gathered, so that no rank ever holds the whole model on its device.
+        The weights are the averaged ones where they are kept.
         """
-        if self._average is not None:
-            return self._averaged_state(everywhere=False)
-        state = {}
-        for name, parameter in self.module.named_parameters():
-            with self._gathered(parameter):
-                if self.world.is_first:
-                    state[name] = parameter.detach().cpu().clone()
-        for name, buffer in self.module.named_buffers():
-            state[name] = buffer.detach().cpu().clone()
+        state = self._whole_state(wanted=self.world.is_first)
         return state if self.world.is_first else None
+
+    def _whole_state(self, wanted: bool) -> dict[str, Tensor]:
+        """The weights that count and the buffers, on the CPU, where they are wanted; empty
+        elsewhere (collective).
+
+        One parameter at a time is gathered, so that no rank holds the whole model on its device.
+        """
+        average = self._average
+        state = {}
+        with swapped(self.masters(), average.shards) if average is not None else nullcontext():
+            for name, parameter in self.module.named_parameters():
+                with self._counting(parameter) as whole:
+                    if wanted:
+                        state[name] = whole.detach().cpu().clone()
+        if wanted:
+            state |= {name: part.cpu().clone() for name, part in self.module.named_buffers()}
+        return state
+
+    @contextmanager
+    def _counting(self, parameter: nn.Parameter) -> Iterator[Tensor]:
+        """A whole parameter: as the network has it, or, while the average is in the optimizer's
+        place, as the optimizer has it."""
+        if self._average is not None and self.config.zero > 0:
+            yield load_deepspeed().utils.safe_get_full_fp32_param(parameter)
+            return
+        with self._gathered(parameter):
+            yield parameter
 
     @contextmanager
     def _gathered(self, parameter: nn.Parameter) -> Iterator[None]:
