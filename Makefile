@@ -34,7 +34,7 @@ check: env
 	else echo "error: shellcheck is missing (apt-get install shellcheck)" >&2; exit 2; fi
 
 bench: env
-	$(BIN)/python tools/benchmark.py
+	$(BIN)/python tools/benchmark.py steps
 
 clean-demo:
 	rm -rf outputs/demo
