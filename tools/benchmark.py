@@ -2,7 +2,7 @@
 
     python tools/benchmark.py steps [--steps 12] [--out FILE]
 
-Every module of tools/benchmarks is one benchmark, whose name is the first argument. It prints a table;
+Every module of tools/benchmarks is a benchmark, named by the first argument. It prints a table;
 --out keeps the figures as JSON.
 """
 
