@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     chosen = parser.add_subparsers(dest="benchmark", required=True)
     for name, module in BENCHMARKS.items():
-        one = chosen.add_parser(name, help=module.__doc__.partition(": ")[2].splitlines()[0])
+        one = chosen.add_parser(name, help=str(module.__doc__).partition(": ")[2].splitlines()[0])
         one.add_argument("--out", type=Path, help="also write the figures as JSON")
         module.add_arguments(one)
     arguments = parser.parse_args(argv)
