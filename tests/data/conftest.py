@@ -1,0 +1,103 @@
+"""A web server that answers ranges, and now and then wrongly, slowly or not at all."""
+
+import re
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+class Server(ThreadingHTTPServer):
+    """Serves a folder. `faults` are met by the next requests, one each; see `Handler`."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.folder = folder
+        self.faults: list[str] = []
+        self.requests: Counter[str] = Counter()
+        self.released = threading.Event()
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, *_: Any) -> None:
+        """Clients of these tests hang up."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0].lstrip("/")
+        self.server.requests[path] += 1
+        fault = self.server.faults.pop(0) if self.server.faults else ""
+        if fault.isdigit():
+            return self.send_error(int(fault))
+        if fault == "stall":
+            self.server.released.wait(20)
+            fault = "reset"
+        if fault == "reset":
+            # Linger zero seconds: the connection ends with a reset.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.close_connection = True
+            return self.connection.close()
+        file = self.server.folder / path
+        if not file.is_file():
+            return self.send_error(404)
+        return self.answer(file.read_bytes(), fault)
+
+    def answer(self, whole: bytes, fault: str) -> None:
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if asked is None or fault == "whole":
+            return self.send(200, whole, "", fault)
+        first, last = int(asked[1]), min(int(asked[2]), len(whole) - 1)
+        if first >= len(whole):
+            return self.send(416, b"", f"bytes */{len(whole)}", fault)
+        if fault == "shifted":
+            first -= 1
+        total = len(whole) + 1 if fault == "grown" else len(whole)
+        return self.send(206, whole[first : last + 1], f"bytes {first}-{last}/{total}", fault)
+
+    def send(self, code: int, data: bytes, place: str, fault: str) -> None:
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(data)))
+        if place and fault != "unnamed":
+            self.send_header("Content-Range", place)
+        if fault == "gzip":
+            self.send_header("Content-Encoding", "gzip")
+        self.end_headers()
+        if fault == "short":
+            self.close_connection = True
+            data = data[: len(data) // 2]
+        if fault == "trickle":
+            for byte in data:
+                self.wfile.write(bytes([byte]))
+                self.wfile.flush()
+                time.sleep(0.02)
+        else:
+            self.wfile.write(data)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """A web server of the folder tmp_path/served."""
+    (tmp_path / "served").mkdir()
+    running = Server(tmp_path / "served")
+    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield running
+    running.released.set()
+    running.shutdown()
+    running.server_close()
+    thread.join()
