@@ -55,6 +55,7 @@ class VQGANStage:
         data: ImagesConfig = self.config.data
         settings: dict[str, Any] = {
             "seed": self.config.run.seed,
+            "columns": data.columns,
             "threads": data.threads,
             "max_bad_fraction": data.max_bad_fraction,
             "on_bad": lambda record: append_line(run_dir / "bad_samples.jsonl", record),
@@ -63,8 +64,7 @@ class VQGANStage:
         self.initial = initial_weights(self.config, run_dir, VQGAN, self.config.model)
         self.initial_discriminator = discriminator_weights(self.config, run_dir)
         train_set, val_set = (resolve_images(data, name) for name in ("train", "val"))
-        cropped = Preprocess(data.size, data.crop, data.flip)
-        centred = Preprocess(data.size, "center", flip=False)
+        cropped, centred = data.preprocess(), Preprocess(data.size)
         train = Reader(
             train_set,
             cropped,

@@ -9,9 +9,9 @@ import json
 import logging
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,20 @@ import torch
 from omegaconf import MISSING
 
 from taming_dist.data.faults import BrokenData
-from taming_dist.data.images import Preprocess, decode, decode_labels
+from taming_dist.data.images import (
+    MAP_COLUMNS,
+    CenterCrop,
+    Crop,
+    Preprocess,
+    RandomCrop,
+    RandomResizedCrop,
+    decode,
+)
 from taming_dist.data.loader import Plan, Selection, prefetched
 from taming_dist.data.manifest import Dataset, read_index
 from taming_dist.data.shards import IMAGE_EXTENSIONS, split_name, walk
 from taming_dist.errors import UserError
 
-LABELS = "seg.png"
 # Enough for the lanes of a rank to stay in their shards, few enough for a limit of 1024 files.
 OPEN_SHARDS = 512
 # The first bad samples of a run must not be fatal only because few samples were read so far.
@@ -40,8 +47,10 @@ class ImagesConfig:
 
     `train`, `val`: shard specs. `global_batch`: images per optimizer step over all ranks.
     `micro_batch`: images per rank and forward pass. `size`: pixels of the square crops.
-    `lanes`, `block`: see `taming_dist.data.order`. `max_bad_fraction`: more bad samples end the
-    run.
+    `crop`: random, center, or resized: a random part of the area (`crop_scale`) and shape
+    (`crop_ratio`, width by height). `columns`: what is read beside image and class, such as
+    seg.png or depth.png. `lanes`, `block`: see `taming_dist.data.order`. `max_bad_fraction`: more
+    bad samples end the run.
     """
 
     train: str = MISSING
@@ -50,24 +59,48 @@ class ImagesConfig:
     micro_batch: int = MISSING
     size: int = MISSING
     crop: str = "random"
+    crop_scale: list[float] = field(default_factory=lambda: [0.25, 1.0])
+    crop_ratio: list[float] = field(default_factory=lambda: [0.75, 4 / 3])
     flip: bool = True
+    columns: list[str] = field(default_factory=list)
     lanes: int = 256
     block: int = 256
     threads: int = 2
     max_bad_fraction: float = 0.001
+
+    def preprocess(self) -> Preprocess:
+        """How training images are cut; `UserError` naming the key where the values do not fit."""
+        crops: dict[str, Callable[[], Crop]] = {
+            "random": RandomCrop,
+            "center": CenterCrop,
+            "resized": lambda: RandomResizedCrop(
+                _pair(self.crop_scale, "data.crop_scale"), _pair(self.crop_ratio, "data.crop_ratio")
+            ),
+        }
+        if self.crop not in crops:
+            raise UserError(f"data.crop is {self.crop!r} but must be {', '.join(crops)}")
+        return Preprocess(self.size, crops[self.crop](), self.flip)
+
+
+def _pair(values: Sequence[float], key: str) -> tuple[float, float]:
+    if len(values) != 2:
+        raise UserError(f"{key} is {list(values)} but must be two numbers, the smaller first")
+    return values[0], values[1]
 
 
 @dataclass(frozen=True)
 class Batch:
     """Images uint8 [b, 3, h, w] and what came with them.
 
-    `classes` int64 [b] and `segmentations` uint8 [b, h, w] are None where the data set has none.
-    `ids` int64 [b] are the global sample ids, on the CPU.
+    `classes` int64 [b] is None where the data set has none. `segmentations` uint8 [b, h, w] and
+    `depth` fp32 [b, 1, h, w] in [0, 1] (see `images.decode_depth`) are None unless the columns
+    seg.png and depth.png were asked for. `ids` int64 [b] are the global sample ids, on the CPU.
     """
 
     images: torch.Tensor
     classes: torch.Tensor | None
     segmentations: torch.Tensor | None
+    depth: torch.Tensor | None
     keys: list[str]
     ids: torch.Tensor
 
@@ -78,7 +111,7 @@ class Batch:
         """The same batch with its tensors on `device`."""
         move = {
             name: value.to(device, non_blocking=True)
-            for name in ("images", "classes", "segmentations")
+            for name in ("images", "classes", "segmentations", "depth")
             if (value := getattr(self, name)) is not None
         }
         return replace(self, **move)
@@ -87,7 +120,7 @@ class Batch:
 @dataclass(frozen=True)
 class _Sample:
     image: np.ndarray
-    labels: np.ndarray | None
+    maps: dict[str, np.ndarray]
     cls: int | None
     key: str
     id: int
@@ -130,7 +163,8 @@ class Reader:
     """The images of a data set as this rank's batches.
 
     Args: `dataset` from `manifest.resolve`; `preprocess`; `seed`, `lanes`, `block` fix the order;
-    `micro_batch` images per batch of this rank; `on_bad` is called with {shard, key, offset,
+    `micro_batch` images per batch of this rank; `columns` of `images.MAP_COLUMNS` are read beside
+    image and class, nothing else is decoded; `on_bad` is called with {shard, key, offset,
     error} in the consumer's thread, in the order of the samples.
     """
 
@@ -145,6 +179,7 @@ class Reader:
         rank: int = 0,
         world_size: int = 1,
         micro_batch: int,
+        columns: Sequence[str] = (),
         threads: int = 2,
         on_bad: Callable[[dict[str, Any]], None] = log_bad_sample,
         max_bad_fraction: float = 0.001,
@@ -169,7 +204,7 @@ class Reader:
         self._ends = np.cumsum(dataset.samples_per_shard)
         self._open = lru_cache(maxsize=OPEN_SHARDS)(self._open_shard)
         self._read_class = self._choose_class_column()
-        self._has_labels = self._everyone_has(LABELS)
+        self._maps = {name: MAP_COLUMNS[name] for name in self._check_columns(columns)}
 
     @property
     def has_classes(self) -> bool:
@@ -257,12 +292,22 @@ class Reader:
         try:
             key, files = file.read(index)
             id = int(self._ends[shard]) - self.dataset.shards[shard].samples + index
-            labels = decode_labels(_need(files, LABELS)) if self._has_labels else None
-            image, labels = self._preprocess(
-                decode(_image_of(files)), labels, self.plan.seed, epoch, id
-            )
+            pixels = decode(_image_of(files))
+            height, width = pixels.shape[:2]
+            view = self._preprocess.view(height, width, self.plan.seed, epoch, id)
+            image = np.empty((view.size, view.size, 3), dtype=np.uint8)
+            view.cut(pixels, image)
+            maps = {}
+            for name, column in self._maps.items():
+                values = column.decode(_need(files, name))
+                if values.shape != (height, width):
+                    raise BrokenData(
+                        f"a .{name} of {values.shape} on an image of {(height, width)}"
+                    )
+                maps[name] = np.empty((view.size, view.size), dtype=column.dtype)
+                view.cut(values, maps[name], column.method)
             cls = self._read_class(files) if self._read_class is not None else None
-            return _Sample(image, labels, cls, key, id)
+            return _Sample(image, maps, cls, key, id)
         except BrokenData as error:
             offset = int(file.offsets[index])
             record = {"shard": str(file.path), "key": key, "offset": offset, "error": str(error)}
@@ -271,6 +316,19 @@ class Reader:
 
     def _open_shard(self, shard: int) -> ShardFile:
         return ShardFile(self.dataset.paths[shard], self.dataset.shards[shard].samples)
+
+    def _check_columns(self, columns: Sequence[str]) -> Sequence[str]:
+        for name in columns:
+            if name not in MAP_COLUMNS:
+                known = ", ".join(MAP_COLUMNS)
+                raise UserError(f"data.columns has {name!r} but only these can be read: {known}")
+            count = self.dataset.columns.get(name, 0)
+            if count < self.dataset.num_samples:
+                raise UserError(
+                    f"data.columns has {name}, which {count} of {self.dataset.num_samples} "
+                    f"samples of {self.dataset.paths[0].parent} have: make the shards with it"
+                )
+        return columns
 
     def _everyone_has(self, column: str) -> bool:
         count, everyone = self.dataset.columns.get(column, 0), self.dataset.num_samples
@@ -296,20 +354,18 @@ class Reader:
         return None
 
     def _collate(self, samples: list[_Sample]) -> Batch:
-        size = self._preprocess.size
-        images = np.empty((len(samples), 3, size, size), dtype=np.uint8)
-        segmentations = None
-        if self._has_labels:
-            segmentations = np.empty((len(samples), size, size), dtype=np.uint8)
-        for row, sample in enumerate(samples):
-            images[row] = sample.image
-            if segmentations is not None and sample.labels is not None:
-                segmentations[row] = sample.labels
+        images = np.stack([sample.image for sample in samples]).transpose(0, 3, 1, 2)
+        maps = {
+            name: torch.from_numpy(np.stack([sample.maps[name] for sample in samples]))
+            for name in self._maps
+        }
+        depth = maps.get("depth.png")
         classes = torch.tensor([sample.cls for sample in samples]) if self.has_classes else None
         return Batch(
             images=torch.from_numpy(images),
             classes=classes,
-            segmentations=None if segmentations is None else torch.from_numpy(segmentations),
+            segmentations=maps.get("seg.png"),
+            depth=None if depth is None else depth[:, None],
             keys=[sample.key for sample in samples],
             ids=torch.tensor([sample.id for sample in samples], dtype=torch.int64),
         )

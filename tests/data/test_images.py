@@ -6,7 +6,19 @@ import torch
 from PIL import Image
 
 from taming_dist.data.faults import BrokenData
-from taming_dist.data.images import Preprocess, decode, decode_labels, resize_short_side, to_float
+from taming_dist.data.images import (
+    MAP_COLUMNS,
+    CenterCrop,
+    Crop,
+    Preprocess,
+    RandomCrop,
+    RandomResizedCrop,
+    decode,
+    decode_depth,
+    decode_labels,
+    resize_short_side,
+    to_float,
+)
 from taming_dist.errors import UserError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
@@ -56,26 +68,73 @@ def test_the_short_side_is_resized_only_if_it_differs() -> None:
     assert resize_short_side(PIXELS.transpose(1, 0, 2), 24).shape == (40, 24, 3)
 
 
+def cut(preprocess: Preprocess, pixels: np.ndarray, *place: int, column: str = "") -> np.ndarray:
+    """The view of `pixels` that (seed, epoch, sample) gives."""
+    view = preprocess.view(*pixels.shape[:2], *place)
+    out = np.empty((view.size, view.size, *pixels.shape[2:]), dtype=pixels.dtype)
+    view.cut(pixels, out, MAP_COLUMNS[column].method if column else Image.Resampling.LANCZOS)
+    return out
+
+
 def test_the_centre_is_cut_from_the_centre() -> None:
-    image, _ = Preprocess(12)(PIXELS, None, seed=0, epoch=0, sample=0)
-    assert np.array_equal(image, PIXELS[:, 4:16].transpose(2, 0, 1))
+    assert np.array_equal(cut(Preprocess(12), PIXELS, 0, 0, 0), PIXELS[:, 4:16])
 
 
-def test_label_map_and_image_are_cut_and_flipped_alike() -> None:
-    preprocess = Preprocess(8, crop="random", flip=True)
+@pytest.mark.parametrize("size", [7, 12, 30])
+@pytest.mark.parametrize("shape", [(24, 41, 3), (41, 24, 3), (24, 24, 3)])
+def test_a_cut_is_what_resizing_all_of_the_image_and_cutting_gives(
+    size: int, shape: tuple[int, ...]
+) -> None:
+    # smooth, because Pillow rounds between its two passes
+    ramp = np.linspace(0, 255, int(np.prod(shape))).astype(np.uint8).reshape(shape)
+    pixels = np.array(Image.fromarray(ramp).resize((shape[1], shape[0])))
+    whole = resize_short_side(pixels, size)
+    top, left = (whole.shape[0] - size) // 2, (whole.shape[1] - size) // 2
+    expected = whole[top : top + size, left : left + size].astype(int)
+    assert np.abs(cut(Preprocess(size), pixels, 0, 0, 0) - expected).max() <= 2
+
+
+CROPS = [RandomCrop(), CenterCrop(), RandomResizedCrop(scale=(0.1, 0.9))]
+
+
+@pytest.mark.parametrize("crop", CROPS, ids=lambda crop: type(crop).__name__)
+def test_image_label_map_and_depth_are_cut_and_flipped_alike(crop: Crop) -> None:
+    rows, columns = np.mgrid[0:48, 0:64]
+    pixels = np.stack([rows * 5, columns * 4, rows], axis=-1).astype(np.uint8)
+    preprocess = Preprocess(16, crop, flip=True)
     for sample in range(20):
-        image, labels = preprocess(PIXELS[:8], PIXELS[:8, :, 0], seed=3, epoch=1, sample=sample)
-        assert labels is not None
-        assert np.array_equal(image[0], labels)
+        image = cut(preprocess, pixels, 3, 1, sample).astype(int)
+        for name, dtype in (("seg.png", np.uint8), ("depth.png", np.float32)):
+            for channel in (0, 1):
+                column = pixels[..., channel].astype(dtype)
+                found = cut(preprocess, column, 3, 1, sample, column=name)
+                # nearest is off by up to half a pixel, which is 5 levels here
+                assert np.abs(found - image[..., channel]).max() <= 6
+
+
+def test_resized_crops_keep_to_their_scale_and_ratio_and_stay_inside() -> None:
+    crop = RandomResizedCrop(scale=(0.2, 0.6), ratio=(0.5, 2.0))
+    views = [Preprocess(8, crop).view(90, 120, 0, 0, sample) for sample in range(300)]
+    shares = np.array([view.width * view.height / (90 * 120) for view in views])
+    ratios = np.array([view.width / view.height for view in views])
+    assert 0.19 < shares.min() < 0.23 < 0.55 < shares.max() < 0.61
+    assert 0.45 < ratios.min() < 0.6 < 1.7 < ratios.max() < 2.1
+    assert all(0 <= v.left <= 120 - v.width and 0 <= v.top <= 90 - v.height for v in views)
+    assert len({(view.left, view.top) for view in views}) > 250
+
+
+def test_a_shape_that_never_fits_falls_back_to_the_centre() -> None:
+    view = Preprocess(8, RandomResizedCrop((1.0, 1.0), (3.0, 4.0))).view(20, 30, 0, 0, 0)
+    assert (view.left, view.top, view.width, view.height) == (5.0, 0, 20, 20)
 
 
 def test_crops_depend_on_seed_epoch_and_sample_and_reach_every_place() -> None:
     columns = np.broadcast_to(np.arange(20, dtype=np.uint8), (8, 20))
     pixels = np.stack([columns] * 3, axis=-1)
-    preprocess = Preprocess(8, crop="random", flip=True)
+    preprocess = Preprocess(8, RandomCrop(), flip=True)
 
     def draw(seed: int, epoch: int, sample: int) -> tuple[int, bool]:
-        row = preprocess(pixels, None, seed, epoch, sample)[0][0, 0].astype(int)
+        row = cut(preprocess, pixels, seed, epoch, sample)[0, :, 0].astype(int)
         return int(row.min()), bool(row[0] > row[-1])
 
     drawn = [draw(0, 0, sample) for sample in range(400)]
@@ -86,15 +145,30 @@ def test_crops_depend_on_seed_epoch_and_sample_and_reach_every_place() -> None:
     assert 150 < sum(flipped for _, flipped in drawn) < 250
 
 
-def test_a_label_map_of_another_size_is_broken_data() -> None:
-    with pytest.raises(BrokenData, match="label map"):
-        Preprocess(8)(PIXELS, PIXELS[1:, :, 0], 0, 0, 0)
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [({"scale": (0.0, 1.0)}, "crop_scale"), ({"scale": (0.5, 2.0)}, "crop_scale"),
+     ({"ratio": (2.0, 1.0)}, "crop_ratio")],
+)  # fmt: skip
+def test_a_range_that_cannot_be_drawn_from_is_a_users_mistake(options: dict, key: str) -> None:
+    with pytest.raises(UserError, match=rf"data\.{key} is \["):
+        RandomResizedCrop(**options)
 
 
-def test_an_unknown_crop_is_a_users_mistake() -> None:
-    with pytest.raises(UserError, match=r"data\.crop is 'middle'"):
-        Preprocess(8, crop="middle")
+@pytest.mark.parametrize(("dtype", "top"), [(np.uint8, 255), (np.uint16, 65535)])
+def test_depth_is_a_share_of_what_its_bits_can_hold(dtype: type, top: int) -> None:
+    values = np.array([[0, 1, top // 2, top]], dtype=dtype)
+    depth = decode_depth(encode(Image.fromarray(values), "PNG"))
+    assert depth.dtype == np.float32
+    assert np.allclose(depth, values / top, atol=1e-7)
+    with pytest.raises(BrokenData, match="a map of mode RGB"):
+        decode_depth(encode(Image.fromarray(PIXELS), "PNG"))
 
 
 def test_floats_span_minus_one_to_one() -> None:
     assert to_float(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1.0, 1.0]
+
+
+def test_floats_are_contiguous_whatever_the_layout_of_the_images() -> None:
+    images = torch.zeros(2, 4, 4, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    assert to_float(images).is_contiguous()

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from taming_dist.data.images import Preprocess
+from taming_dist.data.images import Preprocess, RandomCrop
 from taming_dist.data.manifest import resolve
-from taming_dist.data.reader import Batch, Reader
+from taming_dist.data.reader import Batch, ImagesConfig, Reader
 from taming_dist.data.shards import ShardWriter
 from taming_dist.errors import UserError
 
@@ -35,6 +35,12 @@ def labels(number: int) -> bytes:
     return out.getvalue()
 
 
+def depth(number: int) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(np.full((8, 12), 600 * number, dtype=np.uint16)).save(out, "PNG")
+    return out.getvalue()
+
+
 def write(folder: Path, bad: tuple[int, ...] = (), **columns: Any) -> Path:
     with ShardWriter(folder, "train", 25) as writer:
         for number in range(SAMPLES):
@@ -47,13 +53,14 @@ def write(folder: Path, bad: tuple[int, ...] = (), **columns: Any) -> Path:
 
 def reader(folder: Path, **options: Any) -> Reader:
     defaults = {"seed": 5, "lanes": LANES, "block": 4, "micro_batch": 4, "threads": 2}
-    preprocess = options.pop("preprocess", Preprocess(6, crop="random", flip=True))
+    preprocess = options.pop("preprocess", Preprocess(6, RandomCrop(), flip=True))
     return Reader(resolve(str(folder)), preprocess, **(defaults | options))
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("shards"), cls=lambda n: b"%d" % n, seg_png=labels)
+    folder = tmp_path_factory.mktemp("shards")
+    return write(folder, cls=lambda n: b"%d" % n, seg_png=labels, depth_png=depth)
 
 
 def global_batches(folder: Path, world_size: int, start: int, count: int, threads: int) -> list:
@@ -84,8 +91,8 @@ def test_accumulation_reads_the_same_global_batch(shards: Path) -> None:
     assert torch.equal(whole.images, torch.cat([part.images for part in parts]))
 
 
-def test_a_batch_holds_image_class_segmentation_key_and_id_of_each_sample(shards: Path) -> None:
-    batch = next(reader(shards).batches(0))
+def test_a_batch_holds_all_that_was_asked_for_of_each_sample(shards: Path) -> None:
+    batch = next(reader(shards, columns=["seg.png", "depth.png"]).batches(0))
     assert len(batch) == 4
     assert batch.images.dtype == torch.uint8
     assert batch.images.shape == (4, 3, 6, 6)
@@ -94,9 +101,26 @@ def test_a_batch_holds_image_class_segmentation_key_and_id_of_each_sample(shards
     assert batch.classes.tolist() == batch.ids.tolist()
     assert batch.keys == [f"{id:04d}" for id in batch.ids.tolist()]
     assert batch.segmentations[:, 0, 0].tolist() == batch.ids.tolist()
+    assert batch.depth is not None
+    assert batch.depth.shape == (4, 1, 6, 6)
+    assert torch.allclose(batch.depth[:, 0, 5, 5], batch.ids.float() * 600 / 65535)
     moved = batch.to("meta")
     assert moved.images.device.type == "meta"
     assert moved.ids.device.type == "cpu"
+
+
+def test_what_nobody_asks_for_is_not_decoded(tmp_path: Path) -> None:
+    folder = write(tmp_path, seg_png=lambda n: b"no label map")
+    batch = next(reader(folder).batches(0))
+    assert batch.segmentations is None
+    assert batch.depth is None
+
+
+def test_a_column_that_is_not_there_or_not_known_is_a_users_mistake(shards: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.columns has 'edges.png' but only .* seg\.png"):
+        reader(shards, columns=["edges.png"])
+    with pytest.raises(UserError, match=r"data\.columns has depth\.png, which 0 of 90 samples"):
+        reader(write(shards / "bare"), columns=["depth.png"])
 
 
 def test_evaluation_reads_every_image_once_over_all_ranks(shards: Path) -> None:
@@ -140,7 +164,7 @@ def test_a_bad_sample_is_replaced_by_its_neighbour_and_shifts_nobody(tmp_path: P
     assert bad.num_bad == len(records) > 0
     assert records[0]["shard"].endswith(".tar")
     assert records[0]["offset"] % 512 == 0
-    assert records[0]["error"] == "no JPEG, PNG or WebP file"
+    assert records[0]["error"] == "the image is no JPEG, PNG or WebP file"
 
 
 def test_evaluation_leaves_bad_samples_out(tmp_path: Path) -> None:
@@ -216,6 +240,17 @@ def test_the_state_tells_whether_a_run_can_go_on(shards: Path, tmp_path: Path) -
 def test_a_position_that_ranks_cannot_share_is_an_error(shards: Path) -> None:
     with pytest.raises(UserError, match=r"data\.global_batch"):
         next(reader(shards, world_size=4).batches(6))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"crop": "middle"}, r"data\.crop is 'middle' but must be random, center, resized"),
+     ({"crop": "resized", "crop_scale": [0.5]}, r"data\.crop_scale is \[0\.5\]"),
+     ({"crop": "resized", "crop_ratio": [2.0, 1.0]}, r"data\.crop_ratio is \[2\.0, 1\.0\]")],
+)  # fmt: skip
+def test_a_crop_that_does_not_exist_is_a_users_mistake(options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ImagesConfig(size=8, **options).preprocess()
 
 
 @pytest.mark.parametrize("key", ["micro_batch", "threads"])

@@ -65,7 +65,9 @@ def test_the_crops_become_shards_with_class_and_label_map(crops: Path, tmp_path:
     )
     dataset = resolve(str(tmp_path))
     assert dataset.classes == tuple(sorted(tool["PHOTOGRAPHS"]))
-    for batch in Reader(dataset, Preprocess(16), micro_batch=8).epoch_batches():
+    for batch in Reader(
+        dataset, Preprocess(16), micro_batch=8, columns=["seg.png"]
+    ).epoch_batches():
         assert batch.classes is not None
         assert batch.segmentations is not None
         assert int(batch.segmentations.max()) < tool["NUM_LABELS"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from taming_dist.data.images import Preprocess
+from taming_dist.data.images import MAP_COLUMNS, Preprocess
 from taming_dist.data.manifest import Manifest, resolve
 from taming_dist.data.reader import Batch, Reader
 from taming_dist.errors import UserError
@@ -38,7 +38,9 @@ def make(images: Path, out: Path, *options: str) -> Manifest:
 
 
 def read(out: Path, size: int = 8) -> list[Batch]:
-    return list(Reader(resolve(str(out)), Preprocess(size), micro_batch=4).epoch_batches())
+    dataset = resolve(str(out))
+    columns = [name for name in MAP_COLUMNS if name in dataset.columns]
+    return list(Reader(dataset, Preprocess(size), micro_batch=4, columns=columns).epoch_batches())
 
 
 def test_class_folders_become_sorted_class_ids(images: Path, tmp_path: Path) -> None:
