@@ -1,72 +1,135 @@
 """Make manifest and tar index for WebDataset shards that others wrote, in one pass over each.
 
-    python tools/index_shards.py SHARDS...        # tar files, or folders of them
+    python tools/index_shards.py SHARDS...              # tar files, or folders of them
+    python tools/index_shards.py URLS... --out DIR      # http(s)://, s3://, gs:// ...
 
-A folder whose shards are not all whole gets no manifest.
+The manifest and the indexes of remote shards go to DIR, which is then the shard spec; the shards
+stay where they are. A folder whose shards are not all whole gets no manifest.
 """
 
 import argparse
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
+from braceexpand import braceexpand
+
 from taming_dist import cli
+from taming_dist.data import storage
 from taming_dist.data.manifest import IMAGES_FORMAT, MANIFEST, Manifest, Shard, write_index
-from taming_dist.data.shards import IMAGE_EXTENSIONS, scan
+from taming_dist.data.shards import IMAGE_EXTENSIONS, scan_at
 from taming_dist.errors import UserError
+
+Scanned = tuple[Shard, np.ndarray]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Index the shards, folder by folder, and report every damaged one."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("shards", type=Path, nargs="+", help="tar files, or folders of them")
-    damaged = []
-    for folder, paths in group(parser.parse_args(argv).shards).items():
-        damaged += index_folder(folder, paths)
+    parser.add_argument(
+        "shards", nargs="+", help="tar files or folders of them; URLs, also with braces or, where "
+        "a store lists its files, globs",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, help="where manifest and indexes of URLs go")
+    parser.add_argument("--workers", type=int, default=1, help="shards read at the same time")
+    args = parser.parse_args(argv)
+    if args.workers < 1:
+        raise UserError(f"--workers is {args.workers} but must be at least 1")
+    damaged = sum(
+        index_folder(folder, locations, args.workers)
+        for folder, locations in group(args.shards, args.out).items()
+    )
     if damaged:
         raise UserError(
-            f"{len(damaged)} damaged shards (listed above): fetch them again or delete them, then "
+            f"{damaged} damaged shards (listed above): fetch them again or delete them, then "
             f"rerun; their folders got no manifest"
         )
 
 
-def group(given: list[Path]) -> dict[Path, list[Path]]:
-    """The tar files that were named, by folder."""
-    folders: dict[Path, list[Path]] = defaultdict(list)
-    for path in given:
-        if not path.exists():
-            raise UserError(f"{path}: there is no such file")
-        paths = sorted(path.glob("*.tar")) if path.is_dir() else [path]
-        if not paths:
-            raise UserError(f"{path}: no tar files in this folder")
-        for shard in paths:
-            folders[shard.parent].append(shard)
+def group(given: list[str], out: Path | None) -> dict[Path, list[str]]:
+    """The shards that were named, by the folder of their manifest."""
+    folders: dict[Path, list[str]] = defaultdict(list)
+    for name in given:
+        if storage.is_url(name) != (out is not None):
+            raise UserError(f"{storage.shown(name)}: --out DIR goes with URLs, and only with them")
+        for location in find_remote(name) if out else find_local(Path(name)):
+            folders[out or Path(location).parent].append(location)
+    for folder, locations in folders.items():
+        check_names(folder, locations)
     return folders
 
 
-def index_folder(folder: Path, paths: list[Path]) -> list[Path]:
-    """Scan shards and enter them in their folder's manifest; returns the damaged ones."""
+def find_local(path: Path) -> list[str]:
+    if not path.exists():
+        raise UserError(f"{path}: there is no such file")
+    paths = sorted(path.glob("*.tar")) if path.is_dir() else [path]
+    if not paths:
+        raise UserError(f"{path}: no tar files in this folder")
+    return [str(shard) for shard in paths]
+
+
+def find_remote(url: str) -> list[str]:
+    storage.check_scheme(url)
+    found: list[str] = []
+    for location in braceexpand(url):
+        is_glob = "*" in location
+        if not is_glob and not storage.file_name(location).endswith(".tar"):
+            location, is_glob = storage.beside(location, "*.tar"), True
+        found += storage.matching(location) if is_glob else [location]
+    if not found:
+        raise UserError(f"{storage.shown(url)}: no tar files there")
+    return found
+
+
+def check_names(folder: Path, locations: list[str]) -> None:
+    """Names are the keys of a manifest, so two shards of one name need two folders."""
+    named: dict[str, str] = {}
+    for location in locations:
+        other = named.setdefault(storage.file_name(location), location)
+        if other != location:
+            raise UserError(
+                f"{storage.shown(other)} and {storage.shown(location)} have the same name: index "
+                f"them into two folders, and list both in the shard spec"
+            )
+
+
+def index_folder(folder: Path, locations: list[str], workers: int) -> int:
+    """Scan shards and enter them in a folder's manifest; returns the number of damaged ones."""
+    folder.mkdir(parents=True, exist_ok=True)
     known = Manifest.load(folder) if (folder / MANIFEST).exists() else None
     if known is not None and known.format != IMAGES_FORMAT:
         raise UserError(f"{folder} holds {known.format} shards, which need no index")
-    found, damaged = [], []
-    for path in paths:
+    found, damaged = [], 0
+    for location, result in zip(locations, scan_all(locations, folder, workers), strict=True):
         try:
-            shard, offsets = scan(path)
+            shard, offsets = result()
         except UserError as error:
-            print(error)
-            damaged.append(path)
+            print(error, flush=True)
+            damaged += 1
             continue
-        write_index(path, offsets)
+        write_index(folder / shard.name, offsets)
         found.append(shard)
-        print(describe(path, shard), flush=True)
+        print(describe(location, shard), flush=True)
     if not damaged:
         save(folder, known, found)
     return damaged
 
 
-def describe(path: Path, shard: Shard) -> str:
-    line = f"{path}: {shard.samples} samples"
+def scan_all(locations: list[str], folder: Path, workers: int) -> Iterator[Callable[[], Scanned]]:
+    """For each shard, in order, what gives its manifest entry and offsets or raises."""
+    if min(workers, len(locations)) == 1:
+        yield from (partial(scan_at, location, folder) for location in locations)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from [pool.submit(scan_at, location, folder).result for location in locations]
+
+
+def describe(location: str, shard: Shard) -> str:
+    line = f"{storage.shown(location)}: {shard.samples} samples"
     num_images = sum(shard.columns.get(extension, 0) for extension in IMAGE_EXTENSIONS)
     if num_images < shard.samples:
         line += f", at least {shard.samples - num_images} of them without an image"
@@ -76,7 +139,7 @@ def describe(path: Path, shard: Shard) -> str:
 def save(folder: Path, known: Manifest | None, found: list[Shard]) -> None:
     """Write the manifest: what was found now, and what it held before and still exists."""
     entries = {shard.name: shard for shard in (known.shards if known else ())}
-    entries = {name: shard for name, shard in entries.items() if (folder / name).exists()}
+    entries = {n: shard for n, shard in entries.items() if shard.url or (folder / n).exists()}
     entries |= {shard.name: shard for shard in found}
     shards = tuple(entries[name] for name in sorted(entries))
     Manifest(IMAGES_FORMAT, shards, known.classes if known else None).save(folder)

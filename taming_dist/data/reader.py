@@ -7,13 +7,10 @@ good sample of the shard, in evaluation it is left out; either way it is reporte
 
 import json
 import logging
-import os
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,8 +28,9 @@ from taming_dist.data.images import (
     decode,
 )
 from taming_dist.data.loader import Plan, Selection, prefetched
-from taming_dist.data.manifest import Dataset, read_index
-from taming_dist.data.shards import IMAGE_EXTENSIONS, split_name, walk
+from taming_dist.data.manifest import Dataset
+from taming_dist.data.shards import IMAGE_EXTENSIONS, read_sample
+from taming_dist.data.storage import shown
 from taming_dist.errors import UserError
 
 # Enough for the lanes of a rank to stay in their shards, few enough for a limit of 1024 files.
@@ -132,31 +130,17 @@ def log_bad_sample(record: dict[str, Any]) -> None:
 
 
 class ShardFile:
-    """One open shard; closes itself when nobody holds it any more, in whatever thread."""
+    """One open shard of a data set."""
 
-    def __init__(self, path: Path, samples: int) -> None:
-        self.path = path
-        self.offsets = read_index(path, samples)
-        self._descriptor = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._descriptor)
+    def __init__(self, dataset: Dataset, number: int) -> None:
+        self.location = dataset.locations[number]
+        self.offsets = dataset.read_index(number)
+        self._source = dataset.open_shard(number)
 
     def read(self, index: int) -> tuple[str, dict[str, bytes]]:
         """Key and files of a sample, by extension; `BrokenData` if its headers are damaged."""
         start, end = int(self.offsets[index]), int(self.offsets[index + 1])
-        data = os.pread(self._descriptor, end - start, start)
-        if len(data) != end - start:
-            raise UserError(
-                f"the shard {self.path} ends before byte {end}: it was cut or changed; "
-                f"run: python tools/verify_shards.py {self.path.parent}"
-            )
-        files: dict[str, bytes] = {}
-        key = ""
-        for member in walk(memoryview(data), archive=False):
-            parts = split_name(member.name)
-            if parts is not None:
-                key = parts[0]
-                files[parts[1]] = data[member.start : member.start + member.size]
-        return key, files
+        return read_sample(self._source.read(start, end - start))
 
 
 class Reader:
@@ -270,7 +254,7 @@ class Reader:
                     samples.append(sample)
                     break
             else:
-                raise UserError(f"no sample of {self.dataset.paths[shard]} can be read")
+                raise UserError(f"no sample of {shown(self.dataset.locations[shard])} can be read")
         return samples, bad
 
     def _load_leaving_out(self, selection: Selection) -> tuple[list[_Sample], list[dict[str, Any]]]:
@@ -310,12 +294,17 @@ class Reader:
             return _Sample(image, maps, cls, key, id)
         except BrokenData as error:
             offset = int(file.offsets[index])
-            record = {"shard": str(file.path), "key": key, "offset": offset, "error": str(error)}
+            record = {
+                "shard": shown(file.location),
+                "key": key,
+                "offset": offset,
+                "error": str(error),
+            }
             bad.append(record)
             return None
 
     def _open_shard(self, shard: int) -> ShardFile:
-        return ShardFile(self.dataset.paths[shard], self.dataset.shards[shard].samples)
+        return ShardFile(self.dataset, shard)
 
     def _check_columns(self, columns: Sequence[str]) -> Sequence[str]:
         for name in columns:
@@ -346,8 +335,8 @@ class Reader:
             try:
                 record = _parse_json(_need(self._open(0).read(0)[1], "json"))
             except BrokenData as error:
-                path = self.dataset.paths[0]
-                raise UserError(f"the first sample of {path} is damaged: {error}") from error
+                first = shown(self.dataset.locations[0])
+                raise UserError(f"the first sample of {first} is damaged: {error}") from error
             for name in ("cls", "label"):
                 if isinstance(record.get(name), int):
                     return partial(_parse_json_class, name=name)

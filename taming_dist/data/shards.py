@@ -10,7 +10,7 @@ import mmap
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tarfile import USTAR_FORMAT, TarInfo
 from types import TracebackType
@@ -28,6 +28,7 @@ from taming_dist.data.manifest import (
     Shard,
     write_index,
 )
+from taming_dist.data.storage import is_url, local_copy, shown
 from taming_dist.errors import UserError
 
 BLOCK = 512
@@ -170,12 +171,14 @@ def measure(path: Path) -> tuple[int, str]:
     return len(buffer), xxhash.xxh3_128_hexdigest(buffer)
 
 
-def scan(path: Path) -> tuple[Shard, np.ndarray]:
+def scan(path: Path, location: str = "") -> tuple[Shard, np.ndarray]:
     """Read a tar once: its manifest entry, and the byte offsets of its samples [samples + 1].
 
-    Neighbouring members with one key make a sample, as in webdataset. Raises `UserError` naming
-    the shard and the byte if the tar is cut, damaged or compressed, or holds no image.
+    Neighbouring members with one key make a sample, as in webdataset. `location` is where the
+    shard really lies, if `path` is a copy. Raises `UserError` naming the shard and the byte if the
+    tar is cut, damaged or compressed, or holds no image.
     """
+    named = shown(location) if location else path
     buffer = map_file(path)
     offsets = [0]
     columns: Counter[str] = Counter()
@@ -184,12 +187,40 @@ def scan(path: Path) -> tuple[Shard, np.ndarray]:
             offsets[-1:] = [offset, end]
             columns.update(extensions)
     except BrokenData as error:
-        raise UserError(f"the shard {path} is damaged: {error}; fetch or make it again") from error
+        raise UserError(f"the shard {named} is damaged: {error}; fetch or make it again") from error
     if not any(columns[extension] for extension in IMAGE_EXTENSIONS):
-        raise UserError(f"the shard {path} holds no image ({', '.join(IMAGE_EXTENSIONS)})")
+        raise UserError(f"the shard {named} holds no image ({', '.join(IMAGE_EXTENSIONS)})")
     size, digest = measure(path)
     shard = Shard(path.name, len(offsets) - 1, size, digest, dict(sorted(columns.items())))
     return shard, np.array(offsets, dtype=np.int64)
+
+
+def scan_at(location: str, room: Path | None = None) -> tuple[Shard, np.ndarray]:
+    """`scan` of a shard at a path or URL; the copy that the latter takes lies below `room`."""
+    with local_copy(location, room) as path:
+        shard, offsets = scan(path, location)
+    return replace(shard, url=location if is_url(location) else ""), offsets
+
+
+def read_sample(data: bytes) -> tuple[str, dict[str, bytes]]:
+    """Key and files, by extension, in the bytes of one sample.
+
+    Raises `BrokenData` if a header is damaged, or the bytes are not those of one whole sample, as
+    between offsets of a wrong index.
+    """
+    files: dict[str, bytes] = {}
+    key = ""
+    for member in walk(memoryview(data), archive=False):
+        parts = split_name(member.name)
+        if parts is None:
+            continue
+        if files and parts[0] != key:
+            raise BrokenData(f"files of {key!r} and {parts[0]!r} in one sample")
+        if parts[1] in files:
+            raise BrokenData(f"{member.name!r} is there twice")
+        key = parts[0]
+        files[parts[1]] = data[member.start : member.start + member.size]
+    return key, files
 
 
 def _samples(buffer: memoryview) -> Iterator[tuple[int, set[str], int]]:

@@ -17,14 +17,15 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NoAnswer  # another class than the builtin in 3.10
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import fsspec
 import requests
@@ -60,6 +61,10 @@ class StorageError(UserError):
 
 class MissingFile(StorageError):
     """There is no such file."""
+
+
+class TooLarge(StorageError):
+    """A file has more bytes than are wanted of it."""
 
 
 class _Passing(Exception):
@@ -121,31 +126,40 @@ def shown(location: str) -> str:
     """A location as it may stand in logs: without user, password and query (signatures)."""
     if not is_url(location) or location.startswith("pipe:"):
         return location
-    parts = urlsplit(location)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    scheme, _, rest = _split_query(location)[0].partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def _split_query(location: str) -> tuple[str, str]:
+    """A location without its query, and the query; names in stores may hold question marks."""
+    if not location.startswith(("http://", "https://")):
+        return location, ""
+    base, mark, query = location.partition("?")
+    return base, mark + query
 
 
 def file_name(location: str) -> str:
     """The last part of a location's path."""
-    return (urlsplit(location).path if is_url(location) else location).rpartition("/")[2]
+    return _split_query(location)[0].rpartition("/")[2]
 
 
 def folder_of(location: str) -> str:
     """The folder that a file lies in, as a location."""
     if not is_url(location):
         return str(Path(location).parent)
-    parts = urlsplit(location)
-    return parts._replace(path=parts.path.rpartition("/")[0]).geturl()
+    base, query = _split_query(location)
+    return base.rpartition("/")[0] + query
 
 
 def beside(folder: str, name: str) -> str:
     """The location of the file `name`, a plain file name, in a folder."""
     if not is_url(folder):
         return str(Path(folder) / name)
-    parts = urlsplit(folder)
-    if parts.scheme in ("http", "https"):
+    base, query = _split_query(folder)
+    if folder.startswith(("http://", "https://")):
         name = quote(name)
-    return parts._replace(path=f"{parts.path.rstrip('/')}/{name}").geturl()
+    return f"{base.rstrip('/')}/{name}{query}"
 
 
 def check_scheme(location: str) -> None:
@@ -184,7 +198,7 @@ def fetch(location: str, limit: int, patience: Patience = PATIENCE) -> bytes:
     source = open_source(location, None, patience)
     size = source.size()
     if size > limit:
-        raise StorageError(f"{shown(location)} has {size} bytes, more than {limit}: not read")
+        raise TooLarge(f"{shown(location)} has {size} bytes, more than {limit}: not read")
     return source.read(0, size)
 
 
@@ -211,7 +225,7 @@ def matching(pattern: str) -> list[str]:
     try:
         return sorted(system.unstrip_protocol(found) for found in system.glob(path))
     except Exception as error:  # each store raises its own types
-        raise StorageError(f"{shown(pattern)} cannot be listed: {_said(error)}") from error
+        raise StorageError(f"{shown(pattern)} cannot be listed: {one_line(error)}") from error
 
 
 def download(location: str, file: BinaryIO, patience: Patience = PATIENCE) -> None:
@@ -219,34 +233,30 @@ def download(location: str, file: BinaryIO, patience: Patience = PATIENCE) -> No
     size = open_source(location, None, patience).size()
     source = open_source(location, size, patience)
     for start in range(0, size, CHUNK):
-        file.write(source.read(start, min(CHUNK, size - start)))
-    file.flush()
-
-
-class LocalCopy:
-    """Context manager: the path of a file that, if it is remote, is copied for as long as needed.
-
-    Copies lie in `folder`, or where temporary files do.
-    """
-
-    def __init__(self, location: str, folder: Path | None = None) -> None:
-        self._location, self._folder = location, folder
-        self._copy: Any = None
-
-    def __enter__(self) -> Path:
-        if not is_url(self._location):
-            return Path(self._location)
-        self._copy = tempfile.NamedTemporaryFile(dir=self._folder, suffix=".tmp")  # noqa: SIM115
+        data = source.read(start, min(CHUNK, size - start))
         try:
-            download(self._location, self._copy)
-        except BaseException:
-            self._copy.close()
-            raise
-        return Path(self._copy.name)
+            file.write(data)
+        except OSError as error:
+            raise StorageError(
+                f"{shown(location)}: no room for a copy of {size} bytes in {file.name} "
+                f"({error.strerror})"
+            ) from error
 
-    def __exit__(self, *_: object) -> None:
-        if self._copy is not None:
-            self._copy.close()
+
+@contextmanager
+def local_copy(location: str, folder: Path | None = None) -> Iterator[Path]:
+    """The path of a file that, if it is remote, is copied for as long as the block lasts.
+
+    Copies keep their name and lie below `folder`, or where temporary files do.
+    """
+    if not is_url(location):
+        yield Path(location)
+        return
+    with tempfile.TemporaryDirectory(prefix="shards.", suffix=".tmp", dir=folder) as room:
+        path = Path(room) / (file_name(location) or "file")
+        with open(path, "wb") as file:
+            download(location, file)
+        yield path
 
 
 class LocalFile:
@@ -291,8 +301,8 @@ class LocalFile:
                 return call()
             except OSError as error:
                 if error.errno in PASSING_ERRNOS:
-                    raise _Passing(_said(error)) from error
-                raise StorageError(f"{self.location} cannot be read: {_said(error)}") from error
+                    raise _Passing(one_line(error)) from error
+                raise StorageError(f"{self.location} cannot be read: {one_line(error)}") from error
 
         return self._patience.insist(self.location, attempt)
 
@@ -330,9 +340,9 @@ class HttpFile:
             requests.exceptions.TooManyRedirects,
             requests.exceptions.InvalidSchema,
         ) as error:
-            raise StorageError(f"{shown(self.location)}: {_said(error)}") from error
+            raise StorageError(f"{shown(self.location)}: {one_line(error)}") from error
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            raise _Passing(_said(error)) from error
+            raise _Passing(one_line(error)) from error
 
     def _check(self, response: requests.Response, start: int, length: int) -> int:
         """The size of the file that an answer is a range of; an error if it is another answer."""
@@ -444,7 +454,7 @@ class StoredObject:
             except PermissionError as error:
                 raise StorageError(f"{shown(self.location)}: no permission") from error
             except Exception as error:  # each store raises its own types
-                raise _Passing(_said(error)) from error
+                raise _Passing(one_line(error)) from error
 
         return self._patience.insist(self.location, attempt)
 
@@ -479,7 +489,7 @@ def _filesystem(location: str) -> tuple[Any, str]:
         ) from error
 
 
-def _said(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """What an exception says, in one line of bounded length, without the query of a URL."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     text = re.sub(r"\?\S+", "?...", text)

@@ -68,7 +68,7 @@ def test_the_written_manifest_and_index_are_what_a_scan_finds(tmp_path: Path) ->
     for shard in manifest.shards:
         found, offsets = scan(tmp_path / shard.name)
         assert found == shard
-        assert offsets.tolist() == read_index(tmp_path / shard.name, shard.samples).tolist()
+        assert offsets.tolist() == read_index(str(tmp_path / shard.name), shard).tolist()
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,8 @@ def test_mistakes_in_a_spec_name_the_file_and_the_mend(tmp_path: Path) -> None:
         (f"{folder}/train-{{000000", "unbalanced"),
         (str(tmp_path / "bare"), r"bare has no manifest\.json.*index_shards"),
         (f"{folder}/other.tar", r"other\.tar is not in .*index_shards"),
-        ("http://host/a.tar", "only local paths"),
+        ("ftp://host/a.tar", r"ftp://host/a\.tar: cannot read ftp://"),
+        ("pipe:cat a.tar", r"data\.streaming=true data\.allow_pipe=true"),
     ):
         with pytest.raises(UserError, match=message):
             resolve(spec)
@@ -206,11 +207,12 @@ def test_a_shard_that_changed_its_size_is_refused(tmp_path: Path) -> None:
 def test_a_lost_or_wrong_index_is_refused(tmp_path: Path) -> None:
     write_shards(tmp_path)
     path = tmp_path / "train-000000.tar"
-    write_index(path, np.array([0, 2048, 1024]))
-    with pytest.raises(UserError, match=r"train-000000\.tar\.idx does not fit"):
-        read_index(path, 2)
-    with pytest.raises(UserError, match="does not fit"):
-        read_index(path, 3)
+    shard = Manifest.load(tmp_path).by_name[path.name]
+    whole = scan(path)[1]
+    for offsets in ([0, 2048, 1024], [0, 2000, 4096], whole[:-1], [*whole, whole[-1] + 512]):
+        write_index(path, np.array(offsets))
+        with pytest.raises(UserError, match=r"train-000000\.tar\.idx does not fit"):
+            read_index(str(path), shard)
     (tmp_path / "train-000000.tar.idx").unlink()
     with pytest.raises(UserError, match=r"train-000000\.tar\.idx is missing"):
         resolve(str(tmp_path))

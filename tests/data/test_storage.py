@@ -15,7 +15,6 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from taming_dist.data.storage import (
-    LocalCopy,
     MissingFile,
     Patience,
     Source,
@@ -24,6 +23,7 @@ from taming_dist.data.storage import (
     exists,
     fetch,
     folder_of,
+    local_copy,
     matching,
     open_source,
     shown,
@@ -98,7 +98,7 @@ def test_any_range_of_a_file_can_be_read_wherever_it_lies(
         fetch(location, 2047)
     assert exists(location)
     assert not exists(f"{location}-not")
-    with LocalCopy(location, tmp_path) as path:
+    with local_copy(location, tmp_path) as path:
         assert path.read_bytes() == CONTENTS
     assert path.exists() == (kind == "local")
 

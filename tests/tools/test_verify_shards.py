@@ -74,7 +74,7 @@ def test_a_flipped_bit_in_codes_is_found(codes: Path) -> None:
 def test_missing_cut_and_wrongly_indexed_shards_are_found(
     images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_index(images / "train-000000.tar", np.array([0, 2048, 4096, 6144]))
+    write_index(images / "train-000000.tar", np.array([0, 512, 2048, 3072]))
     (images / "train-000001.tar").unlink()
     with pytest.raises(UserError, match="2 of 2 shards"):
         verify_shards([str(images)])
