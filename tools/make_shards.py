@@ -1,248 +1,368 @@
-"""Make WebDataset shards, with manifest and tar index, from a folder of images.
+"""Make WebDataset shards, with manifest and tar index, from images in folders, lists or tables.
 
     python tools/make_shards.py --images DIR --out DIR [--labels folders] [--segmentations DIR]
+    python tools/make_shards.py --list FILE.txt|.csv|.tsv|.jsonl [--root DIR] --out DIR
 
-Images (jpg, jpeg, png, webp) go in as they are, in a shuffled order, unless --short-side scales
-larger ones down. Every file that is left out is listed with the reason and counted.
+An image goes in byte for byte unless it has to be changed (--short-side), in an order that mixes
+classes. Every file that is left out is listed with the reason. An interrupted run goes on from
+where it was when the same command is given again. docs/making-shards.md has all of it.
 """
 
 import argparse
-import hashlib
-import io
 import json
 import os
 import re
+import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from taming_dist import cli
-from taming_dist.data.faults import BrokenData
-from taming_dist.data.images import decode, decode_labels, resize_short_side
-from taming_dist.data.manifest import MANIFEST, Manifest
-from taming_dist.data.order import WRITING, permutation
-from taming_dist.data.shards import IMAGE_EXTENSIONS, ShardWriter
+from taming_dist.data.collections.entry import Collection
+from taming_dist.data.collections.folders import ClassFolders, ImageFolder, Paired
+from taming_dist.data.collections.lists import ImageList
+from taming_dist.data.conditions import require_canny
+from taming_dist.data.files import replacing
+from taming_dist.data.making.catalogue import PLAN, Catalogue, digest_of, list_images
+from taming_dist.data.making.maker import Job, Report, ShardMaker, Split, cut, run, split_by_key
+from taming_dist.data.making.samples import Recipe
+from taming_dist.data.manifest import IMAGES_FORMAT, MANIFEST, Manifest
 from taming_dist.errors import UserError
 
-MAX_KEY = 80  # a USTAR name has 100 bytes, extension included
+UNFINISHED, LEFT_OUT = "unfinished", "left_out.jsonl"
 REPORT_EVERY_S = 5.0
-
-
-@dataclass(frozen=True)
-class Source:
-    """One image to be stored: its file, its name below the image folder, what belongs to it."""
-
-    path: Path
-    name: str
-    cls: int | None
-    segmentation: Path | None
+PRINTED_FILES = 20
+SHARDS_PER_WORKER = 4  # with fewer, starting workers takes longer than it saves
+CANNY = "canny"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the shards, unless they are there already; print a summary."""
     args = parse(argv)
     started = time.monotonic()
-    files = list_files(args.images)
-    images = [name for name in files if is_image(name)]
-    if not images:
-        raise UserError(f"--images {args.images}: no jpg, png or webp file below it")
-    classes = classes_of(files, images, args)
-    class_ids = {name: number for number, name in enumerate(classes or ())}
-    sources = [make_source(name, args, class_ids) for name in images]
-    skipped = {name: "not a jpg, png or webp file" for name in files if not is_image(name)}
-    inputs = digest_of(sources, args)
-    if is_done(args.out, inputs):
+    collection = choose_collection(args)
+    recipe = choose_recipe(args, collection)
+    settings = describe(args, recipe)
+    if is_done(args, collection, settings):
         return
-    details = {"inputs": inputs, "skipped": skipped}
-    writer = ShardWriter(args.out, args.prefix, args.shard_samples, classes, details)
-    with writer:
-        num_written = write_all(sources, writer, skipped, args)
-        if not num_written:
-            raise UserError(f"--images {args.images}: none of {len(sources)} images can be read")
-    for name, reason in skipped.items():
-        print(f"left out: {name}: {reason}")
-    seconds = time.monotonic() - started
-    print(
-        f"{num_written} images in {args.out} ({num_written / seconds:.0f} images/s); "
-        f"{len(skipped)} files left out"
-    )
+    work = args.out / UNFINISHED
+    try:
+        catalogue = prepare(work, collection, settings)
+        splits = choose_splits(args, catalogue)
+        jobs = [job for split in splits for job in jobs_of(split, catalogue, args)]
+        reports = make(ShardMaker(catalogue, work, splits, recipe), jobs, args)
+        kinds = finish(args.out, splits, reports, collection, catalogue)
+    except UserError:
+        remove_if_empty(args)
+        raise
+    summarize(args.out, reports, kinds, time.monotonic() - started)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--images", type=Path, required=True, help="folder of images")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the shards")
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--images", type=Path, metavar="DIR", help="a folder of images")
+    given.add_argument("--list", type=Path, metavar="FILE", help="a .txt, .csv, .tsv or .jsonl")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the shards")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="what a list's paths start from")
     parser.add_argument(
         "--labels", choices=["folders"], help="folders: class = first folder, by sorted name"
     )
-    parser.add_argument(
-        "--segmentations", type=Path, help="label maps: same names below this folder, .png"
+    pairs = parser.add_argument_group("what belongs to the images: same names below a folder")
+    pairs.add_argument("--segmentations", type=Path, metavar="DIR", help="label maps, .png")
+    pairs.add_argument("--depth", type=Path, metavar="DIR", help="depth maps, .png")
+    pairs.add_argument("--edges", metavar=f"DIR|{CANNY}", help="edge maps, .png, or compute them")
+    pairs.add_argument(
+        "--low-resolution", metavar="DIR|N", help="smaller images, or compute them, N times smaller"
     )
-    parser.add_argument("--short-side", type=int, help="scale larger images down to this")
-    parser.add_argument("--prefix", default="train", help="shards are <prefix>-000000.tar ...")
-    parser.add_argument("--shard-samples", type=int, default=1024, help="images per shard")
-    parser.add_argument("--quality", type=int, default=95, help="JPEG quality of scaled images")
+    change = parser.add_argument_group("what is done with them")
+    change.add_argument("--short-side", type=int, metavar="N", help="scale larger images down to N")
+    change.add_argument("--quality", type=int, default=95, help="of JPEGs made here (default 95)")
+    change.add_argument(
+        "--min-side", type=int, default=8, help="leave out smaller ones (default 8)"
+    )
+    shards = parser.add_argument_group("the shards")
+    shards.add_argument("--prefix", help="they are <prefix>-000000.tar ... (default train)")
+    shards.add_argument("--shard-samples", type=int, help="images in each (default 1024)")
+    shards.add_argument("--shard-bytes", type=parse_bytes, metavar="N[K|M|G]", help="or its size")
+    shards.add_argument(
+        "--val-fraction", type=float, metavar="F", help="split by key: out/train and out/val"
+    )
+    parser.add_argument("--workers", type=int, help="processes (default: all CPUs, if worth it)")
     args = parser.parse_args(argv)
-    for name in ("short_side", "shard_samples", "quality"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {value} but must be at least 1")
-    if not re.fullmatch(r"[\w-]+", args.prefix):
-        raise UserError(f"--prefix is {args.prefix!r}: use letters, digits, _ and - only")
+    check(args)
     return args
 
 
-def list_files(folder: Path) -> list[str]:
-    """All files below a folder as sorted relative names; folders that cannot be read are errors."""
-    if not folder.is_dir():
-        raise UserError(f"--images {folder}: there is no such folder")
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    found = []
-    for root, _, names in os.walk(folder, onerror=fail, followlinks=True):
-        found += [Path(root, name).relative_to(folder).as_posix() for name in names]
-    return sorted(found)
+def parse_bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+)([KMG]?)", text)
+    if match is None or not int(match[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500M or 1G")
+    return int(match[1]) * 1024 ** " KMG".index(match[2] or " ")
 
 
-def is_image(name: str) -> bool:
-    return Path(name).suffix.lower().removeprefix(".") in IMAGE_EXTENSIONS
+def check(args: argparse.Namespace) -> None:
+    """Raise `UserError` on values that cannot be."""
+    for name in ("short_side", "shard_samples", "quality", "min_side", "workers"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {value} but must be at least 1")
+    if args.quality > 100:
+        raise UserError(f"--quality is {args.quality} but must be at most 100")
+    if args.prefix is not None and not re.fullmatch(r"[\w-]+", args.prefix, re.ASCII):
+        raise UserError(f"--prefix is {args.prefix!r}: use letters, digits, _ and - only")
+    if args.val_fraction is not None and not 0 < args.val_fraction < 1:
+        raise UserError(f"--val-fraction is {args.val_fraction} but must be between 0 and 1")
+    if args.val_fraction is not None and args.prefix is not None:
+        raise UserError("--val-fraction calls the shards train-* and val-*: leave --prefix out")
+    if args.root is not None and args.list is None:
+        raise UserError("--root is for --list: leave it out")
+    if args.labels is not None and args.images is None:
+        raise UserError("--labels folders is for --images: leave it out")
 
 
-def classes_of(
-    files: list[str], images: list[str], args: argparse.Namespace
-) -> tuple[str, ...] | None:
-    """The class names in the order of their ids: the folders that hold any file."""
-    if args.labels is None:
+def choose_collection(args: argparse.Namespace) -> Collection:
+    """The images that the arguments name, with what belongs to them."""
+    collection: Collection
+    if args.list is not None:
+        collection = ImageList(args.list, args.root)
+    elif args.labels is not None:
+        collection = ClassFolders(args.images)
+    else:
+        collection = ImageFolder(args.images)
+    folders = {"seg": args.segmentations, "depth": args.depth}
+    if args.edges != CANNY:
+        folders["edges"] = args.edges
+    if low_resolution_factor(args) is None:
+        folders["lr"] = args.low_resolution
+    given = {column: Path(folder) for column, folder in folders.items() if folder is not None}
+    return Paired(collection, given) if given else collection
+
+
+def low_resolution_factor(args: argparse.Namespace) -> int | None:
+    if args.low_resolution is None or not args.low_resolution.isdecimal():
         return None
-    loose = [name for name in images if "/" not in name]
-    if loose:
-        raise UserError(f"--labels folders: {args.images / loose[0]} lies in no class folder")
-    return tuple(sorted({name.partition("/")[0] for name in files if "/" in name}))
+    factor = int(args.low_resolution)
+    if factor < 2:
+        raise UserError(f"--low-resolution is {factor} but must be a folder or at least 2")
+    return factor
 
 
-def make_source(name: str, args: argparse.Namespace, class_ids: dict[str, int]) -> Source:
-    cls = class_ids[name.partition("/")[0]] if class_ids else None
-    segmentation = None
-    if args.segmentations is not None:
-        segmentation = args.segmentations / Path(name).with_suffix(".png")
-    return Source(args.images / name, name, cls, segmentation)
-
-
-def digest_of(sources: list[Source], args: argparse.Namespace) -> str:
-    """What the shards depend on: names, sizes and times of the files, and the settings."""
-    facts: list[object] = [
-        args.labels, args.short_side, args.shard_samples, args.prefix, args.quality
-    ]  # fmt: skip
-    for source in sources:
-        for path in (source.path, source.segmentation):
-            if path is not None and path.exists():
-                stat = path.stat()
-                facts.append([source.name, stat.st_size, stat.st_mtime_ns])
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
-def is_done(out: Path, inputs: str) -> bool:
-    """Whether the shards are there already; `UserError` if others are."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file: give a folder")
-    if not (out / MANIFEST).exists():
-        return False
-    manifest = Manifest.load(out)
-    if manifest.details.get("inputs") != inputs:
-        raise UserError(
-            f"--out {out} holds shards of other images or settings: delete it or choose another"
-        )
-    num_images = sum(shard.samples for shard in manifest.shards)
-    print(
-        f"{out} is complete: {num_images} images, {len(manifest.details['skipped'])} files left "
-        f"out; nothing to do"
+def choose_recipe(args: argparse.Namespace, collection: Collection) -> Recipe:
+    if args.edges == CANNY:
+        require_canny()
+    return Recipe(
+        short_side=args.short_side,
+        quality=args.quality,
+        min_side=args.min_side,
+        canny=args.edges == CANNY,
+        low_resolution=low_resolution_factor(args),
+        label_shift=collection.label_shift,
     )
+
+
+def describe(args: argparse.Namespace, recipe: Recipe) -> str:
+    """All that the shards depend on, but for the files themselves, as text."""
+    passed_over = ("out", "workers")
+    given = {key: str(value) for key, value in vars(args).items() if key not in passed_over}
+    return json.dumps([given, asdict(recipe)], sort_keys=True)
+
+
+def is_done(args: argparse.Namespace, collection: Collection, settings: str) -> bool:
+    """Whether the shards are there already; `UserError` if others are."""
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f"--out {args.out} is a file: give a folder")
+    folders = [folder for folder, _ in folders_of(args)]
+    if (args.out / UNFINISHED / PLAN).exists():
+        return False
+    if not all((folder / MANIFEST).exists() for folder in folders):
+        for folder in folders:
+            if any(folder.glob("*.tar")):
+                raise UserError(
+                    f"{folder} already holds shards: choose another folder, or if they lack a "
+                    f"{MANIFEST} run: python tools/index_shards.py {folder}/*.tar"
+                )
+        return False
+    manifests = [Manifest.load(folder) for folder in folders]
+    if any(m.details.get("inputs") != digest_of(collection, settings) for m in manifests):
+        raise UserError(
+            f"--out {args.out} holds shards of other images or settings: delete it or choose "
+            f"another"
+        )
+    num_images = sum(shard.samples for manifest in manifests for shard in manifest.shards)
+    print(f"{args.out} is complete: {num_images} images; nothing to do")
     return True
 
 
-def write_all(
-    sources: list[Source], writer: ShardWriter, skipped: dict[str, str], args: argparse.Namespace
-) -> int:
-    """Write every image that can be read, note the others; returns how many were written."""
-    num_written, reported = 0, time.monotonic()
-    keys = unique_keys([source.name for source in sources])
-    # Shuffled once, so that no shard holds a single class.
-    for done, index in enumerate(permutation(0, WRITING, count=len(sources)).tolist()):
-        try:
-            files = make_sample(sources[index], args)
-        except BrokenData as error:
-            skipped[sources[index].name] = str(error)
-            continue
-        writer.write(keys[index], files)
-        num_written += 1
-        if time.monotonic() - reported > REPORT_EVERY_S:
-            reported = time.monotonic()
-            print(f"{done + 1} of {len(sources)} images", flush=True)
-    return num_written
+def folders_of(args: argparse.Namespace) -> list[tuple[Path, str]]:
+    """Folder and prefix of each split, the one for training first."""
+    if args.val_fraction is None:
+        return [(args.out, args.prefix or "train")]
+    return [(args.out / name, name) for name in ("train", "val")]
 
 
-def unique_keys(names: list[str]) -> list[str]:
-    """A key for each image, its own name where the tar format allows that."""
-    keys, taken = [], set()
-    for number, name in enumerate(names):
-        key = re.sub(r"[^A-Za-z0-9_/-]", "_", name.rpartition(".")[0])
-        if len(key) > MAX_KEY or key in taken:
-            key = f"{key[-MAX_KEY + 10 :].replace('/', '_')}_{number:08d}"
-        taken.add(key)
-        keys.append(key)
-    return keys
-
-
-def make_sample(source: Source, args: argparse.Namespace) -> dict[str, bytes]:
-    """The files of a sample by extension; `BrokenData` if one cannot be read."""
-    data = read(source.path)
-    pixels = decode(data)
-    extension = source.path.suffix.lower().removeprefix(".")
-    is_scaled = args.short_side is not None and min(pixels.shape[:2]) > args.short_side
-    if is_scaled:
-        data, extension = (
-            encode_jpeg(resize_short_side(pixels, args.short_side), args.quality),
-            "jpg",
+def prepare(work: Path, collection: Collection, settings: str) -> Catalogue:
+    """The catalogue of an interrupted run of the same command, or a new one."""
+    if not (work / PLAN).exists():
+        print(f"listing {collection.where}", flush=True)
+        return list_images(work, collection, settings)
+    catalogue = Catalogue(work)
+    if catalogue.settings != settings:
+        raise UserError(
+            f"{work} is left of an interrupted run of another command: give that one again, or "
+            f"delete {work.parent}"
         )
-    files = {extension: data}
-    if source.segmentation is not None:
-        labels_data = read(source.segmentation)
-        labels = decode_labels(labels_data)
-        if labels.shape != pixels.shape[:2]:
-            raise BrokenData(f"its label map has another size, {labels.shape}")
-        if is_scaled:
-            labels_data = encode_png(
-                resize_short_side(labels, args.short_side, Image.Resampling.NEAREST)
+    print(f"going on with the {len(catalogue)} images listed in {work}", flush=True)
+    return catalogue
+
+
+def choose_splits(args: argparse.Namespace, catalogue: Catalogue) -> list[Split]:
+    parts = split_by_key(catalogue, args.val_fraction or 0.0)
+    splits = [
+        Split(folder, prefix, images)
+        for (folder, prefix), images in zip(folders_of(args), parts, strict=False)
+    ]
+    for split in splits:
+        if not len(split.images):
+            raise UserError(
+                f"--val-fraction {args.val_fraction} leaves no image of {len(catalogue)} for "
+                f"{split.prefix}: choose another"
             )
-        files["seg.png"] = labels_data
-    if source.cls is not None:
-        files["cls"] = str(source.cls).encode()
-    return files
+        split.folder.mkdir(parents=True, exist_ok=True)
+    return splits
 
 
-def read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise BrokenData(f"{path} is missing") from error
+def jobs_of(split: Split, catalogue: Catalogue, args: argparse.Namespace) -> list[Job]:
+    max_samples = args.shard_samples or (None if args.shard_bytes else 1024)
+    bounds = cut(catalogue.sizes[split.images], max_samples, args.shard_bytes)
+    ranges = zip(bounds, bounds[1:], strict=False)
+    return [Job(split.prefix, number, *bound) for number, bound in enumerate(ranges)]
 
 
-def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "JPEG", quality=quality)
-    return out.getvalue()
+def make(maker: ShardMaker, jobs: list[Job], args: argparse.Namespace) -> list[Report]:
+    """Do the jobs, showing how far they are; the reports in the order of the shards."""
+    is_small = len(jobs) < SHARDS_PER_WORKER
+    workers = args.workers or (1 if is_small else len(os.sched_getaffinity(0)))
+    reports = []
+    total = sum(job.stop - job.start for job in jobs)
+    with showing_progress(total) as advance:
+        for report in run(maker, jobs, min(workers, len(jobs))):
+            reports.append(report)
+            advance(report.images)
+    return sorted(reports, key=lambda report: (report.split, report.number))
 
 
-def encode_png(labels: np.ndarray) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(labels).save(out, "PNG")
-    return out.getvalue()
+@contextmanager
+def showing_progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, else a line now and then; give it the images that were done."""
+    console = Console()
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
+    done, said = 0, time.monotonic()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("", total=total)
+
+        def advance(count: int) -> None:
+            nonlocal done, said
+            done += count
+            progress.advance(bar, count)
+            if not console.is_terminal and time.monotonic() - said > REPORT_EVERY_S:
+                said = time.monotonic()
+                print(f"{done} of {total} images", flush=True)
+
+        yield advance
+
+
+def finish(
+    out: Path,
+    splits: list[Split],
+    reports: list[Report],
+    collection: Collection,
+    catalogue: Catalogue,
+) -> Counter[str]:
+    """Write the list of what was left out and, last, the manifests; counts the former by kind."""
+    shards = {
+        split.folder: tuple(r.shard for r in reports if r.split == split.prefix and r.shard)
+        for split in splits
+    }
+    for split in splits:
+        if not shards[split.folder]:
+            first = next(r.left_out[0] for r in reports if r.split == split.prefix)
+            raise UserError(
+                f"none of {len(split.images)} images can be used; the first: {first.name}: "
+                f"{first.reason}"
+            )
+    kinds = write_left_out(out / LEFT_OUT, catalogue, reports)
+    details = {
+        "inputs": catalogue.digest,
+        "notes": dict(sorted(add_up(report.notes for report in reports).items())),
+        "left_out": dict(sorted(kinds.items())),
+        **collection.details,
+    }
+    for folder, own in shards.items():
+        Manifest(IMAGES_FORMAT, own, collection.classes, details).save(folder)
+    shutil.rmtree(out / UNFINISHED)
+    return kinds
+
+
+def write_left_out(path: Path, catalogue: Catalogue, reports: list[Report]) -> Counter[str]:
+    """Write a line for each file that was left out, print the first ones, count them by kind."""
+    kinds: Counter[str] = Counter()
+    with replacing(path) as file:
+        for entry in chain(catalogue.left_out(), *(report.left_out for report in reports)):
+            file.write(json.dumps(asdict(entry)).encode() + b"\n")
+            kinds[entry.kind] += 1
+            if kinds.total() <= PRINTED_FILES:
+                name = entry.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+                print(f"left out: {name}: {entry.reason}")
+    if not kinds:
+        path.unlink()
+    elif kinds.total() > PRINTED_FILES:
+        print(f"left out: {kinds.total() - PRINTED_FILES} more, all listed in {path}")
+    return kinds
+
+
+def add_up(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for one in counts:
+        total.update(one)
+    return total
+
+
+def summarize(out: Path, reports: list[Report], kinds: Counter[str], seconds: float) -> None:
+    """Say how many images there are and what was notable; speed is that of this run alone."""
+    num_written = sum(report.shard.samples for report in reports if report.shard)
+    num_made = sum(r.shard.samples for r in reports if r.shard and not r.was_kept)
+    kept = sum(report.was_kept for report in reports)
+    if kept:
+        print(f"{kept} shards of an interrupted run were checked and kept")
+    for title, counts in (
+        ("of them", add_up(report.notes for report in reports)),
+        ("left out", kinds),
+    ):
+        if counts:
+            print(f"{title}: " + ", ".join(f"{counts[name]} {name}" for name in sorted(counts)))
+    print(
+        f"{num_written} images in {out} ({num_made / seconds:.0f} images/s); "
+        f"{kinds.total()} files left out"
+    )
+
+
+def remove_if_empty(args: argparse.Namespace) -> None:
+    """After a mistake, leave nothing behind unless there are shards to go on from."""
+    folders = [folder for folder, _ in folders_of(args)]
+    if any(True for folder in folders for _ in folder.glob("*.tar")):
+        return
+    shutil.rmtree(args.out / UNFINISHED, ignore_errors=True)
+    for folder in (*folders, args.out):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 if __name__ == "__main__":

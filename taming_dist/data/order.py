@@ -17,7 +17,7 @@ import numpy as np
 
 from taming_dist.errors import UserError
 
-SHARDS, RING, LANES, BLOCKS, PIXELS, WRITING = range(6)
+SHARDS, RING, LANES, BLOCKS, PIXELS = range(5)
 
 
 def random_words(seed: int, purpose: int, *counter: int, count: int) -> np.ndarray:

@@ -9,7 +9,7 @@ that others wrote.
 import mmap
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tarfile import USTAR_FORMAT, TarInfo
@@ -332,19 +332,24 @@ class ShardWriter:
 
     def _flush(self) -> None:
         path = self._folder / f"{self._prefix}-{len(self._shards):06d}.tar"
-        offsets = [0]
-        columns: Counter[str] = Counter()
-        with replacing(path) as file:
-            tar = TarWriter(file)
-            for key, members in self._samples:
-                columns.update(members.keys())
-                for extension, data in members.items():
-                    tar.add(f"{key}.{extension}", data)
-                offsets.append(tar.bytes)
-            digest = tar.finish()
-        write_index(path, np.array(offsets))
-        entry = Shard(
-            path.name, len(self._samples), tar.bytes, digest, dict(sorted(columns.items()))
-        )
-        self._shards.append(entry)
+        self._shards.append(write_shard(path, self._samples))
         self._samples = []
+
+
+def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> Shard:
+    """Write samples, each a key and its contents by extension, to a tar and its index.
+
+    Returns the manifest's entry. Samples may come from a generator: none is held.
+    """
+    offsets = [0]
+    columns: Counter[str] = Counter()
+    with replacing(path) as file:
+        tar = TarWriter(file)
+        for key, members in samples:
+            columns.update(members.keys())
+            for extension, data in members.items():
+                tar.add(f"{key}.{extension}", data)
+            offsets.append(tar.bytes)
+        digest = tar.finish()
+    write_index(path, np.array(offsets))
+    return Shard(path.name, len(offsets) - 1, tar.bytes, digest, dict(sorted(columns.items())))

@@ -1,16 +1,21 @@
+import io
 import os
+import re
 import runpy
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import webdataset
 from PIL import Image
 
 from taming_dist.data.images import MAP_COLUMNS, Preprocess
 from taming_dist.data.manifest import Manifest, resolve
 from taming_dist.data.reader import Batch, Reader
+from taming_dist.data.shards import read_members
 from taming_dist.errors import UserError
 
 TOOL = Path(__file__).parents[2] / "tools" / "make_shards.py"
@@ -96,9 +101,11 @@ def test_what_cannot_be_read_is_listed_and_counted(
     (images / "cat" / "notes.txt").write_text("notes")
     manifest = make(images, tmp_path / "out", "--labels", "folders")
     out = capsys.readouterr().out
+    listed = (tmp_path / "out" / "left_out.jsonl").read_text()
     for name in ("cat/fake.jpg", "cat/cut.jpg", "cat/notes.txt"):
         assert f"left out: {name}: " in out
-        assert name in manifest.details["skipped"]
+        assert name in listed
+    assert manifest.details["left_out"] == {"other file": 1, "truncated": 1, "unreadable": 1}
     assert "12 images" in out
     assert "3 files left out" in out
 
@@ -130,23 +137,6 @@ def test_an_image_without_its_label_map_is_left_out_and_listed(
     assert "left out: ant/0.v1.png: " in capsys.readouterr().out
 
 
-def test_the_work_of_planning_grows_with_the_images_and_not_with_their_square(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[str] = []
-    is_image = tool["is_image"]
-
-    def counted(name: str) -> bool:
-        calls.append(name)
-        return bool(is_image(name))
-
-    monkeypatch.setitem(make_shards.__globals__, "is_image", counted)
-    for number in range(30):
-        picture(tmp_path / "images" / "a" / f"{number}.png")
-    make(tmp_path / "images", tmp_path / "out", "--labels", "folders")
-    assert len(calls) <= 4 * 30
-
-
 def test_names_that_a_tar_cannot_hold_get_other_keys(tmp_path: Path) -> None:
     for name in (
         "a.b/\u00fc x.png",
@@ -170,19 +160,163 @@ def test_mistakes_are_one_line_and_leave_nothing(images: Path, tmp_path: Path) -
     for folder, options, message in (
         (tmp_path / "none", [], "there is no such folder"),
         (tmp_path / "empty", [], "no jpg, png or webp file"),
-        (tmp_path / "broken", [], "none of 1 images can be read"),
+        (tmp_path / "broken", [], "none of 1 images can be used; the first: a.png: no JPEG"),
         (images, ["--labels", "folders"], r"loose\.png lies in no class folder"),
         (images, ["--shard-samples", "0"], "--shard-samples is 0"),
         (images, ["--prefix", "../x"], "--prefix"),
+        (images, ["--quality", "101"], "--quality is 101"),
+        (images, ["--val-fraction", "1.5"], "--val-fraction is 1.5"),
+        (images, ["--val-fraction", "1e-9"], "leaves no image"),
+        (images, ["--val-fraction", "0.1", "--prefix", "x"], "leave --prefix out"),
+        (images, ["--low-resolution", "1"], "--low-resolution is 1"),
+        (images, ["--depth", str(tmp_path / "none")], "there is no such folder"),
+        (images, ["--root", str(tmp_path)], "--root is for --list"),
     ):
         with pytest.raises(UserError, match=message):
             make(folder, out, *options)
         assert not out.exists() or not list(out.iterdir())
 
 
+def test_workers_make_the_same_bytes(images: Path, tmp_path: Path) -> None:
+    (images / "cat" / "broken.png").write_bytes(b"x")
+    options = ["--shard-samples", "3", "--short-side", "8", "--val-fraction", "0.3"]
+    for workers in ("1", "2"):
+        make_shards(
+            ["--images", str(images), "--out", str(tmp_path / workers), "--workers", workers]
+            + options
+        )
+    files = [path for path in (tmp_path / "1").rglob("*") if path.is_file()]
+    assert len(files) > 8
+    for path in files:
+        other = tmp_path / "2" / path.relative_to(tmp_path / "1")
+        assert path.read_bytes() == other.read_bytes()
+
+
+def test_a_run_that_was_killed_goes_on_and_makes_the_same_bytes(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+    picture(images / "0.png").write_bytes(b"broken")
+    for number in range(1, 120):
+        Image.fromarray(np.roll(noise, number)).save(images / f"{number}.jpg")
+    options = ["--images", str(images), "--short-side", "200", "--shard-samples", "10"]
+    make_shards([*options, "--out", str(tmp_path / "whole")])
+    out = tmp_path / "out"
+    command = [sys.executable, str(TOOL), *options, "--out", str(out), "--workers", "2"]
+    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while len(list((out / "unfinished").glob("*.tar.json"))) < 3:
+        assert killed.poll() is None, "it was done before it could be killed"
+        time.sleep(0.005)
+    killed.kill()
+    killed.wait()
+    kept = {path: path.stat().st_mtime_ns for path in (out / "unfinished").glob("*.tar.json")}
+    assert not (out / "manifest.json").exists()
+    wait_until_nothing_changes(out)
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert re.search(r"\d+ shards of an interrupted run were checked and kept", done.stdout)
+    assert kept
+    assert {path.name for path in out.iterdir()} == {
+        path.name for path in (tmp_path / "whole").iterdir()
+    }
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (out / path.name).read_bytes()
+
+
+def wait_until_nothing_changes(out: Path) -> None:
+    """The workers of a killed run end by themselves, at once."""
+
+    def state() -> list[tuple[str, int]]:
+        return sorted((str(path), path.stat().st_size) for path in out.rglob("*"))
+
+    before = None
+    while before != (before := state()):
+        time.sleep(0.3)
+
+
+def test_an_interrupted_run_of_another_command_is_not_mixed_in(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setitem(make_shards.__globals__, "finish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            make(images, out)
+    with pytest.raises(UserError, match="an interrupted run of another command"):
+        make(images, out, "--short-side", "8")
+    make(images, out)
+
+
+def test_the_split_by_key_is_exact_and_stable(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    make_shards(["--images", str(images), "--out", str(out), "--val-fraction", "0.4"])
+    train, val = (
+        {key for batch in read(out / name) for key in batch.keys} for name in ("train", "val")
+    )
+    assert len(train) + len(val) == 12
+    assert not train & val
+    assert (out / "val" / "val-000000.tar").exists()
+    make_shards(["--images", str(images), "--out", str(out), "--val-fraction", "0.4"])
+
+
+def test_shards_by_bytes(images: Path, tmp_path: Path) -> None:
+    manifest = make(images, tmp_path / "out", "--shard-bytes", "4K")
+    assert len(manifest.shards) > 2
+    # a tar ends with 1024 bytes of its own
+    assert all(shard.bytes <= 4096 + 1024 for shard in manifest.shards)
+
+
+def test_computed_conditions_are_those_of_the_stored_image(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "a.png", size=(96, 64))
+    manifest = make(
+        tmp_path / "images", tmp_path / "out", "--short-side", "32", "--edges", "canny",
+        "--low-resolution", "4",
+    )  # fmt: skip
+    assert manifest.shards[0].columns == {"edges.png": 1, "jpg": 1, "lr.png": 1}
+    members = read_members(tmp_path / "out" / "train-000000.tar")
+    sizes = {name: Image.open(io.BytesIO(data)).size for name, data in members.items()}
+    assert sizes == {"a.jpg": (48, 32), "a.edges.png": (48, 32), "a.lr.png": (12, 8)}
+
+
+def test_pairs_of_a_rotated_photo_stay_on_it(tmp_path: Path) -> None:
+    labels = np.arange(12 * 8, dtype=np.uint8).reshape(8, 12)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name, map in (("raw", labels), ("upright", np.rot90(labels, -1))):
+        for folder in ("images", "maps"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+        colours = np.repeat(labels[:, :, None], 3, axis=2)
+        Image.fromarray(colours).save(tmp_path / "images" / f"{name}.png", exif=exif.tobytes())
+        Image.fromarray(map).save(tmp_path / "maps" / f"{name}.png")
+    picture(tmp_path / "images" / "other.png", size=(12, 8))
+    Image.new("L", (9, 9)).save(tmp_path / "maps" / "other.png")
+    out = tmp_path / "out"
+    manifest = make(tmp_path / "images", out, "--segmentations", str(tmp_path / "maps"))
+    assert manifest.details["notes"] == {"turned upright": 2}
+    assert manifest.details["left_out"] == {"pair": 1}
+    members = read_members(out / "train-000000.tar")
+    for name in ("raw", "upright"):
+        image = np.array(Image.open(io.BytesIO(members[f"{name}.png"])))[:, :, 0]
+        stored = np.array(Image.open(io.BytesIO(members[f"{name}.seg.png"])))
+        assert np.array_equal(image, np.rot90(labels, -1))
+        assert np.array_equal(stored, image)
+
+
+def test_shards_are_read_by_stock_webdataset(images: Path, tmp_path: Path) -> None:
+    make(images, tmp_path / "out", "--labels", "folders", "--shard-samples", "100")
+    shard = str(tmp_path / "out" / "train-000000.tar")
+    samples = list(webdataset.WebDataset(shard, shardshuffle=False).decode("rgb8"))
+    assert len(samples) == 12
+    for sample in samples:
+        assert sample["png"].shape == (8, 12, 3)
+        assert sample["cls"] == int(sample["__key__"].startswith("cat"))
+
+
 def test_the_tool_ends_with_code_2_and_one_line_on_a_mistake(tmp_path: Path) -> None:
     command = [sys.executable, str(TOOL), "--images", str(tmp_path / "none"), "--out", "x"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: --images")
+    assert done.stderr.startswith(f"error: {tmp_path}/none: there is no such folder")
     assert done.stderr.count("\n") == 1

@@ -1,0 +1,65 @@
+"""What a collection of images says of one of them, whatever way it is kept in."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from taming_dist.data.shards import IMAGE_EXTENSIONS
+
+ARRAY = "npy"  # CelebA-HQ is handed round as arrays
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image to be stored and what belongs to it.
+
+    `name`: unique in the data set, with the extension; the key is made of it. `image`: a file, or
+    its bytes. `cls`: class id. `pairs`: files by column ("seg", "depth", "edges", "lr").
+    `facts`: what goes into `<key>.json`; `objects` in it have boxes as fractions of the image.
+    """
+
+    name: str
+    image: Path | bytes
+    cls: int | None = None
+    pairs: Mapping[str, Path] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file that does not go into the shards: its name, the kind of fault, and the reason."""
+
+    name: str
+    kind: str
+    reason: str
+
+
+class Collection(ABC):
+    """Images and what belongs to them, in any order: the names decide where each is stored.
+
+    `where`: what the user gave, for messages. `classes`: class names by id, or None.
+    `details`: facts for the manifest. `label_shift` is added to label maps, modulo 256.
+    """
+
+    classes: tuple[str, ...] | None = None
+    label_shift: int = 0
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.details: dict[str, Any] = {}
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Entry | LeftOut]: ...
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's extension is that of an image."""
+    stem, _, extension = name.rpartition("/")[2].lower().rpartition(".")
+    return bool(stem) and (extension in IMAGE_EXTENSIONS or extension == ARRAY)
+
+
+def no_image(name: str) -> LeftOut:
+    """The record of a file that is none."""
+    return LeftOut(name, "other file", "not a jpg, png, webp or npy file")

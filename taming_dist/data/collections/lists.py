@@ -1,0 +1,122 @@
+"""A list of images: paths one a line (.txt), or a table with a header (.csv, .tsv) or .jsonl.
+
+A table has the field `path` and may have `label` (class ids or names), `segmentation`, `depth`,
+`edges` and `low_resolution` (paths). What else it has goes into the sample's json.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, TextIO
+
+from taming_dist.data.collections.entry import Collection, Entry, LeftOut, is_image, no_image
+from taming_dist.data.collections.folders import require_file, require_folder
+from taming_dist.errors import UserError
+
+PATH, LABEL = "path", "label"
+PAIRS = {"segmentation": "seg", "depth": "depth", "edges": "edges", "low_resolution": "lr"}
+Row = dict[str, Any]
+
+
+class ImageList(Collection):
+    """The images that a list names, relative to a folder, by default the list's own.
+
+    Labels that are all numbers are class ids; else they are names, and ids number them sorted.
+    Raises `UserError` naming the line that is wrong.
+    """
+
+    def __init__(self, path: Path, root: Path | None = None) -> None:
+        super().__init__(str(path))
+        self.path = require_file(path)
+        self._root = require_folder(root or path.parent)
+        if path.suffix.lower() not in PARSERS:
+            raise UserError(f"{path}: the name of a list ends in {', '.join(PARSERS)}")
+        labels = {row.get(LABEL) for _, row in self._rows()}
+        self._has_labels = labels != {None} and bool(labels)
+        self._ids = None if all(map(_is_id, labels)) else number_names(labels - {None})
+        if self._has_labels and self._ids is not None:
+            self.classes = tuple(self._ids)
+
+    def __iter__(self) -> Iterator[Entry | LeftOut]:
+        for number, row in self._rows():
+            path = row.pop(PATH)
+            name = os.path.normpath(path).replace(os.sep, "/")
+            cls = self._class_id(row.pop(LABEL, None), number)
+            pairs = {PAIRS[field]: self._root / row.pop(field) for field in PAIRS if field in row}
+            if is_image(name):
+                yield Entry(name, self._root / path, cls, pairs, row)
+            else:
+                yield no_image(name)
+
+    def _rows(self) -> Iterator[tuple[int, Row]]:
+        """Line number of every line that is not empty, and those of its fields that are not."""
+        number = 0
+        try:
+            with open(
+                self.path, encoding="utf-8-sig", errors="surrogateescape", newline=""
+            ) as file:
+                for number, row in PARSERS[self.path.suffix.lower()](file):
+                    filled = {key: value for key, value in row.items() if value not in (None, "")}
+                    _check_fields(filled)
+                    yield number, filled
+        except (ValueError, TypeError, csv.Error) as error:
+            raise UserError(f"{self.path}, line {number + 1} or near it: {error}") from error
+
+    def _class_id(self, label: Any, number: int) -> int | None:
+        if not self._has_labels:
+            return None
+        if label is None:
+            raise UserError(f"{self.path}, line {number}: no label, but other lines have one")
+        return int(label) if self._ids is None else self._ids[str(label)]
+
+
+def number_names(labels: set[Any]) -> dict[str, int]:
+    """Class ids by name: the sorted names are numbered."""
+    return {name: number for number, name in enumerate(sorted(map(str, labels)))}
+
+
+def _is_id(label: Any) -> bool:
+    return label is None or (isinstance(label, int) and label >= 0) or str(label).isdecimal()
+
+
+def _check_fields(row: Row) -> None:
+    if not isinstance(row.get(PATH), str):
+        raise ValueError(f"no field {PATH!r}")
+    if "cls" in row:
+        raise ValueError(f"a field 'cls': call it {LABEL!r}")
+    if None in row:
+        raise ValueError("more values than the header has names")
+    if not all(isinstance(row[field], str) for field in PAIRS if field in row):
+        raise ValueError(f"{', '.join(PAIRS)} have to be paths")
+
+
+def _lines(file: TextIO) -> Iterator[tuple[int, Row]]:
+    for number, line in enumerate(file, start=1):
+        if line.strip():
+            yield number, {PATH: line.strip("\r\n")}
+
+
+def _table(delimiter: str, file: TextIO) -> Iterator[tuple[int, Row]]:
+    reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+    for row in reader:
+        yield reader.line_num, row
+
+
+def _objects(file: TextIO) -> Iterator[tuple[int, Row]]:
+    for number, line in enumerate(file, start=1):
+        if line.strip():
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("no JSON object")
+            yield number, row
+
+
+PARSERS: dict[str, Callable[[TextIO], Iterator[tuple[int, Row]]]] = {
+    ".txt": _lines,
+    ".csv": partial(_table, ","),
+    ".tsv": partial(_table, "\t"),
+    ".jsonl": _objects,
+}

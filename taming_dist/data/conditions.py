@@ -1,0 +1,37 @@
+"""Conditions that are computed from an image while shards are made.
+
+Coordinates are not among them: they follow from where a crop lies, so they are computed where
+crops are cut.
+"""
+
+import numpy as np
+from PIL import Image
+
+from taming_dist.errors import UserError
+
+CANNY_SIGMA = 2.0  # pixels; as in the original's ImageNetEdges
+
+
+def require_canny() -> None:
+    """Raise `UserError` if scikit-image, which finds the edges, is not installed."""
+    try:
+        import skimage.feature  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            "--edges canny needs scikit-image: pip install 'scikit-image>=0.24,<1'"
+        ) from error
+
+
+def canny_edges(pixels: np.ndarray) -> np.ndarray:
+    """Edges of uint8 [h, w, 3] as 0 or 255, uint8 [h, w] (Canny 1986, sigma 2, on luma)."""
+    from skimage.color import rgb2gray
+    from skimage.feature import canny
+
+    return canny(rgb2gray(pixels), sigma=CANNY_SIGMA).astype(np.uint8) * np.uint8(255)
+
+
+def low_resolution(pixels: np.ndarray, factor: int) -> np.ndarray:
+    """Scale uint8 [h, w, 3] down by `factor` with an antialiased bicubic filter, rounding up."""
+    height, width = pixels.shape[:2]
+    shape = (-(-width // factor), -(-height // factor))
+    return np.array(Image.fromarray(pixels).resize(shape, Image.Resampling.BICUBIC))
