@@ -30,11 +30,13 @@ from taming_dist.data.codes import CodesConfig
 from taming_dist.data.reader import ImagesConfig
 from taming_dist.engine.settings import EngineConfig
 from taming_dist.errors import UserError
-from taming_dist.models.discriminators import DISCRIMINATORS
+from taming_dist.models.discriminators import DISCRIMINATORS, DinoConfig
+from taming_dist.models.modalities import MODALITIES, LabelMap
 from taming_dist.models.quantizers import VARIANTS
 from taming_dist.models.transformer import TransformerConfig
 from taming_dist.models.vqgan import VQGANConfig, check_size
 from taming_dist.pretrained import check_frozen_features
+from taming_dist.recipes.label_maps import LabelMapLossConfig
 from taming_dist.recipes.transformer import TokenLossConfig
 from taming_dist.recipes.vqgan import VQGANLossConfig
 from taming_dist.training.loop import LoopConfig
@@ -74,6 +76,7 @@ class Config:
 # stage -> its model, loss and data
 STAGES: dict[str, tuple[type, type, type]] = {
     "vqgan": (VQGANConfig, VQGANLossConfig, ImagesConfig),
+    "label_maps": (VQGANConfig, LabelMapLossConfig, ImagesConfig),
     "transformer": (TransformerConfig, TokenLossConfig, CodesConfig),
 }
 
@@ -81,7 +84,12 @@ STAGES: dict[str, tuple[type, type, type]] = {
 SCHEMAS: dict[str, dict[str, Any]] = {
     "model": {"vqgan_schema": VQGANConfig, "transformer_schema": TransformerConfig},
     "model/quantizer": {f"{name}_schema": variant[0] for name, variant in VARIANTS.items()},
-    "loss": {"vqgan_schema": VQGANLossConfig, "tokens_schema": TokenLossConfig},
+    "model/modality": {f"{name}_schema": modality for name, modality in MODALITIES.items()},
+    "loss": {
+        "vqgan_schema": VQGANLossConfig,
+        "labels_schema": LabelMapLossConfig,
+        "tokens_schema": TokenLossConfig,
+    },
     "loss/discriminator": {
         f"{name}_schema": variant[0] for name, variant in DISCRIMINATORS.items()
     },
@@ -164,11 +172,11 @@ def scaled(config: DictConfig, config_name: str) -> DictConfig:
 
 
 def applies(config: DictConfig, path: str) -> bool:
-    """Whether a key of a scale is for this configuration: a discriminator of another kind, or none,
+    """Whether a key of a scale is for this configuration: another loss or discriminator, or none,
     has other keys than the one that is scaled."""
     parent, _, name = path.rpartition(".")
     node = OmegaConf.select(config, parent)
-    return parent != "loss.discriminator" or (node is not None and name in list(node))
+    return not parent.startswith("loss") or (node is not None and name in list(node))
 
 
 def flatten(values: Any, prefix: str = "") -> list[str]:
@@ -291,10 +299,23 @@ def accumulation(global_batch: int, micro_batch: int, world_size: int) -> int:
 
 
 def check_sizes(config: Config) -> None:
-    """The image must halve down to whole codes and suit D."""
+    """The image must halve down to whole codes and suit D; the modality must suit the loss."""
     check_size(config.data.size, config.model.factor, "data.size")
+    modality = config.model.modality
+    if isinstance(config.loss, LabelMapLossConfig) != isinstance(modality, LabelMap):
+        raise UserError(
+            f"model.modality={modality.name} does not go with loss={type(config.loss).__name__}: "
+            f"label maps are trained with loss=labels, all else with loss=vqgan"
+        )
+    if isinstance(config.loss, LabelMapLossConfig):
+        return
     if config.loss.discriminator is not None:
         config.loss.discriminator.check_size(config.data.size)
         check_frozen_features(config.loss.discriminator)
+        if isinstance(config.loss.discriminator, DinoConfig) and modality.channels != 3:
+            raise UserError(
+                f"loss.discriminator=dino reads colours, and model.modality={modality.name} has "
+                f"none: use loss/discriminator=patchgan"
+            )
     if config.data.size < 16:
         raise UserError(f"data.size={config.data.size}: LPIPS needs at least 16 pixels")

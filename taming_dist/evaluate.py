@@ -25,15 +25,17 @@ from torch import Tensor
 from taming_dist.config import conf_dir, hydra_entry
 from taming_dist.data.codes import CodeBatch, CodeDataset, CodeReader
 from taming_dist.data.files import write_bytes
-from taming_dist.data.images import Preprocess, to_float
+from taming_dist.data.images import Preprocess
 from taming_dist.data.manifest import resolve
 from taming_dist.data.reader import Batch, Reader
 from taming_dist.engine.world import choose_device
 from taming_dist.errors import UserError
+from taming_dist.evaluation.label_maps import LabelMapFigures
 from taming_dist.evaluation.reconstruction import ReconstructionFigures
 from taming_dist.evaluation.tokens import TokenFigures
 from taming_dist.generation.pictures import sheet, to_uint8
 from taming_dist.models.export import read_kind
+from taming_dist.models.modalities import LabelMap
 from taming_dist.models.transformer import Transformer
 from taming_dist.models.vqgan import VQGAN, check_size
 from taming_dist.pretrained import lpips_network
@@ -88,36 +90,51 @@ def main(config: EvaluateConfig) -> None:
 
 
 def evaluate_vqgan(config: EvaluateConfig, device: torch.device) -> dict[str, Any]:
-    """Return the figures of a VQGAN's reconstructions; write the pictures."""
+    """Return the figures of a first stage's reconstructions; write the pictures."""
     vqgan = VQGAN.from_pretrained(config.model)
     fingerprint = vqgan.fingerprint
     size = config.size or vqgan.config.resolution
     check_size(size, vqgan.config.factor, "size")
+    modality = vqgan.config.modality
     dataset = resolve(config.data)
-    lpips = lpips_network(config.lpips_net, config.lpips_weights).to(device)
-    prepare_folder(Path(config.out))
+    figures = first_stage_figures(vqgan, config, device)
     reader = Reader(
         dataset,
         Preprocess(size),
+        columns=modality.files,
         micro_batch=config.batch,
         threads=config.threads,
         max_bad_fraction=config.max_bad_fraction,
     )
-    figures = ReconstructionFigures(vqgan.config.vocabulary, lpips)
+    prepare_folder(Path(config.out))
     pictures = Pictures(config.pictures, dataset.num_samples)
     vqgan.to(device)
     for batch in with_progress(reader.epoch_batches(), dataset.num_samples):
-        images = to_float(batch.images.to(device))
+        column = getattr(batch, modality.column)
+        modality.check(column)
+        images = modality.tensor(column.to(device))
         codes = vqgan.encode(images)
         reconstructions = vqgan.decode_codes(codes)
         figures.update(images, reconstructions, codes)
-        pictures.add(batch.images, to_uint8(reconstructions).cpu(), batch.ids)
+        shown = [to_uint8(modality.picture(part)).cpu() for part in (images, reconstructions)]
+        pictures.add(shown[0], shown[1], batch.ids)
     if reader.num_bad == reader.num_read:
         raise UserError(f"data: no image of {config.data} can be read")
     pictures.save(Path(config.out))
     counts = {"images": reader.num_read - reader.num_bad, "bad_images": reader.num_bad}
     facts = {"kind": VQGAN.kind, "fingerprint": fingerprint, "size": size}
     return facts | counts | figures.compute()
+
+
+def first_stage_figures(
+    vqgan: VQGAN, config: EvaluateConfig, device: torch.device
+) -> ReconstructionFigures | LabelMapFigures:
+    """What is measured of a first stage."""
+    vocabulary, modality = vqgan.config.vocabulary, vqgan.config.modality
+    if isinstance(modality, LabelMap):
+        return LabelMapFigures(modality.classes, vocabulary)
+    lpips = lpips_network(config.lpips_net, config.lpips_weights).to(device)
+    return ReconstructionFigures(vocabulary, lpips)
 
 
 def evaluate_transformer(config: EvaluateConfig, device: torch.device) -> dict[str, Any]:

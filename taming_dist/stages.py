@@ -22,8 +22,11 @@ from taming_dist.engine.checkpoint import newest_valid
 from taming_dist.engine.world import Place, World
 from taming_dist.errors import UserError
 from taming_dist.models.discriminators import build_discriminator
+from taming_dist.models.export import Exported
 from taming_dist.models.transformer import Transformer, TransformerConfig
-from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.models.vqgan import VQGAN
+from taming_dist.recipes.first_stage import FirstStageRecipe
+from taming_dist.recipes.label_maps import LabelMapLossConfig, LabelMapRecipe
 from taming_dist.recipes.transformer import TransformerRecipe
 from taming_dist.recipes.vqgan import VQGANRecipe
 from taming_dist.training.clock import Clock
@@ -42,27 +45,30 @@ class Stage(Protocol):
 
 def choose_stage(config: Config) -> Stage:
     """The stage that the configuration is of."""
-    return VQGANStage(config) if isinstance(config.model, VQGANConfig) else TransformerStage(config)
+    if isinstance(config.model, TransformerConfig):
+        return TransformerStage(config)
+    labels = isinstance(config.loss, LabelMapLossConfig)
+    return LabelMapStage(config) if labels else VQGANStage(config)
 
 
-class VQGANStage:
-    """Stage 1: images."""
+class FirstStage:
+    """Stage 1: images, or the label or depth maps beside them."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.initial: dict[str, Tensor] | None = None
 
     def open_data(self, here: Place, accumulation: int, run_dir: Path) -> Data:
         data: ImagesConfig = self.config.data
         settings: dict[str, Any] = {
             "seed": self.config.run.seed,
-            "columns": data.columns,
+            "columns": self.config.model.modality.files,
             "threads": data.threads,
             "max_bad_fraction": data.max_bad_fraction,
             "on_bad": lambda record: append_line(run_dir / "bad_samples.jsonl", record),
         }
         place: dict[str, Any] = {"rank": here.rank, "world_size": here.world_size}
         self.initial = initial_weights(self.config, run_dir, VQGAN, self.config.model)
-        self.initial_discriminator = discriminator_weights(self.config, run_dir)
         train_set, val_set = (resolve_images(data, name) for name in ("train", "val"))
         cropped, centred = data.preprocess(), Preprocess(data.size)
         train = Reader(
@@ -78,20 +84,43 @@ class VQGANStage:
         shown = Reader(val_set, centred, micro_batch=self.config.train.preview_images, **settings)
         return join(train, val, shown, val_set.num_samples, here, accumulation)
 
-    def build_recipe(self, world: World, accumulation: int) -> VQGANRecipe:
+    def build_recipe(self, world: World, accumulation: int) -> FirstStageRecipe:
+        raise NotImplementedError
+
+    def _settings(self, world: World, accumulation: int) -> dict[str, Any]:
+        """What every recipe of stage 1 is given."""
         config = self.config
-        return VQGANRecipe(
-            config.model,
-            config.loss,
-            config.optim,
-            config.engine,
-            world,
-            config.data.micro_batch,
-            accumulation,
-            config.run.seed,
-            self.initial,
-            self.initial_discriminator,
-        )
+        return {
+            "model": config.model,
+            "loss": config.loss,
+            "optim": config.optim,
+            "engine": config.engine,
+            "world": world,
+            "micro_batch": config.data.micro_batch,
+            "accumulation": accumulation,
+            "seed": config.run.seed,
+            "initial": self.initial,
+        }
+
+
+class VQGANStage(FirstStage):
+    """With the losses of the paper: photographs, depth maps."""
+
+    def open_data(self, here: Place, accumulation: int, run_dir: Path) -> Data:
+        data = super().open_data(here, accumulation, run_dir)
+        self.initial_discriminator = discriminator_weights(self.config, run_dir)
+        return data
+
+    def build_recipe(self, world: World, accumulation: int) -> VQGANRecipe:
+        settings = self._settings(world, accumulation)
+        return VQGANRecipe(**settings, initial_discriminator=self.initial_discriminator)
+
+
+class LabelMapStage(FirstStage):
+    """One channel per class, cross-entropy, no discriminator."""
+
+    def build_recipe(self, world: World, accumulation: int) -> LabelMapRecipe:
+        return LabelMapRecipe(**self._settings(world, accumulation))
 
 
 class TransformerStage:
@@ -203,6 +232,7 @@ def fitted(model: TransformerConfig, codes: CodeDataset, spec: str) -> Transform
 # What changes a model's answers without changing its tensors.
 UNSEEN = (
     "vocabulary",
+    "modality.name",
     "quantizer.name",
     "quantizer.normalized",
     "heads",
@@ -259,7 +289,7 @@ def discriminator_weights(config: Config, run_dir: Path) -> dict[str, Tensor] | 
     except SafetensorError as error:
         raise UserError(f"{path} is damaged ({error}): import the checkpoint again") from error
     with torch.device("meta"):
-        network = build_discriminator(config.loss.discriminator, config.model.image_channels)
+        network = build_discriminator(config.loss.discriminator, config.model.modality.channels)
     source = f"loss.discriminator is not of the kind of {path} (remove it to start anew), which"
     check_tensors(network.state_dict(), state, source)
     return state
@@ -315,7 +345,8 @@ def first_rank_sinks(config: Config, clock: Clock, run_dir: Path) -> Sinks:
 def describe(config: Config, world: World, data: Data, recipe: Recipe) -> str:
     """What follows from the configuration, for the person at the terminal."""
     sizes = ", ".join(
-        f"{name} {parameters(engine.module) / 1e6:.3f} M" for name, engine in recipe.engines.items()
+        f"{name} {size(engine.module)}{parts(engine.module)}"
+        for name, engine in recipe.engines.items()
     )
     batch = config.data
     return "\n".join(
@@ -330,6 +361,17 @@ def describe(config: Config, world: World, data: Data, recipe: Recipe) -> str:
     )
 
 
-def parameters(module: Any) -> int:
-    """Number of trained numbers, also where ZeRO-3 has cut them up."""
-    return sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
+def parts(network: Any) -> str:
+    """The sizes of what an exported model consists of."""
+    if not isinstance(network, Exported):
+        return ""
+    sizes = [f"{name} {size(child)}" for name, child in network.named_children()]
+    return f" ({', '.join(sizes)})"
+
+
+def size(module: Any) -> str:
+    """Millions of numbers that a network keeps, trained or not (the codebook that moves by
+    statistics, BatchNorm's), also where ZeRO-3 has cut them up."""
+    count = sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
+    count += sum(buffer.numel() for buffer in module.buffers() if buffer.is_floating_point())
+    return f"{count / 1e6:.3f} M"

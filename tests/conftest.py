@@ -1,12 +1,15 @@
-"""A web server that answers ranges, and now and then wrongly, slowly or not at all."""
+"""What several folders of tests use: a web server that answers ranges, and now and then wrongly,
+slowly or not at all; and command lines of training, composed in this process."""
 
+import os
 import re
 import socket
 import struct
+import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -101,3 +104,34 @@ def server(tmp_path: Path) -> Iterator[Server]:
     running.shutdown()
     running.server_close()
     thread.join()
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, and no launcher or signal handler of ours in this process."""
+    monkeypatch.chdir(tmp_path)
+    from taming_dist.training.signals import StopRequest  # not for tests that need no torch
+
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(StopRequest, "install", lambda self: self)
+    monkeypatch.setattr(os, "environ", os.environ)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    return tmp_path
+
+
+@pytest.fixture
+def compose(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """The typed configuration of a command line."""
+    import taming_dist.train as entry
+    from taming_dist.config import Config
+
+    def call(*overrides: str) -> Config:
+        found: list[Config] = []
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "argv", ["train.py", *overrides])
+            patched.setattr(entry, "train", lambda config, stop: found.append(config))
+            entry.main()
+        return found[0]
+
+    return call

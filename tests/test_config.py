@@ -1,7 +1,6 @@
 """The configuration as its users meet it: experiments compose, mistakes end in one line, exit 2."""
 
 import io
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,38 +19,10 @@ from taming_dist.models.discriminators import DinoConfig, StyleGANConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.transformer import TransformerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
-from taming_dist.training.signals import StopRequest
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
 Compose = Callable[..., Config]
 Refuse = Callable[..., str]
-
-
-@pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder, and no launcher or signal handler of ours in this process."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(StopRequest, "install", lambda self: self)
-    monkeypatch.setattr(os, "environ", os.environ)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    return tmp_path
-
-
-@pytest.fixture
-def compose(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> Compose:
-    """The typed configuration of a command line."""
-
-    def call(*overrides: str) -> Config:
-        found: list[Config] = []
-        with monkeypatch.context() as patched:
-            patched.setattr(sys, "argv", ["train.py", *overrides])
-            patched.setattr(entry, "train", lambda config, stop: found.append(config))
-            entry.main()
-        return found[0]
-
-    return call
 
 
 @pytest.fixture

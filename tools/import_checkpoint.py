@@ -115,7 +115,7 @@ def read_vqgan(
     tensors: dict[str, Tensor], description: dict[str, Any], resolution: int | None
 ) -> VQGAN:
     kept, counts = set_aside(tensors)
-    vqgan = import_vqgan(kept, description, resolution)
+    vqgan = import_vqgan(kept, description, resolution, label_map="colorize" in counts)
     for prefix, count in counts.items():
         print(f"left out: {count} tensors {prefix}* ({ASIDE[prefix]})")
     return vqgan

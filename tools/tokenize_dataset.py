@@ -20,7 +20,7 @@ import torch
 
 from taming_dist import cli
 from taming_dist.data.codes import CodeShard, codes_dtype, write_codes_manifest
-from taming_dist.data.images import Preprocess, to_float
+from taming_dist.data.images import Preprocess
 from taming_dist.data.manifest import CODES_FORMAT, MANIFEST, Dataset, Manifest, resolve
 from taming_dist.data.reader import Batch, Reader
 from taming_dist.engine.world import Place, choose_device, place
@@ -148,8 +148,6 @@ def make_job(args: argparse.Namespace) -> Job:
     """Load the model and find the images; mistakes end here, before anything is written."""
     dataset = resolve(args.shards)
     model = VQGAN.from_pretrained(args.model)
-    if model.config.image_channels != 3:
-        raise UserError(f"--model {args.model} takes {model.config.image_channels} channels, not 3")
     size = args.size or model.config.resolution
     check_size(size, model.config.factor, "--size")
     preprocessing = {
@@ -180,6 +178,7 @@ def encode_all(
     reader = Reader(
         job.dataset,
         Preprocess(job.preprocessing["size"]),
+        columns=job.model.config.modality.files,
         micro_batch=args.batch,
         threads=args.threads,
         on_bad=bad.append,
@@ -202,7 +201,10 @@ def encode_all(
 @torch.inference_mode()
 def encode(job: Job, batch: Batch, device: torch.device) -> np.ndarray:
     """Codes of all views of a batch, [b, views, i, j]."""
-    images = to_float(batch.images.to(device, non_blocking=True))
+    modality = job.model.config.modality
+    column = getattr(batch, modality.column)
+    modality.check(column)
+    images = modality.tensor(column.to(device, non_blocking=True))
     is_bf16 = job.preprocessing["precision"] == "bf16"
     views = [images, images.flip(-1)] if "flipped" in job.preprocessing["views"] else [images]
     with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16):

@@ -24,7 +24,7 @@ from taming_dist.data.order import PIXELS, random_words
 from taming_dist.errors import UserError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 MAX_PIXELS = 2**26  # 8192 x 8192: larger images are taken for decompression bombs
 JPEG_MAGIC = b"\xff\xd8"
@@ -289,11 +289,3 @@ class Preprocess:
         words = random_words(seed, PIXELS, epoch, sample, count=NUM_WORDS).tolist()
         box = self.crop.box(height, width, self.size, words)
         return View(*box, self.size, self.flip and bool(words[2] >> 63))
-
-
-def to_float(images: Tensor) -> Tensor:
-    """Turn uint8 images of any shape into fp32 in [-1, 1], the range all networks work in.
-
-    Contiguous whatever the layout they come in: readers hand out views of [b, h, w, 3].
-    """
-    return images.contiguous().float() / 127.5 - 1.0

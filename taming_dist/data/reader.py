@@ -46,9 +46,8 @@ class ImagesConfig:
     `train`, `val`: shard specs. `global_batch`: images per optimizer step over all ranks.
     `micro_batch`: images per rank and forward pass. `size`: pixels of the square crops.
     `crop`: random, center, or resized: a random part of the area (`crop_scale`) and shape
-    (`crop_ratio`, width by height). `columns`: what is read beside image and class, such as
-    seg.png or depth.png. `lanes`, `block`: see `taming_dist.data.order`. `max_bad_fraction`: more
-    bad samples end the run.
+    (`crop_ratio`, width by height). `lanes`, `block`: see `taming_dist.data.order`.
+    `max_bad_fraction`: more bad samples end the run.
     """
 
     train: str = MISSING
@@ -60,7 +59,6 @@ class ImagesConfig:
     crop_scale: list[float] = field(default_factory=lambda: [0.25, 1.0])
     crop_ratio: list[float] = field(default_factory=lambda: [0.75, 4 / 3])
     flip: bool = True
-    columns: list[str] = field(default_factory=list)
     lanes: int = 256
     block: int = 256
     threads: int = 2
@@ -308,14 +306,12 @@ class Reader:
 
     def _check_columns(self, columns: Sequence[str]) -> Sequence[str]:
         for name in columns:
-            if name not in MAP_COLUMNS:
-                known = ", ".join(MAP_COLUMNS)
-                raise UserError(f"data.columns has {name!r} but only these can be read: {known}")
+            assert name in MAP_COLUMNS, name
             count = self.dataset.columns.get(name, 0)
             if count < self.dataset.num_samples:
                 raise UserError(
-                    f"data.columns has {name}, which {count} of {self.dataset.num_samples} "
-                    f"samples of {self.dataset.paths[0].parent} have: make the shards with it"
+                    f"the model reads .{name}, which {count} of {self.dataset.num_samples} samples "
+                    f"of {self.dataset.paths[0].parent} have: make the shards with it"
                 )
         return columns
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from taming_dist.engine.blocks import check_compiler
 from taming_dist.errors import UserError
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -13,11 +14,14 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 @dataclasses.dataclass
 class EngineConfig:
     """`zero`: ZeRO stage 0 to 3; `precision`: fp32, bf16 or fp16 (autocast; weights stay fp32);
-    `persist_below`: at stage 3 parameters of fewer elements stay whole on every rank."""
+    `persist_below`: at stage 3 parameters of fewer elements stay whole on every rank. `recompute`:
+    activation checkpointing of the networks' blocks; `compile`: torch.compile of each of them."""
 
     zero: int = 0
     precision: str = "fp32"
     persist_below: int = 100_000
+    recompute: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.zero not in (0, 1, 2, 3):
@@ -26,6 +30,8 @@ class EngineConfig:
             raise UserError(f"engine.precision={self.precision}: use fp32, bf16 or fp16")
         if self.precision == "fp16" and not torch.cuda.is_available():
             raise UserError("engine.precision=fp16 needs a GPU: use bf16 or fp32 on the CPU")
+        if self.compile:
+            check_compiler(torch.cuda.is_available())
 
 
 def deepspeed_config(

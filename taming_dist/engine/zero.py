@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from taming_dist.engine.blocks import compile_blocks, recompute_blocks
 from taming_dist.engine.ema import WeightAverage
 from taming_dist.engine.settings import PRECISIONS, EngineConfig, deepspeed_config
 from taming_dist.engine.world import DEFAULT_TIMEOUT, Place, World, choose_device, rendezvous
@@ -120,6 +121,10 @@ class Engine:
         self.config = config
         self.world = world
         self.lr = 0.0
+        if config.recompute:
+            recompute_blocks(module)
+        if config.compile:
+            compile_blocks(module)
         self._engine, *_ = load_deepspeed().initialize(
             model=module.to(world.device),
             optimizer=torch_optimizer,

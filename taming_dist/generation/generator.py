@@ -17,7 +17,7 @@ from taming_dist.models.vqgan import VQGAN
 
 
 class Samples(NamedTuple):
-    """Generated images [b, 3, h, w] in [-1, 1] and the codes [b, i, j] they were decoded from."""
+    """Generated images [b, 3, h, w] in [-1, 1] (maps in colours) and their codes [b, i, j]."""
 
     images: Tensor
     codes: Tensor
@@ -113,7 +113,8 @@ class Generator:
         with evaluating(self.transformer, self.vqgan):
             tokens = generate_tokens(self.transformer, prefix, sampling, uniforms)
             codes = tokens.unflatten(1, tuple(config.grid))
-            return Samples(self.vqgan.decode_codes(codes).clamp(-1, 1), codes)
+            pictures = self.vqgan.config.modality.picture(self.vqgan.decode_codes(codes))
+            return Samples(pictures.clamp(-1, 1), codes)
 
 
 def generate_tokens(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from taming_dist.errors import UserError
 from taming_dist.models.export import assemble
+from taming_dist.models.modalities import RGB, Depth, LabelMap
 from taming_dist.models.vqgan import VQGAN, VQGANConfig, with_codes
 from taming_dist.training.export import check_tensors
 
@@ -60,12 +61,16 @@ def set_aside(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[st
 
 
 def import_vqgan(
-    tensors: Mapping[str, Tensor], description: Mapping[str, Any], resolution: int | None = None
+    tensors: Mapping[str, Tensor],
+    description: Mapping[str, Any],
+    resolution: int | None = None,
+    label_map: bool = False,
 ) -> VQGAN:
     """A VQGAN from the original's tensors, without those in `ASIDE`.
 
     `description`: the parameters in its YAML file, or nothing. `resolution` (pixels) places
-    attention, if the description does not say it: 256 unless given.
+    attention, if the description does not say it: 256 unless given. `label_map`: whether the
+    checkpoint had colours for label maps, which only those stages have.
 
     Raises:
         UserError: tensors are missing or unknown, or do not fit each other or the description.
@@ -75,7 +80,7 @@ def import_vqgan(
     kind = codebook_kind(tensors)
     renamed = {f"quantize.{theirs}": f"quantize.{ours}" for ours, theirs in CODEBOOKS[kind].items()}
     state = {renamed.get(name, name): tensor for name, tensor in tensors.items()}
-    config = infer(state, kind, description, resolution)
+    config = infer(state, kind, description, resolution, label_map)
     with torch.device("meta"):
         expected = VQGAN(config).state_dict()
     check_tensors(expected, state, "the checkpoint")
@@ -100,7 +105,11 @@ def codebook_kind(tensors: Mapping[str, Tensor]) -> str:
 
 
 def infer(
-    state: Mapping[str, Tensor], kind: str, description: Mapping[str, Any], resolution: int | None
+    state: Mapping[str, Tensor],
+    kind: str,
+    description: Mapping[str, Any],
+    resolution: int | None,
+    label_map: bool = False,
 ) -> VQGANConfig:
     """The architecture, from shapes and from what the description says beyond them."""
     channels, image_channels = _shape(state, "encoder.conv_in.weight")[:2]
@@ -123,7 +132,7 @@ def infer(
     config = VQGANConfig(
         quantizer={"name": kind, "codes": codes, "dim": dim} | settings,
         resolution=resolution,
-        image_channels=image_channels,
+        modality=modality_of(image_channels, label_map or "n_labels" in description),
         channels=channels,
         multipliers=[width // channels for width in widths],
         blocks=blocks,
@@ -139,14 +148,22 @@ def infer(
     return config
 
 
+def modality_of(channels: int, label_map: bool) -> RGB | Depth | LabelMap:
+    """What a first stage of the original encodes: only label maps have other than 1 or 3 channels,
+    and their checkpoints and YAML files say so."""
+    if label_map or channels not in (1, 3):
+        return LabelMap(channels)
+    return RGB() if channels == 3 else Depth()
+
+
 def ddconfig(config: VQGANConfig) -> dict[str, Any]:
     """Encoder and decoder as the original's YAML describes them."""
     return {
         "double_z": False,
         "z_channels": config.latent_channels,
         "resolution": config.resolution,
-        "in_channels": config.image_channels,
-        "out_ch": config.image_channels,
+        "in_channels": config.modality.channels,
+        "out_ch": config.modality.channels,
         "ch": config.channels,
         "ch_mult": list(config.multipliers),
         "num_res_blocks": config.blocks,
@@ -190,12 +207,14 @@ def export_vqgan(vqgan: VQGAN) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if quantizer.name == "gumbel":
         params |= {"kl_weight": quantizer.kl_weight, "temperature_scheduler_config": SCHEDULE}
         return tensors, {"target": "taming.models.vqgan.GumbelVQ", "params": params}
-    if config.image_channels in (1, 3):
-        return tensors, {"target": "taming.models.vqgan.VQModel", "params": params}
-    # label maps, one channel per class; the original keeps random colours for them
+    if not isinstance(config.modality, LabelMap):
+        key = {"image_key": "depth"} if isinstance(config.modality, Depth) else {}
+        return tensors, {"target": "taming.models.vqgan.VQModel", "params": key | params}
+    # the original keeps random colours for label maps
     colours = torch.Generator().manual_seed(0)
-    tensors["colorize"] = torch.randn(3, config.image_channels, 1, 1, generator=colours)
-    params = {"n_labels": config.image_channels, "image_key": "segmentation"} | params
+    classes = config.modality.classes
+    tensors["colorize"] = torch.randn(3, classes, 1, 1, generator=colours)
+    params = {"n_labels": classes, "image_key": "segmentation"} | params
     return tensors, {"target": "taming.models.vqgan.VQSegmentationModel", "params": params}
 
 

@@ -153,6 +153,7 @@ class Transformer(Exported):
     """
 
     kind = "transformer"
+    block_types = (Block,)
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()

@@ -1,5 +1,7 @@
 """The VQGAN: encoder, codebook and decoder. Source: arXiv 2012.09841, section 3.1.
 
+"Images" are what the modality makes of a sample: colours, one-hot label maps or depth.
+
 Legend: b batch, c channels, h w pixels, d latent channels, i j latent grid, f pixels per code.
 """
 
@@ -11,8 +13,9 @@ from omegaconf import MISSING
 from torch import Tensor, nn
 
 from taming_dist.errors import UserError
-from taming_dist.models.autoencoder import GROUPS, Decoder, Encoder
+from taming_dist.models.autoencoder import GROUPS, AttnBlock, Decoder, Encoder, ResnetBlock
 from taming_dist.models.export import Exported
+from taming_dist.models.modalities import RGB, modality_config
 from taming_dist.models.quantizers import (
     Statistics,
     build_quantizer,
@@ -25,20 +28,22 @@ from taming_dist.models.quantizers import (
 class VQGANConfig:
     """The architecture (table 7 of the paper). `resolution` places attention; other sizes that the
     model can halve work too. `latent_channels` is the encoder's width before the 1x1 convolution to
-    the quantizer's dimension."""
+    the quantizer's dimension. `modality`: what it encodes, of `taming_dist.models.modalities`."""
 
     quantizer: Any = MISSING
     resolution: int = 256
-    image_channels: int = 3
     channels: int = 128
     multipliers: list[int] = dataclasses.field(default_factory=lambda: [1, 1, 2, 2, 4])
     blocks: int = 2
     attention_resolutions: list[int] = dataclasses.field(default_factory=lambda: [16])
     latent_channels: int = 256
     dropout: float = 0.0
+    modality: Any = MISSING
 
     def __post_init__(self) -> None:
         self.quantizer = quantizer_config(self.quantizer)
+        # built in Python, not by Hydra: photographs
+        self.modality = RGB() if self.modality == MISSING else modality_config(self.modality)
         if self.channels % GROUPS:
             raise UserError(
                 f"model.channels={self.channels}: use a multiple of {GROUPS} "
@@ -89,9 +94,10 @@ class VQGAN(
     tags=["vqgan"],
     paper_url="https://arxiv.org/abs/2012.09841",
 ):
-    """x^ = G(q(E(x))), images in [-1, 1]."""
+    """x^ = G(q(E(x))), images in [-1, 1] (label maps: one-hot in, logits out)."""
 
     kind = "vqgan"
+    block_types = (ResnetBlock, AttnBlock)
 
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
@@ -105,8 +111,8 @@ class VQGAN(
             "resolution": config.resolution,
             "dropout": config.dropout,
         }
-        self.encoder = Encoder(config.image_channels, **shape)
-        self.decoder = Decoder(config.image_channels, **shape)
+        self.encoder = Encoder(config.modality.channels, **shape)
+        self.decoder = Decoder(config.modality.channels, **shape)
         self.quantize = build_quantizer(config.quantizer)
         self.quant_conv = nn.Conv2d(config.latent_channels, config.quantizer.dim, 1)
         self.post_quant_conv = nn.Conv2d(config.quantizer.dim, config.latent_channels, 1)
@@ -136,7 +142,7 @@ class VQGAN(
         return self.quantize(self.latents(images.to(self.dtype))).codes
 
     def decode_codes(self, codes: Tensor) -> Tensor:
-        """Codes [b,i,j] -> images [b,c,i*f,j*f], about in [-1,1] (not clamped)."""
+        """Codes [b,i,j] -> images [b,c,i*f,j*f], about in [-1,1] (not clamped), or logits."""
         return self.decoder(self.post_quant_conv(self.quantize.lookup(codes).to(self.dtype)))
 
     @property

@@ -143,7 +143,8 @@ class TransformerRecipe:
         uniforms = image_uniforms(self.seed, range(len(prefix)), network.config.num_tokens)
         tokens = generate_tokens(network, prefix, Sampling(), uniforms.to(self.world.device))
         images = decoder.decode_codes(tokens.unflatten(1, tuple(network.config.grid)))
-        return sheet(to_uint8(images), columns=len(images))
+        pictures = decoder.config.modality.picture(images)
+        return sheet(to_uint8(pictures), columns=len(pictures))
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -2,7 +2,6 @@ import io
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from taming_dist.data.faults import BrokenData
@@ -17,7 +16,6 @@ from taming_dist.data.images import (
     decode_depth,
     decode_labels,
     resize_short_side,
-    to_float,
 )
 from taming_dist.errors import UserError
 
@@ -163,12 +161,3 @@ def test_depth_is_a_share_of_what_its_bits_can_hold(dtype: type, top: int) -> No
     assert np.allclose(depth, values / top, atol=1e-7)
     with pytest.raises(BrokenData, match="a map of mode RGB"):
         decode_depth(encode(Image.fromarray(PIXELS), "PNG"))
-
-
-def test_floats_span_minus_one_to_one() -> None:
-    assert to_float(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1.0, 1.0]
-
-
-def test_floats_are_contiguous_whatever_the_layout_of_the_images() -> None:
-    images = torch.zeros(2, 4, 4, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
-    assert to_float(images).is_contiguous()

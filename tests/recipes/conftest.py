@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.world import World
 from taming_dist.models.discriminators import PatchGANConfig
+from taming_dist.models.modalities import LabelMap
 from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGANConfig
+from taming_dist.recipes.label_maps import LabelMapLossConfig, LabelMapRecipe
 from taming_dist.recipes.vqgan import VQGANLossConfig, VQGANRecipe
 from taming_dist.training.optimization import OptimConfig
 
@@ -123,7 +125,7 @@ def batch() -> Callable[..., Images]:
 @pytest.fixture
 def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., VQGANRecipe]:
     """A small stage 1 on plain engines; keywords change the loss, `model` the model."""
-    for module in ("vqgan", "adversary"):
+    for module in ("first_stage", "adversary"):
         monkeypatch.setattr(f"taming_dist.recipes.{module}.Engine", PlainEngine)
 
     def make(
@@ -147,6 +149,27 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., VQGANRecipe]:
             EngineConfig(),
             World(0, 1, 0, torch.device("cpu")),
             micro_batch,
+            accumulation,
+            seed=0,
+        )
+
+    return make
+
+
+@pytest.fixture
+def label_recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., LabelMapRecipe]:
+    """A small first stage for label maps of 5 classes on a plain engine."""
+    monkeypatch.setattr("taming_dist.recipes.first_stage.Engine", PlainEngine)
+
+    def make(accumulation: int = 1, lr: float = 1e-4, **loss: Any) -> LabelMapRecipe:
+        quantizer = VectorQuantizerConfig(codes=24, dim=8)
+        return LabelMapRecipe(
+            VQGANConfig(**MODEL, quantizer=quantizer, modality=LabelMap(5)),
+            LabelMapLossConfig(**loss),
+            OptimConfig(lr=lr),
+            EngineConfig(),
+            World(0, 1, 0, torch.device("cpu")),
+            2,
             accumulation,
             seed=0,
         )

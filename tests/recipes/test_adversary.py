@@ -77,7 +77,7 @@ def test_without_gan_there_is_one_engine_and_no_term_of_it(recipe: Make, batch: 
 
 def test_the_pixel_loss_is_a_mix_of_l1_and_l2(recipe: Make, batch: Make) -> None:
     made = recipe(l1_weight=0.3, l2_weight=2.0, disc_start=9)
-    images = made._images(batch())
+    images = made._input(batch())
     y = made.generator.module(images).images.detach()
     expected = 0.3 * (images - y).abs().mean() + 2 * (images - y).square().mean()
     assert step(made, batch())["rec"] == pytest.approx(expected.item(), rel=1e-5)
@@ -135,7 +135,7 @@ def test_r1_is_the_penalty_of_its_steps_and_weighs_as_much_as_in_every_step(
     made, twin = (recipe(r1_weight=0.3, r1_every=4, discriminator=PLAIN, lr=0.0) for _ in range(2))
     assert "r1" not in step(made, batch(), at=3)
     found = step(made, batch(), at=4)
-    images = twin._images(batch())
+    images = twin._input(batch())
     fake = twin.generator.module(images).images.detach()
     network = twin.engines["discriminator"].module
     leaf = images.clone().requires_grad_(True)
@@ -179,7 +179,7 @@ def test_d_sees_image_and_reconstruction_under_the_same_augmentation(
     recipe: Make, batch: Make
 ) -> None:
     made = recipe(augment=["color", "translation", "cutout"])
-    adversary, images = made.adversary, made._images(batch())
+    adversary, images = made.adversary, made._input(batch())
     seen = []
     for at in (0, 0, 1):
         adversary.begin(Clock(2, 100, images=2 * at))
@@ -199,7 +199,7 @@ def test_actnorm_is_set_by_the_first_images_that_d_is_shown(recipe: Make, batch:
     layer = network.main[3]
     layer.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     with torch.no_grad():
-        network(made._images(batch()))
+        network(made._input(batch()))
     torch.testing.assert_close(outputs[0].mean((0, 2, 3)), torch.zeros(16), atol=1e-5, rtol=0)
     std = outputs[0].transpose(0, 1).flatten(1).std(1)
     torch.testing.assert_close(std, torch.ones(16), atol=1e-3, rtol=0)

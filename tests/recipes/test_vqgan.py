@@ -84,7 +84,7 @@ def test_the_step_equals_the_obvious_backward(
     }
     trained, twin = recipe(**settings), recipe(**settings)
     scalars = step(trained, batch())
-    expected, weight = obvious_gradients(twin, twin._images(batch()), gan)
+    expected, weight = obvious_gradients(twin, twin._input(batch()), gan)
     assert relative(trained.generator.gradients, expected) < 1e-5
     assert scalars.get("adaptive_weight", 0.0) == pytest.approx(weight.item(), rel=1e-5)
 
@@ -92,7 +92,7 @@ def test_the_step_equals_the_obvious_backward(
 def test_the_discriminators_gradient_is_that_of_the_hinge_loss(recipe: Make, batch: Make) -> None:
     trained, twin = recipe(), recipe()
     scalars = step(trained, batch())
-    images = twin._images(batch())
+    images = twin._input(batch())
     network = twin.engines["discriminator"].module
     reconstructions = twin.generator.module(images).images.detach()
     loss = Hinge().discriminator(network(images), network(reconstructions))
@@ -197,7 +197,7 @@ def recorded(
         order=getattr(request, "param", "reused"),
     )
     as_recorded(made, golden)
-    monkeypatch.setattr(made, "_images", lambda batch: batch)
+    monkeypatch.setattr(made, "_input", lambda batch: batch)
     return made
 
 
@@ -328,7 +328,7 @@ def test_d_collects_no_gradient_and_no_statistics_in_gs_pass(recipe: Make, batch
     network = made.engines["discriminator"].module
     before = {name: value.clone() for name, value in network.named_buffers()}
     made.adversary.begin(Clock(2, 100))
-    images = made._images(batch()).requires_grad_(True)
+    images = made._input(batch()).requires_grad_(True)
     made.adversary.next_batch(images.detach())
     loss = made.adversary.generator_loss(images)
     torch.autograd.grad(loss, images)
@@ -363,7 +363,7 @@ def test_window_metrics_cover_every_micro_batch_since_they_were_taken(
     recipe: Make, batch: Make
 ) -> None:
     made = recipe(disc_start=9, lr=0.0, accumulation=2)
-    codes = [made.generator.module.encode(made._images(batch(seed=n))) for n in range(4)]
+    codes = [made.generator.module.encode(made._input(batch(seed=n))) for n in range(4)]
     for first in (0, 2):
         step(made, batch(seed=first), batch(seed=first + 1))
     metrics = made.window_metrics()

@@ -68,8 +68,9 @@ def round_trip(tmp_path: Path, tool: Callable[..., str]) -> Callable[..., Path]:
     "settings",
     [
         {},
-        {"image_channels": 1},
-        {"image_channels": 7, "dropout": 0.1},
+        {"modality": {"name": "depth"}},
+        {"modality": {"name": "labels", "classes": 7}, "dropout": 0.1},
+        {"modality": {"name": "labels", "classes": 3}},
         {"multipliers": [1, 1, 2], "blocks": 2, "attention_resolutions": []},
         {"quantizer": {"name": "gumbel", "codes": 12, "dim": 4, "kl_weight": 5e-4}},
     ],
@@ -117,8 +118,9 @@ def test_the_yaml_file_names_the_classes_of_the_original(
 ) -> None:
     targets = {}
     gumbel = {"name": "gumbel", "codes": 12, "dim": 4}
-    for channels, quantizer in ((3, {}), (7, {}), (3, {"quantizer": gumbel})):
-        saved(tmp_path / "export", image_channels=channels, **quantizer)
+    labels = {"modality": {"name": "labels", "classes": 7}}
+    for settings in ({}, labels, {"quantizer": gumbel}):
+        saved(tmp_path / "export", **settings)
         tool(export_model, tmp_path / "export", "--out", tmp_path / "t", "--format", "taming")
         model = yaml.safe_load((tmp_path / "t" / "config.yaml").read_text())["model"]
         targets[model["target"].rpartition(".")[2]] = model["params"]
@@ -132,7 +134,7 @@ def test_the_yaml_file_names_the_classes_of_the_original(
 def test_label_maps_leave_with_the_colours_that_the_original_expects(
     tool: Callable[..., str], tmp_path: Path
 ) -> None:
-    saved(tmp_path / "export", image_channels=7)
+    saved(tmp_path / "export", modality={"name": "labels", "classes": 7})
     tool(export_model, tmp_path / "export", "--out", tmp_path / "t", "--format", "taming")
     assert load(tmp_path / "t")["state_dict"]["colorize"].shape == (3, 7, 1, 1)
 

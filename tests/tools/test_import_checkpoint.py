@@ -18,6 +18,7 @@ from taming_dist import VQGAN, Generator, Transformer
 from taming_dist.errors import UserError
 from taming_dist.interchange.first_stage import import_vqgan, infer, set_aside
 from taming_dist.models.discriminators import PatchGAN, PatchGANConfig
+from taming_dist.models.modalities import RGB, Depth, LabelMap
 from taming_dist.training.export import check_tensors
 
 TOOL = Path(__file__).parents[2] / "tools" / "import_checkpoint.py"
@@ -81,7 +82,7 @@ def test_architecture_is_read_off_the_shapes(original: Any) -> None:
     sizes = {"images": 1, "ch": 64, "ch_mult": (1, 2, 1), "blocks": 2, "attended": (0, 2)}
     model = import_vqgan(original.vqmodel(**sizes, z=6, dim=3, codes=9), {})
     config = model.config
-    assert (config.image_channels, config.channels, config.blocks) == (1, 64, 2)
+    assert (config.modality, config.channels, config.blocks) == (Depth(), 64, 2)
     assert list(config.multipliers) == [1, 2, 1]
     assert list(config.attention_resolutions) == [256, 64]
     assert (config.latent_channels, config.quantizer.dim, config.vocabulary) == (6, 3, 9)
@@ -128,7 +129,7 @@ def test_losses_and_preview_colours_are_left_out_and_said(
     assert "22 tensors loss.discriminator.*" in said
     assert "33 tensors loss.perceptual_loss.*" in said
     assert "1 tensors colorize" in said
-    assert VQGAN.from_pretrained(tmp_path / "out").config.image_channels == 5
+    assert VQGAN.from_pretrained(tmp_path / "out").config.modality == LabelMap(5)
 
 
 def test_the_discriminator_is_kept_where_it_is_asked_for(
@@ -370,9 +371,9 @@ def test_the_vqgans_inside_a_transformers_checkpoint_can_be_had_alone(
     tensors = original.net2net()
     tensors |= {f"cond_stage_model.{name}": value for name, value in labels.items()}
     convert(tensors, "--only", "cond_stage")
-    assert VQGAN.from_pretrained(tmp_path / "out").config.image_channels == 5
+    assert VQGAN.from_pretrained(tmp_path / "out").config.modality == LabelMap(5)
     convert(tensors, "--only", "first_stage")
-    assert VQGAN.from_pretrained(tmp_path / "out").config.image_channels == 3
+    assert VQGAN.from_pretrained(tmp_path / "out").config.modality == RGB()
     with pytest.raises(UserError, match=r"has no first_stage_model\.\*"):
         convert(labels, "--only", "first_stage")
 

@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 
 from taming_dist.data.codes import CodeDataset, CodeShard
-from taming_dist.data.images import Preprocess, to_float
+from taming_dist.data.images import Preprocess
 from taming_dist.data.manifest import resolve
 from taming_dist.data.reader import Reader
 from taming_dist.data.shards import ShardWriter
 from taming_dist.errors import UserError
+from taming_dist.models.modalities import RGB
 from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
 
@@ -84,7 +85,7 @@ def test_codes_are_what_the_model_gives_for_each_image(
     codes, classes = dataset.take(np.arange(2 * SAMPLES))
     reader = Reader(resolve(str(shards)), Preprocess(16), micro_batch=SAMPLES)
     (batch,) = reader.epoch_batches()
-    images = to_float(batch.images)
+    images = RGB().tensor(batch.images)
     with torch.inference_mode():
         expected = torch.stack([vqgan.encode(images), vqgan.encode(images.flip(-1))], dim=1)
     # Another batch size may round another way: at most a tie or two may fall differently.

@@ -1,0 +1,50 @@
+"""How well a first stage reconstructs label maps, and how it uses its codebook.
+
+Legend: b batch, v classes, h w pixels, i j latent grid.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from taming_dist.losses.reconstruction import label_map_bce
+from taming_dist.losses.tokens import unigram_entropy
+
+
+class LabelMapFigures:
+    """Sums over batches, and the figures that follow from them; see `ReconstructionFigures`."""
+
+    def __init__(self, classes: int, vocabulary: int) -> None:
+        self.classes = classes
+        # images, cross-entropy; per class: pixels right, pixels that are it, pixels taken for it;
+        # then uses per code
+        self.sums = torch.zeros(2 + 3 * classes + vocabulary, dtype=torch.float64)
+
+    @torch.no_grad()
+    def update(self, images: Tensor, reconstructions: Tensor, codes: Tensor) -> None:
+        """Add one-hot maps [b,v,h,w], logits [b,v,h,w] and codes [b,i,j]."""
+        self.sums = self.sums.to(images.device)
+        truth, taken = images.argmax(1).flatten(), reconstructions.argmax(1).flatten()
+        parts = [truth[truth == taken], truth, taken]
+        counts = [torch.bincount(part, minlength=self.classes) for part in parts]
+        used = torch.bincount(codes.flatten(), minlength=len(self.sums) - 2 - 3 * self.classes)
+        self.sums[0] += len(images)
+        self.sums[1] += label_map_bce(images, reconstructions) * len(images)
+        self.sums[2:] += torch.cat([*counts, used])
+
+    def compute(self) -> dict[str, float]:
+        """Cross-entropy, share of pixels right, intersection over union averaged over the classes
+        that occur or were found, codebook usage and perplexity (as `ReconstructionFigures`)."""
+        assert self.sums[0] > 0, "no batch was given"
+        right, truth, taken = self.sums[2 : 2 + 3 * self.classes].reshape(3, -1)
+        union = truth + taken - right
+        there = union > 0
+        counts = self.sums[2 + 3 * self.classes :]
+        return {
+            "val_bce": float(self.sums[1] / self.sums[0]),
+            "val_pixel_accuracy": float(right.sum() / truth.sum()),
+            "val_mean_iou": float((right[there] / union[there]).mean()),
+            "codebook_usage": float((counts > 0).double().mean()),
+            "codebook_perplexity": math.exp(unigram_entropy(counts)),
+        }

@@ -1,0 +1,133 @@
+"""What a first stage encodes: photographs, label maps or depth maps.
+
+A modality knows how many channels it has, how the bytes of a sample become the network's input, and
+how that input or the network's output is shown. Source: arXiv 2012.09841, section 4.1 (the
+conditions are encoded by VQGANs of their own); the original encodes label maps as one channel per
+class.
+
+Legend: b batch, c channels, h w pixels, v classes.
+"""
+
+import colorsys
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from omegaconf import MISSING
+from torch import Tensor
+
+from taming_dist.errors import UserError
+
+
+@dataclasses.dataclass
+class RGB:
+    """Photographs: uint8 [b,3,h,w] <-> [-1,1]."""
+
+    name: str = "rgb"
+    column: ClassVar[str] = "images"  # of a batch
+    files: ClassVar[tuple[str, ...]] = ()  # of a sample, beside the image that every one has
+
+    @property
+    def channels(self) -> int:
+        return 3
+
+    def check(self, column: Tensor) -> None:
+        """Every byte is a colour."""
+
+    def tensor(self, column: Tensor) -> Tensor:
+        """The network's input [b,c,h,w], contiguous, from a batch's column in any layout."""
+        return column.contiguous().float() / 127.5 - 1.0
+
+    def picture(self, output: Tensor) -> Tensor:
+        """An input or output [b,c,h,w] as colours [b,3,h,w], about in [-1,1]."""
+        return output.float()
+
+
+@dataclasses.dataclass
+class Depth:
+    """Depth maps: shares [b,1,h,w] of the largest depth that the files can hold <-> [-1,1]. Who
+    writes them chooses the scale; the original spreads each map over the whole range."""
+
+    name: str = "depth"
+    column: ClassVar[str] = "depth"
+    files: ClassVar[tuple[str, ...]] = ("depth.png",)
+
+    @property
+    def channels(self) -> int:
+        return 1
+
+    def check(self, column: Tensor) -> None:
+        """Every number is a depth."""
+
+    def tensor(self, column: Tensor) -> Tensor:
+        """As `RGB.tensor`."""
+        return column.float() * 2.0 - 1.0
+
+    def picture(self, output: Tensor) -> Tensor:
+        """As `RGB.picture`, in shades of grey."""
+        return output.float().expand(-1, 3, -1, -1)
+
+
+@dataclasses.dataclass
+class LabelMap:
+    """Label maps: class ids uint8 [b,h,w] -> one channel per class; the output is a logit each."""
+
+    classes: int = MISSING
+    name: str = "labels"
+    column: ClassVar[str] = "segmentations"
+    files: ClassVar[tuple[str, ...]] = ("seg.png",)
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.classes <= 256:
+            raise UserError(
+                f"model.modality.classes={self.classes}: label maps have 8 bits, use 2 to 256"
+            )
+
+    @property
+    def channels(self) -> int:
+        return self.classes
+
+    def check(self, column: Tensor) -> None:
+        """UserError for an id that is no class. To be called where the bytes still are."""
+        highest = int(column.max())
+        if highest >= self.classes:
+            raise UserError(
+                f"model.modality.classes={self.classes}, but a label map has the class "
+                f"{highest}: set it to {highest + 1} or more (the class for what is unlabelled "
+                f"counts too)"
+            )
+
+    def tensor(self, column: Tensor) -> Tensor:
+        """Class ids [b,h,w] -> one-hot [b,v,h,w]."""
+        return F.one_hot(column.long(), self.classes).movedim(-1, 1).float()
+
+    def picture(self, output: Tensor) -> Tensor:
+        """The likeliest class of each pixel in its colour, [b,3,h,w]."""
+        colours = palette(self.classes).to(output.device)
+        return colours[output.argmax(1)].movedim(-1, 1)
+
+
+def palette(classes: int) -> Tensor:
+    """A colour for each class [v,3] in [-1,1]: neighbouring ids get hues far apart (the golden
+    ratio of a turn), and every other round another brightness."""
+    golden = 0.618034
+    colours = [
+        colorsys.hsv_to_rgb(index * golden % 1, 0.75 - 0.25 * (index % 2), 1 - 0.2 * (index % 3))
+        for index in range(classes)
+    ]
+    return torch.tensor(colours) * 2 - 1
+
+
+MODALITIES: dict[str, Any] = {"rgb": RGB, "labels": LabelMap, "depth": Depth}
+
+
+def modality_config(values: Any) -> Any:
+    """A modality from plain values with its `name` (config.json)."""
+    if not isinstance(values, dict):
+        return values
+    if values.get("name") not in MODALITIES:
+        raise UserError(
+            f"model.modality.name={values.get('name')}: use one of {sorted(MODALITIES)}"
+        )
+    return MODALITIES[values["name"]](**values)

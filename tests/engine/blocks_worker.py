@@ -1,0 +1,113 @@
+"""One rank of test_blocks.py: the same steps with plain, recomputed and compiled blocks.
+
+Run as `python blocks_worker.py OUT` with torchrun's variables; writes OUT-<rank>.json. With
+BLOCKS=compile in the environment it compiles, which takes a minute.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from taming_dist.engine.settings import EngineConfig
+from taming_dist.engine.world import World, environment_place
+from taming_dist.engine.zero import Engine, init_world, shutdown
+from taming_dist.models.autoencoder import ResnetBlock
+from taming_dist.models.quantizers import VectorQuantizerConfig
+from taming_dist.models.transformer import Transformer, TransformerConfig
+from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.training.optimization import OptimConfig
+
+VQGAN_CONFIG = VQGANConfig(
+    VectorQuantizerConfig(codes=24, dim=8),
+    resolution=16,
+    channels=32,
+    multipliers=[1, 1],
+    blocks=1,
+    attention_resolutions=[8],
+    latent_channels=16,
+    dropout=0.2,
+)
+GPT_CONFIG = TransformerConfig(
+    vocabulary=24, grid=[3, 4], layers=2, heads=2, width=16, dropout_residual=0.2
+)
+
+
+def engine_of(network: Any, world: World, **settings: Any) -> Engine:
+    engine = EngineConfig(persist_below=0, **settings)
+    groups = [{"params": list(network.parameters())}]
+    made = Engine(network, groups, OptimConfig(lr=1e-3), engine, world, 1, 1)
+    made.set_lr(1e-3)
+    return made
+
+
+def vqgan_steps(world: World, **settings: Any) -> dict[str, Any]:
+    """Losses of three steps, the norms of the weights after them, and forward passes of blocks."""
+    torch.manual_seed(0)
+    engine = engine_of(VQGAN(VQGAN_CONFIG), world, **settings)
+    calls, losses = [0], []
+    for block in engine.module.modules():
+        if isinstance(block, ResnetBlock):
+            count_convolutions(block, calls)
+    for step in range(3):
+        torch.manual_seed(step)
+        images = torch.rand(1, 3, 16, 16) * 2 - 1
+        out = engine(images)
+        loss = (out.images - images).square().mean() + out.codebook_loss
+        engine.backward(loss)
+        engine.step()
+        losses.append(float(loss))
+    return {"losses": losses, "norms": norms(engine), "calls": calls[0]}
+
+
+def count_convolutions(block: ResnetBlock, calls: list[int]) -> None:
+    def count(*_: Any) -> None:
+        calls[0] += 1
+
+    block.conv1.register_forward_hook(count)
+
+
+def gpt_steps(world: World, **settings: Any) -> dict[str, Any]:
+    torch.manual_seed(0)
+    engine = engine_of(Transformer(GPT_CONFIG), world, **settings)
+    losses = []
+    prefix = engine.module.condition.tokens(2, None, torch.device("cpu"))
+    for step in range(3):
+        torch.manual_seed(step)
+        tokens = torch.randint(24, (2, 12))
+        logits = engine(tokens, prefix)
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+        engine.backward(loss)
+        engine.step()
+        losses.append(float(loss))
+    return {"losses": losses, "norms": norms(engine)}
+
+
+def norms(engine: Engine) -> dict[str, float] | None:
+    state = engine.full_state()
+    if state is None:
+        return None
+    return {name: float(value.double().norm()) for name, value in state.items()}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    world = init_world(environment_place())
+    found: dict[str, Any] = {}
+    variants = {"plain": {}, "recompute": {"recompute": True}}
+    if os.environ.get("BLOCKS") == "compile":
+        both = {"recompute": True, "compile": True}
+        variants = {"plain": {}, "compile": {"compile": True}, "both": both}
+    for zero in (0, 3) if "compile" in variants else range(4):
+        for name, settings in variants.items():
+            found[f"zero{zero} {name} vqgan"] = vqgan_steps(world, zero=zero, **settings)
+            found[f"zero{zero} {name} gpt"] = gpt_steps(world, zero=zero, **settings)
+    Path(f"{sys.argv[1]}-{world.rank}.json").write_text(json.dumps(found))
+    shutdown()
+
+
+if __name__ == "__main__":
+    main()
