@@ -108,6 +108,13 @@ def test_f16_has_the_sizes_read_off_the_original(compose: Compose, name: str) ->
     assert found == tuple(f"{value:.3f} M" for value in READ_OFF[name])
 
 
+@pytest.mark.parametrize(("name", "millions"), [("llamagen_vq16", "72"), ("llamagen_vq8", "70")])
+def test_llamagens_have_the_published_sizes(compose: Compose, name: str, millions: str) -> None:
+    with torch.device("meta"):
+        model = VQGAN(compose(f"+experiment={name}").model)
+    assert f"{numbers(model) / 1e6:.0f}" == millions
+
+
 @pytest.mark.parametrize(
     ("name", "codes", "grid"),
     [

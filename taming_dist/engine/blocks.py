@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
+import torch
+import torch._dynamo
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -39,8 +41,13 @@ def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
 def compile_blocks(network: nn.Module) -> None:
     """torch.compile each block on its own: blocks of the same shapes share their code, and hooks of
     ZeRO stay between them."""
-    for block in blocks_of(network):
-        block.compile()
+    blocks = blocks_of(network)
+    # A block's code is compiled once for each shape that it meets; past its limit torch would
+    # silently go back to running it as it is.
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = max(limit, 4 * len(blocks))
+    for block in blocks:
+        block.compile(dynamic=False)
 
 
 def check_compiler(on_gpu: bool) -> None:
