@@ -257,7 +257,7 @@ def resolve(spec: str | Sequence[str], format: str = IMAGES_FORMAT) -> Dataset:
     for folder, name in places:
         location = storage.beside(folder, name)
         if folder not in manifests:
-            if not is_url(folder) and not Path(folder).is_dir():
+            if not is_url(location) and not Path(location).exists():
                 raise UserError(f"there is no shard {location}: mend the shard spec, or {_MAKE}")
             manifests[folder] = _load_checked(folder, format)
     found = [_check(folder, name, manifests[folder]) for folder, name in places]
