@@ -17,6 +17,7 @@ from taming_dist.config import Config, to_yaml
 from taming_dist.data.codes import CodeDataset, CodeReader, CodesConfig
 from taming_dist.data.images import Preprocess
 from taming_dist.data.manifest import resolve
+from taming_dist.data.mixture import resolve_training
 from taming_dist.data.reader import ImagesConfig, Reader
 from taming_dist.engine.checkpoint import newest_valid
 from taming_dist.engine.world import Place, World
@@ -186,7 +187,7 @@ def resolve_images(data: ImagesConfig, name: str) -> Any:
     """The shards of data.train or data.val; where they are missing, one line says what to run."""
     spec = getattr(data, name)
     try:
-        return resolve(spec)
+        return resolve_training(spec) if name == "train" else resolve(spec)
     except UserError as error:
         raise UserError(f"data.{name}: {error}") from error
 

@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from taming_dist.data.order import Order, sequential_ids
+from taming_dist.data.manifest import Part
+from taming_dist.data.mixture import MixtureOrder, order_of
+from taming_dist.data.order import Order, positions_of, sequential_ids
 from taming_dist.errors import UserError
 
 Request = TypeVar("Request")
@@ -47,15 +49,16 @@ class Plan:
     rank: int
     world_size: int
     micro_batch: int
+    parts: tuple[Part, ...] = ()
 
     def __post_init__(self) -> None:
         if self.micro_batch < 1:
             raise UserError(f"data.micro_batch is {self.micro_batch} but must be at least 1")
 
     @cached_property
-    def order(self) -> Order:
+    def order(self) -> Order | MixtureOrder:
         """The order of training; `UserError` if the lanes fit neither the samples nor the ranks."""
-        order = Order(self.samples_per_shard, self.seed, self.lanes, self.block)
+        order = order_of(self.samples_per_shard, self.parts, self.seed, self.lanes, self.block)
         order.check_world(self.world_size)
         return order
 
@@ -69,7 +72,7 @@ class Plan:
         order, step = self.order, self.micro_batch * self.world_size
         start = from_sample
         while True:
-            positions = order.positions(start, start + step, self.rank, self.world_size)
+            positions = positions_of(start, start + step, self.rank, self.world_size)
             ids = order.ids(start, start + step, self.rank, self.world_size)
             yield Selection(ids, order.epochs(positions))
             start += step

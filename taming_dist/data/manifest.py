@@ -149,16 +149,27 @@ def _record(shard: Shard) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One data set of a mixture: how many of the shards are its own, and its weight."""
+
+    shards: int
+    weight: int
+
+
+@dataclass(frozen=True)
 class Dataset:
     """The shards that a spec names, in order; the samples are numbered through from 0.
 
-    `locations` and `indexes` are the paths or URLs of each shard and of its tar index.
+    `locations` and `indexes` are the paths or URLs of each shard and of its tar index. `parts` are
+    the data sets of a mixture; where their classes do not agree, class ids mean nothing.
     """
 
     locations: tuple[str, ...]
     shards: tuple[Shard, ...]
     indexes: tuple[str, ...]
     classes: tuple[str, ...] | None = None
+    classes_agree: bool = True
+    parts: tuple[Part, ...] = ()
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -191,8 +202,12 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The sha256 that changes when any shard, or their order, does."""
-        return fingerprint(self.shards)
+        """The sha256 that changes when any shard, or their order, or a weight does."""
+        whole = fingerprint(self.shards)
+        if not self.parts:
+            return whole
+        facts = [whole, [[part.shards, part.weight] for part in self.parts]]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     @cached_property
     def columns(self) -> dict[str, int]:
@@ -257,7 +272,8 @@ def resolve(spec: str | Sequence[str], format: str = IMAGES_FORMAT) -> Dataset:
     for folder, name in places:
         location = storage.beside(folder, name)
         if folder not in manifests:
-            if not is_url(location) and not Path(location).exists():
+            there = (location, storage.beside(folder, MANIFEST))
+            if not is_url(folder) and not any(Path(file).is_file() for file in there):
                 raise UserError(f"there is no shard {location}: mend the shard spec, or {_MAKE}")
             manifests[folder] = _load_checked(folder, format)
     found = [_check(folder, name, manifests[folder]) for folder, name in places]

@@ -43,14 +43,15 @@ LEAST_SAMPLES_JUDGED = 1000
 class ImagesConfig:
     """The `data` group of an experiment on images.
 
-    `train`, `val`: shard specs. `global_batch`: images per optimizer step over all ranks.
+    `train`, `val`: shard specs; `train` also a list of them, or a mixture, see
+    `mixture.resolve_training`. `global_batch`: images per optimizer step over all ranks.
     `micro_batch`: images per rank and forward pass. `size`: pixels of the square crops.
     `crop`: random, center, or resized: a random part of the area (`crop_scale`) and shape
     (`crop_ratio`, width by height). `lanes`, `block`: see `taming_dist.data.order`.
     `max_bad_fraction`: more bad samples end the run.
     """
 
-    train: str = MISSING
+    train: Any = MISSING
     val: str = MISSING
     global_batch: int = MISSING
     micro_batch: int = MISSING
@@ -178,6 +179,7 @@ class Reader:
             rank,
             world_size,
             micro_batch,
+            dataset.parts,
         )
         self.num_bad = 0
         self.num_read = 0
@@ -325,6 +327,8 @@ class Reader:
 
     def _choose_class_column(self) -> Callable[[dict[str, bytes]], int] | None:
         """Where the class of a sample stands: all samples have one, or none is read."""
+        if not self.dataset.classes_agree:
+            return None
         if self._everyone_has("cls"):
             return lambda files: _parse_class(_need(files, "cls"))
         if self.dataset.columns.get("json", 0) == self.dataset.num_samples:
