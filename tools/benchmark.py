@@ -1,6 +1,7 @@
 """Measure, each comparison within one run: `make bench` runs `steps`.
 
     python tools/benchmark.py steps [--steps 12] [--out FILE]
+    python tools/benchmark.py making [--images 2000] [--out FILE]
 
 Every module of tools/benchmarks is a benchmark, named by the first argument. It prints a table;
 --out keeps the figures as JSON.
@@ -11,12 +12,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import steps  # this folder is on the path of a script that lies in it
+from benchmarks import making, steps  # this folder is on the path of a script that lies in it
 
 from taming_dist import cli
 from taming_dist.data.files import write_bytes
 
-BENCHMARKS = {"steps": steps}
+BENCHMARKS = {"making": making, "steps": steps}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -2,6 +2,8 @@
 
     python tools/make_shards.py --images DIR --out DIR [--labels folders] [--segmentations DIR]
     python tools/make_shards.py --list FILE.txt|.csv|.tsv|.jsonl [--root DIR] --out DIR
+    python tools/make_shards.py --layout imagenet DIR [SPLIT] --out DIR      # coco, ade20k, ...
+    python tools/make_shards.py --parquet FILES --out DIR
 
 An image goes in byte for byte unless it has to be changed (--short-side), in an order that mixes
 classes. Every file that is left out is listed with the reason. An interrupted run goes on from
@@ -9,10 +11,13 @@ where it was when the same command is given again. docs/making-shards.md has all
 """
 
 import argparse
+import errno
 import json
 import os
 import re
 import shutil
+import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,7 +32,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from taming_dist import cli
 from taming_dist.data.collections.entry import Collection
 from taming_dist.data.collections.folders import ClassFolders, ImageFolder, Paired
+from taming_dist.data.collections.layouts import LAYOUTS, open_layout
 from taming_dist.data.collections.lists import ImageList
+from taming_dist.data.collections.parquet import ParquetTables
 from taming_dist.data.conditions import require_canny
 from taming_dist.data.files import replacing
 from taming_dist.data.making.catalogue import PLAN, Catalogue, digest_of, list_images
@@ -39,7 +46,7 @@ from taming_dist.errors import UserError
 UNFINISHED, LEFT_OUT = "unfinished", "left_out.jsonl"
 REPORT_EVERY_S = 5.0
 PRINTED_FILES = 20
-SHARDS_PER_WORKER = 4  # with fewer, starting workers takes longer than it saves
+LEAST_SHARDS_IN_PARALLEL = 4  # with fewer, starting workers takes longer than it saves
 CANNY = "canny"
 
 
@@ -62,6 +69,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UserError:
         remove_if_empty(args)
         raise
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here")
+        sys.exit(128 + signal.SIGINT)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise UserError(
+            f"no space is left for {args.out}: make some, then give the same command again"
+        ) from error
     summarize(args.out, reports, kinds, time.monotonic() - started)
 
 
@@ -70,6 +86,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--images", type=Path, metavar="DIR", help="a folder of images")
     given.add_argument("--list", type=Path, metavar="FILE", help="a .txt, .csv, .tsv or .jsonl")
+    given.add_argument(
+        "--layout", nargs="+", metavar="NAME", help=f"{', '.join(LAYOUTS)}, then DIR [SPLIT]"
+    )
+    given.add_argument(
+        "--parquet", nargs="+", type=Path, metavar="FILE", help="tables of images, or folders"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the shards")
     parser.add_argument("--root", type=Path, metavar="DIR", help="what a list's paths start from")
     parser.add_argument(
@@ -133,6 +155,10 @@ def choose_collection(args: argparse.Namespace) -> Collection:
     collection: Collection
     if args.list is not None:
         collection = ImageList(args.list, args.root)
+    elif args.layout is not None:
+        collection = open_layout(args.layout)
+    elif args.parquet is not None:
+        collection = ParquetTables(args.parquet)
     elif args.labels is not None:
         collection = ClassFolders(args.images)
     else:
@@ -248,8 +274,7 @@ def jobs_of(split: Split, catalogue: Catalogue, args: argparse.Namespace) -> lis
 
 def make(maker: ShardMaker, jobs: list[Job], args: argparse.Namespace) -> list[Report]:
     """Do the jobs, showing how far they are; the reports in the order of the shards."""
-    is_small = len(jobs) < SHARDS_PER_WORKER
-    workers = args.workers or (1 if is_small else len(os.sched_getaffinity(0)))
+    workers = args.workers or (1 if len(jobs) < LEAST_SHARDS_IN_PARALLEL else num_cpus())
     reports = []
     total = sum(job.stop - job.start for job in jobs)
     with showing_progress(total) as advance:
@@ -257,6 +282,13 @@ def make(maker: ShardMaker, jobs: list[Job], args: argparse.Namespace) -> list[R
             reports.append(report)
             advance(report.images)
     return sorted(reports, key=lambda report: (report.split, report.number))
+
+
+def num_cpus() -> int:
+    """The CPUs that this process may use, where the system says so."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @contextmanager

@@ -18,7 +18,7 @@ def require_canny() -> None:
         import skimage.feature  # noqa: F401
     except ImportError as error:
         raise UserError(
-            "--edges canny needs scikit-image: pip install 'scikit-image>=0.24,<1'"
+            "--edges canny needs scikit-image: pip install 'taming_dist[canny]'"
         ) from error
 
 

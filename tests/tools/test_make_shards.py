@@ -1,4 +1,6 @@
+import errno
 import io
+import json
 import os
 import re
 import runpy
@@ -8,9 +10,11 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 import webdataset
 from PIL import Image
+from pyarrow import parquet
 
 from taming_dist.data.images import MAP_COLUMNS, Preprocess
 from taming_dist.data.manifest import Manifest, resolve
@@ -242,11 +246,73 @@ def test_an_interrupted_run_of_another_command_is_not_mixed_in(
 
     with monkeypatch.context() as patch:
         patch.setitem(make_shards.__globals__, "finish", interrupt)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(SystemExit):
             make(images, out)
     with pytest.raises(UserError, match="an interrupted run of another command"):
         make(images, out, "--short-side", "8")
     make(images, out)
+
+
+def test_a_layout_s_boxes_and_maps_come_through(tmp_path: Path) -> None:
+    root = tmp_path / "coco"
+    picture(root / "val2017" / "7.jpg", size=(40, 20))
+    labels = Image.new("L", (40, 20), 255)
+    labels.putpixel((0, 0), 17)
+    (root / "stuffthingmaps" / "val2017").mkdir(parents=True)
+    labels.save(root / "stuffthingmaps" / "val2017" / "7.png")
+    (root / "annotations").mkdir()
+    annotations = {
+        "images": [{"id": 7, "file_name": "7.jpg", "width": 40, "height": 20}],
+        "categories": [{"id": 3, "name": "car"}],
+        "annotations": [{"image_id": 7, "category_id": 3, "bbox": [4, 5, 20, 10], "iscrowd": 0}],
+    }
+    (root / "annotations" / "instances_val2017.json").write_text(json.dumps(annotations))
+    out = tmp_path / "out"
+    make_shards(["--layout", "coco", str(root), "val", "--out", str(out)])
+    assert Manifest.load(out).details["categories"] == ["car"]
+    members = read_members(out / "train-000000.tar")
+    assert set(members) == {"7.jpg", "7.seg.png", "7.json"}
+    stored = np.array(Image.open(io.BytesIO(members["7.seg.png"])))
+    assert np.array_equal(np.unique(stored), [0, 18])
+    objects = json.loads(bytes(members["7.json"]))["objects"]
+    assert objects == [{"category": 0, "box": [0.1, 0.25, 0.5, 0.5]}]
+
+
+def test_a_table_becomes_shards_and_its_copy_goes_away(tmp_path: Path) -> None:
+    rows = [picture(tmp_path / f"{number}.png", number).read_bytes() for number in range(5)]
+    columns = {"image": [{"bytes": data, "path": None} for data in rows], "label": [4, 3, 2, 1, 0]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    out = tmp_path / "out"
+    make_shards(["--parquet", str(tmp_path / "a.parquet"), "--out", str(out)])
+    members = read_members(out / "train-000000.tar")
+    for number, data in enumerate(rows):
+        assert members[f"a/{number:08d}.png"] == data
+        assert members[f"a/{number:08d}.cls"] == str(4 - number).encode()
+    assert {path.name for path in out.iterdir()} == {
+        "manifest.json", "train-000000.tar", "train-000000.tar.idx",
+    }  # fmt: skip
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def fill(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setitem(make_shards.__globals__, "finish", fill)
+        with pytest.raises(UserError, match="no space is left"):
+            make(images, out)
+    assert sum(shard.samples for shard in make(images, out).shards) == 12
+
+
+def test_an_image_that_is_listed_twice_is_refused(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("images/cat/1.v1.png\nimages/cat/../cat/1.v1.png\n")
+    with pytest.raises(UserError, match=r"images/cat/1\.v1\.png is listed twice"):
+        make_shards(["--list", str(tmp_path / "a.txt"), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_split_by_key_is_exact_and_stable(images: Path, tmp_path: Path) -> None:

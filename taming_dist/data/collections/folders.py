@@ -17,8 +17,11 @@ class ImageFolder(Collection):
         self.folder = require_folder(folder)
 
     def __iter__(self) -> Iterator[Entry | LeftOut]:
-        for name in walk_files(self.folder):
+        for name in filter(self._wanted, walk_files(self.folder)):
             yield self._entry(name) if is_image(name) else no_image(name)
+
+    def _wanted(self, name: str) -> bool:
+        return True
 
     def _entry(self, name: str) -> Entry:
         return Entry(name, self.folder / name)

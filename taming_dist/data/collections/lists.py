@@ -60,10 +60,12 @@ class ImageList(Collection):
             ) as file:
                 for number, row in PARSERS[self.path.suffix.lower()](file):
                     filled = {key: value for key, value in row.items() if value not in (None, "")}
-                    _check_fields(filled)
+                    fault = _fault(filled)
+                    if fault:
+                        raise UserError(f"{self.path}, line {number}: {fault}")
                     yield number, filled
-        except (ValueError, TypeError, csv.Error) as error:
-            raise UserError(f"{self.path}, line {number + 1} or near it: {error}") from error
+        except (ValueError, csv.Error) as error:
+            raise UserError(f"{self.path}, behind line {number}: {error}") from error
 
     def _class_id(self, label: Any, number: int) -> int | None:
         if not self._has_labels:
@@ -82,15 +84,19 @@ def _is_id(label: Any) -> bool:
     return label is None or (isinstance(label, int) and label >= 0) or str(label).isdecimal()
 
 
-def _check_fields(row: Row) -> None:
+def _fault(row: Row) -> str:
+    """What is wrong with a line; nothing, if it can be used."""
     if not isinstance(row.get(PATH), str):
-        raise ValueError(f"no field {PATH!r}")
+        return f"no field {PATH!r}"
+    if not isinstance(row.get(LABEL, 0), int | str):
+        return f"{LABEL!r} is neither a number nor a text"
     if "cls" in row:
-        raise ValueError(f"a field 'cls': call it {LABEL!r}")
+        return f"a field 'cls': call it {LABEL!r}"
     if None in row:
-        raise ValueError("more values than the header has names")
+        return "more values than the header has names"
     if not all(isinstance(row[field], str) for field in PAIRS if field in row):
-        raise ValueError(f"{', '.join(PAIRS)} have to be paths")
+        return f"{', '.join(PAIRS)} have to be paths"
+    return ""
 
 
 def _lines(file: TextIO) -> Iterator[tuple[int, Row]]:

@@ -133,17 +133,22 @@ def list_images(folder: Path, collection: Collection, settings: str) -> Catalogu
     if not end:
         raise UserError(f"{collection.where}: no jpg, png or webp file")
     arrays = {name: np.frombuffer(column, column.typecode) for name, column in columns.items()}
+    _require_distinct(folder, collection, arrays)
     arrays[AMBIGUOUS] = _repeated(arrays[KEYS])
     for name, values in arrays.items():
         np.save(folder / f"{name}.npy", values)
     plan = {"settings": settings, "digest": _digest(total, settings)}
     write_bytes(folder / PLAN, json.dumps(plan).encode())
-    catalogue = Catalogue(folder)
+    return Catalogue(folder)
+
+
+def _require_distinct(folder: Path, collection: Collection, arrays: dict[str, np.ndarray]) -> None:
     twice = np.flatnonzero(_repeated(arrays[NAMES]))
     if len(twice):
-        name = catalogue.record(int(twice[0])).name
+        with open(folder / RECORDS, "rb") as records:
+            records.seek(int(arrays[STARTS][twice[0]]))
+            name = json.loads(records.readline())["name"]
         raise UserError(f"{collection.where}: {name} is listed twice; list every image once")
-    return catalogue
 
 
 def _repeated(values: np.ndarray) -> np.ndarray:

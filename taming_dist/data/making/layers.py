@@ -6,13 +6,13 @@ for byte. What is done with unusual files is written down in docs/making-shards.
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from taming_dist.data.faults import BrokenData
 from taming_dist.data.images import (
     FORMATS,
     MAX_PIXELS,
@@ -106,21 +106,21 @@ def open_picture(data: bytes) -> Picture:
         raise Unfit("empty", "the file is empty")
     if data.startswith(ARRAY_MAGIC):
         return Picture(Layer("png", _load_array(data), None), None, ("from an array",))
-    with _open(data) as image:
-        _check(image)
+    with _opened(data) as image:
         notes = _notes(image)
         turn = UPRIGHT.get(_orientation(image))
         extension = EXTENSIONS[str(image.format)]
         # A PNG's header says its bits per channel; Pillow's mode does so for grey ones only.
         if extension == "png" and data[24] == 16:
-            pixels = _to_8_bits(image)
-            return Picture(Layer("png", pixels, None), turn, (*notes, "16 bits to 8"))
-    return Picture(Layer(extension, _guard(decode, data), data), turn, notes)
+            layer = Layer("png", _to_8_bits(image), None)
+            return Picture(layer, turn, (*notes, "16 bits to 8"))
+        return Picture(Layer(extension, decode(data), data), turn, notes)
 
 
 def open_labels(data: bytes, shift: int) -> Layer:
     """A label map; `shift` is added to its ids, modulo 256 (so that 255, unlabelled, gets 0)."""
-    labels = _guard(decode_labels, data)
+    with _as_unfit():
+        labels = decode_labels(data)
     if shift:
         return Layer("seg.png", labels + np.uint8(shift), None, Image.Resampling.NEAREST)
     return Layer("seg.png", labels, data, Image.Resampling.NEAREST)
@@ -132,7 +132,7 @@ def open_depth(data: bytes) -> Layer:
     Depth that is packed as float32 in the four channels of an RGBA PNG, as MiDaS leaves it in the
     original, becomes 16 bits from its least to its greatest value.
     """
-    with _open(data) as image:
+    with _opened(data) as image:
         if image.mode == "L":
             return Layer("depth.png", np.array(image), data, Image.Resampling.BILINEAR)
         if image.mode.startswith("I"):
@@ -146,36 +146,42 @@ def open_depth(data: bytes) -> Layer:
 
 def open_edges(data: bytes) -> Layer:
     """An edge map: one channel of 8 bits, or 1."""
-    with _open(data) as image:
+    with _opened(data) as image:
         if image.mode not in ("L", "1"):
             raise Unfit("pair", f"an edge map of mode {image.mode}: one 8-bit channel is needed")
         return Layer("edges.png", np.array(image.convert("L")), data if image.mode == "L" else None)
 
 
-def _open(data: bytes) -> Image.Image:
-    """Open an image without decoding it."""
+@contextmanager
+def _as_unfit() -> Iterator[None]:
+    """Turn whatever a decoder raises into `Unfit`: damaged files give a dozen types."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _check refuses it
-            return Image.open(io.BytesIO(data), formats=FORMATS)
+        yield
+    except (Unfit, MemoryError):
+        raise
     except UnidentifiedImageError as error:
         raise Unfit("unreadable", "no JPEG, PNG or WebP file") from error
     except Image.DecompressionBombError as error:
         raise Unfit("too large", "refused as a decompression bomb") from error
-    except MemoryError:
-        raise
-    except Exception as error:  # damaged files make decoders raise a dozen types
-        raise _unreadable(error) from error
+    except Exception as error:
+        kind = "truncated" if "truncated" in str(error).lower() else "unreadable"
+        raise Unfit(kind, str(error)) from error
 
 
-def _check(image: Image.Image) -> None:
-    """Refuse what is no still image, or one of too many pixels."""
-    if image.width * image.height > MAX_PIXELS:
-        reason = f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}"
-        raise Unfit("too large", f"{reason}: refused as a decompression bomb")
-    # A JPEG of several pictures is a camera's photo with its previews.
-    if image.format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) > 1:
-        raise Unfit("animated", "an animation")
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """Open a still image of an allowed size; what fails in the block is `Unfit` as well."""
+    with _as_unfit():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            reason = f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}"
+            raise Unfit("too large", f"{reason}: refused as a decompression bomb")
+        # A JPEG of several pictures is a camera's photo with its previews.
+        if image.format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) > 1:
+            raise Unfit("animated", "an animation")
+        yield image
 
 
 def _notes(image: Image.Image) -> tuple[str, ...]:
@@ -201,15 +207,10 @@ def _orientation(image: Image.Image) -> int:
 
 def _to_8_bits(image: Image.Image) -> np.ndarray:
     """Keep the high byte of 16-bit channels, as Pillow itself does with colour."""
-    try:
-        if image.mode.startswith("I"):
-            grey = (np.array(image).astype(np.uint16) >> 8).astype(np.uint8)
-            return np.repeat(grey[:, :, None], 3, axis=2)
+    if not image.mode.startswith("I"):
         return np.array(image.convert("RGB"))
-    except MemoryError:
-        raise
-    except Exception as error:  # as above
-        raise _unreadable(error) from error
+    grey = (np.array(image).astype(np.uint16) >> 8).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)
 
 
 def _unpack_depth(channels: np.ndarray) -> np.ndarray:
@@ -222,10 +223,8 @@ def _unpack_depth(channels: np.ndarray) -> np.ndarray:
 
 def _load_array(data: bytes) -> np.ndarray:
     """An image of CelebA-HQ: uint8 [(1,) 3, h, w] or [h, w, 3] as a .npy, never unpickled."""
-    try:
+    with _as_unfit():
         array = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise _unreadable(error) from error
     if array.ndim == 4 and len(array) == 1:
         array = array[0]
     if array.ndim == 3 and array.shape[0] == 3:
@@ -235,15 +234,3 @@ def _load_array(data: bytes) -> np.ndarray:
     if array.shape[0] * array.shape[1] > MAX_PIXELS:
         raise Unfit("too large", f"an array of {list(array.shape)}")
     return np.ascontiguousarray(array)
-
-
-def _guard(decoder: Callable[[bytes], np.ndarray], data: bytes) -> np.ndarray:
-    try:
-        return decoder(data)
-    except BrokenData as error:
-        raise _unreadable(error) from error
-
-
-def _unreadable(error: Exception) -> Unfit:
-    kind = "truncated" if "truncated" in str(error).lower() else "unreadable"
-    return Unfit(kind, str(error))

@@ -197,8 +197,10 @@ def test_depth_packed_as_float32_in_rgba_becomes_16_bits() -> None:
     assert np.abs(stored - expected).max() <= 0.51
 
 
-def test_maps_of_colour_are_refused() -> None:
-    colour = encode(PIXELS, "PNG")
+def test_maps_that_are_coloured_cut_or_huge_are_refused() -> None:
+    colour, grey = encode(PIXELS, "PNG"), encode(PIXELS[:, :, 0], "PNG")
+    bomb = raw_png(20000, 20000, 8, b"")
     for open_map in (open_depth, open_edges, lambda data: open_labels(data, 0)):
-        with pytest.raises(Unfit):
-            open_map(colour)
+        for data in (colour, grey[:-100], bomb, b""):
+            with pytest.raises(Unfit):
+                open_map(data)
