@@ -195,7 +195,7 @@ def resolve_images(data: ImagesConfig, name: str) -> Any:
 def open_codes(data: CodesConfig, name: str) -> CodeDataset:
     """The code shards of data.train or data.val."""
     try:
-        return CodeDataset.open(getattr(data, name))
+        return CodeDataset.open(getattr(data, name), data.in_memory)
     except UserError as error:
         raise UserError(
             f"data.{name}: {error} (code shards come from: python tools/tokenize_dataset.py)"

@@ -12,7 +12,7 @@ from PIL import Image
 
 import taming_dist.train as entry
 from taming_dist.config import Config, accumulation, check, conf_dir, to_yaml
-from taming_dist.data.codes import CodeShard, write_codes_manifest
+from taming_dist.data.code_shards import CodeShard, write_codes_manifest
 from taming_dist.data.shards import ShardWriter
 from taming_dist.errors import UserError
 from taming_dist.models.discriminators import DinoConfig, StyleGANConfig

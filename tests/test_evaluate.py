@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from taming_dist.data.codes import CodeShard, write_codes_manifest
+from taming_dist.data.code_shards import CodeShard, write_codes_manifest
 from taming_dist.data.shards import ShardWriter
 from taming_dist.errors import UserError
 from taming_dist.evaluate import EvaluateConfig, main

@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{options.codes} was written by another VQGAN than {options.model}: name the export "
             f"that tools/tokenize_dataset.py was given"
         )
-    used = np.unique(np.concatenate([np.unique(shard.codes) for shard in dataset.shards]))
+    shards = (dataset.shard(number) for number in range(dataset.num_shards))
+    used = np.unique(np.concatenate([np.unique(shard.codes) for shard in shards]))
     kept = torch.from_numpy(used.astype(np.int64))
     config, state = with_codes(model.config, model.state_dict(), kept)
     write_export(VQGAN, config, state, options.out)

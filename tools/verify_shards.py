@@ -10,7 +10,7 @@ from pathlib import Path
 
 from taming_dist import cli
 from taming_dist.data import storage
-from taming_dist.data.codes import CodeShard
+from taming_dist.data.code_shards import CodeShard
 from taming_dist.data.manifest import CODES_FORMAT, IDX, Manifest, Shard, read_index
 from taming_dist.data.shards import measure, scan
 from taming_dist.data.storage import shown

@@ -1,31 +1,36 @@
-"""Code shards: images as grids of code indices, columns of one array each, mapped into memory.
+"""Reads codes for stage 2: a data set of code shards, and this rank's batches of it.
 
-A shard is one WebDataset sample, `<name>.json` and `<name>.<column>.npy`, in an uncompressed tar;
-docs/data-formats.md has the details. Stage 2 reads nothing else: no image, no encoder.
+Nothing is held per sample: shards are mapped when they are first needed, checked whole once, and
+the least recently used are closed again. Stage 2 reads nothing else: no image, no encoder.
 """
 
-import io
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 from omegaconf import MISSING
 
-from taming_dist.data.faults import BrokenData
-from taming_dist.data.files import replacing
-from taming_dist.data.loader import Plan, Selection
-from taming_dist.data.manifest import CODES_FORMAT, Manifest, Shard, resolve
-from taming_dist.data.shards import TarWriter, measure, read_members
+from taming_dist.data.code_shards import (
+    CLASSES,
+    CONDITIONS,
+    SHARED_FACTS,
+    CodeShard,
+    codes_dtype,
+    open_verified,
+)
+from taming_dist.data.loader import Plan, Selection, prefetched
+from taming_dist.data.manifest import CODES_FORMAT, Dataset, Manifest, resolve
 from taming_dist.errors import UserError
 
-CODES, CLASSES, SOURCES, KEYS = "codes.npy", "cls.npy", "src.npy", "keys.txt"
-SHARED_FACTS = ("tokenizer", "vocab", "grid", "views", "dtype")
+# Enough for the lanes of a rank to stay in their shards, few enough for a limit of 1024 files.
+OPEN_SHARDS = 512
+# Samples gathered in one go: the cost of finding out which ones are next is shared by many.
+GATHERED_SAMPLES = 4096
 
 
 @dataclass
@@ -33,6 +38,7 @@ class CodesConfig:
     """The `data` group of an experiment on codes; the names mean what they do in `ImagesConfig`.
 
     `vqgan`: export that wrote the codes; its decoder draws the previews, without it there are none.
+    `in_memory`: read shards into memory and keep them, where the disk is slow and they fit.
     """
 
     train: str = MISSING
@@ -41,239 +47,180 @@ class CodesConfig:
     micro_batch: int = MISSING
     lanes: int = 256
     block: int = 256
+    in_memory: bool = False
     vqgan: str = ""
 
 
-def codes_dtype(vocabulary: int) -> np.dtype:
-    """The type that codes are stored in: uint16 where they fit, else int32."""
-    return np.dtype(np.uint16 if vocabulary <= 2**16 else np.int32)
-
-
 @dataclass(frozen=True)
-class CodeShard:
-    """The contents of one code shard.
+class Rows:
+    """What a data set gives for some samples, in their order, as stored.
 
-    `facts`: its json. `codes` [n, views, i, j]; `sources` int64 [n], the ids of the images in
-    their data set; `keys`, their n names; `classes` [n] or None.
+    codes [b, i, j]; classes int32 [b] or None; conditions [b, k, l] or None.
     """
 
-    facts: dict[str, Any]
     codes: np.ndarray
-    sources: np.ndarray
-    keys: Sequence[str]
-    classes: np.ndarray | None = None
-
-    def save(self, path: Path, writer: str = "") -> None:
-        """Write the shard atomically; the same contents give the same bytes."""
-        columns = {
-            name: {
-                "dtype": array.dtype.name,
-                "shape": list(array.shape),
-                "xxh3_128": _digest(array),
-            }
-            for name, array in self.arrays.items()
-        }
-        n, views, *grid = self.codes.shape
-        facts = self.facts | {
-            "format": CODES_FORMAT,
-            "n": n,
-            "views": views,
-            "grid": grid,
-            "order": "raster",
-            "dtype": self.codes.dtype.name,
-            "columns": columns,
-        }
-        with replacing(path, writer) as file:
-            tar = TarWriter(file)
-            tar.add(f"{path.stem}.json", json.dumps(facts, indent=1, sort_keys=True).encode())
-            for name, array in self.arrays.items():
-                tar.add(f"{path.stem}.{name}.npy", _to_npy(array))
-            tar.add(f"{path.stem}.{KEYS}", "".join(f"{key}\n" for key in self.keys).encode())
-            tar.finish()
-
-    @classmethod
-    def open(cls, path: Path) -> "CodeShard":
-        """Map a shard into memory; `UserError` naming the file if it is not whole."""
-        try:
-            files = {name.partition(".")[2]: data for name, data in read_members(path).items()}
-            facts = json.loads(bytes(files["json"]))
-            shard = cls(
-                facts,
-                codes=_from_npy(files[CODES]),
-                sources=_from_npy(files[SOURCES]),
-                keys=bytes(files[KEYS]).decode().splitlines(),
-                classes=_from_npy(files[CLASSES]) if CLASSES in files else None,
-            )
-            shard._check()
-        except (BrokenData, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"the code shard {path} is damaged ({error}): delete it and run "
-                f"tools/tokenize_dataset.py again"
-            ) from error
-        return shard
-
-    @property
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The arrays by column name."""
-        found = {"codes": self.codes, "cls": self.classes, "src": self.sources}
-        return {name: array for name, array in found.items() if array is not None}
-
-    def _check(self) -> None:
-        if self.facts["format"] != CODES_FORMAT:
-            raise ValueError(f"format {self.facts['format']!r}")
-        if self.codes.shape != (self.facts["n"], self.facts["views"], *self.facts["grid"]):
-            raise ValueError(f"codes of shape {self.codes.shape}")
-        if self.arrays.keys() != self.facts["columns"].keys():
-            raise ValueError(f"columns {sorted(self.arrays)}")
-        for name, array in self.arrays.items():
-            if len(array) != self.facts["n"] or array.dtype.name != _column(self, name)["dtype"]:
-                raise ValueError(f"column {name} of shape {array.shape}, {array.dtype}")
-        if len(self.keys) != self.facts["n"]:
-            raise ValueError(f"{len(self.keys)} keys")
-
-    def verify(self) -> str | None:
-        """Read everything; returns what is wrong with the contents, or None."""
-        for name, array in self.arrays.items():
-            if _digest(array) != _column(self, name)["xxh3_128"]:
-                return f"the column {name} has another xxh3 than the json says"
-        if self.codes.size and not 0 <= self.codes.min() <= self.codes.max() < self.facts["vocab"]:
-            return f"codes outside of 0 .. {self.facts['vocab'] - 1}"
-        return None
-
-
-def _column(shard: CodeShard, name: str) -> dict[str, Any]:
-    return shard.facts["columns"][name]
-
-
-def _digest(array: np.ndarray) -> str:
-    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(array).data)
-
-
-def _to_npy(array: np.ndarray) -> bytes:
-    out = io.BytesIO()
-    np.lib.format.write_array(out, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
-    return out.getvalue()
-
-
-def _from_npy(data: memoryview) -> np.ndarray:
-    """The array in an npy file, as a view of it."""
-    file = io.BytesIO(data[: 2**16])
-    if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("npy of another version")
-    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    if is_fortran or dtype.hasobject:
-        raise ValueError(f"npy of {dtype} in another order")
-    count = int(np.prod(shape))
-    return np.frombuffer(data, dtype=dtype, count=count, offset=file.tell()).reshape(shape)
-
-
-def write_codes_manifest(
-    folder: Path, names: Sequence[str], classes: tuple[str, ...] | None, writer: str = ""
-) -> Manifest:
-    """Write the manifest of a folder of whole code shards, its mark of completeness.
-
-    Depends on the shards only, so several processes may write it at once.
-    """
-    shards, bad, kept = [], 0, {}
-    for name in names:
-        shard = CodeShard.open(folder / name)
-        columns = dict.fromkeys(sorted(shard.arrays), len(shard.codes))
-        size, digest = measure(folder / name)
-        shards.append(Shard(name, len(shard.codes), size, digest, columns))
-        bad += len(shard.facts["source"]["bad"])
-        kept = {key: shard.facts[key] for key in (*SHARED_FACTS, "preprocessing")}
-        kept["source"] = {"fingerprint": shard.facts["source"]["fingerprint"], "bad": bad}
-    if not any(shard.samples for shard in shards):
-        raise UserError(f"the code shards in {folder} are empty: no image could be read")
-    manifest = Manifest(CODES_FORMAT, tuple(shards), classes, kept)
-    manifest.save(folder, writer)
-    return manifest
+    classes: np.ndarray | None
+    conditions: np.ndarray | None
 
 
 class CodeDataset:
-    """Code shards as one data set: `open` maps them all and checks that they agree.
+    """Code shards as one data set: `open` finds them and checks that they agree.
 
-    A sample is one view of one image, so there are `num_samples` = images x views of them.
+    A sample is one view of one image, so there are `num_samples` = images x views of them. The
+    `facts` are what all shards have in common; `num_classes` is one more than the largest class id,
+    0 without classes.
     """
 
     def __init__(
         self,
-        shards: Sequence[CodeShard],
-        fingerprint: str = "",
-        class_names: tuple[str, ...] | None = None,
+        dataset: Dataset,
+        facts: Mapping[str, Any],
+        num_classes: int = 0,
+        in_memory: bool = False,
     ) -> None:
-        self.shards, self.fingerprint, self.class_names = tuple(shards), fingerprint, class_names
-        facts = shards[0].facts
+        self.facts, self.class_names = facts, dataset.classes
+        self.fingerprint, self.num_classes = dataset.fingerprint, num_classes
         self.tokenizer_fingerprint: str = facts["tokenizer"]["fingerprint"]
         self.vocabulary: int = facts["vocab"]
         self.grid: tuple[int, int] = (facts["grid"][0], facts["grid"][1])
         self.views: int = facts["views"]
-        self.classes_present = shards[0].classes is not None
-        self.samples_per_shard = np.array([len(s.codes) * self.views for s in shards])
+        self.condition: Mapping[str, Any] | None = facts.get("condition")
+        self.samples_per_shard = dataset.samples_per_shard * self.views
+        self._dataset, self._paths, self._in_memory = dataset, dataset.paths, in_memory
         self._ends = np.cumsum(self.samples_per_shard)
+        self._was_verified = np.zeros(len(dataset.shards), dtype=bool)
+        self.shard = lru_cache(maxsize=None if in_memory else OPEN_SHARDS)(self._open_shard)
 
     @classmethod
-    def open(cls, spec: str | Sequence[str]) -> "CodeDataset":
+    def open(cls, spec: str | Sequence[str], in_memory: bool = False) -> "CodeDataset":
         """Open the code shards that a spec names.
 
-        Raises `UserError` naming the shard if one is missing or damaged, or comes from
-        another tokenizer, vocabulary or grid than the first.
+        Raises `UserError` naming the folder or shard if one is missing, or comes from another
+        tokenizer, vocabulary or grid than the first. Damage is found when a shard is first read.
         """
         dataset = resolve(spec, CODES_FORMAT)
-        shards = [CodeShard.open(path) for path in dataset.paths]
-        for path, shard in zip(dataset.paths, shards, strict=True):
-            for fact in SHARED_FACTS:
-                if shard.facts[fact] != shards[0].facts[fact]:
-                    raise UserError(
-                        f"{path} and {dataset.paths[0]} do not go together: their {fact} is "
-                        f"{shard.facts[fact]} and {shards[0].facts[fact]}"
-                    )
-            if (shard.classes is None) != (shards[0].classes is None):
-                raise UserError(f"only one of {path} and {dataset.paths[0]} has classes")
-        return cls(shards, dataset.fingerprint, dataset.classes)
+        folders = list(dict.fromkeys(path.parent for path in dataset.paths))
+        details = [Manifest.load(folder).details for folder in folders]
+        known = [_shared(each, folder) for each, folder in zip(details, folders, strict=True)]
+        for folder, facts in zip(folders, known, strict=True):
+            _check_agreement(folder, facts, folders[0], known[0])
+        for column in (CLASSES, CONDITIONS):
+            _check_column(dataset, column)
+        num_classes = max(each.get("num_classes", 0) for each in details)
+        found = cls(dataset, known[0], num_classes, in_memory)
+        found.shard(0)
+        return found
+
+    @property
+    def num_shards(self) -> int:
+        """How many shards there are; `shard(k)` is the k-th."""
+        return len(self._was_verified)
 
     @property
     def num_samples(self) -> int:
         """Images x views."""
         return int(self._ends[-1])
 
-    @cached_property
-    def num_classes(self) -> int:
-        """One more than the largest class id; 0 without classes."""
-        columns = [shard.classes for shard in self.shards if shard.classes is not None]
-        return 1 + max((int(column.max()) for column in columns if column.size), default=-1)
+    @property
+    def classes_present(self) -> bool:
+        """Whether every image has a class."""
+        return self._has(CLASSES)
 
-    def take(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Codes int64 [b, i, j] and classes int64 [b] of the samples `ids` int64 [b]."""
-        codes = np.empty((len(ids), *self.grid), dtype=np.int64)
-        classes = np.empty(len(ids), dtype=np.int64) if self.classes_present else None
-        owners = np.searchsorted(self._ends, ids, side="right")
-        for owner in np.unique(owners):
-            here = owners == owner
-            shard = self.shards[owner]
-            first = self._ends[owner] - self.samples_per_shard[owner]
-            rows, views = np.divmod(ids[here] - first, self.views)
-            codes[here] = shard.codes[rows, views]
+    def take(self, ids: np.ndarray) -> Rows:
+        """The samples `ids` int64 [b]; each shard is visited once, its rows in ascending order."""
+        codes = np.empty((len(ids), *self.grid), codes_dtype(self.vocabulary))
+        classes = np.empty(len(ids), np.int32) if self.classes_present else None
+        conditions = None
+        if self.condition is not None:
+            shape = (len(ids), *self.condition["grid"])
+            conditions = np.empty(shape, codes_dtype(self.condition["vocab"]))
+        for number, where, samples in self._by_shard(ids):
+            shard = self.shard(number)
+            codes[where] = shard.codes.reshape(-1, *self.grid).take(samples, axis=0)
             if classes is not None and shard.classes is not None:
-                classes[here] = shard.classes[rows]
-        return codes, classes
+                classes[where] = shard.classes[samples // self.views]
+            if conditions is not None and shard.conditions is not None:
+                found = shard.conditions.reshape(-1, *conditions.shape[1:])
+                conditions[where] = found.take(samples, axis=0)
+        return Rows(codes, classes, conditions)
+
+    def _by_shard(self, ids: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Yield shard, places in `ids`, and samples of the shard, for each shard that is needed."""
+        if not len(ids):
+            return
+        order = np.argsort(ids, kind="stable")
+        ascending = ids[order]
+        owners = np.searchsorted(self._ends, ascending, side="right")
+        cuts = [0, *(np.flatnonzero(np.diff(owners)) + 1).tolist(), len(ids)]
+        for start, stop in zip(cuts, cuts[1:], strict=False):
+            number = int(owners[start])
+            first = self._ends[number] - self.samples_per_shard[number]
+            yield number, order[start:stop], ascending[start:stop] - first
+
+    def _has(self, column: str) -> bool:
+        return self._dataset.columns.get(column, 0) > 0
+
+    def _open_shard(self, number: int) -> CodeShard:
+        path, entry = self._paths[number], self._dataset.shards[number]
+        if self._was_verified[number]:
+            return CodeShard.open(path, self._in_memory)
+        shard = open_verified(path, entry, self._in_memory)
+        _check_agreement(path, _shared(shard.facts, path), path.parent, self.facts)
+        if (shard.classes is not None) != self.classes_present:
+            raise UserError(f"{path} has other columns than its manifest says: make it again")
+        self._was_verified[number] = True
+        return shard
+
+
+def _shared(facts: Mapping[str, Any], source: Path) -> dict[str, Any]:
+    """The facts that all shards of a data set have in common."""
+    missing = [name for name in ("tokenizer", "vocab", "grid", "views") if name not in facts]
+    if missing:
+        raise UserError(f"{source} says nothing of its {missing[0]}: tokenize again")
+    return {name: facts[name] for name in SHARED_FACTS if name in facts}
+
+
+def _check_agreement(
+    one: Path, facts: Mapping[str, Any], other: Path, others: Mapping[str, Any]
+) -> None:
+    for name in SHARED_FACTS:
+        if facts.get(name) != others.get(name):
+            raise UserError(
+                f"{one} and {other} do not go together: their {name} is {facts.get(name)} and "
+                f"{others.get(name)}; make both with the same tools/tokenize_dataset.py command"
+            )
+
+
+def _check_column(dataset: Dataset, column: str) -> None:
+    having = [bool(entry.columns.get(column)) for entry in dataset.shards if entry.samples]
+    if len(set(having)) > 1:
+        one, other = (dataset.paths[having.index(there)] for there in (True, False))
+        raise UserError(f"only one of {one} and {other} has a column {column}: use one of the two")
 
 
 @dataclass(frozen=True)
 class CodeBatch:
-    """Codes int64 [b, i, j], classes int64 [b] or None, and sample ids int64 [b] (on the CPU)."""
+    """Codes int64 [b, i, j], classes int64 [b] or None, and sample ids int64 [b] (on the CPU).
+
+    `conditions` int64 [b, k, l]: the codes of a second tokenizer, or None.
+    """
 
     codes: torch.Tensor
     classes: torch.Tensor | None
     ids: torch.Tensor
+    conditions: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.codes)
 
     def to(self, device: torch.device | str) -> "CodeBatch":
         """The same batch with its tensors on `device`."""
-        classes = None if self.classes is None else self.classes.to(device, non_blocking=True)
-        return replace(self, codes=self.codes.to(device, non_blocking=True), classes=classes)
+        moved = {
+            name: value.to(device, non_blocking=True)
+            for name in ("codes", "classes", "conditions")
+            if (value := getattr(self, name)) is not None
+        }
+        return replace(self, **moved)
 
 
 class CodeReader:
@@ -304,11 +251,11 @@ class CodeReader:
 
     def batches(self, from_sample: int = 0) -> Iterator[CodeBatch]:
         """Endless batches for training, after `from_sample` samples were consumed by all ranks."""
-        return map(self._load, self.plan.training(from_sample))
+        return self._read(self._gathering().training(from_sample))
 
     def epoch_batches(self) -> Iterator[CodeBatch]:
         """Every sample once over all ranks, in order; the last batch may be short."""
-        return map(self._load, self.plan.evaluation())
+        return self._read(self._gathering().evaluation())
 
     def state(self, samples: int) -> dict[str, Any]:
         """See `Plan.state`."""
@@ -318,16 +265,29 @@ class CodeReader:
         """See `Plan.check_state`."""
         self.plan.check_state(state)
 
-    def _load(self, selection: Selection) -> CodeBatch:
-        codes, classes = self.dataset.take(selection.ids)
-        # An index past the embedding is a crash without a name, on a GPU even a poisoned context.
-        if codes.max() >= self.dataset.vocabulary or codes.min() < 0:
-            raise UserError(
-                f"a code outside of 0 .. {self.dataset.vocabulary - 1} was read: find the "
-                f"damaged shard with tools/verify_shards.py"
-            )
-        return CodeBatch(
-            codes=torch.from_numpy(codes),
-            classes=None if classes is None else torch.from_numpy(classes),
-            ids=torch.from_numpy(selection.ids),
-        )
+    def _gathering(self) -> Plan:
+        """The plan whose batches are several of this reader's."""
+        limit = min(GATHERED_SAMPLES, self.dataset.num_samples // self.plan.world_size)
+        several = max(1, limit // self.plan.micro_batch)
+        return replace(self.plan, micro_batch=several * self.plan.micro_batch)
+
+    def _read(self, selections: Iterator[Selection]) -> Iterator[CodeBatch]:
+        def gather(selection: Selection) -> tuple[np.ndarray, Rows]:
+            return selection.ids, self.dataset.take(selection.ids)
+
+        with closing(prefetched(gather, selections, threads=1, ahead=1)) as gathered:
+            for ids, rows in gathered:
+                for start in range(0, len(ids), self.plan.micro_batch):
+                    part = slice(start, start + self.plan.micro_batch)
+                    yield CodeBatch(
+                        codes=_tensor(rows.codes, part),
+                        classes=None if rows.classes is None else _tensor(rows.classes, part),
+                        ids=torch.from_numpy(ids[part]),
+                        conditions=None
+                        if rows.conditions is None
+                        else _tensor(rows.conditions, part),
+                    )
+
+
+def _tensor(array: np.ndarray, part: slice) -> torch.Tensor:
+    return torch.from_numpy(array[part].astype(np.int64))

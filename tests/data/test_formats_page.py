@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from taming_dist.data.codes import CodeShard
+from taming_dist.data.code_shards import CodeShard
 
 PAGE = Path(__file__).parents[2] / "docs" / "data-formats.md"
 

@@ -64,17 +64,17 @@ def test_the_smaller_vqgan_gives_the_same_images_of_the_same_data(
 ) -> None:
     run(made)
     before = CodeDataset.open(str(made / "codes"))
-    used = np.unique(before.shards[0].codes)
+    used = np.unique(before.shard(0).codes)
     assert 1 < len(used) < 64
     assert f"{len(used)} of 64 codes are used" in capsys.readouterr().out
 
     run_tokenize(made, "small", "small-codes")
     after = CodeDataset.open(str(made / "small-codes"))
     assert after.vocabulary == len(used)
-    assert (used[after.shards[0].codes] == before.shards[0].codes).all()
+    assert (used[after.shard(0).codes] == before.shard(0).codes).all()
     images = [
         VQGAN.from_pretrained(made / name).decode_codes(
-            torch.from_numpy(codes.shards[0].codes[:, 0].astype(np.int64))
+            torch.from_numpy(codes.shard(0).codes[:, 0].astype(np.int64))
         )
         for name, codes in (("export", before), ("small", after))
     ]

@@ -1,4 +1,5 @@
 import io
+import json
 import os
 import runpy
 import subprocess
@@ -10,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from taming_dist.data.codes import CodeDataset, CodeShard
+from taming_dist.data.code_shards import CodeShard
+from taming_dist.data.codes import CodeDataset
 from taming_dist.data.images import Preprocess
 from taming_dist.data.manifest import resolve
 from taming_dist.data.reader import Reader
@@ -69,7 +71,9 @@ def run(model: Path, shards: Path, out: Path, *options: str) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    """Shards and manifest; records and reports are not part of the data set."""
+    names = [*sorted(folder.glob("*.tar")), folder / "manifest.json"]
+    return {path.name: path.read_bytes() for path in names if path.exists()}
 
 
 def test_codes_are_what_the_model_gives_for_each_image(
@@ -82,30 +86,41 @@ def test_codes_are_what_the_model_gives_for_each_image(
     assert (dataset.vocabulary, dataset.grid, dataset.views) == (16, (8, 8), 2)
     assert dataset.class_names == ("a", "b", "c")
     assert dataset.num_samples == 2 * SAMPLES
-    codes, classes = dataset.take(np.arange(2 * SAMPLES))
+    rows = dataset.take(np.arange(2 * SAMPLES))
     reader = Reader(resolve(str(shards)), Preprocess(16), micro_batch=SAMPLES)
     (batch,) = reader.epoch_batches()
     images = RGB().tensor(batch.images)
     with torch.inference_mode():
         expected = torch.stack([vqgan.encode(images), vqgan.encode(images.flip(-1))], dim=1)
     # Another batch size may round another way: at most a tie or two may fall differently.
-    assert np.mean(codes == expected.flatten(0, 1).numpy()) > 0.999
-    assert classes is not None
-    assert classes.tolist() == [number // 2 % 3 for number in range(2 * SAMPLES)]
-    assert len(np.unique(codes)) > 4
+    assert np.mean(rows.codes == expected.flatten(0, 1).numpy()) > 0.999
+    assert rows.classes is not None
+    assert rows.classes.tolist() == [number // 2 % 3 for number in range(2 * SAMPLES)]
+    assert len(np.unique(rows.codes)) > 4
 
 
-def test_bytes_do_not_depend_on_the_number_of_processes(
-    model: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_views_are_cut_from_the_image_that_they_belong_to(
+    model: Path, shards: Path, tmp_path: Path
 ) -> None:
-    run(model, shards, tmp_path / "one")
-    for rank in (2, 0, 1):
-        for name, value in (("RANK", rank), ("WORLD_SIZE", 3), ("LOCAL_RANK", 0)):
-            monkeypatch.setenv(name, str(value))
-        assert not (tmp_path / "three" / "manifest.json").exists()
-        run(model, shards, tmp_path / "three")
-    assert contents(tmp_path / "one") == contents(tmp_path / "three")
-    assert len(contents(tmp_path / "one")) == 6
+    run(model, shards, tmp_path / "ten", "--views", "ten-crop", "--size", "10")
+    for name in ("one", "other"):
+        run(model, shards, tmp_path / name, "--views", "random", "--crops", "3", "--seed", "5")
+    assert contents(tmp_path / "one") == contents(tmp_path / "other")
+    ten, three = (CodeDataset.open(str(tmp_path / name)) for name in ("ten", "one"))
+    assert (ten.views, ten.grid, three.views) == (10, (5, 5), 3)
+    assert three.num_samples == 3 * SAMPLES
+    facts = CodeShard.open(tmp_path / "one" / "codes-train-000000.tar").facts
+    assert facts["preprocessing"]["square"] == 18
+    assert facts["preprocessing"]["views"][2] == "random 2 of seed 5"
+
+
+def test_batch_sizes_from_1_to_64_give_the_same_codes_in_fp32(
+    model: Path, shards: Path, tmp_path: Path
+) -> None:
+    for batch in ("1", "3", "16", "64"):
+        run(model, shards, tmp_path / batch, "--batch", batch, "--shard-samples", "20")
+    for batch in ("3", "16", "64"):
+        assert contents(tmp_path / batch) == contents(tmp_path / "1")
 
 
 def test_an_interrupted_run_goes_on_and_a_finished_one_has_nothing_to_do(
@@ -122,7 +137,7 @@ def test_an_interrupted_run_goes_on_and_a_finished_one_has_nothing_to_do(
     run(model, shards, out)
     assert contents(out) == whole
     assert (out / "codes-train-000000.tar").stat().st_mtime_ns == kept
-    assert "10 of 10 images" in capsys.readouterr().out
+    assert "22 of 22 images" in capsys.readouterr().out
     run(model, shards, out)
     assert "nothing to do" in capsys.readouterr().out
 
@@ -150,9 +165,11 @@ def test_a_bad_image_has_no_row_and_shifts_nobody(
 def test_bf16_gives_nearly_the_same_codes(model: Path, shards: Path, tmp_path: Path) -> None:
     for precision in ("fp32", "bf16"):
         run(model, shards, tmp_path / precision, "--precision", precision)
-    one, other = (CodeDataset.open(str(tmp_path / p)).take(np.arange(SAMPLES))[0]
+    one, other = (CodeDataset.open(str(tmp_path / p)).take(np.arange(SAMPLES)).codes
                   for p in ("fp32", "bf16"))  # fmt: skip
     assert np.mean(one == other) > 0.9
+    report = json.loads((tmp_path / "bf16" / "report.json").read_text())
+    assert 0.9 < report["codes_equal_to_fp32"] <= 1
 
 
 def test_codes_of_another_tokenizer_images_or_settings_are_refused(
@@ -166,7 +183,7 @@ def test_codes_of_another_tokenizer_images_or_settings_are_refused(
     theirs, mine = (VQGAN.from_pretrained(path).fingerprint for path in (model, other))
     with pytest.raises(UserError, match=f"{theirs}.*{mine}"):
         run(other, shards, out)
-    with pytest.raises(UserError, match="of other images"):
+    with pytest.raises(UserError, match=r"holds codes of other images.* but in --shards they are"):
         run(model, write_images(tmp_path / "images", bad=(1,)), out)
     with pytest.raises(UserError, match="fp32.*bf16"):
         run(model, shards, out, "--precision", "bf16")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from taming_dist.data.codes import CodeShard, write_codes_manifest
+from taming_dist.data.code_shards import CodeShard, write_codes_manifest
 from taming_dist.data.manifest import write_index
 from taming_dist.data.shards import ShardWriter
 from taming_dist.errors import UserError

@@ -1,0 +1,1 @@
+"""Images to code shards: any number of workers, stopped and started in any way, same bytes."""

@@ -1,0 +1,112 @@
+"""Who works on what, without a server: lease files in a folder that all workers see.
+
+A claim is a file that only one worker can create (O_EXCL); while it works it renews the file's
+time. A claim that was not renewed for a while is that of a dead worker and may be taken over.
+Should two workers ever believe that a piece is theirs, both do it: that costs time and nothing
+else, for both make the same bytes and only the first is kept.
+"""
+
+import json
+import os
+import socket
+import threading
+from pathlib import Path
+from types import TracebackType
+
+# Longer than the attributes of a file may be cached by NFS (60 s) and a renewal may be late.
+STALE_S = 120.0
+
+
+class Claims:
+    """The claims of this worker in `folder`; renewed by a thread while used as a context manager.
+
+    `stale_s`: seconds without renewal after which a claim counts as abandoned. Ages are taken by
+    the clock of the file system, so that the clocks of the nodes need not agree. A worker of
+    this host whose process is gone is known to be dead at once.
+    """
+
+    def __init__(self, folder: Path, stale_s: float = STALE_S) -> None:
+        self.worker = f"{socket.gethostname()}-{os.getpid()}"
+        self._folder, self.stale_s = folder, stale_s
+        self._clock = folder / f"{self.worker}.clock"
+        self._held: set[Path] = set()
+        self._stop = threading.Event()
+        self._renewing = threading.Thread(target=self._renew, name="claims", daemon=True)
+
+    def __enter__(self) -> "Claims":
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._renewing.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._renewing.join()
+        for path in list(self._held):
+            path.unlink(missing_ok=True)
+        self._clock.unlink(missing_ok=True)
+
+    def take(self, name: str) -> bool:
+        """Claim a piece of work; False if a living worker has it."""
+        path = self._folder / f"{name}.claim"
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            if not self._is_abandoned(path):
+                return False
+            path.unlink(missing_ok=True)
+            return self.take(name)
+        with os.fdopen(descriptor, "w") as file:
+            json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file)
+        self._held.add(path)
+        return True
+
+    def release(self, name: str) -> None:
+        """Give a claim back; one that another worker has taken over is left to it."""
+        path = self._folder / f"{name}.claim"
+        self._held.discard(path)
+        if _owner(path) == (socket.gethostname(), os.getpid()):
+            path.unlink(missing_ok=True)
+
+    def _is_abandoned(self, path: Path) -> bool:
+        host, pid = _owner(path)
+        if host == socket.gethostname() and not _is_running(pid):
+            return True
+        try:
+            renewed = path.stat().st_mtime
+        except FileNotFoundError:
+            return True
+        self._clock.touch()
+        return self._clock.stat().st_mtime - renewed > self.stale_s
+
+    def _renew(self) -> None:
+        while not self._stop.wait(self.stale_s / 6):
+            for path in list(self._held):
+                try:
+                    os.utime(path)
+                except OSError:
+                    # It was taken over, or the disk is away for a moment: the work goes on.
+                    continue
+
+
+def _owner(path: Path) -> tuple[str, int]:
+    """Host and process of a claim; ("", 0) while it is being written, or gone."""
+    try:
+        record = json.loads(path.read_text())
+        return str(record["host"]), int(record["pid"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "", 0
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

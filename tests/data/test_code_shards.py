@@ -1,0 +1,105 @@
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset as wds
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from taming_dist.data.code_shards import CodeShard, open_verified
+from taming_dist.data.manifest import Manifest
+from taming_dist.errors import UserError
+
+
+def test_what_was_written_is_read_back(codes: Any, tmp_path: Path) -> None:
+    written = codes.shard(range(5), views=2, conditions=7)
+    entry = written.save(tmp_path / "a.tar")
+    for read in (
+        CodeShard.open(tmp_path / "a.tar"),
+        open_verified(tmp_path / "a.tar", entry, True),
+    ):
+        assert read.arrays.keys() == written.arrays.keys()
+        for name, array in read.arrays.items():
+            assert np.array_equal(array, written.arrays[name])
+            assert array.dtype == written.arrays[name].dtype
+        assert list(read.keys) == written.keys
+        assert read.verify() is None
+
+
+def test_codes_above_65536_are_stored_wider(codes: Any, tmp_path: Path) -> None:
+    codes.shard(range(5), vocab=65537).save(tmp_path / "a.tar")
+    assert CodeShard.open(tmp_path / "a.tar").codes.dtype == np.int32
+
+
+def test_bytes_depend_on_the_contents_only(codes: Any, tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        codes.write(tmp_path / name, codes.shard(range(5)), codes.shard(range(5, 7)))
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "other" / path.name).read_bytes()
+
+
+def test_keys_of_any_bytes_but_a_line_break_come_back(codes: Any, tmp_path: Path) -> None:
+    odd = ["\udcff", "a\u2028b", "\x1c", "", "x" * 200]
+    shard = codes.shard(range(5))
+    CodeShard(shard.facts, shard.codes, shard.sources, odd).save(tmp_path / "a.tar")
+    assert list(CodeShard.open(tmp_path / "a.tar").keys) == odd
+    with pytest.raises(UserError, match="line break"):
+        CodeShard(shard.facts, shard.codes, shard.sources, ["a\nb"] * 5).save(tmp_path / "b.tar")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
+
+
+def test_a_code_shard_is_one_sample_of_stock_webdataset(codes: Any, two_views: Path) -> None:
+    url = str(two_views / "codes-train-000000.tar")
+    (sample,) = wds.WebDataset(url, shardshuffle=False).decode()
+    assert sample["codes.npy"].shape == (20, 2, *codes.grid)
+    assert sample["json"]["columns"]["codes"]["shape"] == [20, 2, *codes.grid]
+    assert sample["cls.npy"].tolist() == list(range(20))
+
+
+def test_a_code_shard_is_plain_tar_with_arrays_that_numpy_can_map(
+    codes: Any, two_views: Path
+) -> None:
+    path = two_views / "codes-train-000001.tar"
+    with tarfile.open(path) as tar:
+        member = next(m for m in tar if m.name.endswith(".codes.npy"))
+        assert member.mtime == 0
+    start = member.offset_data + 128  # the npy header
+    mapped = np.memmap(path, np.uint16, "r", start, (7, 2, *codes.grid))
+    assert np.array_equal(mapped, CodeShard.open(path).codes)
+    assert start % 64 == 0
+
+
+def test_a_flipped_byte_is_found_by_its_hash(two_views: Path) -> None:
+    path = two_views / "codes-train-000000.tar"
+    with tarfile.open(path) as tar:
+        start = next(m for m in tar if m.name.endswith(".codes.npy")).offset_data + 128
+    with open(path, "r+b") as file:
+        file.seek(start)
+        file.write(b"\x07")
+    assert CodeShard.open(path).verify() == "the column codes has another xxh3 than the json says"
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    place=st.floats(0, 1, exclude_max=True),
+    value=st.binary(min_size=1, max_size=8),
+    cut=st.booleans(),
+)
+def test_damage_anywhere_in_a_shard_is_refused_with_one_line(
+    codes: Any, two_views: Path, place: float, value: bytes, cut: bool
+) -> None:
+    path = two_views / "codes-train-000001.tar"
+    entry = Manifest.load(two_views).by_name[path.name]
+    whole = path.read_bytes()
+    at = int(place * len(whole))
+    changed = whole[:at] if cut else whole[:at] + value + whole[at + len(value) :]
+    copy = two_views / "copy.tar"
+    copy.write_bytes(changed)
+    if changed == whole:
+        return
+    with pytest.raises(UserError, match=r"copy\.tar is damaged"):
+        open_verified(copy, entry)
