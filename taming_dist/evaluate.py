@@ -148,7 +148,8 @@ def evaluate_transformer(config: EvaluateConfig, device: torch.device) -> dict[s
     transformer.to(device)
     reader = CodeReader(dataset, micro_batch=config.batch)
     for batch in with_progress(reader.epoch_batches(), dataset.num_samples):
-        prefix = transformer.condition.tokens(len(batch), batch.classes, device)
+        given = getattr(batch, transformer.condition.column)
+        prefix = transformer.condition.tokens(len(batch), given, device)
         tokens = batch.codes.flatten(1).to(device)
         figures.update(transformer(tokens, prefix), tokens)
     facts = {"kind": Transformer.kind, "fingerprint": fingerprint, "images": dataset.num_samples}
@@ -165,6 +166,13 @@ def check_codes(transformer: Transformer, dataset: CodeDataset, spec: str) -> No
     }
     if not config.vqgan_fingerprint:
         del sides["tokenizer"]
+    if config.condition == "codes":
+        condition = dataset.condition or {"fingerprint": "none", "vocab": 0, "grid": []}
+        sides |= {
+            "condition": (condition["fingerprint"], config.condition_fingerprint),
+            "condition's vocabulary": (condition["vocab"], config.condition_vocabulary),
+            "condition's grid": (condition["grid"], list(config.condition_grid)),
+        }
     for name, (theirs, ours) in sides.items():
         if theirs != ours:
             raise UserError(

@@ -18,11 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import MISSING
 from torch import Tensor
 
 from taming_dist.config import hydra_entry
+from taming_dist.data.codes import CodeDataset
 from taming_dist.data.files import write_bytes
 from taming_dist.engine.world import choose_device
 from taming_dist.errors import UserError
@@ -44,8 +46,10 @@ class SampleConfig:
     """What to sample; `transformer` and `vqgan` are export folders, `out` receives the images.
 
     A class-conditional transformer takes `class_id` for every image, or else goes through its
-    classes in turn. `size` is HEIGHTxWIDTH in pixels (the trained one if left out); `batch` images
-    are made at a time, which changes speed and memory, not the images. `top_k`, `top_p` off: null.
+    classes in turn. One that is conditioned on codes takes them from the code shards `condition`,
+    the first n samples. `size` is HEIGHTxWIDTH in pixels (the trained one if left out); `batch`
+    images are made at a time, which changes speed and memory, not the images. `top_k`, `top_p` off:
+    null.
     """
 
     transformer: str = MISSING
@@ -54,6 +58,7 @@ class SampleConfig:
     n: int = 64
     seed: int = 0
     class_id: int | None = None
+    condition: str | None = None
     size: str | None = None
     temperature: float = 1.0
     top_k: int | None = None
@@ -72,7 +77,8 @@ def main(config: SampleConfig) -> None:
     generator = load_generator(config)
     generator.check_size(parse_size(config.size))
     classes = classes_of_images(config, generator.transformer)
-    prefix = generator.prefix(config.n, classes)
+    codes = codes_of_condition(config, generator.transformer)
+    prefix = generator.prefix(config.n, classes if codes is None else codes)
     parts = generator.stream(prefix, sampling, config.seed, config.batch)
     out = Path(config.out)
     prepare_folder(out, config.n)
@@ -107,6 +113,30 @@ def classes_of_images(config: SampleConfig, transformer: Transformer) -> list[in
     if transformer.config.condition == "class":
         return [index % transformer.config.classes for index in range(config.n)]
     return None
+
+
+def codes_of_condition(config: SampleConfig, transformer: Transformer) -> Tensor | None:
+    """Return the condition's codes [n, k, l] of the first n samples of the code shards named."""
+    if config.condition is None:
+        return None
+    if transformer.config.condition != "codes":
+        raise UserError("condition: this transformer is not conditioned on codes, leave it out")
+    dataset = CodeDataset.open(config.condition)
+    theirs = (dataset.condition or {}).get("fingerprint")
+    if theirs != transformer.config.condition_fingerprint:
+        raise UserError(
+            f"condition: the codes of the condition in {config.condition} are of {theirs}, but the "
+            f"transformer was trained with {transformer.config.condition_fingerprint}: tokenize "
+            f"with that --condition-model"
+        )
+    if config.n > dataset.num_samples:
+        raise UserError(
+            f"n: {config.n} images need as many samples in {config.condition}, which has "
+            f"{dataset.num_samples}"
+        )
+    found = dataset.take(np.arange(config.n)).conditions
+    assert found is not None
+    return torch.from_numpy(found.astype(np.int64))
 
 
 def prepare_folder(out: Path, n: int) -> None:

@@ -209,6 +209,15 @@ def fitted(model: TransformerConfig, codes: CodeDataset, spec: str) -> Transform
         "grid": list(codes.grid),
         "vqgan_fingerprint": codes.tokenizer_fingerprint,
     }
+    if model.condition == "codes":
+        if codes.condition is None:
+            raise UserError(
+                f"model.condition=codes, but {spec} has codes of images only: make "
+                f"them with tools/tokenize_dataset.py --condition-model EXPORT"
+            )
+        found["condition_vocabulary"] = codes.condition["vocab"]
+        found["condition_grid"] = list(codes.condition["grid"])
+        found["condition_fingerprint"] = codes.condition["fingerprint"]
     for name, value in found.items():
         asked = getattr(model, name)
         if asked and asked != value:
@@ -239,6 +248,7 @@ UNSEEN = (
     "heads",
     "grid",
     "condition",
+    "condition_grid",
     "classes",
 )
 

@@ -4,13 +4,14 @@ python tools/verify_shards.py DIR        # or the URL of a folder
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from taming_dist import cli
 from taming_dist.data import storage
-from taming_dist.data.code_shards import CodeShard
+from taming_dist.data.code_shards import SHARED_FACTS, CodeShard
 from taming_dist.data.manifest import CODES_FORMAT, IDX, Manifest, Shard, read_index
 from taming_dist.data.shards import measure, scan
 from taming_dist.data.storage import shown
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     name, num_wrong = shown(folder), 0
     for shard in manifest.shards:
         try:
-            check(folder, shard, manifest.format)
+            check(folder, shard, manifest)
         except UserError as error:
             num_wrong += 1
             print(error, flush=True)
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{name}: {len(manifest.shards)} shards, {samples} samples, all as the manifest says")
 
 
-def check(folder: str, shard: Shard, format: str) -> None:
+def check(folder: str, shard: Shard, manifest: Manifest) -> None:
     """Raise `UserError` unless a shard is what its manifest says."""
     location = shard.url or storage.beside(folder, shard.name)
     size = storage.open_source(location).size()
@@ -49,8 +50,8 @@ def check(folder: str, shard: Shard, format: str) -> None:
             raise UserError(
                 f"{shown(location)} has other contents than its manifest says (xxh3 {digest})"
             )
-        if format == CODES_FORMAT:
-            check_codes(path, location, shard)
+        if manifest.format == CODES_FORMAT:
+            check_codes(path, location, shard, manifest.details)
         else:
             check_images(path, location, shard, storage.beside(folder, shard.name + IDX))
 
@@ -68,7 +69,7 @@ def check_images(path: Path, location: str, shard: Shard, index: str) -> None:
         )
 
 
-def check_codes(path: Path, location: str, shard: Shard) -> None:
+def check_codes(path: Path, location: str, shard: Shard, details: Mapping[str, Any]) -> None:
     contents = CodeShard.open(path)
     if len(contents.codes) != shard.samples:
         raise UserError(
@@ -77,6 +78,12 @@ def check_codes(path: Path, location: str, shard: Shard) -> None:
     fault = contents.verify()
     if fault is not None:
         raise UserError(f"{shown(location)}: {fault}")
+    for fact in (*SHARED_FACTS, "preprocessing"):
+        if contents.facts.get(fact) != details.get(fact):
+            raise UserError(
+                f"{shown(location)} has the {fact} {contents.facts.get(fact)}, its manifest says "
+                f"{details.get(fact)}: delete the manifest and run tools/tokenize_dataset.py again"
+            )
 
 
 if __name__ == "__main__":

@@ -49,8 +49,9 @@ class Generator:
     ) -> Samples:
         """Return n images [n, 3, h, w] in [-1, 1] and their codes [n, i, j], on the models' device.
 
-        `condition` holds class ids [n] and stands in for n; `size` is (h, w) in pixels. Image k
-        depends on the seed, its condition and k; `batch`, images at a time, bounds the memory only.
+        `condition` holds class ids [n], or codes [n, k, l], and stands in for n; `size` is (h, w)
+        in pixels. Image k depends on the seed, its condition and k; `batch`, images at a time,
+        bounds the memory only.
 
         Raises:
             UserError: a count, class, size or setting that these models cannot serve.
@@ -83,18 +84,18 @@ class Generator:
     def prefix(
         self, n: int | None = None, condition: Tensor | Sequence[int] | None = None
     ) -> Tensor:
-        """Return the prefix [n, m] int64 of n images or of class ids [n].
+        """Return the prefix [n, m] int64 of n images, of class ids [n] or of codes [n, k, l].
 
         Raises:
-            UserError: neither is given, they contradict each other, or a class is unknown.
+            UserError: neither is given, they contradict each other, or a class or code is unknown.
         """
-        classes = None if condition is None else torch.as_tensor(condition).cpu()
-        if classes is not None and self.transformer.config.condition == "none":
+        given = None if condition is None else torch.as_tensor(condition).cpu()
+        if given is not None and self.transformer.config.condition == "none":
             raise UserError("class_id: this transformer is unconditional, leave the class out")
-        count = n if n is not None or classes is None else len(classes)
+        count = n if n is not None or given is None else len(given)
         if count is None or count < 1:
             raise UserError(f"n: {count} is no number of images, give at least 1")
-        return self.transformer.condition.tokens(count, classes, self.transformer.pos_emb.device)
+        return self.transformer.condition.tokens(count, given, self.transformer.pos_emb.device)
 
     def check_size(self, size: tuple[int, int] | None) -> None:
         """Raise a UserError if `size` (h, w) in pixels is not the one the transformer learned."""

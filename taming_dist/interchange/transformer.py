@@ -133,6 +133,11 @@ def export_transformer(
             f"the VQGAN has the fingerprint {vqgan.fingerprint}, but the transformer learned the "
             f"codes of {config.vqgan_fingerprint}: name that VQGAN"
         )
+    if config.condition == "codes":
+        raise UserError(
+            "a transformer that is conditioned on a second VQGAN's codes cannot be written in the "
+            "original's format yet: give its export itself"
+        )
     stage, first_stage = export_vqgan(vqgan)
     tensors = {f"{FIRST_STAGE}{name}": value for name, value in stage.items()}
     tensors |= {f"{TRANSFORMER}{name}": value for name, value in transformer.state_dict().items()}

@@ -4,6 +4,8 @@ Source: arXiv 2012.09841, section 3.2, equation 9 ("prepend c to s"). As in the 
 shares the token table with the image's codes: class 3 and code 3 are one row of it.
 """
 
+from collections.abc import Sequence
+from math import prod
 from typing import Protocol
 
 import torch
@@ -18,11 +20,13 @@ class Condition(Protocol):
     """How a batch's condition becomes the prefix that the transformer reads first.
 
     `length` is the number of prefix tokens m (at least 1: the first image token is predicted from
-    the prefix), `vocabulary` how many rows of the token table the prefix uses.
+    the prefix), `vocabulary` how many rows of the token table the prefix uses, `column` what of a
+    batch of codes is given to `tokens`.
     """
 
     length: int
     vocabulary: int
+    column: str
 
     def tokens(
         self, count: int, given: Tensor | None = None, device: torch.device | str | None = None
@@ -35,6 +39,7 @@ class ClassCondition:
     """One token, the class of the image."""
 
     length = 1
+    column = "classes"
 
     def __init__(self, classes: int) -> None:
         if classes < 1:
@@ -66,11 +71,56 @@ class ClassCondition:
         return given.long().unsqueeze(1).to(device)
 
 
+class CodesCondition:
+    """The codes that a second VQGAN gives a label map, a depth map or the like, in raster order.
+
+    Source: arXiv 2012.09841, section 3.2, "conditioned synthesis"; `grid` and `vocabulary` are
+    those of the second VQGAN's codes.
+    """
+
+    column = "conditions"
+
+    def __init__(self, grid: Sequence[int], vocabulary: int) -> None:
+        if len(grid) != 2 or min(grid) < 1 or vocabulary < 1:
+            raise UserError(
+                f"model.condition_grid: {list(grid)} with model.condition_vocabulary={vocabulary} "
+                f"are no codes; leave them out, they are those of the code shards"
+            )
+        self.grid, self.vocabulary = tuple(grid), vocabulary
+        self.length = prod(grid)
+
+    def tokens(
+        self, count: int, given: Tensor | None = None, device: torch.device | str | None = None
+    ) -> Tensor:
+        """Return codes [b, k, l] as prefix [b, k * l] int64.
+
+        The range is checked by value: hand the codes over while they are on the CPU.
+
+        Raises:
+            UserError: there are no codes, they are of another grid, or one is outside the
+                vocabulary.
+        """
+        if given is None:
+            raise UserError(
+                "condition: this transformer is conditioned on the codes of a second VQGAN, give "
+                "code shards that have them (tools/tokenize_dataset.py --condition-model)"
+            )
+        if given.shape != (count, *self.grid):
+            raise UserError(
+                f"condition: {count} images need codes of the grid {list(self.grid)}, not "
+                f"{list(given.shape)}"
+            )
+        if given.numel() and not 0 <= int(given.min()) <= int(given.max()) < self.vocabulary:
+            raise UserError(f"condition: a code is outside of 0 to {self.vocabulary - 1}")
+        return given.long().flatten(1).to(device)
+
+
 class Unconditional:
     """One start token, the same for every image; classes that come with the data are ignored."""
 
     length = 1
     vocabulary = START_TOKEN + 1
+    column = "classes"
 
     def tokens(
         self, count: int, given: Tensor | None = None, device: torch.device | str | None = None
@@ -79,14 +129,20 @@ class Unconditional:
         return torch.full((count, 1), START_TOKEN, dtype=torch.int64, device=device)
 
 
-def build_condition(name: str, classes: int) -> Condition:
-    """Return the condition that a config calls `class` or `none`.
+def build_condition(
+    name: str, classes: int, grid: Sequence[int] = (), vocabulary: int = 0
+) -> Condition:
+    """Return the condition that a config calls `class`, `codes` or `none`.
+
+    `grid` and `vocabulary` are those of the condition's codes.
 
     Raises:
-        UserError: another name, or classes that do not fit it.
+        UserError: another name, or numbers that do not fit it.
     """
     if name == "class":
         return ClassCondition(classes)
+    if name == "codes":
+        return CodesCondition(grid, vocabulary)
     if name == "none":
         return Unconditional()
-    raise UserError(f"model.condition: {name!r} is unknown, choose class or none")
+    raise UserError(f"model.condition: {name!r} is unknown, choose class, codes or none")

@@ -4,7 +4,7 @@ Source: arXiv 2012.09841, section 3.2, p(s | c) = prod_i p(s_i | s_<i, c); param
 initialisation are those of the original implementation, so that its checkpoints fit.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 import torch
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taming_dist.errors import UserError
-from taming_dist.models.conditions import build_condition
+from taming_dist.models.conditions import Condition, build_condition
 from taming_dist.models.export import Exported
 
 INIT_STD = 0.02
@@ -23,7 +23,8 @@ class TransformerConfig:
     """Sizes of a transformer and the tokenizer that it was trained on; defaults are the paper's.
 
     `vocabulary` is the number of codes, `grid` the code grid [i, j] of one image, `block_size` the
-    number of positions (0: as many as prefix and grid need), `condition` is `class` or `none`.
+    number of positions (0: as many as prefix and grid need), `condition` is `class`, `codes` (of a
+    second VQGAN, with the `condition_...` of its own) or `none`.
     """
 
     vocabulary: int
@@ -38,6 +39,9 @@ class TransformerConfig:
     condition: str = "none"
     classes: int = 0
     vqgan_fingerprint: str = ""
+    condition_vocabulary: int = 0
+    condition_grid: list[int] = field(default_factory=list)
+    condition_fingerprint: str = ""
 
     @property
     def num_tokens(self) -> int:
@@ -49,16 +53,23 @@ class TransformerConfig:
         """Return the length of the position table, in tokens of prefix and image together."""
         return self.block_size or self._positions_needed()
 
+    def build_condition(self) -> Condition:
+        """Return the condition that these settings describe."""
+        return build_condition(
+            self.condition, self.classes, self.condition_grid, self.condition_vocabulary
+        )
+
     def check(self) -> None:
         """Raise a UserError, naming the key, if the sizes do not fit together."""
         if len(self.grid) != 2 or min(self.grid) < 1:
             raise UserError(f"model.grid: {list(self.grid)} is no code grid, give [height, width]")
         if self.width % self.heads:
             raise UserError(f"model.width: {self.width} does not divide by heads={self.heads}")
-        condition = build_condition(self.condition, self.classes)
+        condition = self.build_condition()
         if condition.vocabulary > self.vocabulary:
+            key = "model.classes" if self.condition == "class" else "model.condition_vocabulary"
             raise UserError(
-                f"model.classes: {condition.vocabulary} condition tokens do not fit vocabulary="
+                f"{key}: {condition.vocabulary} condition tokens do not fit vocabulary="
                 f"{self.vocabulary}, whose table they share; use a codebook of at least that many"
             )
         if self.positions < self._positions_needed():
@@ -69,7 +80,7 @@ class TransformerConfig:
 
     def _positions_needed(self) -> int:
         # The last code is predicted but never read, hence one position less than tokens.
-        return build_condition(self.condition, self.classes).length + self.num_tokens - 1
+        return self.build_condition().length + self.num_tokens - 1
 
 
 class KVCache:
@@ -159,7 +170,7 @@ class Transformer(Exported):
         super().__init__()
         config.check()
         self.config = config
-        self.condition = build_condition(config.condition, config.classes)
+        self.condition = config.build_condition()
         self.tok_emb = nn.Embedding(config.vocabulary, config.width)
         self.pos_emb = nn.Parameter(torch.zeros(1, config.positions, config.width))
         self.drop = nn.Dropout(config.dropout_embedding)

@@ -108,7 +108,8 @@ class TransformerRecipe:
     def _tokens(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Codes [b,n] and condition prefix [b,m] on the device."""
         condition = self.transformer.module.condition
-        prefix = condition.tokens(len(batch.codes), batch.classes, self.world.device)
+        given = getattr(batch, condition.column)
+        prefix = condition.tokens(len(batch.codes), given, self.world.device)
         return batch.codes.flatten(1).to(self.world.device), prefix
 
     def window_metrics(self) -> dict[str, float]:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from taming_dist.data.manifest import resolve
 from taming_dist.data.shards import ShardWriter
+from taming_dist.models.modalities import RGB, LabelMap
 from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
 from taming_dist.tokenization.job import Job
@@ -18,11 +19,12 @@ from taming_dist.tokenization.views import build_views
 from taming_dist.tokenization.work import Worker, tokenize
 
 
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def export(folder: Path, modality: RGB | LabelMap, codes: int) -> Path:
+    """An untrained VQGAN of 2 pixels per code."""
     torch.manual_seed(0)
     config = VQGANConfig(
-        quantizer=VectorQuantizerConfig(codes=16, dim=4, normalized=True),
+        modality=modality,
+        quantizer=VectorQuantizerConfig(codes=codes, dim=4, normalized=True),
         resolution=8,
         channels=32,
         multipliers=[1, 1],
@@ -30,9 +32,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         attention_resolutions=[],
         latent_channels=32,
     )
-    folder = tmp_path_factory.mktemp("export")
     VQGAN(config).eval().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(tmp_path_factory.mktemp("export"), RGB(), 16)
+
+
+@pytest.fixture(scope="session")
+def condition_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A VQGAN of label maps with 3 classes."""
+    return export(tmp_path_factory.mktemp("condition"), LabelMap(3), 12)
 
 
 def write_images(folder: Path, shards: Sequence[int]) -> Path:
@@ -43,8 +55,17 @@ def write_images(folder: Path, shards: Sequence[int]) -> Path:
                 out = io.BytesIO()
                 pixels = np.random.default_rng(number).integers(0, 256, (8, 9, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(out, "PNG")
-                writer.write(f"{number:04d}", {"png": out.getvalue()})
+                members = {"png": out.getvalue(), "seg.png": label_map(number)}
+                writer.write(f"{number:04d}", members)
     return folder
+
+
+def label_map(number: int) -> bytes:
+    """Classes 0 to 2, as large as the images."""
+    out = io.BytesIO()
+    labels = np.random.default_rng(number).integers(0, 3, (8, 9), dtype=np.uint8)
+    Image.fromarray(labels).save(out, "PNG")
+    return out.getvalue()
 
 
 @pytest.fixture(scope="session")

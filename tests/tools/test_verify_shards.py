@@ -71,6 +71,16 @@ def test_a_flipped_bit_in_codes_is_found(codes: Path) -> None:
         verify_shards([str(codes)])
 
 
+def test_a_manifest_that_says_something_else_of_its_codes_is_found(
+    codes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = codes / "manifest.json"
+    path.write_text(path.read_text().replace('"vocab": 8', '"vocab": 9'))
+    with pytest.raises(UserError, match="1 of 1 shards"):
+        verify_shards([str(codes)])
+    assert "has the vocab 8, its manifest says 9" in capsys.readouterr().out
+
+
 def test_missing_cut_and_wrongly_indexed_shards_are_found(
     images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,198 @@
+"""Look at code shards: how the codebook is used, by which classes, and what the codes decode to.
+
+    python tools/inspect_codes.py DIR [--model EXPORT] [--out FOLDER]
+
+Writes index.html, a page that needs no network and no other file, and figures.json; with the VQGAN
+that wrote the codes also samples.png, random samples decoded.
+"""
+
+import argparse
+import base64
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from report import PAGE, STYLE, section  # this folder is on the path of a script that lies in it
+
+from taming_dist import cli
+from taming_dist.data.codes import CodeDataset
+from taming_dist.data.files import write_bytes
+from taming_dist.engine.world import choose_device
+from taming_dist.errors import UserError
+from taming_dist.generation.pictures import sheet, to_uint8
+from taming_dist.losses.tokens import unigram_entropy
+from taming_dist.models.vqgan import VQGAN
+from taming_dist.training.sinks import save_png
+
+# Enough for steady figures, read in seconds however large the data set is.
+COUNTED_SHARDS = 128
+COLUMNS, BARS = 8, 128
+LISTED_CLASSES = 40
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How often each code [v] and each class [c] occurs, and in how many of the shards."""
+
+    codes: np.ndarray
+    classes: np.ndarray
+    shards: int
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read shards, spread evenly if there are many, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("codes", metavar="DIR", help="code shards")
+    parser.add_argument("--model", metavar="EXPORT", help="the VQGAN that wrote them")
+    parser.add_argument("--out", type=Path, help="folder of the page [DIR/inspection]")
+    parser.add_argument("--samples", type=int, default=32, help="how many are decoded")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of samples")
+    args = parser.parse_args(argv)
+    if args.samples < 1:
+        raise UserError(f"--samples is {args.samples} but must be at least 1")
+    dataset = CodeDataset.open(args.codes)
+    model = None if args.model is None else load_model(args.model, dataset, args.codes)
+    counts = count(dataset)
+    out = args.out or Path(args.codes) / "inspection"
+    out.mkdir(parents=True, exist_ok=True)
+    figures = describe(dataset, counts)
+    png = None
+    if model is not None:
+        ids = np.random.default_rng(args.seed).integers(dataset.num_samples, size=args.samples)
+        save_png(decode(model, dataset, np.sort(ids)), out / "samples.png")
+        png = (out / "samples.png").read_bytes()
+    write_bytes(out / "figures.json", (json.dumps(figures, indent=1) + "\n").encode())
+    write_bytes(out / "index.html", page(args.codes, dataset, counts, figures, png).encode())
+    for name, value in figures.items():
+        print(f"{name:22} {value:.6g}" if isinstance(value, float) else f"{name:22} {value}")
+    print(f"wrote {out / 'index.html'}")
+
+
+def load_model(folder: str, dataset: CodeDataset, codes: str) -> VQGAN:
+    """The VQGAN that wrote the codes."""
+    model = VQGAN.from_pretrained(folder)
+    if model.fingerprint != dataset.tokenizer_fingerprint:
+        raise UserError(
+            f"--model {folder} has the fingerprint {model.fingerprint}, but {codes} was written by "
+            f"{dataset.tokenizer_fingerprint}: name that VQGAN"
+        )
+    return model.eval().to(choose_device())
+
+
+def count(dataset: CodeDataset) -> Counts:
+    """Count codes and classes of at most COUNTED_SHARDS shards."""
+    codes = np.zeros(dataset.vocabulary, np.int64)
+    classes = np.zeros(dataset.num_classes, np.int64)
+    number = min(COUNTED_SHARDS, dataset.num_shards)
+    chosen = np.unique(np.linspace(0, dataset.num_shards - 1, number).round().astype(int))
+    for index in chosen.tolist():
+        shard = dataset.shard(index)
+        codes += np.bincount(shard.codes.reshape(-1), minlength=len(codes))
+        if shard.classes is not None:
+            classes += np.bincount(shard.classes, minlength=len(classes))
+    return Counts(codes, classes, len(chosen))
+
+
+def describe(dataset: CodeDataset, counts: Counts) -> dict[str, Any]:
+    """The figures of the page."""
+    found = {
+        "samples": dataset.num_samples,
+        "views": dataset.views,
+        "grid": f"{dataset.grid[0]} x {dataset.grid[1]}",
+        "vocabulary": dataset.vocabulary,
+        "codebook_usage": float(np.mean(counts.codes > 0)),
+        "codebook_perplexity": math.exp(float(unigram_entropy(torch.from_numpy(counts.codes)))),
+        "most_frequent_share": float(counts.codes.max() / counts.codes.sum()),
+        "classes": int((counts.classes > 0).sum()),
+        "shards": dataset.num_shards,
+        "counted_shards": counts.shards,
+    }
+    return found | {"tokenizer": dataset.tokenizer_fingerprint}
+
+
+@torch.inference_mode()
+def decode(model: VQGAN, dataset: CodeDataset, ids: np.ndarray) -> torch.Tensor:
+    """The samples `ids` as one sheet of pictures, uint8 [3, h, w]."""
+    codes = torch.from_numpy(dataset.take(ids).codes.astype(np.int64))
+    device = next(model.parameters()).device
+    parts = [model.decode_codes(part.to(device)).float().cpu() for part in codes.split(COLUMNS)]
+    pictures = torch.cat([model.config.modality.picture(part) for part in parts])
+    return sheet(to_uint8(pictures), COLUMNS)
+
+
+def page(
+    name: str, dataset: CodeDataset, counts: Counts, figures: dict[str, Any], png: bytes | None
+) -> str:
+    """The page as HTML; `png` are the decoded samples."""
+    parts = [cards(figures), section("How often codes are used", histogram(counts.codes))]
+    if png is not None:
+        data = base64.b64encode(png).decode()
+        image = f"<figure><img src='data:image/png;base64,{data}' alt='decoded samples'></figure>"
+        parts.append(section("Random samples, decoded", image))
+    if len(counts.classes):
+        parts.append(section("Classes", class_table(dataset, counts.classes)))
+    title = f"Codes: {escape(Path(name).name or name)}"
+    return PAGE.format(title=title, style=STYLE, body="\n".join(parts))
+
+
+def cards(figures: dict[str, Any]) -> str:
+    """The figures as cards."""
+    shown = {
+        "samples": f"{figures['samples']:,}",
+        "codes per sample": figures["grid"],
+        "codebook": f"{figures['vocabulary']:,}",
+        "in use": f"{figures['codebook_usage']:.1%}",
+        "perplexity": f"{figures['codebook_perplexity']:,.1f}",
+        "most frequent code": f"{figures['most_frequent_share']:.2%}",
+    }
+    entries = (f"<div class=card><span>{k}</span><b>{v}</b></div>" for k, v in shown.items())
+    note = (
+        f"<p>Counted in {figures['counted_shards']} of {figures['shards']} shards. Written by the "
+        f"tokenizer <small>{figures['tokenizer']}</small>.</p>"
+    )
+    return f"<div class=cards>{''.join(entries)}</div><section>{note}</section>"
+
+
+def histogram(counts: np.ndarray) -> str:
+    """Codes from the most to the least frequent, as bars on a logarithmic scale."""
+    share = np.sort(counts)[::-1] / counts.sum() * len(counts)
+    bins = np.array([part.mean() for part in np.array_split(share, min(BARS, len(share)))])
+    decades = np.log10(np.maximum(bins, 1e-3)) + 3
+    heights = decades / max(decades.max(), 3.3)
+    width = 100 / len(bins)
+    bars = "".join(
+        f"<rect x='{i * width:.3f}' y='{30 * (1 - h):.2f}' width='{width * 0.85:.3f}' "
+        f"height='{30 * h:.2f}' fill='var(--first)'/>"
+        for i, h in enumerate(heights)
+    )
+    level = 30 * (1 - 3 / max(decades.max(), 3.3))
+    line = f"<line x1='0' x2='100' y1='{level:.2f}' y2='{level:.2f}' stroke='var(--second)' "
+    line += "stroke-width='.15' stroke-dasharray='1 .6'/>"
+    text = (
+        "<p>Codes from the most to the least frequent, logarithmic; the dashed line is where every "
+        "code is used equally often, the bottom a thousandth of it or less.</p>"
+    )
+    return f"{text}<figure><svg viewBox='0 0 100 30' role='img'>{bars}{line}</svg></figure>"
+
+
+def class_table(dataset: CodeDataset, counts: np.ndarray) -> str:
+    """How many counted images each class has; of many classes the largest and smallest."""
+    order = np.argsort(-counts, kind="stable")
+    if len(order) > LISTED_CLASSES:
+        half = LISTED_CLASSES // 2
+        order = np.concatenate([order[:half], order[-half:]])
+    names = dataset.class_names or ()
+    shown = [(escape(names[i]) if i < len(names) else i, counts[i]) for i in order.tolist()]
+    rows = "".join(f"<tr><td>{name}</td><td><b>{n:,}</b></td></tr>" for name, n in shown)
+    note = f"<p>The largest and smallest of {len(counts)}.</p>" if len(order) < len(counts) else ""
+    return f"{note}<table>{rows}</table>"
+
+
+if __name__ == "__main__":
+    cli.run(main)
