@@ -371,19 +371,17 @@ def summarize(out: Path, reports: list[Report], kinds: Counter[str], seconds: fl
     """Say how many images there are and what was notable; speed is that of this run alone."""
     num_written = sum(report.shard.samples for report in reports if report.shard)
     num_made = sum(r.shard.samples for r in reports if r.shard and not r.was_kept)
-    kept = sum(report.was_kept for report in reports)
-    if kept:
-        print(f"{kept} shards of an interrupted run were checked and kept")
-    for title, counts in (
-        ("of them", add_up(report.notes for report in reports)),
-        ("left out", kinds),
-    ):
-        if counts:
-            print(f"{title}: " + ", ".join(f"{counts[name]} {name}" for name in sorted(counts)))
     print(
         f"{num_written} images in {out} ({num_made / seconds:.0f} images/s); "
         f"{kinds.total()} files left out"
     )
+    kept = sum(report.was_kept for report in reports)
+    if kept:
+        print(f"  {kept} shards of an interrupted run were checked and kept")
+    notes = add_up(report.notes for report in reports)
+    for title, counts in (("of the images", notes), ("left out", kinds)):
+        if counts:
+            print(f"  {title}: " + ", ".join(f"{counts[name]} {name}" for name in sorted(counts)))
 
 
 def remove_if_empty(args: argparse.Namespace) -> None:
