@@ -3,6 +3,7 @@
     python tools/benchmark.py steps [--steps 12] [--out FILE]
     python tools/benchmark.py making [--images 2000] [--out FILE]
     python tools/benchmark.py codes [--shards 16] [--images 64] [--out FILE]
+    python tools/benchmark.py data [--images 4096] [--out FILE]
 
 Every module of tools/benchmarks is a benchmark, named by the first argument. It prints a table;
 --out keeps the figures as JSON.
@@ -13,12 +14,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import codes, making, steps  # this folder is on the path of a script in it
+from benchmarks import codes, data, making, steps  # this folder is on the path of a script in it
 
 from taming_dist import cli
 from taming_dist.data.files import write_bytes
 
-BENCHMARKS = {"codes": codes, "making": making, "steps": steps}
+BENCHMARKS = {"codes": codes, "data": data, "making": making, "steps": steps}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

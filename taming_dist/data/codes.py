@@ -257,14 +257,6 @@ class CodeReader:
         """Every sample once over all ranks, in order; the last batch may be short."""
         return self._read(self._gathering().evaluation())
 
-    def state(self, samples: int) -> dict[str, Any]:
-        """See `Plan.state`."""
-        return self.plan.state(samples)
-
-    def check_state(self, state: dict[str, Any]) -> None:
-        """See `Plan.check_state`."""
-        self.plan.check_state(state)
-
     def _gathering(self) -> Plan:
         """The plan whose batches are several of this reader's."""
         limit = min(GATHERED_SAMPLES, self.dataset.num_samples // self.plan.world_size)

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import simplejpeg
@@ -22,9 +22,6 @@ from PIL import Image, UnidentifiedImageError
 from taming_dist.data.faults import BrokenData
 from taming_dist.data.order import PIXELS, random_words
 from taming_dist.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 MAX_PIXELS = 2**26  # 8192 x 8192: larger images are taken for decompression bombs
 JPEG_MAGIC = b"\xff\xd8"

@@ -7,7 +7,7 @@ means the same. It is counted by the training loop, so reading ahead does not co
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -64,18 +64,39 @@ class Plan:
 
     def training(self, from_sample: int) -> Iterator[Selection]:
         """Endless micro-batches, from the global position `from_sample` on."""
+        self.check_start(from_sample)
+        start, step = from_sample, self.micro_batch * self.world_size
+        while True:
+            yield self._select(start, start + step)
+            start += step
+
+    @property
+    def round_samples(self) -> int:
+        """Samples of one block of each lane that this rank reads."""
+        return self.lanes * self.block // self.world_size
+
+    def rounds(self, from_sample: int, longest: int) -> Iterator[Selection]:
+        """The same samples in the same order as `training`, cut where the blocks of all lanes end,
+        and into at most `longest` samples: what is worth reading together."""
+        order, start = self.check_start(from_sample), from_sample
+        while True:
+            stop = min(order.window_end(start), start + longest * self.world_size)
+            yield self._select(start, stop)
+            start = stop
+
+    def check_start(self, from_sample: int) -> Order | MixtureOrder:
+        """The order; `UserError` if the ranks would stand at different places of their lanes."""
         if from_sample % self.world_size:
             raise UserError(
                 f"{from_sample} samples were consumed, which {self.world_size} ranks cannot share "
                 f"equally: data.global_batch must be a multiple of the number of ranks"
             )
-        order, step = self.order, self.micro_batch * self.world_size
-        start = from_sample
-        while True:
-            positions = positions_of(start, start + step, self.rank, self.world_size)
-            ids = order.ids(start, start + step, self.rank, self.world_size)
-            yield Selection(ids, order.epochs(positions))
-            start += step
+        return self.order
+
+    def _select(self, start: int, stop: int) -> Selection:
+        positions = positions_of(start, stop, self.rank, self.world_size)
+        ids = self.order.ids(start, stop, self.rank, self.world_size)
+        return Selection(ids, self.order.epochs(positions))
 
     def evaluation(self, start: int = 0, stop: int | None = None) -> Iterator[Selection]:
         """Every sample of [start, stop) once over all ranks; the last micro-batch may be short."""
@@ -104,6 +125,10 @@ class Plan:
                     f"{key} is {mine[field]} but the run was started with {state.get(field)}: "
                     f"set it back, or start a new run with another run.name"
                 )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # To another process without the order, which it can make itself.
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def prefetched(

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
+from taming_dist.data.loader import Plan
 from taming_dist.engine.checkpoint import Checkpoints, read_state
 from taming_dist.engine.world import World
 from taming_dist.errors import UserError
@@ -36,10 +37,10 @@ class LoopConfig:
 class Source(Protocol):
     """A reader of batches: `taming_dist.data.reader.Reader` or `data.codes.CodeReader`."""
 
+    plan: Plan
+
     def batches(self, from_sample: int) -> Iterator[Any]: ...
     def epoch_batches(self) -> Iterator[Any]: ...
-    def state(self, samples: int) -> dict[str, Any]: ...
-    def check_state(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclasses.dataclass
@@ -124,7 +125,7 @@ def resume(
 def check_resumable(path: Path, data: Data, global_batch: int, world_size: int) -> None:
     """UserError if this run cannot go on from the checkpoint: known before any process starts."""
     state = read_state(path, world_size)
-    data.train.check_state(state["data"])
+    data.train.plan.check_state(state["data"])
     images = state["images"]
     if images % global_batch:
         raise UserError(
@@ -137,7 +138,7 @@ def save(recipe: Recipe, data: Data, clock: Clock, checkpoints: Checkpoints, sin
     """Write a checkpoint: weights and optimizers by the engines, the rest as plain JSON."""
     state = {
         "images": clock.images,
-        "data": data.train.state(clock.images),
+        "data": data.train.plan.state(clock.images),
         "recipe": recipe.state_dict(),
     }
     path = checkpoints.save(clock.step, recipe.engines, state)

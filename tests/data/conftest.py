@@ -1,12 +1,81 @@
-"""Small code shards whose codes tell which sample they are."""
+"""What several tests of data need: small image shards, reading them without a process of its own,
+and small code shards whose codes tell which sample they are."""
 
+import io
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from taming_dist.data.code_shards import CodeShard, codes_dtype, write_codes_manifest
+from taming_dist.data.decoding import Filled
+from taming_dist.data.fetching import Ticket
+from taming_dist.data.reader import Reader
+from taming_dist.data.shards import ShardWriter
+from taming_dist.data.slots import Rows
+
+
+@lru_cache(maxsize=1024)
+def encoded(number: int) -> bytes:
+    """A small PNG whose red channel is its number."""
+    out = io.BytesIO()
+    pixels = np.random.default_rng(number).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    pixels[..., 0] = number % 256
+    Image.fromarray(pixels).save(out, "PNG", compress_level=1)
+    return out.getvalue()
+
+
+@pytest.fixture(scope="session")
+def image_bytes() -> Callable[[int], bytes]:
+    """A small PNG by number."""
+    return encoded
+
+
+@pytest.fixture(scope="session")
+def write_images() -> Callable[..., Path]:
+    """Writes shards of numbered images."""
+
+    def write(
+        folder: Path,
+        samples: int = 90,
+        shard: int = 25,
+        bad: Collection[int] = (),
+        **columns: Callable[[int], bytes],
+    ) -> Path:
+        with ShardWriter(folder, "train", shard) as writer:
+            for number in range(samples):
+                image = b"no image" if number in bad else encoded(number)
+                extra = {n.replace("_", "."): make(number) for n, make in columns.items()}
+                writer.write(f"{number:04d}", {"png": image, **extra})
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def train_inline() -> Callable[..., list[tuple[Filled, Rows]]]:
+    """What the process of a reader does for its first batches, without the process."""
+
+    def read(
+        reader: Reader, from_sample: int, count: int, threads: int = 2
+    ) -> list[tuple[Filled, Rows]]:
+        decoder = reader.decoder
+
+        def fill(tickets: list[Ticket]) -> tuple[Filled, Rows]:
+            rows = decoder.layout.rows(memoryview(bytearray(decoder.layout.bytes)))
+            return decoder.fill(tickets, rows, replace=True), rows
+
+        with ThreadPoolExecutor(threads) as reading, ThreadPoolExecutor(threads) as decoding:
+            batches = islice(decoder.training(from_sample, reading), count)
+            return list(decoding.map(fill, batches))
+
+    return read
 
 
 class Codes:

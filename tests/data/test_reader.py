@@ -2,8 +2,7 @@ import gc
 import io
 import json
 import threading
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,10 @@ from PIL import Image
 from taming_dist.data.images import Preprocess, RandomCrop
 from taming_dist.data.manifest import resolve
 from taming_dist.data.reader import Batch, ImagesConfig, Reader
-from taming_dist.data.shards import ShardWriter
 from taming_dist.errors import UserError
 
+Write = Callable[..., Path]
 SAMPLES, LANES = 90, 8
-
-
-def encoded(number: int) -> bytes:
-    out = io.BytesIO()
-    pixels = np.random.default_rng(number).integers(0, 256, (8, 12, 3), dtype=np.uint8)
-    pixels[..., 0] = number
-    Image.fromarray(pixels).save(out, "PNG")
-    return out.getvalue()
 
 
 def labels(number: int) -> bytes:
@@ -41,16 +32,6 @@ def depth(number: int) -> bytes:
     return out.getvalue()
 
 
-def write(folder: Path, bad: tuple[int, ...] = (), **columns: Any) -> Path:
-    with ShardWriter(folder, "train", 25) as writer:
-        for number in range(SAMPLES):
-            image = b"no image" if number in bad else encoded(number)
-            extra = {name: make(number) for name, make in columns.items()}
-            files = {"png": image} | {n.replace("_", "."): data for n, data in extra.items()}
-            writer.write(f"{number:04d}", files)
-    return folder
-
-
 def reader(folder: Path, **options: Any) -> Reader:
     defaults = {"seed": 5, "lanes": LANES, "block": 4, "micro_batch": 4, "threads": 2}
     preprocess = options.pop("preprocess", Preprocess(6, RandomCrop(), flip=True))
@@ -58,41 +39,13 @@ def reader(folder: Path, **options: Any) -> Reader:
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shards(tmp_path_factory: pytest.TempPathFactory, write_images: Write) -> Path:
     folder = tmp_path_factory.mktemp("shards")
-    return write(folder, cls=lambda n: b"%d" % n, seg_png=labels, depth_png=depth)
-
-
-def global_batches(folder: Path, world_size: int, start: int, count: int, threads: int) -> list:
-    """Global batches of 16 images, put together from the micro-batches of all ranks."""
-    micro = 16 // world_size
-    ranks = [
-        reader(folder, rank=r, world_size=world_size, micro_batch=micro, threads=threads)
-        for r in range(world_size)
-    ]
-    parts = [list(islice(r.batches(start), count)) for r in ranks]
-    return [
-        torch.stack([part[b].images for part in parts], dim=1).flatten(0, 1) for b in range(count)
-    ]
-
-
-def test_pixels_do_not_depend_on_ranks_threads_or_where_reading_starts(shards: Path) -> None:
-    whole = global_batches(shards, 1, 0, 12, threads=1)  # more than two epochs
-    for world_size in (2, 4, 8):
-        again = global_batches(shards, world_size, 0, 12, threads=3)
-        assert all(torch.equal(one, other) for one, other in zip(whole, again, strict=True))
-    resumed = global_batches(shards, 4, 7 * 16, 5, threads=2)
-    assert all(torch.equal(one, other) for one, other in zip(whole[7:], resumed, strict=True))
-
-
-def test_accumulation_reads_the_same_global_batch(shards: Path) -> None:
-    whole = next(reader(shards, micro_batch=16).batches(0))
-    parts = islice(reader(shards, micro_batch=4).batches(0), 4)
-    assert torch.equal(whole.images, torch.cat([part.images for part in parts]))
+    return write_images(folder, cls=lambda n: b"%d" % n, seg_png=labels, depth_png=depth)
 
 
 def test_a_batch_holds_all_that_was_asked_for_of_each_sample(shards: Path) -> None:
-    batch = next(reader(shards, columns=["seg.png", "depth.png"]).batches(0))
+    batch = next(reader(shards, columns=["seg.png", "depth.png"]).epoch_batches(50))
     assert len(batch) == 4
     assert batch.images.dtype == torch.uint8
     assert batch.images.shape == (4, 3, 6, 6)
@@ -109,16 +62,16 @@ def test_a_batch_holds_all_that_was_asked_for_of_each_sample(shards: Path) -> No
     assert moved.ids.device.type == "cpu"
 
 
-def test_what_nobody_asks_for_is_not_decoded(tmp_path: Path) -> None:
-    folder = write(tmp_path, seg_png=lambda n: b"no label map")
-    batch = next(reader(folder).batches(0))
+def test_what_nobody_asks_for_is_not_decoded(tmp_path: Path, write_images: Write) -> None:
+    folder = write_images(tmp_path, seg_png=lambda n: b"no label map")
+    batch = next(reader(folder).epoch_batches())
     assert batch.segmentations is None
     assert batch.depth is None
 
 
-def test_a_column_that_is_not_there_or_not_known_is_a_users_mistake(shards: Path) -> None:
+def test_a_column_that_is_not_there_is_a_users_mistake(tmp_path: Path, write_images: Write) -> None:
     with pytest.raises(UserError, match=r"the model reads \.depth\.png, which 0 of 90 samples"):
-        reader(write(shards / "bare"), columns=["depth.png"])
+        reader(write_images(tmp_path), columns=["depth.png"])
 
 
 def test_evaluation_reads_every_image_once_over_all_ranks(shards: Path) -> None:
@@ -136,64 +89,42 @@ def test_evaluation_needs_no_lanes(shards: Path) -> None:
         next(reader(shards, lanes=256).batches(0))
 
 
-def test_without_a_class_for_everyone_there_are_no_classes(tmp_path: Path) -> None:
-    assert next(reader(write(tmp_path)).batches(0)).classes is None
+def test_without_a_class_for_everyone_there_are_no_classes(
+    tmp_path: Path, write_images: Write
+) -> None:
+    assert next(reader(write_images(tmp_path)).epoch_batches()).classes is None
 
 
-def test_classes_are_read_from_json_too(tmp_path: Path) -> None:
-    folder = write(tmp_path, json=lambda n: json.dumps({"label": n + 1}).encode())
-    batch = next(reader(folder).batches(0))
+def test_classes_are_read_from_json_too(tmp_path: Path, write_images: Write) -> None:
+    folder = write_images(tmp_path, json=lambda n: json.dumps({"label": n + 1}).encode())
+    batch = next(reader(folder).epoch_batches())
     assert batch.classes is not None
     assert batch.classes.tolist() == (batch.ids + 1).tolist()
 
 
-def test_a_bad_sample_is_replaced_by_its_neighbour_and_shifts_nobody(tmp_path: Path) -> None:
-    good = reader(write(tmp_path / "good"))
-    records: list[dict[str, Any]] = []
-    bad = reader(
-        write(tmp_path / "bad", bad=(3, 24, 89)), on_bad=records.append, max_bad_fraction=1.0
-    )
-    count = 22  # one epoch of 88 samples
-    replaced = {3: 4, 24: 0, 89: 75}  # cyclic in the shard
-    expected = [id for batch in islice(good.batches(0), count) for id in batch.ids.tolist()]
-    found = [id for batch in islice(bad.batches(0), count) for id in batch.ids.tolist()]
-    assert found == [replaced.get(id, id) for id in expected]
-    assert [int(r["key"]) for r in records] == [id for id in expected if id in replaced]
-    assert bad.num_bad == len(records) > 0
-    assert records[0]["shard"].endswith(".tar")
-    assert records[0]["offset"] % 512 == 0
-    assert records[0]["error"] == "the image is no JPEG, PNG or WebP file"
-
-
-def test_evaluation_leaves_bad_samples_out(tmp_path: Path) -> None:
-    source = reader(write(tmp_path, bad=(0, 1, 2, 3, 50)), max_bad_fraction=1.0)
+def test_evaluation_leaves_bad_samples_out(tmp_path: Path, write_images: Write) -> None:
+    source = reader(write_images(tmp_path, bad=(0, 1, 2, 3, 50)), max_bad_fraction=1.0)
     ids = [id for batch in source.epoch_batches() for id in batch.ids.tolist()]
     assert ids == [id for id in range(SAMPLES) if id not in (0, 1, 2, 3, 50)]
     assert source.num_bad == 5
 
 
-def test_too_many_bad_samples_end_the_run(tmp_path: Path) -> None:
-    source = reader(write(tmp_path, bad=(1, 2)))
+def test_too_many_bad_samples_end_the_run(tmp_path: Path, write_images: Write) -> None:
+    source = reader(write_images(tmp_path, bad=(1, 2)))
     with pytest.raises(UserError, match=r"2 of \d+ samples .* data\.max_bad_fraction .*000[12] in"):
         list(source.epoch_batches())
 
 
-def test_a_shard_without_a_single_good_sample_is_an_error(tmp_path: Path) -> None:
-    source = reader(write(tmp_path, bad=tuple(range(25, 50))), max_bad_fraction=1.0)
-    with pytest.raises(UserError, match=r"no sample of .*train-000001\.tar"):
-        list(islice(source.batches(0), 22))
-
-
-def test_a_shard_cut_while_it_is_read_is_an_error(tmp_path: Path) -> None:
-    source = reader(write(tmp_path))
+def test_a_shard_cut_while_it_is_read_is_an_error(tmp_path: Path, write_images: Write) -> None:
+    source = reader(write_images(tmp_path))
     with open(tmp_path / "train-000002.tar", "r+b") as file:
         file.truncate(4096)
-    with pytest.raises(UserError, match=r"train-000002\.tar has 4096 bytes .*: it was cut"):
+    with pytest.raises(UserError, match=r"000002\.tar has 4096 bytes but .*verify_shards"):
         list(source.epoch_batches())
 
 
-def test_a_damaged_header_costs_one_sample(tmp_path: Path) -> None:
-    path = write(tmp_path) / "train-000000.tar"
+def test_a_damaged_header_costs_one_sample(tmp_path: Path, write_images: Write) -> None:
+    path = write_images(tmp_path) / "train-000000.tar"
     with open(path, "r+b") as file:
         file.seek(10)
         file.write(b"\xff")
@@ -208,31 +139,32 @@ def num_threads() -> int:
 
 
 def test_threads_end_when_the_iterator_is_closed_or_dropped(shards: Path) -> None:
-    closed, dropped = reader(shards).batches(0), reader(shards).batches(0)
+    closed, dropped = reader(shards).epoch_batches(), reader(shards).epoch_batches()
     assert isinstance(next(closed), Batch)
     assert isinstance(next(dropped), Batch)
     assert num_threads() > 0
-    assert isinstance(closed, Iterator)
     closed.close()  # type: ignore[attr-defined]
     del dropped
     gc.collect()
     assert num_threads() == 0
 
 
-def test_the_state_tells_whether_a_run_can_go_on(shards: Path, tmp_path: Path) -> None:
+def test_the_state_tells_whether_a_run_can_go_on(
+    shards: Path, tmp_path: Path, write_images: Write
+) -> None:
     source = reader(shards)
-    state = json.loads(json.dumps(source.state(160)))
+    state = json.loads(json.dumps(source.plan.state(160)))
     assert state["samples"] == 160
-    source.check_state(state)
+    source.plan.check_state(state)
     for options, message in (
         ({"seed": 6}, r"run\.seed is 6 .* started with 5"),
         ({"lanes": 16}, r"data\.lanes is 16 .* 8"),
         ({"block": 5}, r"data\.block"),
     ):
         with pytest.raises(UserError, match=message):
-            reader(shards, **options).check_state(state)
+            reader(shards, **options).plan.check_state(state)
     with pytest.raises(UserError, match=r"data\.train"):
-        reader(write(tmp_path)).check_state(state)
+        reader(write_images(tmp_path)).plan.check_state(state)
 
 
 def test_a_position_that_ranks_cannot_share_is_an_error(shards: Path) -> None:

@@ -1,0 +1,211 @@
+"""From the bytes of samples to the rows of a batch; the same code in every process and thread.
+
+A sample that cannot be read never shifts the others: in training its place is taken by the next
+good sample of its shard, in evaluation it is left out; either way it is noted. Imports no torch:
+the process that decodes has to start quickly.
+"""
+
+import json
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from itertools import islice
+from typing import Any
+
+from taming_dist.data.faults import BrokenData
+from taming_dist.data.fetching import Shards, Ticket, fetch
+from taming_dist.data.images import MAP_COLUMNS, Preprocess, decode
+from taming_dist.data.loader import Plan, prefetched
+from taming_dist.data.manifest import Dataset
+from taming_dist.data.shards import IMAGE_EXTENSIONS, read_sample
+from taming_dist.data.slots import Layout, Rows
+from taming_dist.errors import UserError
+
+Files = dict[str, bytes]
+READ_AHEAD = 2**30  # bytes of encoded samples that a rank holds at most
+READING_THREADS = 8  # they wait most of the time: for a disk little, for a distant store long
+
+
+@dataclass
+class Filled:
+    """What was written to the rows of a batch, from the first row on: one of `keys` for each.
+
+    `asked` samples were tried; `bad` has {shard, key, offset, error} of those that are broken.
+    """
+
+    asked: int = 0
+    keys: list[str] = field(default_factory=list)
+    bad: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Which samples become which rows; can be pickled.
+
+    `columns` of `images.MAP_COLUMNS` are read beside the image; `read_class` gives the class of a
+    sample from its files, or is None.
+    """
+
+    dataset: Dataset
+    plan: Plan
+    preprocess: Preprocess
+    columns: tuple[str, ...]
+    read_class: Callable[[Files], int] | None
+
+    @property
+    def layout(self) -> Layout:
+        """Of the rows of a batch."""
+        return Layout(self.plan.micro_batch, self.preprocess.size, self.columns)
+
+    def training(self, from_sample: int, reading: Executor) -> Iterator[list[Ticket]]:
+        """Endless micro-batches from a global position on, read ahead in the threads `reading`."""
+        total = sum(shard.bytes for shard in self.dataset.shards)
+        ahead = max(1, READ_AHEAD * self.dataset.num_samples // total)
+        ahead = min(ahead, self.plan.round_samples)
+        windows = self.plan.rounds(from_sample, ahead)
+        return self._batches(fetch(windows, self._shards, reading, ahead, self.plan.block))
+
+    def evaluation(self, start: int, stop: int | None, reading: Executor) -> Iterator[list[Ticket]]:
+        """Every sample of [start, stop) once over all ranks; the last micro-batch may be short."""
+        size = self.plan.micro_batch
+        windows = self.plan.evaluation(start, stop)
+        return self._batches(fetch(windows, self._shards, reading, 2 * size, size))
+
+    def _batches(self, tickets: Iterator[Ticket]) -> Iterator[list[Ticket]]:
+        while batch := list(islice(tickets, self.plan.micro_batch)):
+            yield batch
+
+    def fill(self, tickets: Iterable[Ticket], rows: Rows, replace: bool) -> Filled:
+        """Decode samples into rows. `replace`: the next good one of the shard for a broken one."""
+        filled = Filled()
+        for ticket in tickets:
+            filled.asked += 1
+            shard, data = ticket.run.shard, ticket.take()
+            count = self.dataset.shards[shard].samples
+            for step in range(count if replace else 1):
+                index = (ticket.index + step) % count
+                data = self._shards.read(shard, index, 1)[0] if step else data
+                if self._fill_row(shard, index, data, ticket.epoch, rows, filled):
+                    break
+            else:
+                if replace:
+                    raise UserError(f"no sample of {self._shards.location(shard)} can be read")
+        return filled
+
+    def _fill_row(
+        self, shard: int, index: int, data: bytes, epoch: int, rows: Rows, filled: Filled
+    ) -> bool:
+        """Write a sample to the next row and note its key; one that is broken is noted as bad."""
+        key, row, id = "", len(filled.keys), self._shards.id(shard, index)
+        try:
+            key, files = read_sample(data)
+            self._decode(files, id, epoch, rows, row)
+        except BrokenData as error:
+            record = {
+                "shard": self._shards.location(shard),
+                "key": key,
+                "offset": self._shards.offset(shard, index),
+                "error": str(error),
+            }
+            filled.bad.append(record)
+            return False
+        rows.ids[row] = id
+        filled.keys.append(key)
+        return True
+
+    def _decode(self, files: Files, id: int, epoch: int, rows: Rows, row: int) -> None:
+        pixels = decode(_image_of(files))
+        height, width = pixels.shape[:2]
+        view = self.preprocess.view(height, width, self.plan.seed, epoch, id)
+        view.cut(pixels, rows.images[row])
+        for name in self.columns:
+            column = MAP_COLUMNS[name]
+            values = column.decode(_need(files, name))
+            if values.shape != (height, width):
+                raise BrokenData(f"a .{name} of {values.shape} on an image of {(height, width)}")
+            view.cut(values, rows.maps[name][row], column.method)
+        if self.read_class is not None:
+            rows.classes[row] = self.read_class(files)
+
+    @cached_property
+    def _shards(self) -> Shards:
+        return Shards(self.dataset)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+def decode_in_threads(
+    decoder: Decoder, start: int, stop: int | None, threads: int
+) -> Generator[tuple[Filled, Rows], None, None]:
+    """Yield the batches of an evaluation in order, decoded in threads of this process.
+
+    Closing or dropping the iterator ends the threads; what they raise surfaces here.
+    """
+
+    def fill(tickets: list[Ticket]) -> tuple[Filled, Rows]:
+        rows = decoder.layout.rows(memoryview(bytearray(decoder.layout.bytes)))
+        return decoder.fill(tickets, rows, replace=False), rows
+
+    with ThreadPoolExecutor(READING_THREADS, thread_name_prefix="reader") as reading:
+        batches = decoder.evaluation(start, stop, reading)
+        with closing(prefetched(fill, batches, threads, ahead=threads + 1)) as decoded:
+            yield from decoded
+
+
+def choose_class_column(dataset: Dataset) -> Callable[[Files], int] | None:
+    """How the class of a sample is read: all samples have one, or none is read."""
+    columns, everyone = dataset.columns, dataset.num_samples
+    if not dataset.classes_agree:
+        return None
+    if columns.get("cls", 0) == everyone:
+        return _read_cls
+    if columns.get("json", 0) == everyone:
+        shards = Shards(dataset)
+        try:
+            record = _parse_json(_need(read_sample(shards.read(0, 0, 1)[0])[1], "json"))
+        except BrokenData as error:
+            first = shards.location(0)
+            raise UserError(f"the first sample of {first} is damaged: {error}") from error
+        for name in ("cls", "label"):
+            if isinstance(record.get(name), int):
+                return partial(_read_json, name=name)
+    return None
+
+
+def _image_of(files: Files) -> bytes:
+    for extension in IMAGE_EXTENSIONS:
+        if extension in files:
+            return files[extension]
+    raise BrokenData(f"no image among {', '.join(sorted(files)) or 'its files'}")
+
+
+def _need(files: Files, column: str) -> bytes:
+    if column not in files:
+        raise BrokenData(f"no .{column} among {', '.join(sorted(files)) or 'its files'}")
+    return files[column]
+
+
+def _read_cls(files: Files) -> int:
+    data = _need(files, "cls")
+    try:
+        return int(data)
+    except ValueError as error:
+        raise BrokenData(f"its class {data[:20]!r} is no number") from error
+
+
+def _read_json(files: Files, name: str) -> int:
+    value = _parse_json(_need(files, "json")).get(name)
+    if not isinstance(value, int):
+        raise BrokenData(f"its json has no number {name!r}")
+    return value
+
+
+def _parse_json(data: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(data)
+    except ValueError as error:
+        raise BrokenData(f"its json is damaged ({error})") from error
+    return record if isinstance(record, dict) else {}

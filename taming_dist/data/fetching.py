@@ -1,0 +1,140 @@
+"""The bytes of samples, read ahead: what lies together in a shard comes in one range read.
+
+The samples of a training run are taken lane by lane, but every lane goes through its shard block
+by block. So the ids of a whole round of blocks, sorted, fall into one run of neighbours per block:
+each is read once, in the order of first need, and its samples are kept until they are taken. As
+many samples are read anew as are taken, so memory is bounded and reading is even.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from taming_dist.data.loader import Selection
+from taming_dist.data.manifest import Dataset
+from taming_dist.data.storage import Source, shown
+
+# Enough for the lanes of a rank to stay in their shards, few enough for a limit of 1024 files.
+OPEN_SHARDS = 512
+
+
+class Shards:
+    """The shards of a data set, opened when they are first read. May be used by many threads."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self._ends = np.cumsum(dataset.samples_per_shard)
+        self._open = lru_cache(maxsize=OPEN_SHARDS)(self._open_shard)
+
+    def locate(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Shard and place in it of global sample ids."""
+        shards = np.searchsorted(self._ends, ids, side="right")
+        return shards, ids - self._ends[shards] + self.dataset.samples_per_shard[shards]
+
+    def id(self, shard: int, index: int) -> int:
+        """The global id of a sample."""
+        return int(self._ends[shard]) - self.dataset.shards[shard].samples + index
+
+    def location(self, shard: int) -> str:
+        """Path or URL of a shard, as it may be shown."""
+        return shown(self.dataset.locations[shard])
+
+    def offset(self, shard: int, index: int) -> int:
+        """The byte of its shard where a sample starts."""
+        return int(self._open(shard)[1][index])
+
+    def read(self, shard: int, first: int, count: int) -> list[bytes]:
+        """The bytes of `count` neighbouring samples, in one read; `UserError` if they are gone."""
+        source, offsets = self._open(shard)
+        bounds = offsets[first : first + count + 1].tolist()
+        start = bounds[0]
+        data = source.read(start, bounds[-1] - start)
+        # Copies, so that each sample is freed when it is taken.
+        return [data[a - start : b - start] for a, b in zip(bounds, bounds[1:], strict=False)]
+
+    def _open_shard(self, shard: int) -> tuple[Source, np.ndarray]:
+        return self.dataset.open_shard(shard), self.dataset.read_index(shard)
+
+
+class Run:
+    """Neighbouring samples of one shard, which one read brings."""
+
+    def __init__(self, shard: int, first: int, count: int) -> None:
+        self.shard, self.first, self.count = shard, first, count
+        self.read: Future[list[bytes]] | None = None
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """One sample of the order; its bytes are read, being read, or about to be."""
+
+    id: int
+    epoch: int
+    run: Run
+    place: int
+
+    @property
+    def index(self) -> int:
+        """Place of the sample in its shard."""
+        return self.run.first + self.place
+
+    def take(self) -> bytes:
+        """The bytes of the sample, once; waits for them. Raises what reading raised."""
+        assert self.run.read is not None
+        samples = self.run.read.result()
+        data = samples[self.place]
+        samples[self.place] = b""
+        return data
+
+
+def fetch(
+    windows: Iterable[Selection], shards: Shards, pool: Executor, ahead: int, longest: int
+) -> Iterator[Ticket]:
+    """A ticket for every sample of the windows, in order; `pool` reads up to `ahead` samples early.
+
+    No window may have more than `ahead` samples: then all that is held is of windows before, or
+    needed by, the next ticket, and reading never waits for itself. `longest`: samples per read.
+    """
+    remaining = iter(windows)
+    planned: deque[list[Ticket]] = deque()
+    unread: deque[Run] = deque()
+    held = 0
+    while True:
+        while len(planned) < 2 and (window := next(remaining, None)) is not None:
+            tickets, runs = plan_runs(window, shards, longest)
+            planned.append(tickets)
+            unread.extend(runs)
+        if not planned:
+            return
+        for ticket in planned.popleft():
+            while unread and held + unread[0].count <= ahead:
+                run = unread.popleft()
+                run.read = pool.submit(shards.read, run.shard, run.first, run.count)
+                held += run.count
+            yield ticket
+            held -= 1
+
+
+def plan_runs(window: Selection, shards: Shards, longest: int) -> tuple[list[Ticket], list[Run]]:
+    """The tickets of a window in its order, and the reads that serve them in order of need."""
+    order = np.argsort(window.ids, kind="stable")
+    ids = window.ids[order]
+    of_shard, index = shards.locate(ids)
+    breaks = np.flatnonzero((np.diff(ids) != 1) | (np.diff(of_shard) != 0)) + 1
+    tickets: list[Ticket | None] = [None] * len(ids)
+    needed: list[tuple[int, Run]] = []
+    for start, stop in zip([0, *breaks.tolist()], [*breaks.tolist(), len(ids)], strict=True):
+        for first in range(start, stop, longest):
+            last = min(first + longest, stop)
+            run = Run(int(of_shard[first]), int(index[first]), last - first)
+            wanted_by = order[first:last].tolist()
+            needed.append((min(wanted_by), run))
+            for place, number in enumerate(wanted_by):
+                id, epoch = int(window.ids[number]), int(window.epochs[number])
+                tickets[number] = Ticket(id, epoch, run, place)
+    needed.sort(key=lambda pair: pair[0])
+    return [ticket for ticket in tickets if ticket is not None], [run for _, run in needed]

@@ -1,0 +1,92 @@
+"""The memory that batches are decoded into: plain, or shared between two processes.
+
+Shared memory here has no name: it is a file that only its descriptors reach, so the system takes
+it back when both processes are gone, however they ended, and no limit of /dev/shm applies.
+"""
+
+import math
+import mmap
+import os
+import tempfile
+from dataclasses import dataclass
+
+import numpy as np
+
+from taming_dist.data.images import MAP_COLUMNS
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The arrays of a batch: `images` [b, h, w, 3] uint8, `maps` [b, h, w] by column, `classes`
+    and `ids` int64 [b]."""
+
+    images: np.ndarray
+    maps: dict[str, np.ndarray]
+    classes: np.ndarray
+    ids: np.ndarray
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The shapes of the arrays of a batch of square images, and their places in one buffer."""
+
+    batch: int
+    size: int
+    columns: tuple[str, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of a buffer for one batch."""
+        return sum(self._sizes())
+
+    def rows(self, buffer: memoryview) -> Rows:
+        """The arrays of a batch in a buffer of that size."""
+        arrays, start = [], 0
+        for (dtype, shape), size in zip(self._arrays(), self._sizes(), strict=True):
+            arrays.append(np.ndarray(shape, dtype, buffer, start))
+            start += size
+        ids, classes, images, *maps = arrays
+        return Rows(images, dict(zip(self.columns, maps, strict=True)), classes, ids)
+
+    def _arrays(self) -> list[tuple[np.dtype, tuple[int, ...]]]:
+        square = (self.batch, self.size, self.size)
+        arrays: list[tuple[type[np.generic], tuple[int, ...]]] = [
+            (np.int64, (self.batch,)),
+            (np.int64, (self.batch,)),
+            (np.uint8, (*square, 3)),
+        ]
+        arrays += [(MAP_COLUMNS[name].dtype, square) for name in self.columns]
+        return [(np.dtype(dtype), shape) for dtype, shape in arrays]
+
+    def _sizes(self) -> list[int]:
+        """Bytes of each array, rounded up to keep the next one aligned."""
+        return [-(-dtype.itemsize * math.prod(s) // 64) * 64 for dtype, s in self._arrays()]
+
+
+class Slots:
+    """Buffers for `count` batches in memory that another process can map by its `descriptor`.
+
+    Batch number n uses slot n mod count: the two processes agree when it is free again.
+    """
+
+    def __init__(self, layout: Layout, count: int, descriptor: int | None = None) -> None:
+        if descriptor is None:
+            descriptor = _nameless_file()
+            os.ftruncate(descriptor, layout.bytes * count)
+        self.descriptor = descriptor
+        view = memoryview(mmap.mmap(descriptor, layout.bytes * count))
+        starts = range(0, layout.bytes * count, layout.bytes)
+        self._rows = [layout.rows(view[start : start + layout.bytes]) for start in starts]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, number: int) -> Rows:
+        return self._rows[number % len(self._rows)]
+
+
+def _nameless_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("taming_dist")
+    with tempfile.TemporaryFile() as file:  # not Linux: deleted from the start
+        return os.dup(file.fileno())

@@ -1,0 +1,214 @@
+"""`tools/benchmark.py data`: reading and decoding images, beside webdataset and bare decoding.
+
+Every case does the same work on the same JPEGs (short side 256, quality 95, cut from photographs):
+batches of uint8, cropped at random to 256 px and flipped. Cost is processor time of all processes
+together, start-up left out, so that a busy machine changes the figures little. The last figure is
+what a trainer sees that takes 200 images a second.
+"""
+
+import argparse
+import io
+import json
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SIZE, BATCH, SHARD = 256, 64, 256
+CONSUMED_PER_S = 200
+FIRST = 4 * BATCH  # what is read before the clock starts
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--images", type=int, default=4096, help="images read per case and round")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of all cases")
+    parser.add_argument("--threads", type=int, default=2, help="decoding threads or workers")
+    parser.add_argument("--case", choices=sorted(CASES), help=argparse.SUPPRESS)
+    parser.add_argument("--shards", type=Path, help=argparse.SUPPRESS)
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """Run every case in a process of its own, in turn, and print the medians."""
+    if arguments.case:
+        print(json.dumps(CASES[arguments.case](arguments)))
+        return None
+    found: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        mean_bytes = write_photographs(Path(folder), 8 * SHARD)
+        for _ in range(arguments.rounds):
+            for case in CASES:
+                command = [sys.executable, sys.argv[0], "data", "--case", case, "--shards", folder]
+                command += ["--images", str(arguments.images), "--threads", str(arguments.threads)]
+                done = subprocess.run(command, check=True, capture_output=True, text=True)
+                for name, value in json.loads(done.stdout.splitlines()[-1]).items():
+                    found.setdefault(name, []).append(value)
+    figures = {name: statistics.median(values) for name, values in found.items()}
+    figures["bytes of an image"] = mean_bytes
+    for other in ("bare simplejpeg", "webdataset", "webdataset, no workers"):
+        figures[f"reader / {other}"] = (
+            figures["reader, images per CPU-s"] / (figures[f"{other}, images per CPU-s"])
+        )
+    for name, value in figures.items():
+        print(f"{name:44} {value:12.4g}")
+    return figures
+
+
+def write_photographs(folder: Path, count: int) -> float:
+    """Shards of crops of photographs, of a few shapes; gives the mean bytes of an image."""
+    from demo_photographs import PHOTOGRAPHS, load
+
+    from taming_dist.data.shards import ShardWriter
+
+    photographs = [load(name).convert("RGB") for name in PHOTOGRAPHS]
+    rng = random.Random(0)
+    total = 0
+    with ShardWriter(folder, "train", SHARD) as writer:
+        for number in range(count):
+            photo = photographs[number % len(photographs)]
+            long = rng.choice((256, 320, 384))
+            width, height = rng.choice(((long, SIZE), (SIZE, long)))
+            scale = rng.uniform(0.5, 1) * min(photo.width / width, photo.height / height)
+            left = rng.uniform(0, photo.width - width * scale)
+            top = rng.uniform(0, photo.height - height * scale)
+            box = (left, top, left + width * scale, top + height * scale)
+            file = io.BytesIO()
+            photo.resize((width, height), box=box).save(file, "JPEG", quality=95)
+            total += file.tell()
+            writer.write(f"{number:06d}", {"jpg": file.getvalue(), "cls": b"%d" % (number % 12)})
+    return total / count
+
+
+def bare(arguments: argparse.Namespace) -> dict[str, float]:
+    """The limit: simplejpeg on bytes that are in memory, and nothing else."""
+    import simplejpeg
+    import webdataset
+
+    shards = sorted(map(str, arguments.shards.glob("*.tar")))
+    dataset = webdataset.WebDataset(shards, shardshuffle=False)
+    encoded = [sample["jpg"] for sample in dataset]
+
+    def images() -> Iterator[int]:
+        while True:
+            for data in encoded:
+                simplejpeg.decode_jpeg(data)
+                yield 1
+
+    speed, _ = measured(images, arguments.images)
+    return {"bare simplejpeg, images per CPU-s": speed}
+
+
+def reader(arguments: argparse.Namespace) -> dict[str, float]:
+    """The reader of this package, as the trainer uses it."""
+    speed, memory = measured(lambda: map(len, read(arguments)), arguments.images)
+    return {
+        "reader, images per CPU-s": speed,
+        "reader's process, peak MB": memory,
+    }
+
+
+def consumed(arguments: argparse.Namespace) -> dict[str, float]:
+    """The share of its time that a consumer of 200 images per second waits for the reader."""
+    batches, waited = read(arguments, 16), 0.0
+    next(batches)
+    start = time.perf_counter()
+    for number in range(1, arguments.images // 16):
+        asked = time.perf_counter()
+        next(batches)
+        got = time.perf_counter()
+        waited += got - asked
+        time.sleep(max(0.0, start + number * 16 / CONSUMED_PER_S - got))
+    return {"wait of a consumer of 200 images/s": waited / (time.perf_counter() - start)}
+
+
+def read(arguments: argparse.Namespace, batch: int = BATCH) -> Iterator[Any]:
+    """Batches of the reader; its process ends with the iterator."""
+    from taming_dist.data.images import Preprocess, RandomCrop
+    from taming_dist.data.manifest import resolve
+    from taming_dist.data.reader import Reader
+
+    preprocess = Preprocess(SIZE, RandomCrop(), flip=True)
+    dataset = resolve(str(arguments.shards))
+    return Reader(dataset, preprocess, micro_batch=batch, threads=arguments.threads).batches()
+
+
+def stock(arguments: argparse.Namespace) -> dict[str, float]:
+    """webdataset with its loader's processes, as its documentation has it."""
+    return stock_with(arguments, arguments.threads, "webdataset")
+
+
+def stock_alone(arguments: argparse.Namespace) -> dict[str, float]:
+    """webdataset in the process that uses it: no transport, and the trainer waits meanwhile."""
+    return stock_with(arguments, 0, "webdataset, no workers")
+
+
+def stock_with(arguments: argparse.Namespace, workers: int, name: str) -> dict[str, float]:
+    import torch
+    import webdataset
+
+    def batches() -> Iterator[int]:
+        shards = sorted(map(str, arguments.shards.glob("*.tar")))
+        dataset = (
+            webdataset.WebDataset(shards, shardshuffle=len(shards), seed=0)
+            .shuffle(1000)
+            .decode("rgb8")
+            .to_tuple("jpg", "cls")
+            .map_tuple(crop_and_flip, torch.tensor)
+            .batched(BATCH, partial=False)
+            .repeat()
+        )
+        loader = webdataset.WebLoader(dataset, batch_size=None, num_workers=workers)
+        return (len(images) for images, _ in loader)
+
+    speed, memory = measured(batches, arguments.images)
+    return {f"{name}, images per CPU-s": speed} | (
+        {f"{name}, a worker's peak MB": memory} if workers else {}
+    )
+
+
+def crop_and_flip(pixels: np.ndarray) -> np.ndarray:
+    """A random square of an image, flipped half of the time."""
+    top = random.randrange(pixels.shape[0] - SIZE + 1)
+    left = random.randrange(pixels.shape[1] - SIZE + 1)
+    square = pixels[top : top + SIZE, left : left + SIZE]
+    return np.ascontiguousarray(square[:, ::-1] if random.random() < 0.5 else square)
+
+
+def measured(source: Callable[[], Iterator[int]], images: int) -> tuple[float, float]:
+    """Images per CPU second of all processes beyond the first images, and the peak memory in MB of
+    the largest process that the source started."""
+    costs = {}
+    for total in (FIRST, FIRST + images):
+        start = processor_seconds()
+        counts, left = source(), total
+        while left > 0:
+            left -= next(counts)
+        close = getattr(counts, "close", None)
+        if close is not None:
+            close()
+        del counts
+        costs[total] = processor_seconds() - start
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    return images / (costs[FIRST + images] - costs[FIRST]), peak
+
+
+def processor_seconds() -> float:
+    """Processor time of this process and of those that it started and that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
+CASES: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
+    "bare": bare,
+    "reader": reader,
+    "stock": stock,
+    "stock-alone": stock_alone,
+    "consumed": consumed,
+}
