@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any] | None:
         return None
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        mean_bytes = write_photographs(Path(folder), 8 * SHARD)
+        mean_bytes = write_photographs(Path(folder), 4 * SHARD)
         for _ in range(arguments.rounds):
             for case in CASES:
                 command = [sys.executable, sys.argv[0], "data", "--case", case, "--shards", folder]
