@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from taming_dist.data.images import Preprocess
 from taming_dist.data.manifest import resolve
 from taming_dist.data.mixture import resolve_training
 from taming_dist.data.reader import ImagesConfig, Reader
+from taming_dist.data.streaming import StreamingReader, stream_locations
 from taming_dist.engine.checkpoint import newest_valid
 from taming_dist.engine.world import Place, World
 from taming_dist.errors import UserError
@@ -70,17 +72,8 @@ class FirstStage:
         }
         place: dict[str, Any] = {"rank": here.rank, "world_size": here.world_size}
         self.initial = initial_weights(self.config, run_dir, VQGAN, self.config.model)
-        train_set, val_set = (resolve_images(data, name) for name in ("train", "val"))
-        cropped, centred = data.preprocess(), Preprocess(data.size)
-        train = Reader(
-            train_set,
-            cropped,
-            lanes=data.lanes,
-            block=data.block,
-            micro_batch=data.micro_batch,
-            **place,
-            **settings,
-        )
+        train = open_training(data, **place, **settings)
+        val_set, centred = resolve_images(data, "val"), Preprocess(data.size)
         val = Reader(val_set, centred, micro_batch=data.micro_batch, **place, **settings)
         shown = Reader(val_set, centred, micro_batch=self.config.train.preview_images, **settings)
         return join(train, val, shown, val_set.num_samples, here, accumulation)
@@ -183,11 +176,28 @@ class TransformerStage:
         return vqgan
 
 
+def open_training(data: ImagesConfig, **settings: Any) -> Reader | StreamingReader:
+    """The reader of data.train: by its index, or with data.streaming=true in sequence."""
+    settings["micro_batch"] = data.micro_batch
+    if not data.streaming:
+        dataset, preprocess = resolve_images(data, "train"), data.preprocess()
+        return Reader(dataset, preprocess, lanes=data.lanes, block=data.block, **settings)
+    try:
+        locations = stream_locations(data.train, data.allow_pipe)
+    except UserError as error:
+        raise UserError(f"data.train: {error}") from error
+    return StreamingReader(locations, data.preprocess(), **settings)
+
+
 def resolve_images(data: ImagesConfig, name: str) -> Any:
     """The shards of data.train or data.val; where they are missing, one line says what to run."""
     spec = getattr(data, name)
     try:
-        return resolve_training(spec) if name == "train" else resolve(spec)
+        if name == "train":
+            return resolve_training(spec)
+        if isinstance(spec, Mapping):
+            raise UserError("it is read whole, once: give a list of specs, not a mixture")
+        return resolve(spec)
     except UserError as error:
         raise UserError(f"data.{name}: {error}") from error
 
@@ -315,7 +325,7 @@ def join(
             f"data.val has {val_samples} samples for {here.world_size} ranks: give each "
             f"rank at least one"
         )
-    train.plan.order  # noqa: B018  refuses lanes that do not fit, before any process group starts
+    train.plan.check_start(0)  # refuses lanes that do not fit, before any process group starts
     per_rank = math.ceil(val_samples / here.world_size)
     preview = next(iter(shown.epoch_batches()))
     return Data(train, val, math.ceil(per_rank / val.plan.micro_batch), preview, accumulation)

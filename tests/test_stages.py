@@ -15,7 +15,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from taming_dist.config import Config, RunConfig
+from taming_dist.data.reader import ImagesConfig, Reader
 from taming_dist.data.shards import ShardWriter
+from taming_dist.data.streaming import StreamingReader
 from taming_dist.engine.checkpoint import Checkpoints
 from taming_dist.engine.world import World
 from taming_dist.errors import UserError
@@ -24,7 +26,12 @@ from taming_dist.models.transformer import Transformer, TransformerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
 from taming_dist.recipes import transformer as recipes_transformer
 from taming_dist.recipes.vqgan import VQGANLossConfig
-from taming_dist.stages import discriminator_weights, initial_weights
+from taming_dist.stages import (
+    discriminator_weights,
+    initial_weights,
+    open_training,
+    resolve_images,
+)
 
 QUANTIZER = {"name": "vector", "codes": 12, "dim": 4, "legacy": True}
 HERE = World(0, 1, 0, torch.device("cpu"))
@@ -177,3 +184,21 @@ def test_what_is_no_export_of_this_stage_is_named_with_the_key(
         initial_weights(starting_from(export), tmp_path, Transformer, gpt())
     with pytest.raises(UserError, match=r"run\.init: .*no such export"):
         initial_weights(starting_from(tmp_path / "a" / "b" / "c"), tmp_path, VQGAN, vqgan())
+
+
+def test_training_data_are_shards_a_mixture_or_with_streaming_what_has_no_index(
+    tmp_path: Path,
+) -> None:
+    with ShardWriter(tmp_path, "a", 4) as writer:
+        writer.write("0", {"png": b""})
+    data = ImagesConfig(train=str(tmp_path), micro_batch=2, size=8, lanes=1, block=1)
+    for train in (str(tmp_path), [str(tmp_path)], {"a": {"shards": str(tmp_path)}}):
+        data.train = train
+        assert isinstance(open_training(data), Reader)
+    data.streaming, data.train = True, f"{tmp_path}/*.tar"
+    assert isinstance(open_training(data), StreamingReader)
+    data.train, data.val = "pipe:cat a.tar", {"a": {"shards": str(tmp_path)}}
+    with pytest.raises(UserError, match=r"data\.train: 'pipe:cat a\.tar' .*data\.allow_pipe=true"):
+        open_training(data)
+    with pytest.raises(UserError, match=r"data\.val: .* give a list of specs, not a mixture"):
+        resolve_images(data, "val")

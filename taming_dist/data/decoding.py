@@ -101,7 +101,7 @@ class Decoder:
         key, row, id = "", len(filled.keys), self._shards.id(shard, index)
         try:
             key, files = read_sample(data)
-            self._decode(files, id, epoch, rows, row)
+            self.decode(files, id, epoch, rows, row)
         except BrokenData as error:
             record = {
                 "shard": self._shards.location(shard),
@@ -115,7 +115,8 @@ class Decoder:
         filled.keys.append(key)
         return True
 
-    def _decode(self, files: Files, id: int, epoch: int, rows: Rows, row: int) -> None:
+    def decode(self, files: Files, id: int, epoch: int, rows: Rows, row: int) -> None:
+        """Decode the files of one sample into a row; `BrokenData` if they cannot be."""
         pixels = decode(_image_of(files))
         height, width = pixels.shape[:2]
         view = self.preprocess.view(height, width, self.plan.seed, epoch, id)
@@ -165,13 +166,25 @@ def choose_class_column(dataset: Dataset) -> Callable[[Files], int] | None:
     if columns.get("json", 0) == everyone:
         shards = Shards(dataset)
         try:
-            record = _parse_json(_need(read_sample(shards.read(0, 0, 1)[0])[1], "json"))
+            return _class_in_json(read_sample(shards.read(0, 0, 1)[0])[1])
         except BrokenData as error:
             first = shards.location(0)
             raise UserError(f"the first sample of {first} is damaged: {error}") from error
-        for name in ("cls", "label"):
-            if isinstance(record.get(name), int):
-                return partial(_read_json, name=name)
+    return None
+
+
+def class_of(files: Files) -> Callable[[Files], int] | None:
+    """How the class of this sample, and of others like it, is read; None if it has none."""
+    if "cls" in files:
+        return _read_cls
+    return _class_in_json(files) if "json" in files else None
+
+
+def _class_in_json(files: Files) -> Callable[[Files], int] | None:
+    record = _parse_json(_need(files, "json"))
+    for name in ("cls", "label"):
+        if isinstance(record.get(name), int):
+            return partial(_read_json, name=name)
     return None
 
 

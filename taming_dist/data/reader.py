@@ -40,16 +40,19 @@ LEAST_SAMPLES_JUDGED = 1000
 class ImagesConfig:
     """The `data` group of an experiment on images.
 
-    `train`, `val`: shard specs; `train` also a list of them, or a mixture, see
-    `mixture.resolve_training`. `global_batch`: images per optimizer step over all ranks.
-    `micro_batch`: images per rank and forward pass. `size`: pixels of the square crops.
-    `crop`: random, center, or resized: a random part of the area (`crop_scale`) and shape
+    `train`, `val`: shard specs, or lists of them; `train` also a mixture, see
+    `mixture.resolve_training`, or with `streaming` shards without an index, even (`allow_pipe`)
+    commands of a shell, see `streaming.stream_locations`. `global_batch`: images per optimizer step
+    over all ranks. `micro_batch`: images per rank and forward pass. `size`: pixels of the square
+    crops. `crop`: random, center, or resized: a random part of the area (`crop_scale`) and shape
     (`crop_ratio`, width by height). `lanes`, `block`: see `taming_dist.data.order`.
     `max_bad_fraction`: more bad samples end the run.
     """
 
     train: Any = MISSING
-    val: str = MISSING
+    val: Any = MISSING
+    streaming: bool = False
+    allow_pipe: bool = False
     global_batch: int = MISSING
     micro_batch: int = MISSING
     size: int = MISSING
@@ -116,7 +119,50 @@ def log_bad_sample(record: dict[str, Any]) -> None:
     logging.getLogger(__name__).warning("bad sample: %s", json.dumps(record))
 
 
-class Reader:
+class Batching:
+    """What every reader does with decoded samples: counts them, reports bad ones, makes batches.
+
+    `on_bad` is called with {shard, key, offset, error}; more bad ones than `max_bad_fraction` of
+    the samples are a `UserError`.
+    """
+
+    def __init__(self, on_bad: Callable[[dict[str, Any]], None], max_bad_fraction: float) -> None:
+        self.num_bad = 0
+        self.num_read = 0
+        self._on_bad, self._max_bad_fraction = on_bad, max_bad_fraction
+
+    def count(self, asked: int, bad: list[dict[str, Any]]) -> None:
+        """Note that `asked` samples were tried, and `bad` ones among them."""
+        self.num_read += asked
+        self.num_bad += len(bad)
+        for record in bad:
+            self._on_bad(record)
+        judged = max(self.num_read, LEAST_SAMPLES_JUDGED)
+        if bad and self.num_bad > self._max_bad_fraction * judged:
+            last = bad[-1]
+            raise UserError(
+                f"{self.num_bad} of {self.num_read} samples could not be read, more than "
+                f"data.max_bad_fraction ({self._max_bad_fraction}); the last: "
+                f"{last['key'] or 'at byte ' + str(last['offset'])} in {last['shard']}: "
+                f"{last['error']}"
+            )
+
+    def batch(self, keys: list[str], rows: Rows, has_classes: bool) -> Batch:
+        """A copy of the first rows, as many as there are keys."""
+        count = len(keys)
+        maps = {name: to_host(values[:count]) for name, values in rows.maps.items()}
+        depth = maps.get("depth.png")
+        return Batch(
+            images=to_host(rows.images[:count]).permute(0, 3, 1, 2),
+            classes=to_host(rows.classes[:count]) if has_classes else None,
+            segmentations=maps.get("seg.png"),
+            depth=None if depth is None else depth[:, None],
+            keys=keys,
+            ids=torch.from_numpy(rows.ids[:count].copy()),
+        )
+
+
+class Reader(Batching):
     """The images of a data set as this rank's batches.
 
     Args: `dataset` from `manifest.resolve`; `preprocess`; `seed`, `lanes`, `block` fix the order;
@@ -155,10 +201,8 @@ class Reader:
             micro_batch,
             dataset.parts,
         )
-        self.num_bad = 0
-        self.num_read = 0
+        super().__init__(on_bad, max_bad_fraction)
         self._threads = threads
-        self._on_bad, self._max_bad_fraction = on_bad, max_bad_fraction
         warn_of_partial_classes(dataset)
         self.decoder = Decoder(
             dataset,
@@ -192,33 +236,8 @@ class Reader:
 
     def _account(self, filled: Filled, rows: Rows) -> Batch:
         """Report what is bad, and copy what is good."""
-        self.num_read += filled.asked
-        self.num_bad += len(filled.bad)
-        for record in filled.bad:
-            self._on_bad(record)
-        judged = max(self.num_read, LEAST_SAMPLES_JUDGED)
-        if filled.bad and self.num_bad > self._max_bad_fraction * judged:
-            last = filled.bad[-1]
-            raise UserError(
-                f"{self.num_bad} of {self.num_read} samples could not be read, more than "
-                f"data.max_bad_fraction ({self._max_bad_fraction}); the last: "
-                f"{last['key'] or 'at byte ' + str(last['offset'])} in {last['shard']}: "
-                f"{last['error']}"
-            )
-        return self._batch(filled.keys, rows)
-
-    def _batch(self, keys: list[str], rows: Rows) -> Batch:
-        count = len(keys)
-        maps = {name: to_host(values[:count]) for name, values in rows.maps.items()}
-        depth = maps.get("depth.png")
-        return Batch(
-            images=to_host(rows.images[:count]).permute(0, 3, 1, 2),
-            classes=to_host(rows.classes[:count]) if self.has_classes else None,
-            segmentations=maps.get("seg.png"),
-            depth=None if depth is None else depth[:, None],
-            keys=keys,
-            ids=torch.from_numpy(rows.ids[:count].copy()),
-        )
+        self.count(filled.asked, filled.bad)
+        return self.batch(filled.keys, rows, self.has_classes)
 
 
 def to_host(values: np.ndarray) -> torch.Tensor:

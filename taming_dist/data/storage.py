@@ -13,6 +13,8 @@ import logging
 import os
 import random
 import re
+import signal
+import subprocess
 import tempfile
 import threading
 import time
@@ -49,6 +51,11 @@ OBJECT_STORES = {
 SCHEMES = ("http", "https", *OBJECT_STORES)
 NOT_FOUND = (404, 410)
 TRY_AGAIN = (408, 425, 429)
+PERMANENT_FAILURES = (
+    requests.exceptions.InvalidURL,
+    requests.exceptions.InvalidSchema,
+    requests.exceptions.TooManyRedirects,
+)
 # Errors of a network file system or a tired disk; the others will not pass.
 PASSING_ERRNOS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR)
 SLOWEST_BYTES_PER_S = 2**17  # a read may last as long as at this speed, beside the time-out
@@ -202,15 +209,6 @@ def fetch(location: str, limit: int, patience: Patience = PATIENCE) -> bytes:
     return source.read(0, size)
 
 
-def exists(location: str, patience: Patience = PATIENCE) -> bool:
-    """Whether there is a file at a location."""
-    try:
-        open_source(location, None, patience).size()
-    except MissingFile:
-        return False
-    return True
-
-
 def matching(pattern: str) -> list[str]:
     """The locations that match a glob, sorted; a plain http server cannot list its files."""
     if not is_url(pattern):
@@ -241,6 +239,56 @@ def download(location: str, file: BinaryIO, patience: Patience = PATIENCE) -> No
                 f"{shown(location)}: no room for a copy of {size} bytes in {file.name} "
                 f"({error.strerror})"
             ) from error
+
+
+def copy_in_sequence(location: str, path: Path, patience: Patience = PATIENCE) -> None:
+    """Copy a whole file that need not be readable by ranges: also from a plain web server, or what
+    the command of a `pipe:` prints. Each attempt starts anew, so nothing comes twice."""
+
+    def attempt() -> None:
+        with open(path, "wb") as file:
+            if location.startswith("pipe:"):
+                _run_pipe(location.removeprefix("pipe:"), file, patience.timeout_s)
+            elif location.startswith(("http://", "https://")):
+                _copy_answer(location, file, patience.timeout_s)
+            else:
+                download(location, file, patience)
+
+    patience.insist(location, attempt)
+
+
+def _run_pipe(command: str, file: BinaryIO, timeout_s: float) -> None:
+    """Write what a shell command prints; an error if any part of it fails, or stands still."""
+    # pipefail, or the failure of all but the last command of a pipeline would not be seen
+    shell = ["bash", "-o", "pipefail", "-c", command]
+    with subprocess.Popen(shell, stdout=file, start_new_session=True) as process:
+        size = -1
+        while process.poll() is None:
+            try:
+                process.wait(timeout_s)
+            except subprocess.TimeoutExpired as error:
+                before, size = size, os.fstat(file.fileno()).st_size
+                if size == before:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    raise _Passing(f"no byte in {timeout_s:.3g} s") from error
+    if process.returncode:
+        raise _Passing(f"the command ends with {process.returncode}")
+
+
+def _copy_answer(location: str, file: BinaryIO, timeout_s: float) -> None:
+    headers = {"Accept-Encoding": "identity"}
+    try:
+        with _session().get(location, headers=headers, stream=True, timeout=timeout_s) as response:
+            _check_status(response, location)
+            length = response.headers.get("Content-Length")
+            for part in iter(lambda: response.raw.read1(CHUNK, decode_content=False), b""):
+                file.write(part)
+    except PERMANENT_FAILURES as error:
+        raise StorageError(f"{shown(location)}: {one_line(error)}") from error
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        raise _Passing(one_line(error)) from error
+    if length is not None and file.tell() != int(length):
+        raise _Passing(f"the answer ends after {file.tell()} of {length} bytes")
 
 
 @contextmanager
@@ -335,11 +383,7 @@ class HttpFile:
             ) as response:
                 total = self._check(response, start, length)
                 return total, _body(response, wanted, deadline) if total else b""
-        except (
-            requests.exceptions.InvalidURL,
-            requests.exceptions.TooManyRedirects,
-            requests.exceptions.InvalidSchema,
-        ) as error:
+        except PERMANENT_FAILURES as error:
             raise StorageError(f"{shown(self.location)}: {one_line(error)}") from error
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             raise _Passing(one_line(error)) from error
@@ -348,10 +392,6 @@ class HttpFile:
         """The size of the file that an answer is a range of; an error if it is another answer."""
         code = response.status_code
         place = response.headers.get("Content-Range", "")
-        if code in NOT_FOUND:
-            raise MissingFile(f"{shown(self.location)} is missing (the server answers {code})")
-        if code in TRY_AGAIN or code >= 500:
-            raise _Passing(f"the server answers {code} {response.reason}")
         if code == 416 and place.replace(" ", "") == "bytes*/0" and not self._size:
             return 0
         if code == 416:
@@ -361,8 +401,7 @@ class HttpFile:
                 f"{shown(self.location)}: the server ignores byte ranges; copy the shards, or "
                 f"read them in sequence with data.streaming=true"
             )
-        if code != 206:
-            raise StorageError(f"{shown(self.location)}: the server answers {code}")
+        _check_status(response, self.location, 206)
         return self._check_range(response, place, start, length)
 
     def _check_range(self, response: requests.Response, place: str, start: int, length: int) -> int:
@@ -381,6 +420,16 @@ class HttpFile:
         if first != start or last != start + length - 1:
             raise _Passing(f"the server answers bytes {first}-{last} instead of the range")
         return total
+
+
+def _check_status(response: requests.Response, location: str, wanted: int = 200) -> None:
+    code = response.status_code
+    if code in NOT_FOUND:
+        raise MissingFile(f"{shown(location)} is missing (the server answers {code})")
+    if code in TRY_AGAIN or code >= 500:
+        raise _Passing(f"the server answers {code} {response.reason}")
+    if code != wanted:
+        raise StorageError(f"{shown(location)}: the server answers {code}")
 
 
 def _body(response: requests.Response, length: int, deadline: float) -> bytes:

@@ -1,7 +1,7 @@
 """What has bitten users of stock webdataset pipelines, and cannot happen here.
 
 Numbers are those of the list in docs/reading.md. Those of storage (truncated tars, pipes, caches)
-are in test_shards.py, test_storage.py and test_manifest.py.
+are in test_storage_footguns.py.
 """
 
 import io

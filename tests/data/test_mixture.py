@@ -1,20 +1,21 @@
 import math
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from taming_dist.data.decoding import Filled
 from taming_dist.data.images import Preprocess, RandomCrop
 from taming_dist.data.manifest import resolve
 from taming_dist.data.mixture import MixtureOrder, resolve_training, schedule, whole_weights
 from taming_dist.data.order import Order
-from taming_dist.data.reader import Batch, Reader
+from taming_dist.data.reader import Reader
 from taming_dist.data.shards import ShardWriter
+from taming_dist.data.slots import Rows
 from taming_dist.errors import UserError
 from tests.data.pictures import jpeg
 
@@ -139,36 +140,30 @@ def write(folder: Path, count: int, classes: tuple[str, ...] | None) -> str:
     return str(folder)
 
 
-def batches(spec: Any, start: int, count: int, rank: int = 0, world_size: int = 1) -> list[Batch]:
-    reader = Reader(
-        resolve_training(spec),
-        Preprocess(8, RandomCrop(), flip=True),
-        lanes=8,
-        block=6,
-        rank=rank,
-        world_size=world_size,
-        micro_batch=8 // world_size,
-    )
-    return list(islice(reader.batches(start), count))
+def reader(spec: Any, rank: int = 0, world_size: int = 1) -> Reader:
+    preprocess = Preprocess(8, RandomCrop(), flip=True)
+    place = {"rank": rank, "world_size": world_size, "micro_batch": 8 // world_size}
+    return Reader(resolve_training(spec), preprocess, lanes=8, block=6, **place)
 
 
-def test_a_mixture_is_read_in_proportion_and_goes_on_on_other_ranks(tmp_path: Path) -> None:
+def test_a_mixture_is_read_in_proportion_and_goes_on_on_other_ranks(
+    tmp_path: Path, train_inline: Callable[..., list[tuple[Filled, Rows]]]
+) -> None:
     spec = {
         "photos": {"shards": write(tmp_path / "photos", 25, ("a", "b")), "weight": 2},
         "art": {"shards": write(tmp_path / "art", 12, ("a", "b"))},
     }
-    whole = batches(spec, 0, 12)
-    keys = [key.partition("/")[0] for batch in whole for key in batch.keys]
+    assert reader(spec).has_classes
+    whole = train_inline(reader(spec), 0, 12)
+    keys = [key.partition("/")[0] for filled, _ in whole for key in filled.keys]
     assert keys.count("photos") == 64
     assert all(2 <= keys[at : at + 8].count("art") <= 3 for at in range(0, 96, 8))
-    assert whole[0].classes is not None
-    parts = [batches(spec, 40, 7, rank, 2) for rank in range(2)]
-    for number, batch in enumerate(whole[5:]):
-        again = torch.stack([part[number].images for part in parts], dim=1).flatten(0, 1)
-        assert torch.equal(batch.images, again)
-    assert [b.keys for b in batches(dict(reversed(spec.items())), 0, 2)] == [
-        batch.keys for batch in whole[:2]
-    ]
+    parts = [train_inline(reader(spec, rank, 2), 40, 7) for rank in range(2)]
+    for number, (_, rows) in enumerate(whole[5:]):
+        again = np.stack([part[number][1].images for part in parts], axis=1)
+        assert np.array_equal(rows.images, again.reshape(rows.images.shape))
+    turned = train_inline(reader(dict(reversed(spec.items()))), 0, 2)
+    assert [filled.keys for filled, _ in turned] == [filled.keys for filled, _ in whole[:2]]
 
 
 def test_weights_and_shards_are_in_the_fingerprint(tmp_path: Path) -> None:
@@ -193,7 +188,7 @@ def test_data_sets_of_other_classes_mix_without_classes(
         name: {"shards": write(tmp_path / name, 12, classes)}
         for name, classes in (("one", ("a", "b")), ("two", ("b", "a")))
     }
-    assert batches(spec, 0, 1)[0].classes is None
+    assert not reader(spec).has_classes
     assert "one, two have different class names: classes are not read" in caplog.text
 
 
@@ -211,8 +206,8 @@ def test_a_mistake_in_a_mixture_is_one_line_that_names_the_part(tmp_path: Path) 
     ):
         with pytest.raises(UserError, match=message):
             resolve_training(spec)
-    reader = Reader(
+    source = Reader(
         resolve_training({"a": {"shards": folder}}), Preprocess(8), lanes=16, micro_batch=1
     )
     with pytest.raises(UserError, match=r"data\.lanes is 16 but .*12"):
-        next(reader.batches(0))
+        source.batches(0)

@@ -20,7 +20,6 @@ from taming_dist.data.storage import (
     Source,
     StorageError,
     beside,
-    exists,
     fetch,
     folder_of,
     local_copy,
@@ -96,8 +95,6 @@ def test_any_range_of_a_file_can_be_read_wherever_it_lies(
     assert fetch(location, 2048) == CONTENTS
     with pytest.raises(StorageError, match="more than 2047"):
         fetch(location, 2047)
-    assert exists(location)
-    assert not exists(f"{location}-not")
     with local_copy(location, tmp_path) as path:
         assert path.read_bytes() == CONTENTS
     assert path.exists() == (kind == "local")

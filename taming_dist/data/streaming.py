@@ -1,0 +1,244 @@
+"""Images from shards that cannot be indexed: pipes, web servers without byte ranges.
+
+The promise is weaker than that of `Reader`. Every rank gets as many batches as it asks for, by a
+plan that depends on the seed, and all shards are read equally often. But which samples make a
+global batch depends on the number of ranks, and a run that resumes goes on at another place of the
+plan. Each shard is copied whole to a temporary file before a sample of it is used: a copy that
+fails is begun anew, so nothing comes twice, and a tar that is cut is an error, not its end. The
+pipeline and its shuffle buffer are webdataset's.
+"""
+
+import glob
+import hashlib
+import itertools
+import json
+import logging
+import random
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import webdataset as wds
+from braceexpand import braceexpand
+
+from taming_dist.data import storage
+from taming_dist.data.decoding import Decoder, class_of
+from taming_dist.data.faults import BrokenData
+from taming_dist.data.images import Preprocess
+from taming_dist.data.loader import Plan
+from taming_dist.data.manifest import Dataset
+from taming_dist.data.order import permutation, random_words
+from taming_dist.data.reader import Batch, Batching, log_bad_sample
+from taming_dist.data.shards import map_file, read_sample, scan
+from taming_dist.data.slots import Rows
+from taming_dist.errors import UserError
+
+SHUFFLED = 1000  # samples in the shuffle buffer of a rank
+STREAM, BUFFER = 32, 33  # purposes of random numbers, beside those of `order`
+
+
+def stream_locations(spec: Any, allow_pipe: bool) -> tuple[str, ...]:
+    """The shards that a spec names, without a manifest: paths, globs, URLs and `pipe:` commands.
+
+    Raises `UserError` for a pipe, a command that a shell runs, unless it is allowed.
+    """
+    if isinstance(spec, Mapping):
+        raise UserError("data.streaming=true reads no mixture: give a shard spec or a list")
+    found: list[str] = []
+    for single in filter(str.strip, [spec] if isinstance(spec, str) else spec):
+        if single.startswith("pipe:") and not allow_pipe:
+            raise UserError(f"{single!r} is a command of a shell: allow it by data.allow_pipe=true")
+        if not single.startswith("pipe:"):
+            storage.check_scheme(single)
+        for location in braceexpand(single):
+            is_pattern = not storage.is_url(location) and glob.has_magic(location)
+            found += sorted(glob.glob(location)) if is_pattern else [location]
+    if not found:
+        raise UserError(f"the shard spec {spec!r} names no shards")
+    for location in found:
+        if not storage.is_url(location) and not Path(location).is_file():
+            raise UserError(f"there is no shard {location}: data.streaming=true needs tar files")
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """Which shard a rank reads when, endlessly."""
+
+    locations: tuple[str, ...]
+    seed: int
+    rank: int
+    world_size: int
+    micro_batch: int
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of the names of the shards; their contents are not known."""
+        return hashlib.sha256(json.dumps(self.locations).encode()).hexdigest()
+
+    def shards(self, from_sample: int) -> Iterator[str]:
+        """Every rank takes each R-th of the shards, permuted anew for each pass over them."""
+        count = len(self.locations)
+        for number in itertools.count(self.rank, self.world_size):
+            order = permutation(self.seed, STREAM, from_sample, number // count, count=count)
+            yield self.locations[order[number % count]]
+
+    def check_start(self, from_sample: int) -> None:
+        """Any position will do."""
+
+    def state(self, samples: int) -> dict[str, Any]:
+        """What a checkpoint keeps: enough to start anew elsewhere in the plan."""
+        return {"samples": samples, "seed": self.seed, "streamed": self.fingerprint}
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Raise `UserError` if `state` is of a run on other shards, or on indexed ones."""
+        if state.get("streamed") != self.fingerprint:
+            raise UserError(
+                "data.train names other shards than the run was started with, or data.streaming "
+                "was changed: set it back, or start a new run with another run.name"
+            )
+
+
+@dataclass(frozen=True)
+class _Sample:
+    number: int
+    location: str
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    key: str
+    rows: Rows | None
+    bad: list[dict[str, Any]]
+
+
+class StreamingReader(Batching):
+    """Batches of a rank from shards that are read in sequence; the training side of `Reader`."""
+
+    def __init__(
+        self,
+        locations: tuple[str, ...],
+        preprocess: Preprocess,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        micro_batch: int,
+        columns: Sequence[str] = (),
+        threads: int = 2,
+        on_bad: Callable[[dict[str, Any]], None] = log_bad_sample,
+        max_bad_fraction: float = 0.001,
+    ) -> None:
+        super().__init__(on_bad, max_bad_fraction)
+        if threads < 1:
+            raise UserError(f"data.threads is {threads} but must be at least 1")
+        self.plan = StreamPlan(locations, seed, rank, world_size, micro_batch)
+        self._preprocess, self._threads = preprocess, threads
+        self._columns = tuple(columns)
+        if rank == 0:
+            logging.getLogger(__name__).warning(
+                "data.streaming=true: batches depend on the number of ranks, and a run that "
+                "resumes goes on elsewhere; shards with an index are read exactly"
+            )
+
+    def batches(self, from_sample: int = 0) -> Iterator[Batch]:
+        """Endless batches; another `from_sample` is another start of the plan."""
+        word = random_words(self.plan.seed, BUFFER, from_sample, self.plan.rank, count=1)[0]
+        mixed = wds.shuffle(SHUFFLED, rng=random.Random(int(word)))
+        with ThreadPoolExecutor(self._threads) as pool:
+            samples = iter(wds.DataPipeline(lambda: self._samples(from_sample), mixed))
+            first = next(samples)
+            decoder = self._decoder(first)
+            decoded = self._decode_ahead(itertools.chain([first], samples), decoder, pool)
+            while True:
+                good = list(itertools.islice(decoded, self.plan.micro_batch))
+                rows = stack([sample.rows for sample in good if sample.rows is not None])
+                has_classes = decoder.read_class is not None
+                yield self.batch([sample.key for sample in good], rows, has_classes)
+
+    def _samples(self, from_sample: int) -> Iterator[_Sample]:
+        numbers = itertools.count(from_sample + self.plan.rank, self.plan.world_size)
+        for location, path in copies(self.plan.shards(from_sample)):
+            offsets, buffer = scan(path, location)[1].tolist(), map_file(path)
+            for start, end in itertools.pairwise(offsets):
+                yield _Sample(next(numbers), location, start, bytes(buffer[start:end]))
+
+    def _decoder(self, first: _Sample) -> Decoder:
+        """Decodes single samples; classes are read if the first of them has one."""
+        try:
+            read_class = class_of(read_sample(first.data)[1])
+        except BrokenData as error:
+            place = storage.shown(first.location)
+            raise UserError(f"a sample of {place} is damaged: {error}") from error
+        plan = Plan(np.empty(0, dtype=np.int64), "", self.plan.seed, 1, 1, 0, 1, 1)
+        dataset = Dataset(locations=(), shards=(), indexes=())
+        return Decoder(dataset, plan, self._preprocess, self._columns, read_class)
+
+    def _decode_ahead(
+        self, samples: Iterator[_Sample], decoder: Decoder, pool: ThreadPoolExecutor
+    ) -> Iterator[_Decoded]:
+        """Decode samples in order; the next one takes the place of one that is broken."""
+        pending: deque[Future[_Decoded]] = deque()
+        for sample in samples:
+            pending.append(pool.submit(decode_one, decoder, sample))
+            if len(pending) > 2 * self.plan.micro_batch:
+                decoded = pending.popleft().result()
+                self.count(1, decoded.bad)
+                if not decoded.bad:
+                    yield decoded
+
+
+def decode_one(decoder: Decoder, sample: _Sample) -> _Decoded:
+    """The image, maps and class of one sample, or what is wrong with it."""
+    layout, key = decoder.layout, ""
+    rows = layout.rows(memoryview(bytearray(layout.bytes)))
+    try:
+        key, files = read_sample(sample.data)
+        decoder.decode(files, sample.number, 0, rows, 0)
+    except BrokenData as error:
+        place = {"shard": storage.shown(sample.location), "key": key, "offset": sample.offset}
+        return _Decoded(key, None, [place | {"error": str(error)}])
+    rows.ids[0] = sample.number
+    return _Decoded(key, rows, [])
+
+
+def copies(locations: Iterator[str]) -> Iterator[tuple[str, Path]]:
+    """Each shard as a file of this machine, one ahead; a copy is removed after its use."""
+    copier = ThreadPoolExecutor(1)
+    with tempfile.TemporaryDirectory(prefix="shards.", suffix=".tmp") as room:
+
+        def copy(number: int, location: str) -> tuple[str, Path]:
+            if not storage.is_url(location):
+                return location, Path(location)
+            path = Path(room) / f"{number}.tar"
+            storage.copy_in_sequence(location, path)
+            return location, path
+
+        try:
+            numbered = enumerate(locations)
+            coming = copier.submit(copy, *next(numbered))
+            for number, location in numbered:
+                now, path = coming.result()
+                coming = copier.submit(copy, number, location)
+                yield now, path
+                if storage.is_url(now):
+                    path.unlink()
+        finally:
+            copier.shutdown(wait=True, cancel_futures=True)
+
+
+def stack(parts: list[Rows]) -> Rows:
+    """Rows of single samples as those of a batch."""
+    return Rows(
+        np.concatenate([part.images for part in parts]),
+        {name: np.concatenate([part.maps[name] for part in parts]) for name in parts[0].maps},
+        np.concatenate([part.classes for part in parts]),
+        np.concatenate([part.ids for part in parts]),
+    )
