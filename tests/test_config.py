@@ -218,7 +218,6 @@ def test_the_written_configuration_says_everything(compose: Compose) -> None:
         (["+experiment=flickr", "train.steps"], ["train.steps"]),
         ([], ["run.name=...", "data.global_batch=...", "data.train=..."]),
         (["+experiment=flickr", "optim.lr=1e-4"], ["optim.lr", "optim.base_lr"]),
-        (["+experiment=flickr", "engine.precision=fp16"], ["engine.precision=fp16", "GPU"]),
         (["+experiment=flickr", "log.wandb=yes"], ["log.wandb", "offline"]),
         (
             ["+experiment=flickr", "loss.discriminator.norm=layer"],

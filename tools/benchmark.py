@@ -14,12 +14,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import codes, data, making, steps  # this folder is on the path of a script in it
+# this folder is on the path of a script that lies in it
+from benchmarks import codes, data, making, memory, steps
 
 from taming_dist import cli
 from taming_dist.data.files import write_bytes
 
-BENCHMARKS = {"codes": codes, "data": data, "making": making, "steps": steps}
+BENCHMARKS = {"codes": codes, "data": data, "making": making, "memory": memory, "steps": steps}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

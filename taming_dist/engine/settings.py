@@ -9,6 +9,9 @@ from taming_dist.engine.blocks import check_compiler
 from taming_dist.errors import UserError
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Elements per reduction. DeepSpeed's default of 5e8 is memory that every engine holds up to four
+# times over, many times what the networks of this package take themselves.
+BUCKET = 2**24
 
 
 @dataclasses.dataclass
@@ -28,8 +31,6 @@ class EngineConfig:
             raise UserError(f"engine.zero={self.zero}: use 0, 1, 2 or 3")
         if self.precision not in PRECISIONS:
             raise UserError(f"engine.precision={self.precision}: use fp32, bf16 or fp16")
-        if self.precision == "fp16" and not torch.cuda.is_available():
-            raise UserError("engine.precision=fp16 needs a GPU: use bf16 or fp32 on the CPU")
         if self.compile:
             check_compiler(torch.cuda.is_available())
 
@@ -41,12 +42,13 @@ def deepspeed_config(
     zero: dict[str, Any] = {"stage": engine.zero}
     if engine.zero > 0:
         zero |= {"contiguous_gradients": True, "overlap_comm": on_gpu}
+        zero |= {"reduce_bucket_size": BUCKET}
     if engine.zero == 3:
         zero |= {"stage3_param_persistence_threshold": engine.persist_below}
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": clip,
+        "gradient_clipping": clip if engine.zero > 0 else 0.0,  # else the engine clips
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31,

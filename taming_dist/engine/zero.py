@@ -2,10 +2,12 @@
 
 Traps of DeepSpeed that are closed here, each with a test: its default clips gradients to norm 1;
 its CPU backend compiles an extension at start; its groups ignore the timeout; autograd.grad through
-an engine's output fires its reduction hooks (recipes cut the graph at the reconstruction instead).
+an engine's output fires its reduction hooks (recipes cut the graph at the reconstruction instead);
+its scaler of fp16 losses does not go with autocast (see `taming_dist.engine.scaling`).
 """
 
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 
 from taming_dist.engine.blocks import compile_blocks, recompute_blocks
 from taming_dist.engine.ema import WeightAverage
+from taming_dist.engine.scaling import LossScale
 from taming_dist.engine.settings import PRECISIONS, EngineConfig, deepspeed_config
 from taming_dist.engine.world import DEFAULT_TIMEOUT, Place, World, choose_device, rendezvous
 from taming_dist.errors import UserError
@@ -92,7 +95,8 @@ class Engine:
 
     `engine(x)` runs the network with the hooks that gather and reduce; `engine.module` is the bare
     network, for passes in which it must not collect gradients. `backward` and `step` are called
-    once per micro-batch; the weights move at every `accumulation`-th step.
+    once per micro-batch; the weights move at every `accumulation`-th step, unless some rank's
+    gradient is not finite: then no rank moves, nor does the average of the weights.
 
     With `ema_half_life` (images; 0 for none) an average of the weights is kept, cut up as ZeRO cuts
     the optimizer; `evaluated` and `full_state` then give the averaged weights.
@@ -121,6 +125,10 @@ class Engine:
         self.config = config
         self.world = world
         self.lr = 0.0
+        self.skipped_in_a_row = 0
+        self._clip = optimizer.clip
+        self._norm: float | None = None  # of the last gradient that was followed
+        self._skipped = 0  # optimizer steps since the last window
         if config.recompute:
             recompute_blocks(module)
         if config.compile:
@@ -131,6 +139,9 @@ class Engine:
             config=deepspeed_config(config, optimizer.clip, micro_batch, accumulation, on_gpu),
             dist_init_required=False,
         )
+        self._scale = LossScale() if config.precision == "fp16" else None
+        if self._scale is not None:
+            self._give_scale(self._scale.value)
         self._average: WeightAverage | None = None
         if ema_half_life > 0:
             images_per_step = micro_batch * accumulation * world.world_size
@@ -144,16 +155,68 @@ class Engine:
     def __call__(self, *args: Any) -> Any:
         return self._engine(*args)
 
+    def _give_scale(self, scale: float) -> None:
+        """Put our factor in the place of DeepSpeed's scaler; see `taming_dist.engine.scaling`."""
+        if self.config.zero == 0:
+            self._engine.torch_autocast_z0_gradscaler = None
+        else:
+            self._engine.optimizer.torch_autocast_gradscaler = None
+            self._engine.optimizer.override_loss_scale(scale)
+
+    @property
+    def loss_scale(self) -> float:
+        """The factor on losses while their gradients are taken; 1 but for fp16."""
+        return 1.0 if self._scale is None else self._scale.value
+
+    def gradient(self, loss: Tensor, at: Tensor) -> Tensor:
+        """d loss / d at, past the engine, for a leaf `at` in fp32: scaled on the way there, as
+        networks in fp16 need it. Nothing else collects a gradient."""
+        (scaled,) = torch.autograd.grad(loss * self.loss_scale, at)
+        return scaled / self.loss_scale
+
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of one micro-batch, averaged over ranks and micro-batches."""
-        self._engine.backward(loss)
+        # above ZeRO 0 DeepSpeed multiplies by the factor that it was given
+        self._engine.backward(loss * self.loss_scale if self.config.zero == 0 else loss)
 
     def step(self) -> None:
         """Count one micro-batch; after the last one move the weights and drop the gradients."""
-        moves = self._engine.is_gradient_accumulation_boundary()
-        self._engine.step()
-        if moves and self._average is not None:
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()
+            return
+        if self.config.zero == 0:
+            moved = self._prepare_whole_gradients()
+            self._engine.step()
+        else:
+            self._engine.step()
+            moved = self._engine.was_step_applied()
+            if moved:
+                self._norm = float(self._engine.get_global_grad_norm())
+        self._skipped += not moved
+        self.skipped_in_a_row = 0 if moved else self.skipped_in_a_row + 1
+        if self._scale is not None:
+            self._scale.update(overflowed=not moved)
+            self._give_scale(self._scale.value)
+        if moved and self._average is not None:
             self._average.update(self.masters())
+
+    def _prepare_whole_gradients(self) -> bool:
+        """At ZeRO 0, what DeepSpeed does above it: unscale, clip, and, should the gradient not be
+        finite, drop it, so that the optimizer finds nothing to do. Gives whether it is finite.
+
+        It is averaged over ranks already, so that all of them find the same.
+        """
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        if self._scale is not None:
+            torch._foreach_div_(gradients, self._scale.value)
+        norm = float(nn.utils.get_total_norm(gradients))
+        if not math.isfinite(norm):
+            self.module.zero_grad(set_to_none=True)
+            return False
+        if 0 < self._clip < norm:
+            torch._foreach_mul_(gradients, self._clip / (norm + 1e-6))
+        self._norm = norm
+        return True
 
     def masters(self) -> list[Tensor]:
         """The fp32 numbers that this rank's optimizer moves, as DeepSpeed keeps them."""
@@ -170,10 +233,16 @@ class Engine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
 
-    def gradient_norm(self) -> float | None:
-        """Norm of the last optimizer step's gradient before clipping, where DeepSpeed keeps it."""
-        norm = self._engine.get_global_grad_norm()
-        return None if norm is None else float(norm)
+    def window_metrics(self) -> dict[str, float]:
+        """Learning rate, norm of the last gradient before clipping, and how many optimizer steps
+        were skipped since the last call; the loss scale where there is one."""
+        metrics = {"lr": self.lr, "skipped_steps": float(self._skipped)}
+        self._skipped = 0
+        if self._norm is not None:
+            metrics["gradient_norm"] = self._norm
+        if self._scale is not None:
+            metrics["loss_scale"] = self._scale.value
+        return metrics
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
@@ -237,15 +306,19 @@ class Engine:
 
     def save(self, folder: Path, name: str) -> None:
         """Write weights, optimizer and average into folder/name/ (collective)."""
-        self._engine.save_checkpoint(str(folder), tag=name, save_latest=False)
+        ours = {} if self._scale is None else {"our_loss_scale": self._scale.state_dict()}
+        self._engine.save_checkpoint(str(folder), tag=name, client_state=ours, save_latest=False)
         if self._average is not None:
             self._average.save(self._average_file(folder / name))
 
     def load(self, folder: Path, name: str) -> None:
         """Read what `save` wrote, by the same number of ranks and the same stage (collective)."""
-        path, _ = self._engine.load_checkpoint(str(folder), tag=name)
+        path, ours = self._engine.load_checkpoint(str(folder), tag=name)
         if path is None:
             raise UserError(f"{folder / name}: DeepSpeed finds no checkpoint there")
+        if self._scale is not None and "our_loss_scale" in ours:  # not of a run in fp32 or bf16
+            self._scale.load_state_dict(ours["our_loss_scale"])
+            self._give_scale(self._scale.value)
         if self._average is not None:
             file = self._average_file(folder / name)
             if not file.is_file():

@@ -38,7 +38,9 @@ class AdaptiveWeight:
         pass
 
     def _ratio(self, gradients: Tensor) -> Tensor:
-        return adaptive_weight(gradients[0], gradients[1], self.smallest, self.largest)
+        """0 for gradients that are not finite: their step is skipped, and the log stays finite."""
+        weight = adaptive_weight(gradients[0], gradients[1], self.smallest, self.largest)
+        return weight.where(gradients.isfinite().all(), 0.0)
 
 
 class PerRank(AdaptiveWeight):
@@ -63,7 +65,9 @@ class Lagged(AdaptiveWeight):
 
     def finish(self) -> None:
         if self._parts:
-            self._weight = self._ratio(self.world.mean(torch.stack(self._parts).mean(0)))
+            gradients = self.world.mean(torch.stack(self._parts).mean(0))
+            if gradients.isfinite().all():  # else the step was skipped, and the weight stays
+                self._weight = self._ratio(gradients)
             self._parts = []
 
     def state_dict(self) -> dict[str, Any]:

@@ -97,10 +97,7 @@ class FirstStageRecipe:
 
     def window_metrics(self) -> dict[str, float]:
         metrics = self.usage.take() | {"codebook_revived": float(self.revived)}
-        metrics |= self.annealed | {"lr": self.generator.lr}
-        norm = self.generator.gradient_norm()
-        if norm is not None:
-            metrics["gradient_norm"] = norm
+        metrics |= self.annealed | self.generator.window_metrics()
         self.revived = 0
         return metrics
 

@@ -113,8 +113,7 @@ class TransformerRecipe:
         return batch.codes.flatten(1).to(self.world.device), prefix
 
     def window_metrics(self) -> dict[str, float]:
-        norm = self.transformer.gradient_norm()
-        return {"lr": self.transformer.lr} | ({} if norm is None else {"gradient_norm": norm})
+        return self.transformer.window_metrics()
 
     @torch.no_grad()
     def validate(self, batches: Iterable[tuple[Any, bool]]) -> dict[str, float]:

@@ -78,12 +78,12 @@ class VQGANRecipe(FirstStageRecipe):
             reconstruction = out.images.detach().float().requires_grad_(True)
 
             rec, scalars = self._reconstruction_loss(images, reconstruction)
-            (gradient,) = torch.autograd.grad(rec, reconstruction)
+            gradient = self.generator.gradient(rec, reconstruction)
             if adversary is not None:
                 adversary.next_batch(images)
             if adversary is not None and gan_weight > 0:
                 gan = adversary.generator_loss(reconstruction)
-                (gan_gradient,) = torch.autograd.grad(gan, reconstruction)
+                gan_gradient = self.generator.gradient(gan, reconstruction)
                 weight = self.adaptive(out.features, gradient, gan_gradient)
                 gradient = gradient + gan_weight * weight * gan_gradient
                 scalars |= {"gan_g": gan, "adaptive_weight": weight}
@@ -141,6 +141,13 @@ class VQGANRecipe(FirstStageRecipe):
         if self.adversary is not None:
             self.adversary.finish()
         self._update_codebook(statistics, clock)
+
+    def window_metrics(self) -> dict[str, float]:
+        metrics = super().window_metrics()
+        if self.adversary is not None:
+            judge = self.adversary.engine.window_metrics()
+            metrics |= {f"disc_{name}": judge[name] for name in judge if name != "lr"}
+        return metrics
 
     def _figures(self) -> ReconstructionFigures:
         vocabulary = self.generator.module.config.vocabulary

@@ -19,6 +19,8 @@ from taming_dist.training.recipe import Recipe
 from taming_dist.training.signals import StopRequest
 from taming_dist.training.sinks import Sinks
 
+MOST_SKIPPED = 25  # optimizer steps; the scale of fp16's losses comes all the way down in 16
+
 
 @dataclasses.dataclass
 class LoopConfig:
@@ -78,6 +80,7 @@ def fit(
             micro_batches = list(islice(batches, data.accumulation))
         for scalars in recipe.train_step(micro_batches, clock):
             means.add(scalars)
+        check_moving(recipe, clock)
         clock.tick()
         timer.count(clock.global_batch)
         stopping = world.any(stop.asked)
@@ -170,6 +173,16 @@ def check_finite(record: dict[str, float], clock: Clock) -> None:
             f"step {clock.step}: {', '.join(bad)} not finite; the last checkpoint is from before. "
             f"Try a smaller optim.lr, engine.precision=fp32 or optim.clip=1"
         )
+
+
+def check_moving(recipe: Recipe, clock: Clock) -> None:
+    """Diverged if an engine has skipped too many steps one after the other."""
+    for name, engine in recipe.engines.items():
+        if engine.skipped_in_a_row >= MOST_SKIPPED:
+            raise Diverged(
+                f"step {clock.step}: the gradient of the {name} was not finite {MOST_SKIPPED} "
+                f"times in a row. Try a smaller optim.lr or engine.precision=fp32"
+            )
 
 
 class Timer:

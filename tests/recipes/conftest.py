@@ -73,8 +73,11 @@ class PlainEngine:
     def replace_rows(self, parameter: nn.Parameter, rows: Tensor, values: Tensor) -> None:
         parameter.data[rows] = values
 
-    def gradient_norm(self) -> float | None:
-        return None
+    def gradient(self, loss: Tensor, at: Tensor) -> Tensor:
+        return torch.autograd.grad(loss, at)[0]
+
+    def window_metrics(self) -> dict[str, float]:
+        return {"lr": self.lr}
 
     def assign(self, parameter: nn.Parameter, value: Tensor) -> None:
         parameter.data.copy_(value)

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from taming_dist.engine.world import World
 from taming_dist.errors import UserError
 from taming_dist.losses.adversarial import Hinge
 from taming_dist.models.discriminators import DinoConfig, PatchGANConfig, StyleGANConfig
+from taming_dist.recipes.adaptive import AdaptiveWeight, Lagged
 from taming_dist.recipes.adversary import VQGANLossConfig
 from taming_dist.recipes.vqgan import VQGANRecipe
 from taming_dist.training.clock import Clock
@@ -96,6 +98,23 @@ def test_the_lagged_weight_is_that_of_the_step_before(recipe: Make, batch: Make)
     assert first["adaptive_weight"] == 0
     assert second["adaptive_weight"] == pytest.approx(expected)
     assert step(here, batch(seed=1))["adaptive_weight"] != pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", [AdaptiveWeight, Lagged])
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_gradients_that_are_not_finite_leave_a_finite_weight(
+    kind: type[AdaptiveWeight], bad: float
+) -> None:
+    """Their step is skipped; the log, and the lagged weight, must outlive it."""
+    made = kind(World(0, 1, 0, torch.device("cpu")), 0.0, 1e4)
+    features, rec = torch.randn(1, 4, 5, 5), torch.randn(1, 3, 5, 5)
+    made(features, rec, rec)
+    made.finish()
+    weights = [made(features, rec, gan) for gan in (torch.full_like(rec, bad), 2 * rec)]
+    assert all(weight.isfinite() for weight in weights)
+    made.finish()
+    after = made(features, rec, 2 * rec)
+    assert float(after) == pytest.approx(1.0 if kind is Lagged else 0.5, rel=1e-3)
 
 
 def test_lagged_lecam_and_augmentation_do_not_notice_how_the_batch_is_cut(

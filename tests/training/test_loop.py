@@ -16,7 +16,7 @@ from taming_dist.engine.checkpoint import Checkpoints
 from taming_dist.engine.world import World
 from taming_dist.errors import UserError
 from taming_dist.training.clock import Clock
-from taming_dist.training.loop import Data, Diverged, LoopConfig, fit, in_step
+from taming_dist.training.loop import MOST_SKIPPED, Data, Diverged, LoopConfig, fit, in_step
 from taming_dist.training.signals import StopRequest
 from taming_dist.training.sinks import MetricsFile, Sinks
 
@@ -44,6 +44,7 @@ class Weights:
 
     def __init__(self) -> None:
         self.value = 0.0
+        self.skipped_in_a_row = 0
 
     def save(self, folder: Path, name: str) -> None:
         (folder / name).mkdir()
@@ -260,6 +261,20 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
     with pytest.raises(Diverged, match="step 6: train/loss not finite"):
         run(tmp_path, recipe, 9, checkpoint_every=3)
     assert events(tmp_path) == [("start", 0), ("save", 3)]
+
+
+def test_a_run_that_only_skips_steps_ends_and_one_that_skips_some_does_not(
+    tmp_path: Path,
+) -> None:
+    recipe = Counter()
+
+    def skips(clock: Clock) -> None:
+        recipe.weights.skipped_in_a_row = clock.step
+
+    recipe.on_step = skips
+    assert run(tmp_path, recipe, MOST_SKIPPED)
+    with pytest.raises(Diverged, match=f"gradient of the only was not finite {MOST_SKIPPED} times"):
+        run(tmp_path, recipe, MOST_SKIPPED + 2)
 
 
 def test_another_global_batch_goes_on_where_it_divides_the_images_seen(tmp_path: Path) -> None:

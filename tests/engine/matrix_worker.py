@@ -1,0 +1,136 @@
+"""One rank of test_matrix.py: the same training, however it is cut.
+
+Run as `python matrix_worker.py OUT part|whole` with torchrun's variables. Writes the losses and the
+codebooks' digests to OUT-<rank>.json; the first rank writes the weights before and after training
+to OUT-<cell>-before.safetensors and -after.safetensors.
+"""
+
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from equality_worker import Images, codebook_digest
+from safetensors.torch import save_file
+
+from taming_dist.engine.settings import EngineConfig
+from taming_dist.engine.world import World, environment_place
+from taming_dist.engine.zero import init_world, shutdown
+from taming_dist.models.discriminators import PatchGANConfig
+from taming_dist.models.quantizers import EMAQuantizerConfig, VectorQuantizerConfig
+from taming_dist.models.vqgan import VQGANConfig
+from taming_dist.recipes.vqgan import VQGANLossConfig, VQGANRecipe
+from taming_dist.training.clock import Clock
+from taming_dist.training.metrics import Means
+from taming_dist.training.optimization import OptimConfig
+
+GLOBAL_BATCH, STEPS, LONG = 8, 4, 20
+DISC_START = 1  # lagged, the GAN's weight is 0 in its first step
+CLIP = 0.5  # below the norm of either network's gradient
+QUANTIZERS = {
+    "vector": VectorQuantizerConfig(codes=24, dim=8),
+    "ema": EMAQuantizerConfig(codes=24, dim=8, decay=0.8, revive_below=0.3),
+    "revived": VectorQuantizerConfig(codes=24, dim=8, revive_below=0.9),
+}
+WHOLE = list(itertools.product(("fp32", "bf16"), ("vector", "ema"), range(4), (1, 2)))
+PART = [("fp32", "vector", 0, 1), ("fp32", "vector", 3, 2), ("bf16", "vector", 2, 1)]
+
+
+def build(
+    world: World, precision: str, quantizer: str, zero: int, accumulation: int, **loss: Any
+) -> VQGANRecipe:
+    model = VQGANConfig(
+        quantizer=QUANTIZERS[quantizer],
+        resolution=32,
+        channels=32,
+        multipliers=[1, 1, 1],
+        blocks=1,
+        attention_resolutions=[],
+        latent_channels=16,
+    )
+    settings = {
+        "lpips_net": "alex",
+        "lpips_weights": "random",
+        "perceptual_weight": 0.1,  # of random weights, which blow rounding up
+        "disc_start": DISC_START,
+        "discriminator": PatchGANConfig(channels=8, layers=2, norm="group"),
+        "adaptive": "lagged",
+    }
+    engine = EngineConfig(zero=zero, precision=precision, persist_below=0)
+    micro_batch = GLOBAL_BATCH // (world.world_size * accumulation)
+    optim = OptimConfig(lr=1e-4, clip=CLIP)
+    losses = VQGANLossConfig(**settings | loss)
+    return VQGANRecipe(model, losses, optim, engine, world, micro_batch, accumulation, seed=0)
+
+
+def micro_batches(world: World, step: int, accumulation: int) -> Iterator[Images]:
+    """This rank's share of the global batch: rank r has rows r, r + R ... of each part."""
+    randomness = torch.Generator().manual_seed(step)
+    shape = (GLOBAL_BATCH, 3, 32, 32)
+    images = torch.randint(0, 256, shape, generator=randomness, dtype=torch.uint8)
+    for part in images.chunk(accumulation):
+        yield Images(part[world.rank :: world.world_size].contiguous())
+
+
+def train(recipe: VQGANRecipe, accumulation: int, steps: int) -> list[dict[str, float]]:
+    """All figures of each step, over all ranks."""
+    lines = []
+    for step in range(steps):
+        clock, means = Clock(GLOBAL_BATCH, steps, images=step * GLOBAL_BATCH), Means()
+        for scalars in recipe.train_step(micro_batches(recipe.world, step, accumulation), clock):
+            means.add(scalars)
+        lines.append(means.take(recipe.world) | recipe.window_metrics())
+    return lines
+
+
+def run_cell(world: World, cell: tuple[str, str, int, int], out: str) -> dict[str, Any]:
+    precision, quantizer, zero, accumulation = cell
+    recipe = build(world, precision, quantizer, zero, accumulation)
+    before = weights_of(recipe)
+    lines = train(recipe, accumulation, STEPS)
+    after = weights_of(recipe)
+    if world.is_first:
+        save_file(before, f"{out}-{name_of(cell)}-before.safetensors")
+        save_file(after, f"{out}-{name_of(cell)}-after.safetensors")
+    return {"lines": lines, "codebook": codebook_digest(recipe)}
+
+
+def weights_of(recipe: VQGANRecipe) -> dict[str, torch.Tensor]:
+    """Both networks, whole; empty but on the first rank."""
+    whole = {}
+    for name, engine in recipe.engines.items():
+        whole |= {f"{name}.{key}": value for key, value in (engine.full_state() or {}).items()}
+    return whole
+
+
+def name_of(cell: tuple[str, str, int, int]) -> str:
+    precision, quantizer, zero, accumulation = cell
+    return f"{precision} {quantizer} zero{zero} x{accumulation}"
+
+
+def run_long(world: World, quantizer: str, zero: int) -> dict[str, Any]:
+    """Codebooks that have lived through many revivals, without a GAN."""
+    recipe = build(world, "fp32", quantizer, zero, 1, discriminator=None)
+    lines = train(recipe, 1, LONG)
+    revived = [line["codebook_revived"] for line in lines]
+    return {"revived": revived, "codebook": codebook_digest(recipe)}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    out, part = sys.argv[1:]
+    world = init_world(environment_place())
+    cells = WHOLE if part == "whole" else PART
+    found = {name_of(cell): run_cell(world, cell, out) for cell in cells}
+    if part == "whole" and world.world_size > 1:
+        for quantizer, zero in itertools.product(("revived", "ema"), (0, 3)):
+            found[f"long {quantizer} zero{zero}"] = run_long(world, quantizer, zero)
+    with open(f"{out}-{world.rank}.json", "w", encoding="utf-8") as file:
+        json.dump(found, file)
+    shutdown()
+
+
+if __name__ == "__main__":
+    main()

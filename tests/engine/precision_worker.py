@@ -1,0 +1,154 @@
+"""One rank of test_precision.py: half precision, and gradients that are not finite.
+
+Run as `python precision_worker.py OUT` with torchrun's variables; writes OUT-<rank>.json.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from equality_worker import digest
+from matrix_worker import DISC_START, build, train
+from torch import Tensor, nn
+
+from taming_dist.engine.settings import EngineConfig
+from taming_dist.engine.world import World, environment_place
+from taming_dist.engine.zero import Engine, init_world, shutdown
+from taming_dist.recipes.vqgan import VQGANRecipe
+from taming_dist.training.optimization import OptimConfig
+
+ACCUMULATION, CLIP, LEARNING_RATE = 2, 0.05, 0.01
+TRAINED = [("fp32", 0), ("fp16", 0), ("fp16", 2)]  # bf16 is in matrix_worker.py
+
+
+class Net(nn.Module):
+    """Layers that autocast takes to half precision, around one that stays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.SiLU(), nn.Conv2d(8, 3, 3)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+def small_engine(world: World, precision: str, zero: int) -> Engine:
+    torch.manual_seed(0)
+    net = Net()
+    return Engine(
+        net,
+        [{"params": list(net.parameters())}],
+        OptimConfig(lr=LEARNING_RATE, clip=CLIP),
+        EngineConfig(zero=zero, precision=precision, persist_below=0),
+        world,
+        micro_batch=2,
+        accumulation=ACCUMULATION,
+        ema_half_life=100,
+    )
+
+
+def small_step(engine: Engine, world: World, step: int, spoilt: bool = False) -> None:
+    """One optimizer step; a spoilt one has an infinite gradient in one micro-batch of one rank."""
+    images = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(step))
+    engine.set_lr(LEARNING_RATE)
+    for index, part in enumerate(images.chunk(ACCUMULATION)):
+        mine = part[world.rank :: world.world_size]
+        loss = engine(mine).float().square().mean()
+        hit = spoilt and index == 0 and world.rank == world.world_size - 1
+        engine.backward(loss * float("inf") if hit else loss)
+        engine.step()
+
+
+def held(engine: Engine) -> str:
+    """sha256 of everything that an optimizer step moves."""
+    tensors = [*engine.masters(), *(engine._average.shards if engine._average else [])]
+    optimizer = engine._engine.optimizer
+    for state in getattr(optimizer, "optimizer", optimizer).state.values():
+        tensors += [state[name] for name in ("exp_avg", "exp_avg_sq")]
+    return digest(tensors)
+
+
+def final_weights(engine: Engine) -> list[float]:
+    """All weights, or their average, in one list; empty but on the first rank."""
+    state = engine.full_state() or {}
+    return [number for value in state.values() for number in value.flatten().tolist()]
+
+
+def spoilt_run(world: World, precision: str, zero: int, folder: Path) -> dict[str, Any]:
+    """Two steps, a spoilt one, two more; and the same without the spoilt one."""
+    engine = small_engine(world, precision, zero)
+    for step in (0, 1):
+        small_step(engine, world, step)
+    before, scale = held(engine), engine.loss_scale
+    good = engine.window_metrics()
+    small_step(engine, world, 9, spoilt=True)
+    bad = engine.window_metrics()
+    found = {"unmoved": held(engine) == before, "scales": [scale, engine.loss_scale]}
+    found |= {"in a row": engine.skipped_in_a_row, "skipped": bad["skipped_steps"]}
+    for step in (2, 3):
+        small_step(engine, world, step)
+    engine.save(folder, "net")
+    fresh = small_engine(world, precision, zero)
+    fresh.load(folder, "net")
+    other = small_engine(world, precision, zero)
+    for step in range(4):
+        small_step(other, world, step)
+    return found | {
+        "norms": [good["gradient_norm"], bad["gradient_norm"]],
+        "in a row after": engine.skipped_in_a_row,
+        "weights": final_weights(engine),
+        "weights without": final_weights(other),
+        "loaded scale": fresh.loss_scale,
+    }
+
+
+def vanishing(world: World, zero: int) -> list[float]:
+    """Norm of a gradient at the input: in fp16 as the engine takes it and plainly, and in fp32."""
+    engine = small_engine(world, "fp16", zero)
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
+
+    def loss(half: bool) -> Tensor:
+        with torch.autocast("cpu", torch.float16, enabled=half):
+            return 1e-6 * engine.module(x).float().mean()
+
+    gradients = [engine.gradient(loss(True), x)]
+    gradients += [torch.autograd.grad(loss(half), x)[0] for half in (True, False)]
+    return [float(gradient.norm()) for gradient in gradients]
+
+
+def overflowing(world: World) -> dict[str, Any]:
+    """Stage 1 in fp16 from a scale that is too large: its figures until it has found its way."""
+    recipe: VQGANRecipe = build(world, "fp16", "vector", 2, 1)
+    recipe.generator._scale.load_state_dict({"value": 2.0**22, "calm": 0})
+    recipe.generator._give_scale(2.0**22)
+    lines = train(recipe, 1, 6)
+    return {"lines": lines, "scale": recipe.generator.loss_scale}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    world = init_world(environment_place())
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as made:
+        shared = Path(world.broadcast(made))
+        for precision in ("fp32", "fp16"):
+            for zero in range(4):
+                key = f"{precision} zero{zero}"
+                found[key] = spoilt_run(world, precision, zero, shared / key.replace(" ", "-"))
+        world.barrier()
+    found["vanishing"] = vanishing(world, 0)
+    for precision, zero in TRAINED:
+        recipe = build(world, precision, "vector", zero, 1)
+        found[f"{precision} zero{zero} vqgan"] = train(recipe, 1, DISC_START + 2)
+    found["overflowing"] = overflowing(world)
+    Path(f"{sys.argv[1]}-{world.rank}.json").write_text(json.dumps(found))
+    shutdown()
+
+
+if __name__ == "__main__":
+    main()
