@@ -64,7 +64,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     figures = describe(dataset, counts)
     png = None
     if model is not None:
-        ids = np.random.default_rng(args.seed).integers(dataset.num_samples, size=args.samples)
+        number = min(args.samples, dataset.num_samples)
+        chosen = np.random.default_rng(args.seed)
+        ids = chosen.choice(dataset.num_samples, number, replace=False)
         save_png(decode(model, dataset, np.sort(ids)), out / "samples.png")
         png = (out / "samples.png").read_bytes()
     write_bytes(out / "figures.json", (json.dumps(figures, indent=1) + "\n").encode())

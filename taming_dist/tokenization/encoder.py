@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,16 @@ from taming_dist.data.reader import Batch, Reader
 from taming_dist.models.vqgan import VQGAN
 from taming_dist.tokenization.job import Job, Part
 from taming_dist.tokenization.progress import Progress
+
+
+@dataclass
+class _Rows:
+    """What is kept of a batch: the codes of each model, and which images they are of."""
+
+    codes: list[Tensor]
+    ids: Tensor
+    keys: list[str]
+    classes: Tensor | None
 
 
 class Encoder:
@@ -51,18 +62,18 @@ class Encoder:
     def encode(self, part: Part) -> CodeShard:
         """Read and encode the images of a part; those that cannot be read have no row."""
         self._bad.clear()
-        batches: list[Batch] = []
-        codes: list[list[Tensor]] = []
+        rows: list[_Rows] = []
         for batch in self._waited(self.reader.epoch_batches(part.start, part.stop)):
-            if codes:
-                # One batch behind, so that a GPU has the next one before this waits for it.
-                codes[-1] = [column.cpu() for column in codes[-1]]
-            codes.append([self.codes(model, batch, self.job.precision) for model in self.models])
-            batches.append(batch)
+            codes = [self.codes(model, batch, self.job.precision) for model in self.models]
+            if rows:
+                # One batch behind: a GPU has work while this waits for what it has finished.
+                rows[-1].codes = [column.cpu() for column in rows[-1].codes]
+            # Not the batch itself: the images of a whole part would not fit into memory.
+            rows.append(_Rows(codes, batch.ids, batch.keys, batch.classes))
             self.progress.advance(len(batch))
         for record in self._bad:
             print(f"left out: {record['key']} in {record['shard']}: {record['error']}", flush=True)
-        return self._shard(part, batches, codes)
+        return self._shard(part, rows)
 
     def inputs(self, model: VQGAN, batch: Batch) -> Iterator[Tensor]:
         """Each view of a batch as a model takes it, [b, c, size, size] on the device."""
@@ -94,23 +105,24 @@ class Encoder:
                 return
             yield batch
 
-    def _shard(self, part: Part, batches: list[Batch], codes: list[list[Tensor]]) -> CodeShard:
+    def _shard(self, part: Part, rows: list[_Rows]) -> CodeShard:
         facts = self.job.facts(part)
         facts["source"]["bad"] = [
             {"shard": Path(record["shard"]).name, "key": record["key"], "offset": record["offset"]}
             for record in self._bad
         ]
-        classes = [batch.classes for batch in batches if batch.classes is not None]
-        ids = [batch.ids for batch in batches]
+        columns = [
+            self._stored(model, [batch.codes[number] for batch in rows])
+            for number, model in enumerate(self.models)
+        ]
+        classes = [batch.classes for batch in rows if batch.classes is not None]
         return CodeShard(
             facts,
-            codes=self._stored(self.job.model, [columns[0] for columns in codes]),
-            sources=_joined(ids, np.int64),
-            keys=[key for batch in batches for key in batch.keys],
+            codes=columns[0],
+            sources=_joined([batch.ids for batch in rows], np.int64),
+            keys=[key for batch in rows for key in batch.keys],
             classes=_joined(classes, np.int32) if self.reader.has_classes else None,
-            conditions=self._stored(self.job.condition_model, [columns[1] for columns in codes])
-            if self.job.condition_model is not None
-            else None,
+            conditions=columns[1] if len(columns) > 1 else None,
         )
 
     def _stored(self, model: VQGAN, codes: list[Tensor]) -> np.ndarray:

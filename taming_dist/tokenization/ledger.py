@@ -91,9 +91,10 @@ class Ledger:
             temporary.unlink(missing_ok=True)
 
     def open_for_work(self) -> None:
-        """Make the folders; a manifest means complete, so one that is not true goes first."""
+        """Make the folders; a manifest means complete, so that of fewer shards goes first."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.job.out / MANIFEST).unlink(missing_ok=True)
+        if self.unfinished():
+            (self.job.out / MANIFEST).unlink(missing_ok=True)
 
     def write_manifest(self) -> Manifest:
         """Write the manifest of the finished shards."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from taming_dist.data.manifest import MANIFEST, Manifest
+from taming_dist.data.manifest import Manifest
 from taming_dist.engine.world import choose_device, place
 from taming_dist.errors import UserError
 from taming_dist.tokenization.claims import Claims
@@ -69,10 +69,14 @@ def tokenize(job: Job, worker: Worker, batch: int, threads: int, stale_s: float)
     except OSError as error:
         if error.errno not in NO_SPACE:
             raise
-        raise UserError(
+        line = (
             f"no space left in {job.out} ({error.strerror}): make room and run this command again; "
             f"{len(ledger.entries)} finished shards are kept"
-        ) from error
+        )
+        if worker.number:
+            # Only the first worker's mistakes are printed, for they are all workers'; not this one.
+            print(f"{worker.who}{line}", flush=True)
+        raise UserError(line) from error
 
 
 def _work(
@@ -116,23 +120,26 @@ def _images(parts: list[Part]) -> int:
 
 
 def _is_complete(job: Job, ledger: Ledger) -> bool:
-    if ledger.unfinished() or not (job.out / MANIFEST).exists():
+    if ledger.unfinished() or not (job.out / REPORT).exists():
         return False
-    shards = tuple(ledger.entries[part.path.name] for part in job.parts)
-    return Manifest.load(job.out).shards == shards and (job.out / REPORT).exists()
+    try:
+        manifest = Manifest.load(job.out)
+    except UserError:
+        return False  # there is none, or another worker has just removed an old one
+    return manifest.shards == tuple(ledger.entries[part.path.name] for part in job.parts)
 
 
 def _complete(job: Job, ledger: Ledger, claims: Claims, worker: Worker, encoder: Encoder) -> None:
-    """Write manifest and report, if no other worker does it."""
-    if not claims.take("manifest"):
-        print(f"{worker.who}done; another worker completes {job.out}")
-        return
-    if not _is_complete(job, ledger):
+    """Write manifest and report, or see that another worker does."""
+    while not _is_complete(job, ledger):
+        if not claims.take("manifest"):
+            time.sleep(min(LOOK_AGAIN_S, claims.stale_s / 2))
+            continue
         manifest = ledger.write_manifest()
         text = write_report(job, manifest, encoder)
         ledger.remove_leftovers(claims.stale_s)
         print(f"{worker.who}{text}", flush=True)
-    claims.release("manifest")
+        claims.release("manifest")
 
 
 def environment_worker() -> Worker:

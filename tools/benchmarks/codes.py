@@ -41,12 +41,17 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         codes = write_codes(folder / "codes", arguments.shards)
-        figures = reading(codes, arguments.repeats)
-        figures |= stock(folder / "stock.tar", arguments.repeats)
-        figures |= memory(codes, folder / "many")
-        figures |= tokenizing(folder, arguments.images, arguments.repeats)
-    for name, value in figures.items():
-        print(f"{name:48} {value:14,.1f}")
+        figures: dict[str, float] = {}
+        for part in (
+            lambda: reading(codes, arguments.repeats),
+            lambda: stock(folder / "stock.tar", arguments.repeats),
+            lambda: memory(codes, folder / "many"),
+            lambda: tokenizing(folder, arguments.images, arguments.repeats),
+        ):
+            found = part()
+            for name, value in found.items():
+                print(f"{name:48} {value:14,.1f}", flush=True)
+            figures |= found
     return figures
 
 
