@@ -38,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any] | None:
     """Run every case in a process of its own, in turn, and print the medians."""
     if arguments.case:
+        from taming_dist.engine.world import keep_freed_memory
+
+        keep_freed_memory()  # as every command does
         print(json.dumps(CASES[arguments.case](arguments)))
         return None
     found: dict[str, list[float]] = {}
