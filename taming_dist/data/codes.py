@@ -106,7 +106,7 @@ class CodeDataset:
             _check_agreement(folder, facts, folders[0], known[0])
         for column in (CLASSES, CONDITIONS):
             _check_column(dataset, column)
-        num_classes = max(each.get("num_classes", 0) for each in details)
+        num_classes = max(_number_of_classes(each, folders[0]) for each in details)
         found = cls(dataset, known[0], num_classes, in_memory)
         found.shard(0)
         return found
@@ -173,11 +173,39 @@ class CodeDataset:
 
 
 def _shared(facts: Mapping[str, Any], source: Path) -> dict[str, Any]:
-    """The facts that all shards of a data set have in common."""
-    missing = [name for name in ("tokenizer", "vocab", "grid", "views") if name not in facts]
-    if missing:
-        raise UserError(f"{source} says nothing of its {missing[0]}: tokenize again")
-    return {name: facts[name] for name in SHARED_FACTS if name in facts}
+    """The facts that all shards of a data set have in common; `UserError` if they are damaged."""
+    shared = {name: facts[name] for name in SHARED_FACTS if name in facts}
+    try:
+        _check_facts(shared)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{source} does not say what its codes are ({error}): delete its manifest and run "
+            f"tools/tokenize_dataset.py again"
+        ) from error
+    return shared
+
+
+def _number_of_classes(details: Mapping[str, Any], folder: Path) -> int:
+    found = details.get("num_classes")
+    if type(found) is not int or found < 0:
+        raise UserError(f"{folder} does not say how many classes it has: tokenize again")
+    return found
+
+
+def _check_facts(facts: Mapping[str, Any]) -> None:
+    """Raise what python raises for facts of another form."""
+    numbers = [facts["vocab"], facts["views"], *facts["grid"]]
+    fingerprints = [facts["tokenizer"]["fingerprint"]]
+    sides = len(facts["grid"])
+    if "condition" in facts:
+        condition = facts["condition"]
+        numbers += [condition["vocab"], *condition["grid"]]
+        fingerprints.append(condition["fingerprint"])
+        sides += len(condition["grid"]) - 2
+    if sides != 2 or any(type(number) is not int or number < 1 for number in numbers):
+        raise ValueError("a vocabulary, grid or number of views that there is not")
+    if not all(isinstance(fingerprint, str) for fingerprint in fingerprints):
+        raise ValueError("a fingerprint that is no text")
 
 
 def _check_agreement(

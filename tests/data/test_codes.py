@@ -162,6 +162,26 @@ def test_a_code_outside_of_the_vocabulary_is_an_error(codes: Any, tmp_path: Path
         CodeDataset.open(str(folder))
 
 
+@pytest.mark.parametrize(
+    ("said", "changed"),
+    [
+        ('"fingerprint": "' + "f" * 64, '"finge print": "' + "f" * 64),
+        ('"vocab": 32', '"vocab": -2'),
+        ('"vocab": 32', '"vocab": "3"'),
+        ('"num_classes": 27', '"num_classes": []'),
+    ],
+)
+def test_a_manifest_that_does_not_say_what_its_codes_are_is_refused(
+    two_views: Path, said: str, changed: str
+) -> None:
+    path = two_views / "manifest.json"
+    text = path.read_text()
+    assert said in text
+    path.write_text(text.replace(said, changed))
+    with pytest.raises(UserError, match="does not say (what|how many)"):
+        CodeDataset.open(str(two_views))
+
+
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
