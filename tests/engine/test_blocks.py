@@ -18,7 +18,7 @@ def assert_same(found: dict[str, Any], zero: int, variant: str, tolerance: float
             mine = found[process][f"zero{zero} {variant} {network}"]
             plain = found[process][f"zero{zero} plain {network}"]
             assert mine["losses"] == pytest.approx(plain["losses"], rel=tolerance)
-            assert mine["norms"] == pytest.approx(plain["norms"], rel=1e-4, abs=1e-4)
+            assert mine["norms"] == pytest.approx(plain["norms"], rel=1e-4, abs=5e-4)
             assert plain["losses"][0] != plain["losses"][-1]
 
 
