@@ -62,6 +62,14 @@ class Rows:
     classes: np.ndarray | None
     conditions: np.ndarray | None
 
+    def take(self, places: np.ndarray) -> "Rows":
+        """Copies of the rows at `places` int64 [c]."""
+        return Rows(
+            self.codes.take(places, axis=0),
+            None if self.classes is None else self.classes.take(places),
+            None if self.conditions is None else self.conditions.take(places, axis=0),
+        )
+
 
 class CodeDataset:
     """Code shards as one data set: `open` finds them and checks that they agree.
@@ -128,6 +136,17 @@ class CodeDataset:
 
     def take(self, ids: np.ndarray) -> Rows:
         """The samples `ids` int64 [b]; each shard is visited once, its rows in ascending order."""
+        rows, places = self.gather(ids)
+        return rows.take(places)
+
+    def gather(self, ids: np.ndarray) -> tuple[Rows, np.ndarray]:
+        """The samples `ids` int64 [b] in ascending order, and the place of each of `ids` in it."""
+        order = np.argsort(ids, kind="stable")
+        places = np.empty_like(order)
+        places[order] = np.arange(len(ids))
+        return self._take_ascending(ids[order]), places
+
+    def _take_ascending(self, ids: np.ndarray) -> Rows:
         codes = np.empty((len(ids), *self.grid), codes_dtype(self.vocabulary))
         classes = np.empty(len(ids), np.int32) if self.classes_present else None
         conditions = None
@@ -136,26 +155,23 @@ class CodeDataset:
             conditions = np.empty(shape, codes_dtype(self.condition["vocab"]))
         for number, where, samples in self._by_shard(ids):
             shard = self.shard(number)
-            codes[where] = shard.codes.reshape(-1, *self.grid).take(samples, axis=0)
+            _copy_rows(shard.codes, samples, codes[where])
             if classes is not None and shard.classes is not None:
                 classes[where] = shard.classes[samples // self.views]
             if conditions is not None and shard.conditions is not None:
-                found = shard.conditions.reshape(-1, *conditions.shape[1:])
-                conditions[where] = found.take(samples, axis=0)
+                _copy_rows(shard.conditions, samples, conditions[where])
         return Rows(codes, classes, conditions)
 
-    def _by_shard(self, ids: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Yield shard, places in `ids`, and samples of the shard, for each shard that is needed."""
+    def _by_shard(self, ids: np.ndarray) -> Iterator[tuple[int, slice, np.ndarray]]:
+        """Yield shard, where it is in ascending `ids`, and samples of it, for each shard needed."""
         if not len(ids):
             return
-        order = np.argsort(ids, kind="stable")
-        ascending = ids[order]
-        owners = np.searchsorted(self._ends, ascending, side="right")
-        cuts = [0, *(np.flatnonzero(np.diff(owners)) + 1).tolist(), len(ids)]
+        owners = np.searchsorted(self._ends, ids, side="right")
+        cuts = [0, *(np.flatnonzero(owners[1:] != owners[:-1]) + 1).tolist(), len(ids)]
         for start, stop in zip(cuts, cuts[1:], strict=False):
             number = int(owners[start])
             first = self._ends[number] - self.samples_per_shard[number]
-            yield number, order[start:stop], ascending[start:stop] - first
+            yield number, slice(start, stop), ids[start:stop] - first
 
     def _has(self, column: str) -> bool:
         return self._dataset.columns.get(column, 0) > 0
@@ -170,6 +186,15 @@ class CodeDataset:
             raise UserError(f"{path} has other columns than its manifest says: make it again")
         self._was_verified[number] = True
         return shard
+
+
+def _copy_rows(column: np.ndarray, samples: np.ndarray, out: np.ndarray) -> None:
+    """Copy the ascending `samples` of a shard's column to `out`."""
+    views = column.reshape(-1, *out.shape[1:])
+    if samples[-1] >= len(views):
+        raise IndexError(f"sample {samples[-1]} of a shard that has {len(views)}")
+    # Every mode but "raise" writes straight to `out`, which takes a tenth less time.
+    views.take(samples, axis=0, out=out, mode="clip")
 
 
 def _shared(facts: Mapping[str, Any], source: Path) -> dict[str, Any]:
@@ -292,22 +317,24 @@ class CodeReader:
         return replace(self.plan, micro_batch=several * self.plan.micro_batch)
 
     def _read(self, selections: Iterator[Selection]) -> Iterator[CodeBatch]:
-        def gather(selection: Selection) -> tuple[np.ndarray, Rows]:
-            return selection.ids, self.dataset.take(selection.ids)
+        def gather(selection: Selection) -> tuple[np.ndarray, Rows, np.ndarray]:
+            return selection.ids, *self.dataset.gather(selection.ids)
 
         with closing(prefetched(gather, selections, threads=1, ahead=1)) as gathered:
-            for ids, rows in gathered:
+            for ids, rows, places in gathered:
                 for start in range(0, len(ids), self.plan.micro_batch):
                     part = slice(start, start + self.plan.micro_batch)
-                    yield CodeBatch(
-                        codes=_tensor(rows.codes, part),
-                        classes=None if rows.classes is None else _tensor(rows.classes, part),
-                        ids=torch.from_numpy(ids[part]),
-                        conditions=None
-                        if rows.conditions is None
-                        else _tensor(rows.conditions, part),
-                    )
+                    yield _batch(ids[part], rows.take(places[part]))
 
 
-def _tensor(array: np.ndarray, part: slice) -> torch.Tensor:
-    return torch.from_numpy(array[part].astype(np.int64))
+def _batch(ids: np.ndarray, rows: Rows) -> CodeBatch:
+    return CodeBatch(
+        codes=_tensor(rows.codes),
+        classes=None if rows.classes is None else _tensor(rows.classes),
+        ids=torch.from_numpy(ids),
+        conditions=None if rows.conditions is None else _tensor(rows.conditions),
+    )
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array.astype(np.int64))

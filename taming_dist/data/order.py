@@ -11,6 +11,8 @@ Random numbers come from Philox (Salmon et al., SC 2011), keyed by seed and purp
 by epoch and block; permutations sort its raw words, which numpy keeps stable between versions.
 """
 
+import threading
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -21,14 +23,24 @@ SHARDS, RING, LANES, BLOCKS, PIXELS = range(5)
 PURPOSES = 64  # apart are the purposes of two data sets of a mixture
 
 
+class _Generator(threading.local):
+    """One Philox per thread: to set its state takes less than half as long as to make one."""
+
+    def __init__(self) -> None:
+        self.philox = np.random.Philox(0)
+        self.state = self.philox.state  # as it is before any word is drawn
+
+
+_GENERATOR = _Generator()
+
+
 def random_words(seed: int, purpose: int, *counter: int, count: int) -> np.ndarray:
     """`count` random uint64 words that depend on nothing but the arguments."""
-    high = [*counter, 0, 0, 0][:3]
+    generator, state = _GENERATOR.philox, _GENERATOR.state
     # The lowest counter word is the one that counts up while words are drawn.
-    generator = np.random.Philox(
-        key=np.array([seed, purpose], dtype=np.uint64),
-        counter=np.array([0, *high], dtype=np.uint64),
-    )
+    state["state"]["counter"][:] = [0, *counter, 0, 0, 0][:4]
+    state["state"]["key"][:] = seed, purpose
+    generator.state = state
     return np.atleast_1d(generator.random_raw(count))
 
 
@@ -87,7 +99,7 @@ class Order:
         self.length = self.num_samples // lanes * lanes
         # Consecutive positions share their epoch and blocks; two of each bridge a boundary.
         self._epoch_plan = lru_cache(maxsize=2)(self._plan_epoch)
-        self._block_order = lru_cache(maxsize=4)(self._permute_blocks)
+        self._block_ids = lru_cache(maxsize=4)(self._order_blocks)
 
     def check_world(self, world_size: int) -> None:
         """Raise `UserError` unless every rank gets the same number of lanes."""
@@ -103,11 +115,9 @@ class Order:
 
         Positions are endless: epoch P // length, and within it P mod length.
         """
-        epochs = self.epochs(positions)
         ids = np.empty(len(positions), dtype=np.int64)
-        for epoch in np.unique(epochs):
-            inside = epochs == epoch
-            ids[inside] = self._ids_of_epoch(int(epoch), positions[inside] % self.length)
+        for epoch, inside in _groups(self.epochs(positions)):
+            ids[inside] = self._ids_of_epoch(epoch, positions[inside] - epoch * self.length)
         return ids
 
     def epochs(self, positions: np.ndarray) -> np.ndarray:
@@ -120,26 +130,23 @@ class Order:
         return position + min(window - place % window, self.length - place)
 
     def _ids_of_epoch(self, epoch: int, positions: np.ndarray) -> np.ndarray:
-        numbering, shards, ring_start, ends = self._epoch_plan(epoch)
-        lane, index = numbering[positions % self.lanes], positions // self.lanes
-        block = (index + self._lead(epoch)) // self.block
-        for number in np.unique(block):
-            here, first = block == number, self._block_span(epoch, int(number))[0]
-            order = self._block_order(epoch, int(number))
-            index[here] = first + order[lane[here], index[here] - first]
-        ring = (ring_start + lane * (self.length // self.lanes) + index) % self.num_samples
-        place = np.searchsorted(ends, ring, side="right")
-        shard = shards[place]
-        return self._first[shard] + ring - (ends[place] - self._counts[shard])
+        ids = np.empty(len(positions), dtype=np.int64)
+        blocks = (positions // self.lanes + self._lead(epoch)) // self.block
+        for block, here in _groups(blocks):
+            first = self._block_span(epoch, block)[0] * self.lanes
+            ids[here] = self._block_ids(epoch, block)[positions[here] - first]
+        return ids
 
-    def _plan_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray, int, np.ndarray]:
-        """Lane numbering [lanes], shard order [shards], start on the ring, ends on the ring."""
+    def _plan_epoch(self, epoch: int) -> tuple[np.ndarray, int, np.ndarray, np.ndarray]:
+        """Lane numbering [lanes]; start on the ring; ends of the shards on the ring [shards], and
+        what to add to a place on the ring, within each of them, to get its id [shards]."""
         purpose = self._purpose
         numbering = permutation(self.seed, purpose + LANES, epoch, count=self.lanes)
         shards = permutation(self.seed, purpose + SHARDS, epoch, count=len(self._counts))
         word = random_words(self.seed, purpose + RING, epoch, count=1)[0]
         start = int(word % np.uint64(self.num_samples))
-        return numbering, shards, start, np.cumsum(self._counts[shards])
+        ends = np.cumsum(self._counts[shards])
+        return numbering, start, ends, self._first[shards] - (ends - self._counts[shards])
 
     def _lead(self, epoch: int) -> int:
         """How much of its first block lies in the epoch before."""
@@ -150,14 +157,27 @@ class Order:
         start = block * self.block - self._lead(epoch)
         return max(0, start), min(start + self.block, self.length // self.lanes)
 
-    def _permute_blocks(self, epoch: int, block: int) -> np.ndarray:
-        """The inner order of one block in every lane, int64 [lanes, samples of the block]."""
+    def _order_blocks(self, epoch: int, block: int) -> np.ndarray:
+        """The ids of one block of every lane in the order of positions, int64 [lanes x samples]."""
+        numbering, start, ends, to_id = self._epoch_plan(epoch)
         first, last = self._block_span(epoch, block)
-        size = last - first
+        shape = self.lanes, last - first
         words = random_words(
-            self.seed, self._purpose + BLOCKS, epoch, block, count=self.lanes * size
+            self.seed, self._purpose + BLOCKS, epoch, block, count=shape[0] * shape[1]
         )
-        return np.argsort(words.reshape(self.lanes, size), axis=1, kind="stable")
+        order = np.argsort(words.reshape(shape)[numbering], axis=1, kind="stable")
+        lane = numbering[:, None] * (self.length // self.lanes)
+        ring = (start + first + lane + order).T.ravel() % self.num_samples
+        return ring + to_id[np.searchsorted(ends, ring, side="right")]
+
+
+def _groups(labels: np.ndarray) -> Iterator[tuple[int, np.ndarray | slice]]:
+    """Yield each label and where it is; nearly always there is but one."""
+    if len(labels) and labels.min() == labels.max():
+        yield int(labels[0]), slice(None)
+        return
+    for label in np.unique(labels):
+        yield int(label), labels == label
 
 
 def sequential_ids(start: int, stop: int, rank: int = 0, world_size: int = 1) -> np.ndarray:

@@ -85,6 +85,14 @@ def test_a_gathering_of_many_batches_changes_no_batch(
     assert [batch.ids.tolist() for batch in islice(reader.batches(8), 40)] == many
 
 
+@pytest.mark.parametrize("ids", [[40, 3, 53, 3, 0], []])
+def test_samples_come_as_they_are_asked_for(two_views: Path, ids: list[int]) -> None:
+    rows = CodeDataset.open(str(two_views)).take(np.array(ids, dtype=np.int64))
+    assert rows.codes[:, 1, 2].tolist() == [id % 32 for id in ids]
+    assert rows.classes is not None
+    assert rows.classes.tolist() == [id // 2 for id in ids]
+
+
 def test_shards_are_opened_when_needed_and_few_stay_open(
     codes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

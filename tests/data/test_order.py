@@ -1,9 +1,11 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taming_dist.data.order import Order, permutation, sequential_ids
+from taming_dist.data.order import Order, permutation, random_words, sequential_ids
 from taming_dist.errors import UserError
 
 RANKS = (1, 2, 4, 8)
@@ -74,6 +76,49 @@ def test_evaluation_reads_every_sample_once() -> None:
 def test_permutations_stay_the_same_for_ever() -> None:
     # A change here would silently break the resumption of every running experiment.
     assert permutation(7, 1, 3, count=8).tolist() == [1, 7, 2, 6, 4, 0, 3, 5]
+
+
+@pytest.mark.parametrize(
+    ("part", "start", "ids"),
+    [
+        (None, 0, [33, 1, 53, 26, 95, 2, 55, 28, 32, 3, 56, 29, 31, 4]),
+        (None, 86, [74, 90, 52, 24, 0, 92, 50, 23, 75, 91, 33, 8, 55, 80]),
+        (None, 96016, [19, 69, 46, 89, 23, 74, 51, 90, 22, 0, 50, 92, 24, 73]),
+        (1, 0, [91, 20, 51, 0, 90, 21, 50, 73, 93, 24, 49, 75, 92, 23]),
+        (1, 86, [69, 19, 45, 87, 70, 17, 44, 85, 68, 16, 90, 73, 49, 21]),
+        (1, 96016, [63, 87, 40, 14, 69, 94, 46, 22, 67, 92, 45, 19, 70, 90]),
+    ],
+)
+def test_the_order_stays_the_same_for_ever(part: int | None, start: int, ids: list[int]) -> None:
+    # Over the ends of blocks, from 86 also over that of an epoch.
+    order = Order(np.array([31, 0, 45, 20]), seed=2**64 - 5, lanes=4, block=5, part=part)
+    assert order.length == 96
+    assert order.ids(start, start + len(ids)).tolist() == ids
+
+
+@given(
+    st.integers(0, 2**64 - 1),
+    st.integers(0, 2**40),
+    st.lists(st.integers(0, 2**64 - 1), max_size=3),
+    st.integers(0, 9),
+)
+@settings(max_examples=100, deadline=None)
+def test_random_words_are_those_of_a_philox_that_is_new(
+    seed: int, purpose: int, counter: list[int], count: int
+) -> None:
+    key = np.array([seed, purpose], dtype=np.uint64)
+    start = np.array([0, *counter, 0, 0, 0][:4], dtype=np.uint64)
+    fresh = np.random.Philox(key=key, counter=start).random_raw(count)
+    found = random_words(seed, purpose, *counter, count=count)
+    assert (found.dtype, found.tolist()) == (np.uint64, fresh.tolist())
+
+
+def test_threads_do_not_disturb_each_others_random_words() -> None:
+    def words(seed: int) -> list[list[int]]:
+        return [random_words(seed, 1, n, count=50).tolist() for n in range(200)]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(words, range(8))) == [words(seed) for seed in range(8)]
 
 
 def test_more_lanes_than_samples_is_a_users_mistake() -> None:
