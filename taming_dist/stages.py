@@ -137,7 +137,7 @@ class TransformerStage:
                 f"{val_set.class_names}: make both sets of shards from the same class folders"
             )
         seed = self.config.run.seed
-        place = {"rank": here.rank, "world_size": here.world_size, "seed": seed}
+        place: dict[str, Any] = {"rank": here.rank, "world_size": here.world_size, "seed": seed}
         train = CodeReader(
             self.codes, lanes=data.lanes, block=data.block, micro_batch=data.micro_batch, **place
         )

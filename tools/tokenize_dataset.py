@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from taming_dist import cli
+from taming_dist.data.decoding import check_objects
 from taming_dist.data.manifest import resolve
 from taming_dist.errors import UserError
 from taming_dist.models.vqgan import VQGAN, check_size
@@ -36,6 +37,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--condition-model",
         metavar="EXPORT",
         help="also write the codes that this VQGAN (of label maps, depth, ...) gives each crop",
+    )
+    parser.add_argument(
+        "--coordinates", action="store_true", help="also write where each crop lies in its image"
+    )
+    parser.add_argument(
+        "--boxes",
+        action="store_true",
+        help="also write where the objects of the .json of each image lie in each crop",
     )
     parser.add_argument("--views", choices=VIEWS, default="center", help="crops of each image")
     parser.add_argument("--crops", type=int, default=8, help="how many, with --views random")
@@ -65,6 +74,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def make_job(args: argparse.Namespace) -> Job:
     """Load the model and find the images; mistakes end here, before anything is written."""
     dataset = resolve(args.shards)
+    if args.boxes:
+        check_objects(dataset)
     model = VQGAN.from_pretrained(args.model)
     size = args.size or model.config.resolution
     check_size(size, model.config.factor, "--size")
@@ -82,6 +93,8 @@ def make_job(args: argparse.Namespace) -> Job:
         out=args.out,
         prefix=args.prefix,
         shard_samples=args.shard_samples,
+        coordinates=args.coordinates,
+        boxes=args.boxes,
     )
 
 

@@ -19,14 +19,17 @@ import xxhash
 from taming_dist.data.faults import BrokenData
 from taming_dist.data.files import replacing
 from taming_dist.data.manifest import CODES_FORMAT, Manifest, Shard
+from taming_dist.data.objects import Boxes
 from taming_dist.data.shards import TarWriter, map_file, measure, walk
 from taming_dist.errors import UserError
 
 CODES, CLASSES, SOURCES, CONDITIONS = "codes", "cls", "src", "cond"
+CROPS, BOXES, BOX_CLASSES, BOX_ENDS = "crop", "boxes", "box_class", "box_ends"
 KEYS = "keys.txt"
 # What the shards of a data set have in common, and their manifest repeats.
 SHARED_FACTS = ("tokenizer", "vocab", "grid", "views", "dtype", "condition")
 MAX_HEADER = 2**12
+STORED_TYPES = tuple(map(np.dtype, (np.uint16, np.int32, np.int64, np.float32)))
 # What taking damaged bytes for a tar, a json and npy headers (python literals) can end in.
 DAMAGE = (
     BrokenData,
@@ -51,7 +54,9 @@ class CodeShard:
 
     `facts`: its json. `codes` [n, views, i, j]; `sources` int64 [n], the ids of the images in
     their data set; `keys`, their n names; `classes` int32 [n] or None; `conditions`
-    [n, views, k, l], the codes of a second tokenizer, or None.
+    [n, views, k, l], the codes of a second tokenizer, or None; `crops` float32 [n, views, 5]:
+    left, top, width, height of each view as shares of its image, 1 if it is mirrored, or None;
+    `boxes` of the objects in each of the n x views, float32 shares of the view, or None.
     """
 
     facts: dict[str, Any]
@@ -60,6 +65,8 @@ class CodeShard:
     keys: Sequence[str]
     classes: np.ndarray | None = None
     conditions: np.ndarray | None = None
+    crops: np.ndarray | None = None
+    boxes: Boxes | None = None
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
@@ -69,7 +76,11 @@ class CodeShard:
             CLASSES: self.classes,
             SOURCES: self.sources,
             CONDITIONS: self.conditions,
+            CROPS: self.crops,
         }
+        if self.boxes is not None:
+            parts = (self.boxes.places, self.boxes.classes, self.boxes.ends)
+            found |= dict(zip((BOXES, BOX_CLASSES, BOX_ENDS), parts, strict=True))
         return {name: array for name, array in found.items() if array is not None}
 
     def save(self, path: Path, writer: str = "") -> Shard:
@@ -139,6 +150,10 @@ class CodeShard:
                 keys=_Keys(files[KEYS]),
                 classes=arrays.get(CLASSES),
                 conditions=arrays.get(CONDITIONS),
+                crops=arrays.get(CROPS),
+                boxes=Boxes(arrays[BOXES], arrays[BOX_CLASSES], arrays[BOX_ENDS])
+                if BOXES in arrays
+                else None,
             )
             shard._check(arrays)
         except DAMAGE as error:
@@ -149,27 +164,36 @@ class CodeShard:
         facts = self.facts
         if facts["format"] != CODES_FORMAT:
             raise ValueError(f"format {facts['format']!r}")
-        if self.codes.shape != (facts["n"], facts["views"], *facts["grid"]):
-            raise ValueError(f"codes of shape {self.codes.shape}")
         if arrays.keys() != facts["columns"].keys() or arrays.keys() != self.arrays.keys():
             raise ValueError(f"columns {sorted(arrays)}")
+        expected = self._expected()
         for name, array in arrays.items():
-            if len(array) != facts["n"] or array.dtype.name != facts["columns"][name]["dtype"]:
+            said = facts["columns"][name]
+            is_as_said = (array.dtype.name, list(array.shape)) == (said["dtype"], said["shape"])
+            if not is_as_said or (array.dtype, array.shape) != expected[name]:
                 raise ValueError(f"column {name} of shape {array.shape}, {array.dtype}")
-        self._check_codes(CODES, facts["vocab"], facts["grid"])
-        if self.conditions is not None:
-            condition = facts["condition"]
-            self._check_codes(CONDITIONS, condition["vocab"], condition["grid"])
         if not isinstance(facts["tokenizer"]["fingerprint"], str):
             raise ValueError("no fingerprint of its tokenizer")
 
-    def _check_codes(self, name: str, vocabulary: int, grid: list[int]) -> None:
-        array = self.arrays[name]
-        if array.dtype != codes_dtype(vocabulary) or array.shape[1:] != (
-            self.facts["views"],
-            *grid,
-        ):
-            raise ValueError(f"column {name} of shape {array.shape}, {array.dtype}")
+    def _expected(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+        """The types and shapes that the columns must have, by what the facts say."""
+        facts = self.facts
+        n, views = facts["n"], facts["views"]
+        forms = {
+            CODES: (codes_dtype(facts["vocab"]), (n, views, *facts["grid"])),
+            CLASSES: (np.dtype(np.int32), (n,)),
+            SOURCES: (np.dtype(np.int64), (n,)),
+            CROPS: (np.dtype(np.float32), (n, views, 5)),
+        }
+        if self.conditions is not None:
+            condition = facts["condition"]
+            forms[CONDITIONS] = codes_dtype(condition["vocab"]), (n, views, *condition["grid"])
+        if self.boxes is not None:
+            count = len(self.boxes.places)
+            forms[BOXES] = np.dtype(np.float32), (count, 4)
+            forms[BOX_CLASSES] = np.dtype(np.int32), (count,)
+            forms[BOX_ENDS] = np.dtype(np.int64), (n * views,)
+        return forms
 
     def verify(self) -> str | None:
         """Read everything; returns what is wrong with the contents, or None."""
@@ -185,7 +209,9 @@ class CodeShard:
             array = self.arrays[name]
             if array.size and not 0 <= array.min() <= array.max() < vocabulary:
                 return f"{name} outside of 0 .. {vocabulary - 1}"
-        return None
+        if self.crops is not None and not ((self.crops >= 0) & (self.crops <= 1)).all():
+            return "crop outside of 0 .. 1"
+        return None if self.boxes is None else self.boxes.fault()
 
 
 def open_verified(path: Path, entry: Shard, in_memory: bool = False) -> CodeShard:
@@ -303,7 +329,7 @@ def _from_npy(data: memoryview) -> np.ndarray:
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("npy of another version")
     shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    if is_fortran or dtype not in (np.uint16, np.int32, np.int64):
+    if is_fortran or dtype not in STORED_TYPES:
         raise ValueError(f"npy of {dtype} in another order")
     count = int(np.prod(shape))
     return np.frombuffer(data, dtype=dtype, count=count, offset=file.tell()).reshape(shape)

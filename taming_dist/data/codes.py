@@ -6,7 +6,7 @@ the least recently used are closed again. Stage 2 reads nothing else: no image, 
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ import torch
 from omegaconf import MISSING
 
 from taming_dist.data.code_shards import (
+    BOXES,
     CLASSES,
     CONDITIONS,
+    CROPS,
     SHARED_FACTS,
     CodeShard,
     codes_dtype,
@@ -25,10 +27,13 @@ from taming_dist.data.code_shards import (
 )
 from taming_dist.data.loader import Plan, Selection, prefetched
 from taming_dist.data.manifest import CODES_FORMAT, Dataset, Manifest, resolve
+from taming_dist.data.objects import Boxes
 from taming_dist.errors import UserError
 
 # Enough for the lanes of a rank to stay in their shards, few enough for a limit of 1024 files.
 OPEN_SHARDS = 512
+# The columns that are read only if they are asked for, and the option that writes each.
+OPTIONS = {CROPS: "--coordinates", BOXES: "--boxes"}
 # Samples gathered in one go: the cost of finding out which ones are next is shared by many.
 GATHERED_SAMPLES = 4096
 
@@ -55,12 +60,15 @@ class CodesConfig:
 class Rows:
     """What a data set gives for some samples, in their order, as stored.
 
-    codes [b, i, j]; classes int32 [b] or None; conditions [b, k, l] or None.
+    codes [b, i, j]; classes int32 [b] or None; conditions [b, k, l] or None; crops float32 [b, 5]
+    and boxes of b views, see `CodeShard`, None unless they were asked for.
     """
 
     codes: np.ndarray
     classes: np.ndarray | None
     conditions: np.ndarray | None
+    crops: np.ndarray | None = None
+    boxes: Boxes | None = None
 
     def take(self, places: np.ndarray) -> "Rows":
         """Copies of the rows at `places` int64 [c]."""
@@ -68,6 +76,8 @@ class Rows:
             self.codes.take(places, axis=0),
             None if self.classes is None else self.classes.take(places),
             None if self.conditions is None else self.conditions.take(places, axis=0),
+            None if self.crops is None else self.crops.take(places, axis=0),
+            None if self.boxes is None else self.boxes.take(places),
         )
 
 
@@ -112,7 +122,7 @@ class CodeDataset:
         known = [_shared(each, folder) for each, folder in zip(details, folders, strict=True)]
         for folder, facts in zip(folders, known, strict=True):
             _check_agreement(folder, facts, folders[0], known[0])
-        for column in (CLASSES, CONDITIONS):
+        for column in (CLASSES, CONDITIONS, CROPS, BOXES):
             _check_column(dataset, column)
         num_classes = max(_number_of_classes(each, folders[0]) for each in details)
         found = cls(dataset, known[0], num_classes, in_memory)
@@ -134,17 +144,35 @@ class CodeDataset:
         """Whether every image has a class."""
         return self._has(CLASSES)
 
-    def take(self, ids: np.ndarray) -> Rows:
-        """The samples `ids` int64 [b]; each shard is visited once, its rows in ascending order."""
-        rows, places = self.gather(ids)
+    def require(self, columns: Sequence[str]) -> None:
+        """Raise `UserError` if the data set lacks one of the columns of OPTIONS."""
+        for column in columns:
+            if not self._has(column):
+                raise UserError(
+                    f"the codes in {self._paths[0].parent} have no column {column}: run "
+                    f"tools/tokenize_dataset.py with {OPTIONS[column]}, and another --out"
+                )
+
+    def take(self, ids: np.ndarray, columns: Sequence[str] = ()) -> Rows:
+        """The samples `ids` int64 [b]; each shard is visited once, its rows in ascending order.
+
+        `columns`: which of OPTIONS are taken too; they must be there, see `require`.
+        """
+        rows, places = self.gather(ids, columns)
         return rows.take(places)
 
-    def gather(self, ids: np.ndarray) -> tuple[Rows, np.ndarray]:
+    def gather(self, ids: np.ndarray, columns: Sequence[str] = ()) -> tuple[Rows, np.ndarray]:
         """The samples `ids` int64 [b] in ascending order, and the place of each of `ids` in it."""
         order = np.argsort(ids, kind="stable")
         places = np.empty_like(order)
         places[order] = np.arange(len(ids))
-        return self._take_ascending(ids[order]), places
+        ascending = ids[order]
+        rows = self._take_ascending(ascending)
+        if CROPS in columns:
+            rows = replace(rows, crops=self._crops(ascending))
+        if BOXES in columns:
+            rows = replace(rows, boxes=self._boxes(ascending))
+        return rows, places
 
     def _take_ascending(self, ids: np.ndarray) -> Rows:
         codes = np.empty((len(ids), *self.grid), codes_dtype(self.vocabulary))
@@ -161,6 +189,24 @@ class CodeDataset:
             if conditions is not None and shard.conditions is not None:
                 _copy_rows(shard.conditions, samples, conditions[where])
         return Rows(codes, classes, conditions)
+
+    def _crops(self, ids: np.ndarray) -> np.ndarray:
+        """Those of ascending `ids`, float32 [b, 5]."""
+        crops = np.empty((len(ids), 5), np.float32)
+        for number, where, samples in self._by_shard(ids):
+            found = self.shard(number).crops
+            assert found is not None
+            crops[where] = found.reshape(-1, 5)[samples]
+        return crops
+
+    def _boxes(self, ids: np.ndarray) -> Boxes:
+        """Those of ascending `ids`."""
+        parts = []
+        for number, _, samples in self._by_shard(ids):
+            found = self.shard(number).boxes
+            assert found is not None
+            parts.append(found.take(samples))
+        return Boxes.join(parts)
 
     def _by_shard(self, ids: np.ndarray) -> Iterator[tuple[int, slice, np.ndarray]]:
         """Yield shard, where it is in ascending `ids`, and samples of it, for each shard needed."""
@@ -182,7 +228,7 @@ class CodeDataset:
             return CodeShard.open(path, self._in_memory)
         shard = open_verified(path, entry, self._in_memory)
         _check_agreement(path, _shared(shard.facts, path), path.parent, self.facts)
-        if (shard.classes is not None) != self.classes_present:
+        if any((name in shard.arrays) != self._has(name) for name in (CLASSES, CROPS, BOXES)):
             raise UserError(f"{path} has other columns than its manifest says: make it again")
         self._was_verified[number] = True
         return shard
@@ -255,13 +301,21 @@ def _check_column(dataset: Dataset, column: str) -> None:
 class CodeBatch:
     """Codes int64 [b, i, j], classes int64 [b] or None, and sample ids int64 [b] (on the CPU).
 
-    `conditions` int64 [b, k, l]: the codes of a second tokenizer, or None.
+    `conditions` int64 [b, k, l]: the codes of a second tokenizer, or None. None unless they were
+    asked for: `crops` fp32 [b, 5]: left, top, width, height of what each sample shows as shares of
+    its image, 1 if it is mirrored; `boxes` fp32 [m, 4]: left, top, width, height of the objects as
+    shares of their sample, `box_classes` int64 [m] and `box_ends` int64 [b]: those of sample k are
+    the rows box_ends[k - 1] to box_ends[k].
     """
 
     codes: torch.Tensor
     classes: torch.Tensor | None
     ids: torch.Tensor
     conditions: torch.Tensor | None = None
+    crops: torch.Tensor | None = None
+    boxes: torch.Tensor | None = None
+    box_classes: torch.Tensor | None = None
+    box_ends: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -270,14 +324,17 @@ class CodeBatch:
         """The same batch with its tensors on `device`."""
         moved = {
             name: value.to(device, non_blocking=True)
-            for name in ("codes", "classes", "conditions")
+            for name in (field.name for field in fields(self) if field.name != "ids")
             if (value := getattr(self, name)) is not None
         }
         return replace(self, **moved)
 
 
 class CodeReader:
-    """The codes of a data set as this rank's batches, in the order that images are read in."""
+    """The codes of a data set as this rank's batches, in the order that images are read in.
+
+    `columns`: which of OPTIONS the batches have too; `UserError` if the data set lacks one.
+    """
 
     def __init__(
         self,
@@ -289,8 +346,10 @@ class CodeReader:
         rank: int = 0,
         world_size: int = 1,
         micro_batch: int,
+        columns: Sequence[str] = (),
     ) -> None:
-        self.dataset = dataset
+        dataset.require(columns)
+        self.dataset, self._columns = dataset, tuple(columns)
         self.plan = Plan(
             dataset.samples_per_shard,
             dataset.fingerprint,
@@ -318,7 +377,7 @@ class CodeReader:
 
     def _read(self, selections: Iterator[Selection]) -> Iterator[CodeBatch]:
         def gather(selection: Selection) -> tuple[np.ndarray, Rows, np.ndarray]:
-            return selection.ids, *self.dataset.gather(selection.ids)
+            return selection.ids, *self.dataset.gather(selection.ids, self._columns)
 
         with closing(prefetched(gather, selections, threads=1, ahead=1)) as gathered:
             for ids, rows, places in gathered:
@@ -328,11 +387,16 @@ class CodeReader:
 
 
 def _batch(ids: np.ndarray, rows: Rows) -> CodeBatch:
+    boxes = rows.boxes
     return CodeBatch(
         codes=_tensor(rows.codes),
         classes=None if rows.classes is None else _tensor(rows.classes),
         ids=torch.from_numpy(ids),
         conditions=None if rows.conditions is None else _tensor(rows.conditions),
+        crops=None if rows.crops is None else torch.from_numpy(rows.crops),
+        boxes=None if boxes is None else torch.from_numpy(boxes.places),
+        box_classes=None if boxes is None else _tensor(boxes.classes),
+        box_ends=None if boxes is None else _tensor(boxes.ends),
     )
 
 

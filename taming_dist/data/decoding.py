@@ -19,12 +19,14 @@ from taming_dist.data.fetching import Shards, Ticket, fetch
 from taming_dist.data.images import MAP_COLUMNS, Preprocess, decode
 from taming_dist.data.loader import Plan, prefetched
 from taming_dist.data.manifest import Dataset
+from taming_dist.data.objects import Boxes, objects_of
 from taming_dist.data.shards import IMAGE_EXTENSIONS, read_sample
 from taming_dist.data.slots import Layout, Rows
 from taming_dist.errors import UserError
 
 Files = dict[str, bytes]
 READ_AHEAD = 2**30  # bytes of encoded samples that a rank holds at most
+MAX_JSON = 2**22  # bytes of the json of one sample
 READING_THREADS = 8  # they wait most of the time: for a disk little, for a distant store long
 
 
@@ -32,12 +34,14 @@ READING_THREADS = 8  # they wait most of the time: for a disk little, for a dist
 class Filled:
     """What was written to the rows of a batch, from the first row on: one of `keys` for each.
 
-    `asked` samples were tried; `bad` has {shard, key, offset, error} of those that are broken.
+    `asked` samples were tried; `bad` has {shard, key, offset, error} of those that are broken;
+    `objects` has those of each row, if they were asked for.
     """
 
     asked: int = 0
     keys: list[str] = field(default_factory=list)
     bad: list[dict[str, Any]] = field(default_factory=list)
+    objects: list[Boxes] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ class Decoder:
     """Which samples become which rows; can be pickled.
 
     `columns` of `images.MAP_COLUMNS` are read beside the image; `read_class` gives the class of a
-    sample from its files, or is None.
+    sample from its files, or is None; `with_objects`: what the json of a sample says of them is
+    read, and a sample without it is broken.
     """
 
     dataset: Dataset
@@ -53,6 +58,7 @@ class Decoder:
     preprocess: Preprocess
     columns: tuple[str, ...]
     read_class: Callable[[Files], int] | None
+    with_objects: bool = False
 
     @property
     def layout(self) -> Layout:
@@ -102,6 +108,7 @@ class Decoder:
         try:
             key, files = read_sample(data)
             self.decode(files, id, epoch, rows, row)
+            objects = [read_objects(files)] if self.with_objects else []
         except BrokenData as error:
             record = {
                 "shard": self._shards.location(shard),
@@ -113,6 +120,7 @@ class Decoder:
             return False
         rows.ids[row] = id
         filled.keys.append(key)
+        filled.objects += objects
         return True
 
     def decode(self, files: Files, id: int, epoch: int, rows: Rows, row: int) -> None:
@@ -121,6 +129,7 @@ class Decoder:
         height, width = pixels.shape[:2]
         view = self.preprocess.view(height, width, self.plan.seed, epoch, id)
         view.cut(pixels, rows.images[row])
+        rows.crops[row] = view.crop(height, width)
         for name in self.columns:
             column = MAP_COLUMNS[name]
             values = column.decode(_need(files, name))
@@ -173,6 +182,29 @@ def choose_class_column(dataset: Dataset) -> Callable[[Files], int] | None:
     return None
 
 
+def read_objects(files: Files) -> Boxes:
+    """The objects of a sample, shares of its image; `BrokenData` if there are none to be read."""
+    return objects_of(_parse_json(_need(files, "json")))
+
+
+def check_objects(dataset: Dataset) -> None:
+    """Raise `UserError` unless the samples have objects: each a json, and the first one them."""
+    count, everyone, shards = dataset.columns.get("json", 0), dataset.num_samples, Shards(dataset)
+    first = shards.location(0)
+    if count < everyone:
+        raise UserError(
+            f"--boxes needs the objects of every image, but {count} of {everyone} samples of "
+            f"{first} and its like have a .json: make the shards with --layout coco or openimages"
+        )
+    try:
+        read_objects(read_sample(shards.read(0, 0, 1)[0])[1])
+    except BrokenData as error:
+        raise UserError(
+            f"--boxes needs the objects of every image, but {error} (the first sample of "
+            f"{first}): make the shards with --layout coco or openimages"
+        ) from error
+
+
 def class_of(files: Files) -> Callable[[Files], int] | None:
     """How the class of this sample, and of others like it, is read; None if it has none."""
     if "cls" in files:
@@ -217,8 +249,10 @@ def _read_json(files: Files, name: str) -> int:
 
 
 def _parse_json(data: bytes) -> dict[str, Any]:
+    if len(data) > MAX_JSON:
+        raise BrokenData(f"its json has {len(data)} bytes, more than {MAX_JSON}")
     try:
         record = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BrokenData(f"its json is damaged ({error})") from error
     return record if isinstance(record, dict) else {}

@@ -131,6 +131,11 @@ class View:
     size: int
     flipped: bool = False
 
+    def crop(self, height: int, width: int) -> tuple[float, float, float, float, float]:
+        """Left, top, width, height as shares of an image of this size, and 1 if flipped."""
+        across, down = self.width / width, self.height / height
+        return self.left / width, self.top / height, across, down, float(self.flipped)
+
     def cut(
         self,
         pixels: np.ndarray,

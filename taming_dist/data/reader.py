@@ -27,6 +27,7 @@ from taming_dist.data.images import (
 )
 from taming_dist.data.loader import Plan
 from taming_dist.data.manifest import Dataset
+from taming_dist.data.objects import Boxes
 from taming_dist.data.slots import Rows
 from taming_dist.data.storage import folder_of, shown
 from taming_dist.data.worker import decode_in_process
@@ -91,7 +92,9 @@ class Batch:
 
     `classes` int64 [b] is None where the data set has none. `segmentations` uint8 [b, h, w] and
     `depth` fp32 [b, 1, h, w] in [0, 1] (see `images.decode_depth`) are None unless the columns
-    seg.png and depth.png were asked for. `ids` int64 [b] are the global sample ids, on the CPU.
+    seg.png and depth.png were asked for. `ids` int64 [b] are the global sample ids, on the CPU,
+    and `crops` fp64 [b, 5] tell where in its image each lies (see `images.View.crop`). `objects`:
+    those of each image, shares of all of it; None unless they were asked for.
     """
 
     images: torch.Tensor
@@ -100,6 +103,8 @@ class Batch:
     depth: torch.Tensor | None
     keys: list[str]
     ids: torch.Tensor
+    crops: torch.Tensor
+    objects: list[Boxes] | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -159,6 +164,7 @@ class Batching:
             depth=None if depth is None else depth[:, None],
             keys=keys,
             ids=torch.from_numpy(rows.ids[:count].copy()),
+            crops=torch.from_numpy(rows.crops[:count].copy()),
         )
 
 
@@ -167,8 +173,8 @@ class Reader(Batching):
 
     Args: `dataset` from `manifest.resolve`; `preprocess`; `seed`, `lanes`, `block` fix the order;
     `micro_batch` images per batch of this rank; `columns` of `images.MAP_COLUMNS` are read beside
-    image and class, nothing else is decoded; `on_bad` is called with {shard, key, offset, error}
-    in the consumer's thread, in the order of the samples.
+    image and class, and `with_objects` those in the json, nothing else is decoded; `on_bad` is
+    called with {shard, key, offset, error} in the consumer's thread, in the order of the samples.
     """
 
     def __init__(
@@ -183,6 +189,7 @@ class Reader(Batching):
         world_size: int = 1,
         micro_batch: int,
         columns: Sequence[str] = (),
+        with_objects: bool = False,
         threads: int = 2,
         on_bad: Callable[[dict[str, Any]], None] = log_bad_sample,
         max_bad_fraction: float = 0.001,
@@ -210,6 +217,7 @@ class Reader(Batching):
             preprocess,
             check_columns(columns, dataset),
             choose_class_column(dataset),
+            with_objects,
         )
 
     @property
@@ -237,7 +245,8 @@ class Reader(Batching):
     def _account(self, filled: Filled, rows: Rows) -> Batch:
         """Report what is bad, and copy what is good."""
         self.count(filled.asked, filled.bad)
-        return self.batch(filled.keys, rows, self.has_classes)
+        batch = self.batch(filled.keys, rows, self.has_classes)
+        return replace(batch, objects=filled.objects) if self.decoder.with_objects else batch
 
 
 def to_host(values: np.ndarray) -> torch.Tensor:

@@ -18,12 +18,13 @@ from taming_dist.data.images import MAP_COLUMNS
 @dataclass(frozen=True)
 class Rows:
     """The arrays of a batch: `images` [b, h, w, 3] uint8, `maps` [b, h, w] by column, `classes`
-    and `ids` int64 [b]."""
+    and `ids` int64 [b], `crops` fp64 [b, 5] (see `images.View.crop`)."""
 
     images: np.ndarray
     maps: dict[str, np.ndarray]
     classes: np.ndarray
     ids: np.ndarray
+    crops: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,15 @@ class Layout:
         for (dtype, shape), size in zip(self._arrays(), self._sizes(), strict=True):
             arrays.append(np.ndarray(shape, dtype, buffer, start))
             start += size
-        ids, classes, images, *maps = arrays
-        return Rows(images, dict(zip(self.columns, maps, strict=True)), classes, ids)
+        ids, classes, crops, images, *maps = arrays
+        return Rows(images, dict(zip(self.columns, maps, strict=True)), classes, ids, crops)
 
     def _arrays(self) -> list[tuple[np.dtype, tuple[int, ...]]]:
         square = (self.batch, self.size, self.size)
         arrays: list[tuple[type[np.generic], tuple[int, ...]]] = [
             (np.int64, (self.batch,)),
             (np.int64, (self.batch,)),
+            (np.float64, (self.batch, 5)),
             (np.uint8, (*square, 3)),
         ]
         arrays += [(MAP_COLUMNS[name].dtype, square) for name in self.columns]

@@ -241,4 +241,5 @@ def stack(parts: list[Rows]) -> Rows:
         {name: np.concatenate([part.maps[name] for part in parts]) for name in parts[0].maps},
         np.concatenate([part.classes for part in parts]),
         np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.crops for part in parts]),
     )

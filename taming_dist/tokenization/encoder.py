@@ -13,6 +13,7 @@ from torch import Tensor
 
 from taming_dist.data.code_shards import CodeShard, codes_dtype
 from taming_dist.data.images import Preprocess
+from taming_dist.data.objects import Boxes, boxes_in_views
 from taming_dist.data.reader import Batch, Reader
 from taming_dist.models.vqgan import VQGAN
 from taming_dist.tokenization.job import Job, Part
@@ -21,12 +22,17 @@ from taming_dist.tokenization.progress import Progress
 
 @dataclass
 class _Rows:
-    """What is kept of a batch: the codes of each model, and which images they are of."""
+    """What is kept of a batch: the codes of each model, and which images they are of.
+
+    `crops` [b, views, 5] and `boxes` of the b x views: None if they are not stored.
+    """
 
     codes: list[Tensor]
     ids: Tensor
     keys: list[str]
     classes: Tensor | None
+    crops: np.ndarray | None
+    boxes: Boxes | None
 
 
 class Encoder:
@@ -53,6 +59,7 @@ class Encoder:
             job.dataset,
             Preprocess(job.views.square),
             columns=sorted({name for model in self.models for name in model.config.modality.files}),
+            with_objects=job.boxes,
             micro_batch=batch,
             threads=threads,
             on_bad=self._bad.append,
@@ -69,7 +76,8 @@ class Encoder:
                 # One batch behind: a GPU has work while this waits for what it has finished.
                 rows[-1].codes = [column.cpu() for column in rows[-1].codes]
             # Not the batch itself: the images of a whole part would not fit into memory.
-            rows.append(_Rows(codes, batch.ids, batch.keys, batch.classes))
+            crops, boxes = self._places(batch)
+            rows.append(_Rows(codes, batch.ids, batch.keys, batch.classes, crops, boxes))
             self.progress.advance(len(batch))
         for record in self._bad:
             print(f"left out: {record['key']} in {record['shard']}: {record['error']}", flush=True)
@@ -95,6 +103,14 @@ class Encoder:
             codes = model.encode(torch.cat([view, missing]))
         return codes[: len(view)].to(torch.int32)
 
+    def _places(self, batch: Batch) -> tuple[np.ndarray | None, Boxes | None]:
+        """Where the views lie in their images, and the objects in the views, if that is stored."""
+        if not (self.job.coordinates or self.job.boxes):
+            return None, None
+        crops = self.job.views.crops(batch.crops.numpy(), batch.ids)
+        boxes = None if batch.objects is None else boxes_in_views(batch.objects, crops)
+        return crops.astype(np.float32) if self.job.coordinates else None, boxes
+
     def _waited(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The batches; the time spent waiting for them goes to the progress."""
         while True:
@@ -116,6 +132,9 @@ class Encoder:
             for number, model in enumerate(self.models)
         ]
         classes = [batch.classes for batch in rows if batch.classes is not None]
+        crops = [batch.crops for batch in rows if batch.crops is not None]
+        boxes = [batch.boxes for batch in rows if batch.boxes is not None]
+        no_crops = np.empty((0, len(self.job.views.names), 5), np.float32)
         return CodeShard(
             facts,
             codes=columns[0],
@@ -123,6 +142,8 @@ class Encoder:
             keys=[key for batch in rows for key in batch.keys],
             classes=_joined(classes, np.int32) if self.reader.has_classes else None,
             conditions=columns[1] if len(columns) > 1 else None,
+            crops=np.concatenate([no_crops, *crops]) if self.job.coordinates else None,
+            boxes=Boxes.join(boxes) if self.job.boxes else None,
         )
 
     def _stored(self, model: VQGAN, codes: list[Tensor]) -> np.ndarray:

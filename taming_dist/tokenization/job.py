@@ -35,6 +35,8 @@ class Job:
 
     Shard k holds the samples k * `shard_samples` and following, whatever the number of workers.
     `condition_model` encodes what the transformer is conditioned on, label maps for example.
+    `coordinates` and `boxes`: whether the shards also say where each view lies in its image, and
+    where the objects lie in each view.
     """
 
     model: VQGAN
@@ -46,6 +48,8 @@ class Job:
     out: Path
     prefix: str
     shard_samples: int
+    coordinates: bool = False
+    boxes: bool = False
 
     @cached_property
     def parts(self) -> list[Part]:
@@ -76,6 +80,10 @@ class Job:
                 "precision": self.precision,
             },
         }
+        # Named only where they are written: shards of before there were such columns stay valid.
+        for name in ("coordinates", "boxes"):
+            if getattr(self, name):
+                settings["preprocessing"][name] = True
         if self.condition_model is not None:
             settings["condition"] = {
                 "fingerprint": self.condition_model.fingerprint,

@@ -1,13 +1,15 @@
 """Which crops of an image are encoded: several views make up for the augmentation that codes lack.
 
 All views are cut from one centre square that the reader delivers, images and label maps alike.
+Where they were cut can be stored beside their codes.
 Ten crops (four corners and the centre, each also mirrored) from a slightly larger square are how
 class-conditional transformers on ImageNet are commonly trained.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,90 +20,125 @@ from taming_dist.errors import UserError
 ENLARGEMENT = 1.1
 
 
-class Views(Protocol):
-    """The views of a job: their `names`, the side of the `square` they are cut from, in pixels."""
+class Views(ABC):
+    """The views of a job: their `names`, their side `size` and that of the `square` they are cut
+    from, in pixels."""
 
     names: list[str]
-    square: int
+
+    def __init__(self, size: int, square: int) -> None:
+        self.size, self.square = size, square
+
+    @abstractmethod
+    def places(self, ids: Tensor) -> np.ndarray:
+        """Left and top of each view in its square, and 1 if it is mirrored: int64 [b, views, 3].
+
+        `ids` [b] are of the samples; a mirrored view is cut, then mirrored.
+        """
 
     def cut(self, squares: Tensor, ids: Tensor) -> Iterator[Tensor]:
         """Yield each view [b, ..., size, size] of squares [b, ..., square, square] of samples ids.
 
         Any leading dimensions after b; what is a label map is cut as its image is.
         """
-        ...
+        for places in self.places(ids).swapaxes(0, 1):
+            rows = zip(squares, places, strict=True)
+            yield torch.stack([self._crop(square, place) for square, place in rows])
+
+    def crops(self, squares: np.ndarray, ids: Tensor) -> np.ndarray:
+        """Where the views lie in their images, fp64 [b, views, 5].
+
+        Both `squares` [b, 5], which may not be mirrored, and the result are left, top, width,
+        height as shares of the image, and 1 if mirrored.
+        """
+        assert not squares[:, 4].any()
+        places = self.places(ids)
+        corners, extents = squares[:, None, :2], squares[:, None, 2:4]
+        starts = corners + extents * (places[..., :2] / self.square)
+        sides = np.broadcast_to(extents * (self.size / self.square), starts.shape)
+        # Rounding may not carry a view over the edge of its image.
+        shares = np.clip(np.concatenate([starts, sides], 2), 0, 1)
+        return np.concatenate([shares, places[..., 2:]], 2)
+
+    def _crop(self, squares: Tensor, place: np.ndarray) -> Tensor:
+        left, top, mirrored = place.tolist()
+        view = squares[..., top : top + self.size, left : left + self.size]
+        return view.flip(-1) if mirrored else view
 
 
-class Center:
+class _SameForAll(Views):
+    """Views whose place does not depend on the sample: `table` [views, 3], see `places`."""
+
+    table: list[tuple[int, int, int]]
+
+    def places(self, ids: Tensor) -> np.ndarray:
+        """See `Views`."""
+        table = np.array(self.table, np.int64)
+        return np.broadcast_to(table, (len(ids), *table.shape))
+
+    def cut(self, squares: Tensor, ids: Tensor) -> Iterator[Tensor]:
+        """See `Views`."""
+        for place in self.table:
+            yield self._crop(squares, np.array(place))
+
+
+class Center(_SameForAll):
     """The whole square."""
 
     names = ["center"]
+    table = [(0, 0, 0)]
 
     def __init__(self, size: int) -> None:
-        self.square = size
-
-    def cut(self, squares: Tensor, ids: Tensor) -> Iterator[Tensor]:
-        """See `Views`."""
-        yield squares
+        super().__init__(size, size)
 
 
-class Flip:
+class Flip(_SameForAll):
     """The whole square, and mirrored."""
 
     names = ["center", "flipped"]
+    table = [(0, 0, 0), (0, 0, 1)]
 
     def __init__(self, size: int) -> None:
-        self.square = size
-
-    def cut(self, squares: Tensor, ids: Tensor) -> Iterator[Tensor]:
-        """See `Views`."""
-        yield squares
-        yield squares.flip(-1)
+        super().__init__(size, size)
 
 
-class TenCrop:
+class TenCrop(_SameForAll):
     """Corners and centre of a square 1.1 times as large, then the same mirrored."""
 
-    places = ["top left", "top right", "bottom left", "bottom right", "center"]
-    names = places + [f"{place} flipped" for place in places]
+    _corners = ["top left", "top right", "bottom left", "bottom right", "center"]
+    names = _corners + [f"{corner} flipped" for corner in _corners]
 
     def __init__(self, size: int) -> None:
-        self.size, self.square = size, enlarged(size)
-
-    def cut(self, squares: Tensor, ids: Tensor) -> Iterator[Tensor]:
-        """See `Views`."""
+        super().__init__(size, enlarged(size))
         far = self.square - self.size
-        corners = [(0, 0), (0, far), (far, 0), (far, far), (far // 2, far // 2)]
+        corners = [(0, 0), (far, 0), (0, far), (far, far), (far // 2, far // 2)]
         # Mirrored, the left crop is the mirror image of the left crop, as its name says.
-        for mirrored in (False, True):
-            for top, left in corners:
-                view = squares[..., top : top + self.size, left : left + self.size]
-                yield view.flip(-1) if mirrored else view
+        self.table = [(left, top, mirrored) for mirrored in (0, 1) for left, top in corners]
 
 
-class RandomCrops:
+class RandomCrops(Views):
     """Crops at random places of a square 1.1 times as large, half of them mirrored.
 
     Place and mirroring are a function of the seed, the sample's id and the number of the view.
     """
 
     def __init__(self, size: int, count: int, seed: int) -> None:
-        self.size, self.square, self.seed = size, enlarged(size), seed
+        super().__init__(size, enlarged(size))
+        self.seed = seed
         self.names = [f"random {number} of seed {seed}" for number in range(count)]
 
-    def cut(self, squares: Tensor, ids: Tensor) -> Iterator[Tensor]:
+    def places(self, ids: Tensor) -> np.ndarray:
         """See `Views`."""
-        for number in range(len(self.names)):
-            rows = zip(squares, ids.tolist(), strict=True)
-            yield torch.stack([self._crop(square, number, sample) for square, sample in rows])
+        numbers = range(len(self.names))
+        found = [[self._place(number, sample) for number in numbers] for sample in ids.tolist()]
+        return np.array(found, np.int64).reshape(len(ids), len(self.names), 3)
 
-    def _crop(self, square: Tensor, number: int, sample: int) -> Tensor:
+    def _place(self, number: int, sample: int) -> tuple[int, int, int]:
         words = [int(w) for w in random_words(self.seed, PIXELS, number, sample, count=3)]
         places = self.square - self.size + 1
         # The high bits of a word scaled to the range: no division, no bias that could be seen.
         top, left = (word * places >> 64 for word in words[:2])
-        view = square[..., top : top + self.size, left : left + self.size]
-        return view.flip(-1) if words[2] >> 63 else view
+        return left, top, words[2] >> 63
 
 
 VIEWS = ("center", "flip", "ten-crop", "random")

@@ -16,6 +16,7 @@ from PIL import Image
 from taming_dist.data.code_shards import CodeShard, codes_dtype, write_codes_manifest
 from taming_dist.data.decoding import Filled
 from taming_dist.data.fetching import Ticket
+from taming_dist.data.objects import Boxes
 from taming_dist.data.reader import Reader
 from taming_dist.data.shards import ShardWriter
 from taming_dist.data.slots import Rows
@@ -90,9 +91,11 @@ class Codes:
         views: int = 1,
         classes: bool = True,
         conditions: int = 0,
+        places: bool = False,
         **facts: Any,
     ) -> CodeShard:
-        """`conditions`: the vocabulary of a second tokenizer, 0 for none."""
+        """`conditions`: the vocabulary of a second tokenizer, 0 for none. `places`: with
+        coordinates, and k modulo 3 objects of category k in sample k."""
         known: dict[str, Any] = {
             "vocab": cls.vocabulary,
             "tokenizer": {"fingerprint": "f" * 64},
@@ -104,6 +107,10 @@ class Codes:
         numbers = np.arange(rows.start * views, rows.stop * views).reshape(-1, views, 1, 1)
         codes = np.broadcast_to(numbers % cls.vocabulary, (len(rows), views, *cls.grid))
         second = np.broadcast_to(numbers % max(conditions, 1), (len(rows), views, 1, 2))
+        samples = numbers.reshape(-1)
+        shares = np.repeat(samples % 8 / 8, 5).astype(np.float32).reshape(len(rows), views, 5)
+        categories = np.repeat(samples, samples % 3).astype(np.int32)
+        boxes = np.repeat(categories % 8 / 8, 4).astype(np.float32).reshape(-1, 4)
         return CodeShard(
             known | facts,
             codes=codes.astype(codes_dtype(facts.get("vocab", cls.vocabulary))),
@@ -111,6 +118,8 @@ class Codes:
             keys=[f"k{row}" for row in rows],
             classes=np.array(rows, dtype=np.int32) if classes else None,
             conditions=second.astype(codes_dtype(conditions)) if conditions else None,
+            crops=shares if places else None,
+            boxes=Boxes(boxes, categories, np.cumsum(samples % 3)) if places else None,
         )
 
     @staticmethod
@@ -131,5 +140,5 @@ def codes() -> type[Codes]:
 
 @pytest.fixture
 def two_views(tmp_path: Path) -> Path:
-    shards = Codes.shard(range(20), views=2), Codes.shard(range(20, 27), views=2)
+    shards = [Codes.shard(r, views=2, places=True) for r in (range(20), range(20, 27))]
     return Codes.write(tmp_path / "codes", *shards)

@@ -1,4 +1,5 @@
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from taming_dist.errors import UserError
 
 
 def test_what_was_written_is_read_back(codes: Any, tmp_path: Path) -> None:
-    written = codes.shard(range(5), views=2, conditions=7)
+    written = codes.shard(range(5), views=2, conditions=7, places=True)
     entry = written.save(tmp_path / "a.tar")
     for read in (
         CodeShard.open(tmp_path / "a.tar"),
@@ -26,6 +27,52 @@ def test_what_was_written_is_read_back(codes: Any, tmp_path: Path) -> None:
             assert array.dtype == written.arrays[name].dtype
         assert list(read.keys) == written.keys
         assert read.verify() is None
+
+
+def test_a_shard_of_no_images_and_no_objects_is_read_back(codes: Any, tmp_path: Path) -> None:
+    entry = codes.shard(range(0), views=2, places=True).save(tmp_path / "a.tar")
+    shard = open_verified(tmp_path / "a.tar", entry)
+    assert shard.crops is not None
+    assert shard.boxes is not None
+    assert (shard.crops.shape, shard.boxes.places.shape) == ((0, 2, 5), (0, 4))
+
+
+@pytest.mark.parametrize(
+    ("column", "array", "fault"),
+    [
+        ("crops", np.zeros((5, 2, 4), np.float32), r"crop of shape \(5, 2, 4\)"),
+        ("crops", np.zeros((5, 2, 5)), "float64"),
+        ("crops", np.full((5, 2, 5), 1.5, np.float32), "crop outside of 0 .. 1"),
+        ("places", np.zeros((3, 4), np.float32), "box_class of shape"),
+        ("ends", np.zeros(5, np.int64), "box_ends of shape"),
+        ("ends", np.full(10, 9, np.int64), None),
+        ("ends", np.full(10, 8, np.int64), "box_ends that do not divide 9 boxes"),
+    ],
+)
+def test_columns_that_do_not_fit_together_are_refused(
+    codes: Any, tmp_path: Path, column: str, array: np.ndarray, fault: str | None
+) -> None:
+    shard = codes.shard(range(5), views=2, places=True)
+    if column == "crops":
+        changed = replace(shard, crops=array)
+    else:
+        changed = replace(shard, boxes=replace(shard.boxes, **{column: array}))
+    entry = changed.save(tmp_path / "a.tar")
+    if fault is None:
+        open_verified(tmp_path / "a.tar", entry)
+        return
+    with pytest.raises(UserError, match=fault):
+        open_verified(tmp_path / "a.tar", entry)
+
+
+def test_a_json_that_says_another_shape_is_refused(codes: Any, tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    codes.shard(range(5), views=2, places=True).save(path)
+    data = path.read_bytes()
+    assert data.count(b"    9,\n    4\n") == 1
+    path.write_bytes(data.replace(b"    9,\n    4\n", b"    8,\n    4\n"))
+    with pytest.raises(UserError, match=r"column boxes of shape \(9, 4\)"):
+        CodeShard.open(path)
 
 
 def test_codes_above_65536_are_stored_wider(codes: Any, tmp_path: Path) -> None:

@@ -76,6 +76,36 @@ def test_codes_of_a_condition_come_with_those_of_their_view(codes: Any, tmp_path
         assert batch.codes[:, 1, 2].tolist() == [int(id) % 32 for id in batch.ids]
 
 
+def test_coordinates_and_boxes_come_with_their_sample_if_they_are_asked_for(
+    codes: Any, tmp_path: Path
+) -> None:
+    shards = [codes.shard(rows, views=2, places=True) for rows in (range(6), range(6, 9))]
+    dataset = CodeDataset.open(str(codes.write(tmp_path / "c", *shards)))
+    for batch in islice(CodeReader(dataset, lanes=3, micro_batch=3).batches(), 2):
+        assert (batch.crops, batch.boxes, batch.box_classes, batch.box_ends) == (None,) * 4
+    reader = CodeReader(dataset, lanes=3, micro_batch=3, columns=["crop", "boxes"])
+    for batch in islice(reader.batches(), 20):
+        batch = batch.to("cpu")
+        assert batch.crops is not None
+        assert batch.boxes is not None
+        assert batch.box_classes is not None
+        assert batch.box_ends is not None
+        ids = batch.ids.tolist()
+        assert batch.crops.tolist() == [[id % 8 / 8] * 5 for id in ids]
+        expected = [[id] * (id % 3) for id in ids]
+        found = batch.box_classes.tensor_split(batch.box_ends[:-1])
+        assert [part.tolist() for part in found] == expected
+        assert batch.boxes.tolist() == [[id % 8 / 8] * 4 for id in sum(expected, [])]
+        assert len(batch.boxes) == batch.box_ends[-1]
+
+
+def test_columns_that_the_shards_do_not_have_are_refused(codes: Any, tmp_path: Path) -> None:
+    dataset = CodeDataset.open(str(codes.write(tmp_path / "codes", codes.shard(range(9)))))
+    for column, option in (("crop", "--coordinates"), ("boxes", "--boxes")):
+        with pytest.raises(UserError, match=f"codes have no column {column}: .* with {option}"):
+            CodeReader(dataset, micro_batch=8, columns=[column])
+
+
 def test_a_gathering_of_many_batches_changes_no_batch(
     two_views: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +149,7 @@ def test_shards_are_opened_when_needed_and_few_stay_open(
         ({"views": 2}, "views is"),
         ({"classes": False}, "only one of .*000000.* and .*00000[01].* has a column cls"),
         ({"conditions": 4}, "condition is|has a column cond"),
+        ({"places": True}, "has a column crop"),
     ],
 )
 def test_shards_that_do_not_agree_are_refused(

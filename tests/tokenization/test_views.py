@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -36,6 +37,27 @@ def test_ten_crops_are_corners_and_centre_and_their_mirror_images() -> None:
     assert torch.equal(cut["bottom right"], images[..., -SIZE:, -SIZE:])
     assert torch.equal(cut["bottom right flipped"], cut["bottom right"].flip(-1))
     assert torch.equal(cut["center"], images[..., 1:-1, 1:-1])
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_crop_tells_where_its_view_lies_in_the_image(name: str) -> None:
+    """Of an image whose pixels are their own places, 60 wide and 44 high, the square being all of
+    its height and starting at 10 pixels."""
+    views = build_views(name, SIZE, 5, 0)
+    scale = 44 / views.square
+    middles = (torch.arange(views.square) + 0.5) * scale
+    across, down = torch.meshgrid((10 + middles) / 60, middles / 44, indexing="xy")
+    places = torch.stack([across, down]).double().expand(2, -1, -1, -1)
+    crops = views.crops(np.array([[10 / 60, 0, 44 / 60, 1, 0]] * 2), IDS)
+    assert crops.shape == (2, len(views.names), 5)
+    half = scale * torch.tensor([0.5 / 60, 0.5 / 44])
+    for number, view in enumerate(views.cut(places, IDS)):
+        for row, (left, top, width, height, mirrored) in enumerate(crops[:, number].tolist()):
+            first, last = view[row, :, 0, 0], view[row, :, -1, -1]
+            low, high = torch.minimum(first, last) - half, torch.maximum(first, last) + half
+            assert low.tolist() == pytest.approx([left, top], abs=1e-6)
+            assert high.tolist() == pytest.approx([left + width, top + height], abs=1e-6)
+            assert bool(first[0] > last[0]) == bool(mirrored)
 
 
 def test_random_crops_depend_on_seed_sample_and_number_only() -> None:
