@@ -250,9 +250,15 @@ class Reader(Batching):
 
 
 def to_host(values: np.ndarray) -> torch.Tensor:
-    """A copy that a GPU can fetch while the CPU goes on: pinned, where there is a GPU."""
-    source = torch.from_numpy(values)
-    return torch.empty_like(source, pin_memory=torch.cuda.is_available()).copy_(source)
+    """A copy that a GPU can fetch while the CPU goes on: pinned, where there is a GPU.
+
+    numpy copies in this thread; torch's own would first have to wake up and find free cores.
+    """
+    if not torch.cuda.is_available():
+        return torch.from_numpy(values.copy())
+    pinned = torch.empty(values.shape, dtype=torch.from_numpy(values).dtype, pin_memory=True)
+    np.copyto(pinned.numpy(), values)
+    return pinned
 
 
 def check_columns(columns: Sequence[str], dataset: Dataset) -> tuple[str, ...]:
