@@ -16,7 +16,7 @@ from typing import Any
 
 from taming_dist.data.faults import BrokenData
 from taming_dist.data.fetching import Shards, Ticket, fetch
-from taming_dist.data.images import MAP_COLUMNS, Preprocess, decode
+from taming_dist.data.images import MAP_COLUMNS, Channels, Preprocess, Scratch, decode
 from taming_dist.data.loader import Plan, prefetched
 from taming_dist.data.manifest import Dataset
 from taming_dist.data.objects import Boxes, objects_of
@@ -125,9 +125,11 @@ class Decoder:
 
     def decode(self, files: Files, id: int, epoch: int, rows: Rows, row: int) -> None:
         """Decode the files of one sample into a row; `BrokenData` if they cannot be."""
-        pixels = decode(_image_of(files))
+        words = self.preprocess.words(self.plan.seed, epoch, id)
+        channels: Channels = "BGR" if self.preprocess.flips(words) else "RGB"
+        pixels = decode(_image_of(files), channels=channels, scratch=self._scratch)
         height, width = pixels.shape[:2]
-        view = self.preprocess.view(height, width, self.plan.seed, epoch, id)
+        view = self.preprocess.view(height, width, words)
         view.cut(pixels, rows.images[row])
         rows.crops[row] = view.crop(height, width)
         for name in self.columns:
@@ -142,6 +144,10 @@ class Decoder:
     @cached_property
     def _shards(self) -> Shards:
         return Shards(self.dataset)
+
+    @cached_property
+    def _scratch(self) -> Scratch:
+        return Scratch()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import io
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import simplejpeg
@@ -41,21 +42,37 @@ def as_broken_data(what: str) -> Iterator[None]:
         raise BrokenData(f"the {what} cannot be decoded ({error})") from error
 
 
+Channels = Literal["RGB", "BGR"]
+
+
+class Scratch(threading.local):
+    """Memory of each thread for the pixels of one image: used again, it stays in the cache."""
+
+    def __init__(self) -> None:
+        self.pixels = np.empty(2**22, dtype=np.uint8)  # larger images would not stay there
+
+
 @as_broken_data("image")
-def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Decode a JPEG, PNG or WebP to RGB, uint8 [h, w, 3].
+def decode(
+    data: bytes,
+    max_pixels: int = MAX_PIXELS,
+    channels: Channels = "RGB",
+    scratch: Scratch | None = None,
+) -> np.ndarray:
+    """Decode a JPEG, PNG or WebP to uint8 [h, w, 3], in `scratch` if that is given and fits.
 
     Raises `BrokenData` if the bytes are no such image, are cut, have more than `max_pixels`
     pixels, or more than 8 bits per channel (which a conversion would clip).
     """
-    pixels = _decode_jpeg(data, max_pixels) if data[:2] == JPEG_MAGIC else None
+    pixels = _decode_jpeg(data, max_pixels, channels, scratch) if data[:2] == JPEG_MAGIC else None
     if pixels is not None:
         return pixels
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         _check_size(image.width, image.height, max_pixels)
         if image.mode[0] in "IF":
             raise BrokenData(f"pixels of mode {image.mode}: only 8 bits are read")
-        return np.array(image.convert("RGB"))
+        pixels = np.array(image.convert("RGB"))
+        return pixels if channels == "RGB" else np.ascontiguousarray(pixels[..., ::-1])
 
 
 @as_broken_data("label map")
@@ -83,14 +100,18 @@ def _decode_map(data: bytes, modes: Sequence[str], needed: str, max_pixels: int)
         return np.array(image)
 
 
-def _decode_jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
+def _decode_jpeg(
+    data: bytes, max_pixels: int, channels: Channels, scratch: Scratch | None
+) -> np.ndarray | None:
     """None where Pillow has to try: CMYK, and files that are only nearly JPEG."""
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         _check_size(width, height, max_pixels)
         if colorspace not in ("YCbCr", "RGB", "Gray"):
             return None
-        return simplejpeg.decode_jpeg(data, colorspace="RGB")
+        fits = scratch is not None and 3 * height * width <= len(scratch.pixels)
+        buffer = scratch.pixels if scratch is not None and fits else None
+        return simplejpeg.decode_jpeg(data, colorspace=channels, buffer=buffer)
     except ValueError:
         return None
 
@@ -144,7 +165,8 @@ class View:
     ) -> None:
         """Write this view of `pixels` [h, w(, c)] to `out` [size, size(, c)].
 
-        Resizing all of the image and cutting from it gives the same, but for rounding.
+        A flipped view is read backwards, channels too: give them as BGR to get RGB. Resizing all of
+        the image and cutting from it gives the same, but for rounding.
         """
         left, top, size = round(self.left), round(self.top), self.size
         if (left, top, size, size) == (self.left, self.top, self.width, self.height):
@@ -154,14 +176,20 @@ class View:
             # Rounding may not carry the box over the edge, which Pillow refuses.
             box = (self.left, self.top, min(right, pixels.shape[1]), min(bottom, pixels.shape[0]))
             square = np.asarray(Image.fromarray(pixels).resize((size, size), method, box))
-        if not self.flipped:
-            out[...] = square
-        elif out.ndim == 2:
-            out[...] = square[:, ::-1]
+        if self.flipped:
+            copy_backwards(square, out)
         else:
-            # Channel by channel: numpy copies reversed pixels of 3 bytes at a sixth of the speed.
-            for channel in range(out.shape[2]):
-                out[..., channel] = square[:, ::-1, channel]
+            out[...] = square
+
+
+def copy_backwards(pixels: np.ndarray, out: np.ndarray) -> None:
+    """Copy [h, w(, c)] so that what follows the first axis stands in reverse order."""
+    rows = np.ascontiguousarray(pixels).reshape(len(pixels), -1)  # so that words are aligned
+    target = out.reshape(len(out), -1)
+    if rows.itemsize == 1 and rows.shape[1] % 8 == 0:
+        # Eight bytes at a time, the other end first: 2.5 times as fast as one by one.
+        rows, target = rows.view("<u8"), target.view(">u8")
+    target[...] = rows[:, ::-1]
 
 
 @dataclass(frozen=True)
@@ -286,8 +314,15 @@ class Preprocess:
         if self.size < 1:
             raise UserError(f"data.size is {self.size} but must be at least 1")
 
-    def view(self, height: int, width: int, seed: int, epoch: int, sample: int) -> View:
-        """The view of an image of this size; a function of the arguments, nothing else."""
-        words = random_words(seed, PIXELS, epoch, sample, count=NUM_WORDS).tolist()
+    def words(self, seed: int, epoch: int, sample: int) -> list[int]:
+        """The random words of a sample; a function of the arguments, nothing else."""
+        return random_words(seed, PIXELS, epoch, sample, count=NUM_WORDS).tolist()
+
+    def flips(self, words: Sequence[int]) -> bool:
+        """Whether the view that these words give is flipped."""
+        return self.flip and bool(words[2] >> 63)
+
+    def view(self, height: int, width: int, words: Sequence[int]) -> View:
+        """The view of an image of this size that these words give."""
         box = self.crop.box(height, width, self.size, words)
-        return View(*box, self.size, self.flip and bool(words[2] >> 63))
+        return View(*box, self.size, self.flips(words))

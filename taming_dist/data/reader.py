@@ -153,13 +153,13 @@ class Batching:
             )
 
     def batch(self, keys: list[str], rows: Rows, has_classes: bool) -> Batch:
-        """A copy of the first rows, as many as there are keys."""
+        """The first rows, as many as there are keys; maps and images without a copy on a CPU."""
         count = len(keys)
-        maps = {name: to_host(values[:count]) for name, values in rows.maps.items()}
+        maps = {name: fetchable(values[:count]) for name, values in rows.maps.items()}
         depth = maps.get("depth.png")
         return Batch(
-            images=to_host(rows.images[:count]).permute(0, 3, 1, 2),
-            classes=to_host(rows.classes[:count]) if has_classes else None,
+            images=fetchable(rows.images[:count]).permute(0, 3, 1, 2),
+            classes=fetchable(rows.classes[:count].copy()) if has_classes else None,
             segmentations=maps.get("seg.png"),
             depth=None if depth is None else depth[:, None],
             keys=keys,
@@ -243,19 +243,19 @@ class Reader(Batching):
                     yield batch
 
     def _account(self, filled: Filled, rows: Rows) -> Batch:
-        """Report what is bad, and copy what is good."""
+        """Report what is bad, and make a batch of what is good."""
         self.count(filled.asked, filled.bad)
         batch = self.batch(filled.keys, rows, self.has_classes)
         return replace(batch, objects=filled.objects) if self.decoder.with_objects else batch
 
 
-def to_host(values: np.ndarray) -> torch.Tensor:
-    """A copy that a GPU can fetch while the CPU goes on: pinned, where there is a GPU.
+def fetchable(values: np.ndarray) -> torch.Tensor:
+    """A tensor of these values; where there is a GPU a pinned copy, to be fetched meanwhile.
 
     numpy copies in this thread; torch's own would first have to wake up and find free cores.
     """
     if not torch.cuda.is_available():
-        return torch.from_numpy(values.copy())
+        return torch.from_numpy(values)
     pinned = torch.empty(values.shape, dtype=torch.from_numpy(values).dtype, pin_memory=True)
     np.copyto(pinned.numpy(), values)
     return pinned

@@ -26,6 +26,17 @@ class Rows:
     ids: np.ndarray
     crops: np.ndarray
 
+    def arrays(self) -> list[np.ndarray]:
+        """All of them."""
+        return [self.images, *self.maps.values(), self.classes, self.ids, self.crops]
+
+    def copy(self) -> "Rows":
+        """The same values in memory of their own."""
+        maps = {name: values.copy() for name, values in self.maps.items()}
+        return Rows(
+            self.images.copy(), maps, self.classes.copy(), self.ids.copy(), self.crops.copy()
+        )
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -66,10 +77,7 @@ class Layout:
 
 
 class Slots:
-    """Buffers for `count` batches in memory that another process can map by its `descriptor`.
-
-    Batch number n uses slot n mod count: the two processes agree when it is free again.
-    """
+    """Buffers for `count` batches in memory that another process can map by its `descriptor`."""
 
     def __init__(self, layout: Layout, count: int, descriptor: int | None = None) -> None:
         if descriptor is None:
@@ -78,13 +86,15 @@ class Slots:
         self.descriptor = descriptor
         view = memoryview(mmap.mmap(descriptor, layout.bytes * count))
         starts = range(0, layout.bytes * count, layout.bytes)
-        self._rows = [layout.rows(view[start : start + layout.bytes]) for start in starts]
+        self._layout = layout
+        self._buffers = [view[start : start + layout.bytes] for start in starts]
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._buffers)
 
     def __getitem__(self, number: int) -> Rows:
-        return self._rows[number % len(self._rows)]
+        """Arrays made anew, so that who holds them can be told from who held those before."""
+        return self._layout.rows(self._buffers[number])
 
 
 def _nameless_file() -> int:

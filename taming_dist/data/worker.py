@@ -1,8 +1,9 @@
 """The process that decodes for one rank: threads there do not slow the trainer's Python down.
 
-Parent and child share a pipe and the memory of some slots. The child writes batch n to slot
-n mod slots and sends n with what it wrote; the parent answers when it has copied it, which frees
-the slot. Either notices the other's end by the end of the pipe: nothing hangs, nothing stays.
+Parent and child share a pipe and the memory of some slots. The child writes a batch to a free slot
+and sends the numbers of both with what it wrote; the parent lends the arrays in the slot to the
+trainer, without a copy, and sends the slot's number back when nobody holds them any more. Either
+notices the other's end by the end of the pipe: nothing hangs, nothing stays.
 """
 
 import json
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import traceback
+import weakref
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +21,8 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from threading import Lock
 from typing import TypeVar
+
+import numpy as np
 
 from taming_dist.data.decoding import READING_THREADS, Decoder, Filled
 from taming_dist.data.fetching import Ticket
@@ -31,6 +35,7 @@ Kept = TypeVar("Kept")
 PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 START = "import sys, json; sys.path = json.loads(sys.argv[1]); from {} import main; main()"
 PARENT_CHECK_S = 2.0
+LENT = 2  # batches: a loop still holds the one before when it asks for the next
 
 
 class WorkerDied(RuntimeError):
@@ -53,27 +58,34 @@ def decode_in_process(
 ) -> Generator[Kept, None, None]:
     """Yield `keep(filled, rows)` of the endless batches of training, decoded in another process.
 
-    `keep` has to copy the rows: they are written to again. Raises what the child raised; an
-    error of its code, with its traceback, as `RuntimeError`; `WorkerDied` if it was killed.
+    `keep` may return arrays of the rows as they are: they are written to again when they are
+    dropped. Raises what the child raised; an error of its code, with its traceback, as
+    `RuntimeError`; `WorkerDied` if it was killed.
     """
-    slots = Slots(decoder.layout, threads + 2)
+    slots = Slots(decoder.layout, threads + 2 + LENT)
+    loans = Loans(slots)
     ours, theirs = Pipe()
     process = start_child(theirs, slots)
     theirs.close()
     os.close(slots.descriptor)
+
+    def kept(filled: Filled, slot: int) -> Kept:
+        result = keep(filled, loans.lend(slot))
+        for free in loans.returned():
+            ours.send(free)
+        return result
+
     try:
         ours.send(Task(decoder, from_sample, threads, len(slots), os.getpid()))
-        arrived: dict[int, Filled | Exception] = {}
+        arrived: dict[int, tuple[int, Filled | Exception]] = {}
         for number in count():
             while number not in arrived:
-                index, message = ours.recv()
-                arrived[index] = message
-            filled = arrived.pop(number)
+                index, slot, message = ours.recv()
+                arrived[index] = slot, message
+            slot, filled = arrived.pop(number)
             if isinstance(filled, Exception):
                 raise filled
-            kept = keep(filled, slots[number])
-            ours.send(number)
-            yield kept
+            yield kept(filled, slot)  # no name here: it would keep the batch alive
     except (EOFError, ConnectionError) as error:
         raise WorkerDied(
             f"the process that decodes images ended with code {process.wait()} "
@@ -83,6 +95,32 @@ def decode_in_process(
         ours.close()
         process.kill()
         process.wait()
+
+
+class Loans:
+    """Which slots are full: those whose arrays the consumer, or a view of them, still refers to."""
+
+    def __init__(self, slots: Slots) -> None:
+        self._slots = slots
+        self._lent: dict[int, list[weakref.ref[np.ndarray]]] = {}
+
+    def lend(self, slot: int) -> Rows:
+        """The rows of a full slot; copies if `LENT` are held: the child needs the others."""
+        rows = self._slots[slot]
+        held = sum(map(_is_held, self._lent.values()))
+        self._lent[slot] = [weakref.ref(array) for array in rows.arrays()]
+        return rows if held < LENT else rows.copy()
+
+    def returned(self) -> list[int]:
+        """The slots that are free again since the last call."""
+        free = [slot for slot, arrays in self._lent.items() if not _is_held(arrays)]
+        for slot in free:
+            del self._lent[slot]
+        return free
+
+
+def _is_held(arrays: list[weakref.ref[np.ndarray]]) -> bool:
+    return any(array() is not None for array in arrays)
 
 
 def start_child(connection: Connection, slots: Slots) -> subprocess.Popen[bytes]:
@@ -103,6 +141,8 @@ def start_child(connection: Connection, slots: Slots) -> subprocess.Popen[bytes]
 
 def main() -> None:
     """The child: decode until the parent is gone or wants no more."""
+    if hasattr(os, "SCHED_BATCH"):  # Linux: when it is woken it waits for the trainer to pause
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     connection, descriptor = Connection(int(sys.argv[2])), int(sys.argv[3])
     try:
         task: Task = connection.recv()
@@ -124,39 +164,40 @@ class Child:
         """Decode until the parent closes the pipe, which raises EOFError."""
         task = self._task
         decoding = ThreadPoolExecutor(task.threads)
+        free = list(range(len(self._slots)))
         number = 0
         try:
             batches = task.decoder.training(task.from_sample, ThreadPoolExecutor(READING_THREADS))
             for number, tickets in enumerate(batches):
-                if number >= len(self._slots):
-                    self._wait_for_parent()
-                decoding.submit(self._decode, number, tickets)
+                slot = free.pop() if free else self._wait_for_slot()
+                decoding.submit(self._decode, number, slot, tickets)
         except Exception as error:
             if isinstance(error, (EOFError, ConnectionError)):
                 raise
-            self._send(number, portable(error))
+            self._send(number, 0, portable(error))
         while True:
-            self._wait_for_parent()
+            self._wait_for_slot()
 
-    def _decode(self, number: int, tickets: Iterable[Ticket]) -> None:
+    def _decode(self, number: int, slot: int, tickets: Iterable[Ticket]) -> None:
         try:
-            filled = self._task.decoder.fill(tickets, self._slots[number], replace=True)
+            filled = self._task.decoder.fill(tickets, self._slots[slot], replace=True)
         except Exception as error:
-            self._send(number, portable(error))
+            self._send(number, slot, portable(error))
         else:
-            self._send(number, filled)
+            self._send(number, slot, filled)
 
-    def _send(self, number: int, message: Filled | Exception) -> None:
+    def _send(self, number: int, slot: int, message: Filled | Exception) -> None:
         with self._sending:
-            self._connection.send((number, message))
+            self._connection.send((number, slot, message))
 
-    def _wait_for_parent(self) -> None:
-        """Wait until the parent has emptied one more slot."""
+    def _wait_for_slot(self) -> int:
+        """Wait until the parent gives a slot back, and take it."""
         while not self._connection.poll(PARENT_CHECK_S):
             # A process that the parent forked may hold the pipe open beyond its end.
             if os.getppid() != self._task.parent:
                 raise EOFError
-        self._connection.recv()
+        slot: int = self._connection.recv()
+        return slot
 
 
 def portable(error: Exception) -> Exception:

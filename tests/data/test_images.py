@@ -12,6 +12,8 @@ from taming_dist.data.images import (
     Preprocess,
     RandomCrop,
     RandomResizedCrop,
+    Scratch,
+    copy_backwards,
     decode,
     decode_depth,
     decode_labels,
@@ -60,6 +62,28 @@ def test_label_maps_keep_their_numbers() -> None:
         decode_labels(encode(Image.fromarray(PIXELS), "PNG"))
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_channels_come_in_the_order_asked_for_and_scratch_memory_is_used_again(kind: str) -> None:
+    data, scratch = encode(Image.fromarray(PIXELS), kind), Scratch()
+    expected = decode(data)
+    for channels in ("RGB", "BGR", "RGB"):
+        found = decode(data, channels=channels, scratch=scratch)
+        assert np.array_equal(found, expected if channels == "RGB" else expected[..., ::-1])
+        assert np.shares_memory(found, scratch.pixels) == (kind == "JPEG")
+    large = encode(Image.new("RGB", (2000, 1000), (9, 9, 9)), "JPEG")
+    assert not np.shares_memory(decode(large, scratch=scratch), scratch.pixels)
+
+
+@pytest.mark.parametrize("width", [8, 7])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_rows_are_copied_backwards(width: int, dtype: type[np.generic]) -> None:
+    for pixels in (PIXELS[:, 3 : 3 + width], PIXELS[:, 3 : 3 + width, 0]):
+        pixels = pixels.astype(dtype) if dtype is np.float32 else pixels
+        out = np.empty(pixels.shape, dtype)
+        copy_backwards(pixels, out)
+        assert np.array_equal(out, pixels[:, ::-1, ::-1] if pixels.ndim == 3 else pixels[:, ::-1])
+
+
 def test_the_short_side_is_resized_only_if_it_differs() -> None:
     assert resize_short_side(PIXELS, 12) is PIXELS
     assert resize_short_side(PIXELS, 6).shape == (6, 10, 3)
@@ -68,9 +92,10 @@ def test_the_short_side_is_resized_only_if_it_differs() -> None:
 
 def cut(preprocess: Preprocess, pixels: np.ndarray, *place: int, column: str = "") -> np.ndarray:
     """The view of `pixels` that (seed, epoch, sample) gives."""
-    view = preprocess.view(*pixels.shape[:2], *place)
+    view = preprocess.view(*pixels.shape[:2], preprocess.words(*place))
     out = np.empty((view.size, view.size, *pixels.shape[2:]), dtype=pixels.dtype)
-    view.cut(pixels, out, MAP_COLUMNS[column].method if column else Image.Resampling.LANCZOS)
+    stored = pixels[..., ::-1] if view.flipped and pixels.ndim == 3 else pixels
+    view.cut(stored, out, MAP_COLUMNS[column].method if column else Image.Resampling.LANCZOS)
     return out
 
 
@@ -112,7 +137,8 @@ def test_image_label_map_and_depth_are_cut_and_flipped_alike(crop: Crop) -> None
 
 def test_resized_crops_keep_to_their_scale_and_ratio_and_stay_inside() -> None:
     crop = RandomResizedCrop(scale=(0.2, 0.6), ratio=(0.5, 2.0))
-    views = [Preprocess(8, crop).view(90, 120, 0, 0, sample) for sample in range(300)]
+    preprocess = Preprocess(8, crop)
+    views = [preprocess.view(90, 120, preprocess.words(0, 0, id)) for id in range(300)]
     shares = np.array([view.width * view.height / (90 * 120) for view in views])
     ratios = np.array([view.width / view.height for view in views])
     assert 0.19 < shares.min() < 0.23 < 0.55 < shares.max() < 0.61
@@ -122,7 +148,8 @@ def test_resized_crops_keep_to_their_scale_and_ratio_and_stay_inside() -> None:
 
 
 def test_a_shape_that_never_fits_falls_back_to_the_centre() -> None:
-    view = Preprocess(8, RandomResizedCrop((1.0, 1.0), (3.0, 4.0))).view(20, 30, 0, 0, 0)
+    preprocess = Preprocess(8, RandomResizedCrop((1.0, 1.0), (3.0, 4.0)))
+    view = preprocess.view(20, 30, preprocess.words(0, 0, 0))
     assert (view.left, view.top, view.width, view.height) == (5.0, 0, 20, 20)
 
 

@@ -17,7 +17,7 @@ import torch
 from taming_dist.data.images import Preprocess, RandomCrop
 from taming_dist.data.manifest import resolve
 from taming_dist.data.reader import Reader
-from taming_dist.data.worker import PARENTS_SIGNALS, WorkerDied
+from taming_dist.data.worker import LENT, PARENTS_SIGNALS, WorkerDied
 from taming_dist.errors import UserError
 
 Write = Callable[..., Path]
@@ -178,3 +178,12 @@ def test_a_mistake_of_the_user_arrives_as_it_is_and_a_bug_with_its_place(
     with pytest.raises(RuntimeError, match=r"decoding\.py(.|\n)*int\(\) argument must be"):
         next(source.batches())
     assert workers(os.getpid()) == []
+
+
+def test_batches_come_without_a_copy_and_their_memory_is_used_again_once_they_are_dropped(
+    shards: Path,
+) -> None:
+    places = [batch.images.data_ptr() for batch in islice(reader(shards).batches(), 40)]
+    assert len(set(places)) <= 2 + 2 + LENT  # threads, two batches ahead, and those lent
+    kept = list(islice(reader(shards).batches(), 40))
+    assert len({batch.images.data_ptr() for batch in kept}) == 40
