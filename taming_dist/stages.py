@@ -30,6 +30,7 @@ from taming_dist.models.transformer import Transformer, TransformerConfig
 from taming_dist.models.vqgan import VQGAN
 from taming_dist.recipes.first_stage import FirstStageRecipe
 from taming_dist.recipes.label_maps import LabelMapLossConfig, LabelMapRecipe
+from taming_dist.recipes.setup import Setup
 from taming_dist.recipes.transformer import TransformerRecipe
 from taming_dist.recipes.vqgan import VQGANRecipe
 from taming_dist.training.clock import Clock
@@ -81,21 +82,6 @@ class FirstStage:
     def build_recipe(self, world: World, accumulation: int) -> FirstStageRecipe:
         raise NotImplementedError
 
-    def _settings(self, world: World, accumulation: int) -> dict[str, Any]:
-        """What every recipe of stage 1 is given."""
-        config = self.config
-        return {
-            "model": config.model,
-            "loss": config.loss,
-            "optim": config.optim,
-            "engine": config.engine,
-            "world": world,
-            "micro_batch": config.data.micro_batch,
-            "accumulation": accumulation,
-            "seed": config.run.seed,
-            "initial": self.initial,
-        }
-
 
 class VQGANStage(FirstStage):
     """With the losses of the paper: photographs, depth maps."""
@@ -106,15 +92,18 @@ class VQGANStage(FirstStage):
         return data
 
     def build_recipe(self, world: World, accumulation: int) -> VQGANRecipe:
-        settings = self._settings(world, accumulation)
-        return VQGANRecipe(**settings, initial_discriminator=self.initial_discriminator)
+        config = self.config
+        setup = recipe_setup(config, world, accumulation)
+        initial = (self.initial, self.initial_discriminator)
+        return VQGANRecipe(config.model, config.loss, setup, *initial)
 
 
 class LabelMapStage(FirstStage):
     """One channel per class, cross-entropy, no discriminator."""
 
     def build_recipe(self, world: World, accumulation: int) -> LabelMapRecipe:
-        return LabelMapRecipe(**self._settings(world, accumulation))
+        setup = recipe_setup(self.config, world, accumulation)
+        return LabelMapRecipe(self.config.model, self.config.loss, setup, self.initial)
 
 
 class TransformerStage:
@@ -147,19 +136,8 @@ class TransformerStage:
         return join(train, val, shown, val_set.num_samples, here, accumulation)
 
     def build_recipe(self, world: World, accumulation: int) -> TransformerRecipe:
-        config = self.config
-        return TransformerRecipe(
-            self.model,
-            config.loss,
-            config.optim,
-            config.engine,
-            world,
-            config.data.micro_batch,
-            accumulation,
-            config.run.seed,
-            self.decoder,
-            self.initial,
-        )
+        setup = recipe_setup(self.config, world, accumulation)
+        return TransformerRecipe(self.model, self.config.loss, setup, self.decoder, self.initial)
 
     def _load_decoder(self) -> VQGAN | None:
         """The VQGAN that wrote the codes, without its encoder."""
@@ -174,6 +152,12 @@ class TransformerStage:
             )
         del vqgan.encoder
         return vqgan
+
+
+def recipe_setup(config: Config, world: World, accumulation: int) -> Setup:
+    """What the recipes of both stages are given beside model and loss."""
+    batch, seed = config.data.micro_batch, config.run.seed
+    return Setup(config.optim, config.engine, world, batch, accumulation, seed)
 
 
 def open_training(data: ImagesConfig, **settings: Any) -> Reader | StreamingReader:

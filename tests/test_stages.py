@@ -19,12 +19,14 @@ from taming_dist.data.reader import ImagesConfig, Reader
 from taming_dist.data.shards import ShardWriter
 from taming_dist.data.streaming import StreamingReader
 from taming_dist.engine.checkpoint import Checkpoints
+from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.world import World
 from taming_dist.errors import UserError
 from taming_dist.models.discriminators import PatchGAN, PatchGANConfig
 from taming_dist.models.transformer import Transformer, TransformerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
-from taming_dist.recipes import transformer as recipes_transformer
+from taming_dist.recipes.setup import Setup
+from taming_dist.recipes.transformer import TokenLossConfig, TransformerRecipe
 from taming_dist.recipes.vqgan import VQGANLossConfig
 from taming_dist.stages import (
     discriminator_weights,
@@ -32,6 +34,7 @@ from taming_dist.stages import (
     open_training,
     resolve_images,
 )
+from taming_dist.training.optimization import OptimConfig
 
 QUANTIZER = {"name": "vector", "codes": 12, "dim": 4, "legacy": True}
 HERE = World(0, 1, 0, torch.device("cpu"))
@@ -97,19 +100,10 @@ def test_a_transformer_starts_from_the_weights_of_the_export(
     model.save_pretrained(tmp_path / "export")
     initial = initial_weights(starting_from(tmp_path / "export"), tmp_path, Transformer, gpt())
     monkeypatch.setattr(
-        recipes_transformer, "Engine", lambda network, *_: SimpleNamespace(module=network)
+        "taming_dist.recipes.setup.Engine", lambda network, *_: SimpleNamespace(module=network)
     )
-    recipe = recipes_transformer.TransformerRecipe(
-        gpt(),
-        recipes_transformer.TokenLossConfig(),
-        recipes_transformer.OptimConfig(lr=1e-3),
-        recipes_transformer.EngineConfig(),
-        HERE,
-        micro_batch=1,
-        accumulation=1,
-        seed=0,
-        initial=initial,
-    )
+    setup = Setup(OptimConfig(lr=1e-3), EngineConfig(), HERE, micro_batch=1)
+    recipe = TransformerRecipe(gpt(), TokenLossConfig(), setup, initial=initial)
     network = recipe.transformer.module
     for name, value in model.state_dict().items():
         assert torch.equal(network.state_dict()[name], value), name

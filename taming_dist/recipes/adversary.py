@@ -9,9 +9,6 @@ import torch
 from omegaconf import MISSING
 from torch import Tensor, nn
 
-from taming_dist.engine.settings import EngineConfig
-from taming_dist.engine.world import World
-from taming_dist.engine.zero import Engine
 from taming_dist.errors import UserError
 from taming_dist.losses.adversarial import GAN_LOSSES, gradient_penalty, lecam
 from taming_dist.losses.augmentation import DRAWS, POLICIES, diffaug
@@ -24,8 +21,9 @@ from taming_dist.models.discriminators import (
     track_statistics,
 )
 from taming_dist.recipes.adaptive import ADAPTIVE
+from taming_dist.recipes.setup import Setup
 from taming_dist.training.clock import Clock
-from taming_dist.training.optimization import OptimConfig, mix
+from taming_dist.training.optimization import mix
 from taming_dist.training.recipe import Scalars
 
 ORDERS = ("reused", "updated")
@@ -112,26 +110,20 @@ class Adversary:
         self,
         network: nn.Module,
         loss: VQGANLossConfig,
-        optim: OptimConfig,
-        engine: EngineConfig,
-        world: World,
-        micro_batch: int,
-        accumulation: int,
-        seed: int,
+        setup: Setup,
         features: nn.Module | None = None,
     ) -> None:
         """`network` is what is trained; it reads images, or the frozen `features` of them."""
-        self.loss, self.world, self.seed = loss, world, seed
+        self.loss, self.setup, self.world = loss, setup, setup.world
         self.gan = GAN_LOSSES[loss.gan]
-        self.features = nn.Identity() if features is None else features.to(world.device)
-        self.batch = micro_batch, accumulation
-        average = world.average()
+        self.features = nn.Identity() if features is None else features.to(self.world.device)
+        average = self.world.average()
         if average is not None:
             average_statistics(network, average)
         if loss.r1_weight > 0:  # ZeRO-3 lets go of the weights before they are needed again
-            engine = dataclasses.replace(engine, zero=min(engine.zero, 2))
-        groups = [{"params": list(network.parameters())}]
-        self.engine = Engine(network, groups, optim, engine, world, micro_batch, accumulation)
+            engine = dataclasses.replace(setup.engine, zero=min(setup.engine.zero, 2))
+            setup = dataclasses.replace(setup, engine=engine)
+        self.engine = setup.start(network)
         self._initialized = False
         self._logits: list[Tensor] = []  # mean real and fake of the micro-batches of this step
         self._averages: Tensor | None = None  # LeCAM's, over the steps so far
@@ -139,11 +131,10 @@ class Adversary:
     def begin(self, clock: Clock) -> None:
         """Draw this step's augmentation: a row for every image of the global batch, so that it
         does not depend on how the batch is cut; rank r holds the rows r, r + R ..."""
-        size, count = self.batch
-        randomness = torch.Generator().manual_seed(mix(self.seed, clock.images, 1))
-        draws = torch.rand(size * count * self.world.world_size, DRAWS, generator=randomness)
+        randomness = torch.Generator().manual_seed(mix(self.setup.seed, clock.images, 1))
+        draws = torch.rand(clock.global_batch, DRAWS, generator=randomness)
         mine = draws[self.world.rank :: self.world.world_size].to(self.world.device)
-        self._draws = iter(mine.split(size))
+        self._draws = iter(mine.split(self.setup.micro_batch))
         self._penalized = self.loss.r1_weight > 0 and clock.step % self.loss.r1_every == 0
 
     def next_batch(self, x: Tensor) -> None:

@@ -11,16 +11,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from taming_dist.engine.settings import EngineConfig
-from taming_dist.engine.world import World
 from taming_dist.engine.zero import Engine
 from taming_dist.generation.pictures import sheet, to_uint8
 from taming_dist.models.quantizers import Statistics
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.recipes.setup import Setup
 from taming_dist.training.clock import Clock
 from taming_dist.training.export import write_export
 from taming_dist.training.metrics import CodeUsage
-from taming_dist.training.optimization import OptimConfig, mix, seed_step
+from taming_dist.training.optimization import mix, seed_step
 
 
 class Figures(Protocol):
@@ -36,29 +35,18 @@ class FirstStageRecipe:
     """E, codebook and G of any modality, without a loss."""
 
     def __init__(
-        self,
-        model: VQGANConfig,
-        optim: OptimConfig,
-        engine: EngineConfig,
-        world: World,
-        micro_batch: int,
-        accumulation: int,
-        seed: int,
-        initial: Mapping[str, Tensor] | None = None,
+        self, model: VQGANConfig, setup: Setup, initial: Mapping[str, Tensor] | None = None
     ) -> None:
         """`initial`: the weights of E, codebook and G to start from, instead of random ones."""
-        self.optim, self.world, self.seed = optim, world, seed
+        self.setup, self.world = setup, setup.world
         self.modality = model.modality
-        torch.manual_seed(seed)  # the same initial weights everywhere
+        torch.manual_seed(setup.seed)  # the same initial weights everywhere
         vqgan = VQGAN(model)
         if initial is not None:
             vqgan.load_state_dict(initial)
-        vqgan.quantize.average = world.average()
-        groups = [{"params": list(vqgan.parameters())}]
-        self.generator = Engine(
-            vqgan, groups, optim, engine, world, micro_batch, accumulation, optim.ema_half_life
-        )
-        self.usage = CodeUsage(model.vocabulary, world.device)
+        vqgan.quantize.average = self.world.average()
+        self.generator = setup.start(vqgan, ema_half_life=setup.optim.ema_half_life)
+        self.usage = CodeUsage(model.vocabulary, self.world.device)
         self.revived = 0
         self.annealed: dict[str, float] = {}
 
@@ -74,9 +62,9 @@ class FirstStageRecipe:
 
     def _begin_step(self, clock: Clock) -> None:
         """Seeds, learning rates and the quantizer's schedule."""
-        seed_step(self.seed, clock, self.world.rank)
+        seed_step(self.setup.seed, clock, self.world.rank)
         for engine in self.engines.values():
-            engine.set_lr(self.optim.learning_rate(clock))
+            engine.set_lr(self.setup.optim.learning_rate(clock))
         quantizer = self.generator.module.quantize
         self.annealed = quantizer.anneal(clock.images / clock.total_images)
 
@@ -91,7 +79,7 @@ class FirstStageRecipe:
             self.world.join_samples(torch.cat(candidates)) if candidates else None,
         )
         self.usage.add(counts)
-        randomness = torch.Generator().manual_seed(mix(self.seed, clock.images))
+        randomness = torch.Generator().manual_seed(mix(self.setup.seed, clock.images))
         quantizer = self.generator.module.quantize
         self.revived += quantizer.update(whole, randomness, self.generator.replace_rows)
 

@@ -10,14 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from taming_dist.engine.settings import EngineConfig
-from taming_dist.engine.world import World
 from taming_dist.evaluation.label_maps import LabelMapFigures
 from taming_dist.losses.reconstruction import label_map_bce
 from taming_dist.models.vqgan import Reconstruction, VQGANConfig
 from taming_dist.recipes.first_stage import FirstStageRecipe
+from taming_dist.recipes.setup import Setup
 from taming_dist.training.clock import Clock
-from taming_dist.training.optimization import OptimConfig
 from taming_dist.training.recipe import Scalars
 
 
@@ -35,16 +33,11 @@ class LabelMapRecipe(FirstStageRecipe):
         self,
         model: VQGANConfig,
         loss: LabelMapLossConfig,
-        optim: OptimConfig,
-        engine: EngineConfig,
-        world: World,
-        micro_batch: int,
-        accumulation: int,
-        seed: int,
+        setup: Setup,
         initial: Mapping[str, Tensor] | None = None,
     ) -> None:
         """`initial`: as in `FirstStageRecipe`."""
-        super().__init__(model, optim, engine, world, micro_batch, accumulation, seed, initial)
+        super().__init__(model, setup, initial)
         self.loss = loss
 
     def train_step(self, micro_batches: Iterable[Any], clock: Clock) -> Iterator[Scalars]:

@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taming_dist.engine.settings import EngineConfig
-from taming_dist.engine.world import World
 from taming_dist.engine.zero import Engine
 from taming_dist.errors import UserError
 from taming_dist.evaluation.tokens import TokenFigures
@@ -24,9 +22,10 @@ from taming_dist.losses.tokens import corrupt, token_nll
 from taming_dist.models.export import assemble
 from taming_dist.models.transformer import Transformer, TransformerConfig, decay_groups
 from taming_dist.models.vqgan import VQGAN
+from taming_dist.recipes.setup import Setup
 from taming_dist.training.clock import Clock
 from taming_dist.training.export import write_export
-from taming_dist.training.optimization import OptimConfig, mix, seed_step
+from taming_dist.training.optimization import mix, seed_step
 from taming_dist.training.recipe import Scalars
 
 
@@ -48,27 +47,20 @@ class TransformerRecipe:
         self,
         model: TransformerConfig,
         loss: TokenLossConfig,
-        optim: OptimConfig,
-        engine: EngineConfig,
-        world: World,
-        micro_batch: int,
-        accumulation: int,
-        seed: int,
+        setup: Setup,
         vqgan: VQGAN | None = None,
         initial: Mapping[str, Tensor] | None = None,
     ) -> None:
         """`vqgan` decodes previews, without it there are none; its encoder is never used.
         `initial`: the weights to start from, instead of random ones."""
-        self.loss, self.optim, self.world, self.seed = loss, optim, world, seed
-        self.micro_batch, self.accumulation = micro_batch, accumulation
+        self.loss, self.setup, self.world = loss, setup, setup.world
         self.vqgan = vqgan
-        torch.manual_seed(seed)  # the same initial weights everywhere
+        torch.manual_seed(setup.seed)  # the same initial weights everywhere
         network = Transformer(model)
         if initial is not None:
             network.load_state_dict(initial)
-        groups = decay_groups(network, optim.weight_decay)
-        cut = (world, micro_batch, accumulation)
-        self.transformer = Engine(network, groups, optim, engine, *cut, optim.ema_half_life)
+        groups = decay_groups(network, setup.optim.weight_decay)
+        self.transformer = setup.start(network, groups, setup.optim.ema_half_life)
 
     @property
     def engines(self) -> Mapping[str, Engine]:
@@ -76,14 +68,14 @@ class TransformerRecipe:
 
     def train_step(self, micro_batches: Iterable[Any], clock: Clock) -> Iterator[Scalars]:
         """One optimizer step: -log p(s | c), the mean over codes, in nats."""
-        seed_step(self.seed, clock, self.world.rank)
-        self.transformer.set_lr(self.optim.learning_rate(clock))
-        noise = self._noise(clock)
+        seed_step(self.setup.seed, clock, self.world.rank)
+        self.transformer.set_lr(self.setup.optim.learning_rate(clock))
+        noise, size = self._noise(clock), self.setup.micro_batch
         for index, batch in enumerate(micro_batches):
             tokens, prefix = self._tokens(batch)
             inputs = tokens
             if noise is not None:
-                rows = slice(index * self.micro_batch, (index + 1) * self.micro_batch)
+                rows = slice(index * size, (index + 1) * size)
                 inputs = corrupt(tokens, self.loss.pkeep, *(part[rows] for part in noise))
             loss = token_nll(self.transformer(inputs, prefix), tokens)
             self.transformer.backward(loss)
@@ -98,7 +90,7 @@ class TransformerRecipe:
         if self.loss.pkeep == 1:
             return None
         config = self.transformer.module.config
-        randomness = torch.Generator().manual_seed(mix(self.seed, clock.images))
+        randomness = torch.Generator().manual_seed(mix(self.setup.seed, clock.images))
         shape = (clock.global_batch, config.num_tokens)
         chance = torch.rand(shape, generator=randomness)
         codes = torch.randint(config.vocabulary, shape, generator=randomness)
@@ -140,7 +132,7 @@ class TransformerRecipe:
         network = assemble(Transformer, self.transformer.module.config, state)
         network, decoder = network.to(self.world.device), self.vqgan.to(self.world.device)
         _, prefix = self._tokens(batch)
-        uniforms = image_uniforms(self.seed, range(len(prefix)), network.config.num_tokens)
+        uniforms = image_uniforms(self.setup.seed, range(len(prefix)), network.config.num_tokens)
         tokens = generate_tokens(network, prefix, Sampling(), uniforms.to(self.world.device))
         images = decoder.decode_codes(tokens.unflatten(1, tuple(network.config.grid)))
         pictures = decoder.config.modality.picture(images)

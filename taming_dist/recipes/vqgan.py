@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taming_dist.engine.settings import EngineConfig
-from taming_dist.engine.world import World
 from taming_dist.engine.zero import Engine
 from taming_dist.evaluation.reconstruction import ReconstructionFigures
 from taming_dist.losses.perceptual import LPIPS
@@ -24,8 +22,9 @@ from taming_dist.pretrained import frozen_features, lpips_network
 from taming_dist.recipes.adaptive import ADAPTIVE
 from taming_dist.recipes.adversary import Adversary, VQGANLossConfig
 from taming_dist.recipes.first_stage import FirstStageRecipe
+from taming_dist.recipes.setup import Setup
 from taming_dist.training.clock import Clock
-from taming_dist.training.optimization import OptimConfig, mix
+from taming_dist.training.optimization import mix
 from taming_dist.training.recipe import Scalars
 
 __all__ = ["VQGANLossConfig", "VQGANRecipe"]
@@ -38,29 +37,24 @@ class VQGANRecipe(FirstStageRecipe):
         self,
         model: VQGANConfig,
         loss: VQGANLossConfig,
-        optim: OptimConfig,
-        engine: EngineConfig,
-        world: World,
-        micro_batch: int,
-        accumulation: int,
-        seed: int,
+        setup: Setup,
         initial: Mapping[str, Tensor] | None = None,
         initial_discriminator: Mapping[str, Tensor] | None = None,
     ) -> None:
         """`initial`: as in `FirstStageRecipe`; `initial_discriminator`: the same for D."""
-        cut = (optim, engine, world, micro_batch, accumulation, seed)
-        super().__init__(model, *cut, initial)
+        super().__init__(model, setup, initial)
         self.loss = loss
-        self.lpips: LPIPS = lpips_network(loss.lpips_net, loss.lpips_weights).to(world.device)
-        self.adaptive = ADAPTIVE[loss.adaptive](world, loss.adaptive_min, loss.adaptive_max)
+        lpips = lpips_network(loss.lpips_net, loss.lpips_weights)
+        self.lpips: LPIPS = lpips.to(self.world.device)
+        self.adaptive = ADAPTIVE[loss.adaptive](self.world, loss.adaptive_min, loss.adaptive_max)
         self.adversary: Adversary | None = None
         if loss.discriminator is not None:
-            torch.manual_seed(mix(seed, 0))  # whatever was drawn so far
+            torch.manual_seed(mix(setup.seed, 0))  # whatever was drawn so far
             network = build_discriminator(loss.discriminator, model.modality.channels)
             if initial_discriminator is not None:
                 network.load_state_dict(initial_discriminator)
             features = frozen_features(loss.discriminator)
-            self.adversary = Adversary(network, loss, *cut, features)
+            self.adversary = Adversary(network, loss, setup, features)
 
     @property
     def engines(self) -> Mapping[str, Engine]:

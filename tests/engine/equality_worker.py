@@ -21,6 +21,7 @@ from taming_dist.models.discriminators import DinoConfig, PatchGANConfig, StyleG
 from taming_dist.models.quantizers import EMAQuantizerConfig, VectorQuantizerConfig
 from taming_dist.models.transformer import TransformerConfig
 from taming_dist.models.vqgan import VQGANConfig
+from taming_dist.recipes.setup import Setup
 from taming_dist.recipes.transformer import TokenLossConfig, TransformerRecipe
 from taming_dist.recipes.vqgan import VQGANLossConfig, VQGANRecipe
 from taming_dist.training.clock import Clock
@@ -86,8 +87,8 @@ def build(
     loss = VQGANLossConfig(**defaults | settings)
     engine = EngineConfig(zero=zero, persist_below=0)
     micro_batch = GLOBAL_BATCH // (world.world_size * accumulation)
-    optim = OptimConfig(lr=LEARNING_RATE)
-    return VQGANRecipe(model, loss, optim, engine, world, micro_batch, accumulation, seed=0)
+    setup = Setup(OptimConfig(lr=LEARNING_RATE), engine, world, micro_batch, accumulation)
+    return VQGANRecipe(model, loss, setup)
 
 
 def micro_batches(world: World, step: int, accumulation: int) -> Iterator[Images]:
@@ -120,16 +121,14 @@ def run_transformer(world: World, zero: int, accumulation: int) -> dict[str, Any
     model = TransformerConfig(
         vocabulary=24, grid=[3, 4], layers=2, heads=2, width=16, condition="class", classes=3
     )
-    recipe = TransformerRecipe(
-        model,
-        TokenLossConfig(pkeep=0.8),
+    setup = Setup(
         OptimConfig(lr=1e-3, name="adamw", weight_decay=0.1, clip=0.05),
         EngineConfig(zero=zero, persist_below=0),
         world,
         GLOBAL_BATCH // (world.world_size * accumulation),
         accumulation,
-        seed=0,
     )
+    recipe = TransformerRecipe(model, TokenLossConfig(pkeep=0.8), setup)
     lines = []
     for step in range(STEPS):
         clock, means = Clock(GLOBAL_BATCH, STEPS, images=step * GLOBAL_BATCH), Means()

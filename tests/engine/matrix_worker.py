@@ -21,6 +21,7 @@ from taming_dist.engine.zero import init_world, shutdown
 from taming_dist.models.discriminators import PatchGANConfig
 from taming_dist.models.quantizers import EMAQuantizerConfig, VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGANConfig
+from taming_dist.recipes.setup import Setup
 from taming_dist.recipes.vqgan import VQGANLossConfig, VQGANRecipe
 from taming_dist.training.clock import Clock
 from taming_dist.training.metrics import Means
@@ -62,7 +63,8 @@ def build(
     micro_batch = GLOBAL_BATCH // (world.world_size * accumulation)
     optim = OptimConfig(lr=1e-4, clip=CLIP)
     losses = VQGANLossConfig(**settings | loss)
-    return VQGANRecipe(model, losses, optim, engine, world, micro_batch, accumulation, seed=0)
+    setup = Setup(optim, engine, world, micro_batch, accumulation)
+    return VQGANRecipe(model, losses, setup)
 
 
 def micro_batches(world: World, step: int, accumulation: int) -> Iterator[Images]:

@@ -22,6 +22,7 @@ from taming_dist.models.quantizers import (
     VectorQuantizerConfig,
 )
 from taming_dist.models.vqgan import VQGANConfig
+from taming_dist.recipes.setup import Setup
 from taming_dist.recipes.vqgan import VQGANLossConfig, VQGANRecipe
 from taming_dist.training.clock import Clock
 from taming_dist.training.metrics import Means
@@ -53,10 +54,8 @@ def build(world: World, zero: int, quantizer: str) -> VQGANRecipe:
         discriminator=None,
     )
     engine = EngineConfig(zero=zero, persist_below=0)
-    optim = OptimConfig(lr=1e-4)
-    return VQGANRecipe(
-        model, loss, optim, engine, world, GLOBAL_BATCH // world.world_size, 1, seed=0
-    )
+    setup = Setup(OptimConfig(lr=1e-4), engine, world, GLOBAL_BATCH // world.world_size)
+    return VQGANRecipe(model, loss, setup)
 
 
 def train(recipe: VQGANRecipe, first: int, last: int) -> list[dict[str, float]]:

@@ -17,6 +17,7 @@ from taming_dist.models.modalities import LabelMap
 from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGANConfig
 from taming_dist.recipes.label_maps import LabelMapLossConfig, LabelMapRecipe
+from taming_dist.recipes.setup import Setup
 from taming_dist.recipes.vqgan import VQGANLossConfig, VQGANRecipe
 from taming_dist.training.optimization import OptimConfig
 
@@ -105,6 +106,7 @@ class Images:
     images: Tensor
 
 
+ALONE = World(0, 1, 0, torch.device("cpu"))
 MODEL = {
     "resolution": 32,
     "channels": 32,
@@ -128,8 +130,7 @@ def batch() -> Callable[..., Images]:
 @pytest.fixture
 def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., VQGANRecipe]:
     """A small stage 1 on plain engines; keywords change the loss, `model` the model."""
-    for module in ("first_stage", "adversary"):
-        monkeypatch.setattr(f"taming_dist.recipes.{module}.Engine", PlainEngine)
+    monkeypatch.setattr("taming_dist.recipes.setup.Engine", PlainEngine)
 
     def make(
         model: dict[str, Any] | None = None,
@@ -148,12 +149,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., VQGANRecipe]:
         return VQGANRecipe(
             VQGANConfig(**settings),
             VQGANLossConfig(**defaults | loss),
-            OptimConfig(lr=lr),
-            EngineConfig(),
-            World(0, 1, 0, torch.device("cpu")),
-            micro_batch,
-            accumulation,
-            seed=0,
+            Setup(OptimConfig(lr=lr), EngineConfig(), ALONE, micro_batch, accumulation),
         )
 
     return make
@@ -162,19 +158,14 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., VQGANRecipe]:
 @pytest.fixture
 def label_recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., LabelMapRecipe]:
     """A small first stage for label maps of 5 classes on a plain engine."""
-    monkeypatch.setattr("taming_dist.recipes.first_stage.Engine", PlainEngine)
+    monkeypatch.setattr("taming_dist.recipes.setup.Engine", PlainEngine)
 
     def make(accumulation: int = 1, lr: float = 1e-4, **loss: Any) -> LabelMapRecipe:
         quantizer = VectorQuantizerConfig(codes=24, dim=8)
         return LabelMapRecipe(
             VQGANConfig(**MODEL, quantizer=quantizer, modality=LabelMap(5)),
             LabelMapLossConfig(**loss),
-            OptimConfig(lr=lr),
-            EngineConfig(),
-            World(0, 1, 0, torch.device("cpu")),
-            2,
-            accumulation,
-            seed=0,
+            Setup(OptimConfig(lr=lr), EngineConfig(), ALONE, 2, accumulation),
         )
 
     return make

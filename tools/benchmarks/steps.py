@@ -74,6 +74,7 @@ def stage1_steps(steps: int) -> dict[str, float]:
     from taming_dist.engine.zero import init_world, shutdown
     from taming_dist.models.quantizers import EMAQuantizerConfig
     from taming_dist.models.vqgan import VQGANConfig
+    from taming_dist.recipes.setup import Setup
     from taming_dist.recipes.vqgan import VQGANLossConfig, VQGANRecipe
     from taming_dist.training.clock import Clock
     from taming_dist.training.optimization import OptimConfig
@@ -84,7 +85,8 @@ def stage1_steps(steps: int) -> dict[str, float]:
         attention_resolutions=[], latent_channels=64,
     )  # fmt: skip
     loss = VQGANLossConfig(lpips_weights="random", disc_start=steps + 2)
-    recipe = VQGANRecipe(model, loss, OptimConfig(lr=1e-3), EngineConfig(), world, BATCH, 1, 0)
+    setup = Setup(OptimConfig(lr=1e-3), EngineConfig(), world, BATCH)
+    recipe = VQGANRecipe(model, loss, setup)
     clock = Clock(BATCH, 10 * steps)
     batch = SimpleNamespace(images=torch.randint(256, (BATCH, 3, SIZE, SIZE), dtype=torch.uint8))
     seconds: list[float] = []
