@@ -38,12 +38,14 @@ from taming_dist.data.collections.parquet import ParquetTables
 from taming_dist.data.conditions import require_canny
 from taming_dist.data.files import replacing
 from taming_dist.data.making.catalogue import PLAN, Catalogue, digest_of, list_images
+from taming_dist.data.making.lock import Lock, locking
 from taming_dist.data.making.maker import Job, Report, ShardMaker, Split, cut, run, split_by_key
 from taming_dist.data.making.samples import Recipe
 from taming_dist.data.manifest import IMAGES_FORMAT, MANIFEST, Manifest
 from taming_dist.errors import UserError
 
-UNFINISHED, LEFT_OUT = "unfinished", "left_out.jsonl"
+UNFINISHED, LOCK, LEFT_OUT = "unfinished", "unfinished.lock", "left_out.jsonl"
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 REPORT_EVERY_S = 5.0
 PRINTED_FILES = 20
 LEAST_SHARDS_IN_PARALLEL = 4  # with fewer, starting workers takes longer than it saves
@@ -53,31 +55,38 @@ CANNY = "canny"
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the shards, unless they are there already; print a summary."""
     args = parse(argv)
-    started = time.monotonic()
     collection = choose_collection(args)
     recipe = choose_recipe(args, collection)
-    settings = describe(args, recipe)
-    if is_done(args, collection, settings):
-        return
-    work = args.out / UNFINISHED
     try:
-        catalogue = prepare(work, collection, settings)
-        splits = choose_splits(args, catalogue)
-        jobs = [job for split in splits for job in jobs_of(split, catalogue, args)]
-        reports = make(ShardMaker(catalogue, work, splits, recipe), jobs, args)
-        kinds = finish(args.out, splits, reports, collection, catalogue)
-    except UserError:
-        remove_if_empty(args)
-        raise
+        # Asked without the lock too, for whole shards in folders where nobody may write.
+        if not (args.out / UNFINISHED).exists() and is_done(args, collection, recipe):
+            return
+        with locking(args.out / LOCK) as lock:
+            if not is_done(args, collection, recipe):
+                make_all(args, collection, recipe, lock)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here")
         sys.exit(128 + signal.SIGINT)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in CANNOT_WRITE:
             raise
         raise UserError(
-            f"no space is left for {args.out}: make some, then give the same command again"
+            f"--out {args.out} cannot be written ({error.strerror}): mend that, then give the "
+            f"same command again"
         ) from error
+
+
+def make_all(args: argparse.Namespace, collection: Collection, recipe: Recipe, lock: Lock) -> None:
+    """Make what is missing of the shards; nobody else does meanwhile."""
+    started = time.monotonic()
+    work = args.out / UNFINISHED
+    with removing_if_empty(args):
+        catalogue = prepare(work, collection, describe(args, recipe))
+        splits = choose_splits(args, catalogue)
+    jobs = [job for split in splits for job in jobs_of(split, catalogue, args)]
+    reports = make(ShardMaker(catalogue, work, splits, recipe), jobs, args, lock)
+    with removing_if_empty(args):
+        kinds = finish(args.out, splits, reports, collection, catalogue)
     summarize(args.out, reports, kinds, time.monotonic() - started)
 
 
@@ -201,12 +210,20 @@ def describe(args: argparse.Namespace, recipe: Recipe) -> str:
     return json.dumps([given, asdict(recipe)], sort_keys=True)
 
 
-def is_done(args: argparse.Namespace, collection: Collection, settings: str) -> bool:
+def is_done(args: argparse.Namespace, collection: Collection, recipe: Recipe) -> bool:
     """Whether the shards are there already; `UserError` if others are."""
-    if args.out.exists() and not args.out.is_dir():
-        raise UserError(f"--out {args.out} is a file: give a folder")
+    nearest = next(path for path in (args.out, *args.out.parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        raise UserError(f"--out {args.out}: {nearest} is a file: give a folder")
     folders = [folder for folder, _ in folders_of(args)]
-    if (args.out / UNFINISHED / PLAN).exists():
+    settings = describe(args, recipe)
+    work = args.out / UNFINISHED
+    if (work / PLAN).exists():
+        if Catalogue(work).settings != settings:
+            raise UserError(
+                f"{work} is left of an interrupted run of another command: give that one again, "
+                f"or delete {args.out}"
+            )
         return False
     if not all((folder / MANIFEST).exists() for folder in folders):
         for folder in folders:
@@ -240,11 +257,6 @@ def prepare(work: Path, collection: Collection, settings: str) -> Catalogue:
         print(f"listing {collection.where}", flush=True)
         return list_images(work, collection, settings)
     catalogue = Catalogue(work)
-    if catalogue.settings != settings:
-        raise UserError(
-            f"{work} is left of an interrupted run of another command: give that one again, or "
-            f"delete {work.parent}"
-        )
     print(f"going on with the {len(catalogue)} images listed in {work}", flush=True)
     return catalogue
 
@@ -272,13 +284,13 @@ def jobs_of(split: Split, catalogue: Catalogue, args: argparse.Namespace) -> lis
     return [Job(split.prefix, number, *bound) for number, bound in enumerate(ranges)]
 
 
-def make(maker: ShardMaker, jobs: list[Job], args: argparse.Namespace) -> list[Report]:
+def make(maker: ShardMaker, jobs: list[Job], args: argparse.Namespace, lock: Lock) -> list[Report]:
     """Do the jobs, showing how far they are; the reports in the order of the shards."""
     workers = args.workers or (1 if len(jobs) < LEAST_SHARDS_IN_PARALLEL else num_cpus())
     reports = []
     total = sum(job.stop - job.start for job in jobs)
     with showing_progress(total) as advance:
-        for report in run(maker, jobs, min(workers, len(jobs))):
+        for report in run(maker, jobs, min(workers, len(jobs)), lock):
             reports.append(report)
             advance(report.images)
     return sorted(reports, key=lambda report: (report.split, report.number))
@@ -384,15 +396,19 @@ def summarize(out: Path, reports: list[Report], kinds: Counter[str], seconds: fl
             print(f"  {title}: " + ", ".join(f"{counts[name]} {name}" for name in sorted(counts)))
 
 
-def remove_if_empty(args: argparse.Namespace) -> None:
+@contextmanager
+def removing_if_empty(args: argparse.Namespace) -> Iterator[None]:
     """After a mistake, leave nothing behind unless there are shards to go on from."""
-    folders = [folder for folder, _ in folders_of(args)]
-    if any(True for folder in folders for _ in folder.glob("*.tar")):
-        return
-    shutil.rmtree(args.out / UNFINISHED, ignore_errors=True)
-    for folder in (*folders, args.out):
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+    try:
+        yield
+    except UserError:
+        folders = [folder for folder, _ in folders_of(args)]
+        if not any(True for folder in folders for _ in folder.glob("*.tar")):
+            shutil.rmtree(args.out / UNFINISHED, ignore_errors=True)
+            for folder in folders:
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
+        raise
 
 
 if __name__ == "__main__":

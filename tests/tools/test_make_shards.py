@@ -4,9 +4,13 @@ import json
 import os
 import re
 import runpy
+import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -214,7 +218,7 @@ def test_a_run_that_was_killed_goes_on_and_makes_the_same_bytes(tmp_path: Path) 
     killed.wait()
     kept = {path: path.stat().st_mtime_ns for path in (out / "unfinished").glob("*.tar.json")}
     assert not (out / "manifest.json").exists()
-    wait_until_nothing_changes(out)
+    assert (out / "unfinished.lock").exists()  # and is in nobody's way
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert re.search(r"\d+ shards of an interrupted run were checked and kept", done.stdout)
     assert kept
@@ -225,15 +229,80 @@ def test_a_run_that_was_killed_goes_on_and_makes_the_same_bytes(tmp_path: Path) 
         assert path.read_bytes() == (out / path.name).read_bytes()
 
 
-def wait_until_nothing_changes(out: Path) -> None:
-    """The workers of a killed run end by themselves, at once."""
+@contextmanager
+def running(images: Path, out: Path, *options: str) -> Iterator["subprocess.Popen[str]"]:
+    """A run of its own with two workers, at work on its shards; killed at the end."""
+    command = [sys.executable, str(TOOL), "--images", str(images), "--out", str(out), *options]
+    process = subprocess.Popen(
+        [*command, "--workers", "2", "--shard-samples", "5"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while not list((out / "unfinished").glob("*.tar.json")):
+            assert process.poll() is None, "it was done before anything could happen to it"
+            time.sleep(0.005)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdout, process.stderr):
+            assert pipe is not None
+            pipe.close()
 
-    def state() -> list[tuple[str, int]]:
-        return sorted((str(path), path.stat().st_size) for path in out.rglob("*"))
 
-    before = None
-    while before != (before := state()):
-        time.sleep(0.3)
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """Images that take a second to scale."""
+    noise = np.random.default_rng(0).integers(0, 256, (700, 700, 3), dtype=np.uint8)
+    picture(tmp_path / "photographs" / "0.jpg")
+    for number in range(1, 40):
+        Image.fromarray(np.roll(noise, number)).save(tmp_path / "photographs" / f"{number}.jpg")
+    return tmp_path / "photographs"
+
+
+def test_two_runs_do_not_work_in_one_folder(photographs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with running(photographs, out, "--short-side", "500") as first:
+        first.send_signal(signal.SIGSTOP)  # so that it cannot be done too early
+        command = [sys.executable, str(TOOL), "--images", str(photographs), "--out", str(out)]
+        second = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert second.returncode == 2
+        assert second.stderr == (
+            f"error: another run makes shards in {out} (process {first.pid} of "
+            f"{socket.gethostname()}): wait until it ends, or choose another folder\n"
+        )
+        first.send_signal(signal.SIGCONT)
+        said, error = first.communicate()
+    assert (first.returncode, error) == (0, "")
+    assert f"40 images in {out}" in said
+    assert sum(shard.samples for shard in Manifest.load(out).shards) == 40
+    assert not (out / "unfinished.lock").exists()
+
+
+def test_a_worker_that_outlives_its_run_keeps_the_folder_locked(
+    photographs: Path, tmp_path: Path
+) -> None:
+    out, options = tmp_path / "out", ("--short-side", "500", "--shard-samples", "5")
+    with running(photographs, out, *options) as killed:
+        (workers,) = (w for child in children(killed.pid) if len(w := children(child)) == 2)
+        for worker in workers:
+            os.kill(worker, signal.SIGSTOP)  # as if it hung in the middle of a file
+    try:
+        with pytest.raises(UserError, match="another run makes shards"):
+            make(photographs, out, *options)
+    finally:
+        for worker in workers:
+            os.kill(worker, signal.SIGCONT)
+    assert sum(shard.samples for shard in make(photographs, out, *options).shards) == 40
+
+
+def children(process: int) -> list[int]:
+    """The processes that a process has started."""
+    return [
+        int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    ]
 
 
 def test_an_interrupted_run_of_another_command_is_not_mixed_in(
@@ -303,7 +372,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
 
     with monkeypatch.context() as patch:
         patch.setitem(make_shards.__globals__, "finish", fill)
-        with pytest.raises(UserError, match="no space is left"):
+        with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
             make(images, out)
     assert sum(shard.samples for shard in make(images, out).shards) == 12
 

@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -176,8 +177,13 @@ def _digest(total: int, settings: str) -> str:
 def _read(path: str, size: int) -> bytes:
     try:
         data = Path(path).read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         data = None
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}): mend or remove it, then give the same "
+            f"command again"
+        ) from error
     if data is None or len(data) != size:
         raise Unfit("changed", f"{path} changed or vanished after it was listed")
     return data
@@ -202,6 +208,8 @@ def _stat(entry: Entry, contents: BinaryIO) -> tuple[Record, int] | LeftOut:
             stat = os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
             return LeftOut(entry.name, "missing", f"{path} is missing")
+        if not S_ISREG(stat.st_mode):  # a pipe would be waited for
+            return LeftOut(entry.name, "missing", f"{path} is no file")
         sizes[path] = stat.st_size
         facts.append([stat.st_size, stat.st_mtime_ns])
     record = Record(entry.name, image, start, sizes, entry.cls, pairs, dict(entry.facts))

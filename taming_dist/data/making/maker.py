@@ -27,6 +27,7 @@ from taming_dist.data.collections.entry import LeftOut
 from taming_dist.data.files import write_bytes
 from taming_dist.data.making.catalogue import Catalogue, key_of
 from taming_dist.data.making.layers import Unfit
+from taming_dist.data.making.lock import Lock
 from taming_dist.data.making.samples import Recipe, make_sample
 from taming_dist.data.manifest import IDX, Shard
 from taming_dist.data.shards import measure, write_shard
@@ -183,8 +184,13 @@ def _load_order(path: Path) -> np.ndarray:
     return np.load(path, mmap_mode="r")
 
 
-def run(maker: ShardMaker, jobs: Sequence[Job], workers: int) -> Iterator[Report]:
-    """Do the jobs in this process, or in several; reports come in the order of completion."""
+def run(
+    maker: ShardMaker, jobs: Sequence[Job], workers: int, lock: Lock | None = None
+) -> Iterator[Report]:
+    """Do the jobs in this process, or in several; reports come in the order of completion.
+
+    The workers hold `lock` as well, so that it outlives this process as long as one of them does.
+    """
     if workers == 1:
         yield from map(maker, jobs)
         return
@@ -192,7 +198,7 @@ def run(maker: ShardMaker, jobs: Sequence[Job], workers: int) -> Iterator[Report
     # ours its state is simple enough to be forked.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (maker,))
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (maker, lock))
     try:
         futures = [pool.submit(_do, job) for job in jobs]
         for future in as_completed(futures):
@@ -209,7 +215,7 @@ def run(maker: ShardMaker, jobs: Sequence[Job], workers: int) -> Iterator[Report
 _maker: Callable[[Job], Report]
 
 
-def _start_worker(maker: ShardMaker) -> None:
+def _start_worker(maker: ShardMaker, _lock: Lock | None) -> None:
     global _maker
     _maker = maker
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # ctrl-c ends it without a traceback
