@@ -6,13 +6,11 @@ of the VQGAN that wrote the codes, where it is given.
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from taming_dist.engine.zero import Engine
 from taming_dist.errors import UserError
 from taming_dist.evaluation.tokens import TokenFigures
 from taming_dist.generation.generator import generate_tokens
@@ -22,10 +20,10 @@ from taming_dist.losses.tokens import corrupt, token_nll
 from taming_dist.models.export import assemble
 from taming_dist.models.transformer import Transformer, TransformerConfig, decay_groups
 from taming_dist.models.vqgan import VQGAN
+from taming_dist.recipes.model import ModelRecipe
 from taming_dist.recipes.setup import Setup
 from taming_dist.training.clock import Clock
-from taming_dist.training.export import write_export
-from taming_dist.training.optimization import mix, seed_step
+from taming_dist.training.optimization import mix
 from taming_dist.training.recipe import Scalars
 
 
@@ -40,8 +38,11 @@ class TokenLossConfig:
             raise UserError(f"loss.pkeep={self.pkeep}: use a probability in (0, 1]")
 
 
-class TransformerRecipe:
+class TransformerRecipe(ModelRecipe):
     """Trains p(s | c) by next-index prediction."""
+
+    model_class = Transformer
+    engine_name = "transformer"
 
     def __init__(
         self,
@@ -53,23 +54,16 @@ class TransformerRecipe:
     ) -> None:
         """`vqgan` decodes previews, without it there are none; its encoder is never used.
         `initial`: the weights to start from, instead of random ones."""
-        self.loss, self.setup, self.world = loss, setup, setup.world
-        self.vqgan = vqgan
-        torch.manual_seed(setup.seed)  # the same initial weights everywhere
-        network = Transformer(model)
-        if initial is not None:
-            network.load_state_dict(initial)
-        groups = decay_groups(network, setup.optim.weight_decay)
-        self.transformer = setup.start(network, groups, setup.optim.ema_half_life)
+        super().__init__(model, setup, initial)
+        self.transformer = self.engine
+        self.loss, self.vqgan = loss, vqgan
 
-    @property
-    def engines(self) -> Mapping[str, Engine]:
-        return {"transformer": self.transformer}
+    def _groups(self, model: Transformer) -> list[dict[str, Any]]:
+        return decay_groups(model, self.setup.optim.weight_decay)
 
     def train_step(self, micro_batches: Iterable[Any], clock: Clock) -> Iterator[Scalars]:
         """One optimizer step: -log p(s | c), the mean over codes, in nats."""
-        seed_step(self.setup.seed, clock, self.world.rank)
-        self.transformer.set_lr(self.setup.optim.learning_rate(clock))
+        self._begin_step(clock)
         noise, size = self._noise(clock), self.setup.micro_batch
         for index, batch in enumerate(micro_batches):
             tokens, prefix = self._tokens(batch)
@@ -107,19 +101,13 @@ class TransformerRecipe:
     def window_metrics(self) -> dict[str, float]:
         return self.transformer.window_metrics()
 
-    @torch.no_grad()
-    def validate(self, batches: Iterable[tuple[Any, bool]]) -> dict[str, float]:
-        figures = TokenFigures(self.transformer.module.config.vocabulary)
-        figures.sums = figures.sums.to(self.world.device)
-        with self.transformer.evaluated() as network:
-            for batch, counts in batches:
-                tokens, prefix = self._tokens(batch)
-                with self.transformer.autocast():
-                    logits = network(tokens, prefix)
-                if counts:
-                    figures.update(logits, tokens)
-        self.world.sum(figures.sums)
-        return {name.removeprefix("val_"): value for name, value in figures.compute().items()}
+    def _figures(self) -> TokenFigures:
+        return TokenFigures(self.transformer.module.config.vocabulary)
+
+    def _measured(self, model: Transformer, batch: Any) -> tuple[Tensor, ...]:
+        """Logits, and the codes that they are for."""
+        tokens, prefix = self._tokens(batch)
+        return model(tokens, prefix), tokens
 
     @torch.no_grad()
     def preview(self, batch: Any) -> Tensor | None:
@@ -137,14 +125,3 @@ class TransformerRecipe:
         images = decoder.decode_codes(tokens.unflatten(1, tuple(network.config.grid)))
         pictures = decoder.config.modality.picture(images)
         return sheet(to_uint8(pictures), columns=len(pictures))
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
-
-    def export(self, folder: Path) -> None:
-        state = self.transformer.full_state()
-        if state is not None:
-            write_export(Transformer, self.transformer.module.config, state, folder)

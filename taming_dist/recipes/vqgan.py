@@ -59,8 +59,8 @@ class VQGANRecipe(FirstStageRecipe):
     @property
     def engines(self) -> Mapping[str, Engine]:
         if self.adversary is None:
-            return {"generator": self.generator}
-        return {"generator": self.generator, "discriminator": self.adversary.engine}
+            return super().engines
+        return {**super().engines, "discriminator": self.adversary.engine}
 
     def train_step(self, micro_batches: Iterable[Any], clock: Clock) -> Iterator[Scalars]:
         """One optimizer step of G and, in its turn, of D; yields the terms of each part."""
