@@ -15,9 +15,11 @@ from taming_dist.engine.world import World
 from taming_dist.models.discriminators import PatchGANConfig
 from taming_dist.models.modalities import LabelMap
 from taming_dist.models.quantizers import VectorQuantizerConfig
+from taming_dist.models.transformer import TransformerConfig
 from taming_dist.models.vqgan import VQGANConfig
 from taming_dist.recipes.label_maps import LabelMapLossConfig, LabelMapRecipe
 from taming_dist.recipes.setup import Setup
+from taming_dist.recipes.transformer import TokenLossConfig, TransformerRecipe
 from taming_dist.recipes.vqgan import VQGANLossConfig, VQGANRecipe
 from taming_dist.training.optimization import OptimConfig
 
@@ -151,6 +153,21 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., VQGANRecipe]:
             VQGANLossConfig(**defaults | loss),
             Setup(OptimConfig(lr=lr), EngineConfig(), ALONE, micro_batch, accumulation),
         )
+
+    return make
+
+
+@pytest.fixture
+def code_recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., TransformerRecipe]:
+    """A small stage 2 for 24 codes and 3 classes on a plain engine; keywords: vqgan, initial."""
+    monkeypatch.setattr("taming_dist.recipes.setup.Engine", PlainEngine)
+
+    def make(accumulation: int = 1, lr: float = 1e-3, **given: Any) -> TransformerRecipe:
+        model = TransformerConfig(
+            vocabulary=24, grid=[3, 4], layers=1, heads=2, width=16, condition="class", classes=3
+        )
+        setup = Setup(OptimConfig(lr=lr), EngineConfig(), ALONE, 2, accumulation)
+        return TransformerRecipe(model, TokenLossConfig(), setup, **given)
 
     return make
 
