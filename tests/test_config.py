@@ -13,12 +13,12 @@ from PIL import Image
 import taming_dist.train as entry
 from taming_dist.config import Config, accumulation, check, conf_dir, to_yaml
 from taming_dist.data.code_shards import CodeShard, write_codes_manifest
-from taming_dist.data.shards import ShardWriter
 from taming_dist.errors import UserError
 from taming_dist.models.discriminators import DinoConfig, StyleGANConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.transformer import TransformerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from tests.data.shard_files import writing_shards
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
 Compose = Callable[..., Config]
@@ -54,12 +54,12 @@ def not_reached(*_: Any) -> None:
 
 
 def make_images(folder: Path, count: int = 12) -> None:
-    with ShardWriter(folder, "images", 8) as writer:
+    with writing_shards(folder, "images", 8) as write:
         for number in range(count):
             pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)
             file = io.BytesIO()
             Image.fromarray(pixels).save(file, "PNG")
-            writer.write(f"{number:04d}", {"png": file.getvalue()})
+            write(f"{number:04d}", {"png": file.getvalue()})
 
 
 def make_codes(folder: Path, fingerprint: str = "a" * 64, classes: int = 3) -> None:

@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 
 from taming_dist.data.code_shards import CodeShard, write_codes_manifest
-from taming_dist.data.shards import ShardWriter
 from taming_dist.errors import UserError
 from taming_dist.evaluate import EvaluateConfig, main
 from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.transformer import Transformer, TransformerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from tests.data.shard_files import writing_shards
 
 SIZE, IMAGES, VOCABULARY, GRID = 64, 11, 16, (2, 3)
 
@@ -61,14 +61,14 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_images(folder: Path, bad: int | None = None) -> None:
-    with ShardWriter(folder, "val", 4) as writer:
+    with writing_shards(folder, "val", 4) as write:
         for number in range(IMAGES):
             file = io.BytesIO()
             rng = np.random.default_rng(number)
             colours = rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)
             Image.fromarray(colours).resize((80, SIZE)).save(file, "PNG")
             data = b"no image" if number == bad else file.getvalue()
-            writer.write(f"{number:04d}", {"png": data})
+            write(f"{number:04d}", {"png": data})
 
 
 def write_codes(folder: Path, fingerprint: str, classes: bool = True) -> None:

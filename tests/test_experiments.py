@@ -18,10 +18,10 @@ import torch
 from PIL import Image
 
 from taming_dist.config import Config, conf_dir
-from taming_dist.data.shards import ShardWriter
 from taming_dist.models.discriminators import build_discriminator
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
 from taming_dist.stages import size
+from tests.data.shard_files import writing_shards
 
 Compose = Callable[..., Config]
 NAMES = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
@@ -137,15 +137,13 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Images with label and depth maps."""
     folder = tmp_path_factory.mktemp("shards")
     draws = np.random.default_rng(0)
-    with ShardWriter(folder / "data", "images", 16) as writer:
+    with writing_shards(folder / "data", "images", 16) as write:
         for number in range(16):
             pixels = draws.integers(0, 256, (80, 64, 3), dtype=np.uint8)
             labels = draws.integers(0, 12, (80, 64), dtype=np.uint8)
             depth = draws.integers(0, 65536, (80, 64), dtype=np.uint16)
             files = {"jpg": pixels, "seg.png": labels, "depth.png": depth}
-            writer.write(
-                f"{number:02d}", {name: encoded(name, pixels) for name, pixels in files.items()}
-            )
+            write(f"{number:02d}", {name: encoded(name, pixels) for name, pixels in files.items()})
     return folder
 
 

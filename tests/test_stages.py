@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 
 from taming_dist.config import Config, RunConfig
 from taming_dist.data.reader import ImagesConfig, Reader
-from taming_dist.data.shards import ShardWriter
 from taming_dist.data.streaming import StreamingReader
 from taming_dist.engine.checkpoint import Checkpoints
 from taming_dist.engine.settings import EngineConfig
@@ -35,6 +34,7 @@ from taming_dist.stages import (
     resolve_images,
 )
 from taming_dist.training.optimization import OptimConfig
+from tests.data.shard_files import writing_shards
 
 QUANTIZER = {"name": "vector", "codes": 12, "dim": 4, "legacy": True}
 HERE = World(0, 1, 0, torch.device("cpu"))
@@ -64,12 +64,12 @@ def export(tmp_path: Path) -> Path:
 
 def test_training_starts_from_the_weights_of_the_export(export: Path, tmp_path: Path) -> None:
     """One real step at learning rate 0, under the ZeRO stage that cuts the weights up."""
-    with ShardWriter(tmp_path / "data", "images", 4) as writer:
+    with writing_shards(tmp_path / "data", "images", 4) as write:
         for number in range(2):
             noise = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
             file = io.BytesIO()
             Image.fromarray(noise).save(file, "PNG")
-            writer.write(f"{number}", {"png": file.getvalue()})
+            write(f"{number}", {"png": file.getvalue()})
     judge = PatchGAN(PatchGANConfig(channels=8, layers=2), 3).state_dict()
     save_file(judge, export / "discriminator.safetensors")
     command = [sys.executable, "-m", "taming_dist.train", "+experiment=flickr", "engine=zero3"]
@@ -183,8 +183,8 @@ def test_what_is_no_export_of_this_stage_is_named_with_the_key(
 def test_training_data_are_shards_a_mixture_or_with_streaming_what_has_no_index(
     tmp_path: Path,
 ) -> None:
-    with ShardWriter(tmp_path, "a", 4) as writer:
-        writer.write("0", {"png": b""})
+    with writing_shards(tmp_path, "a", 4) as write:
+        write("0", {"png": b""})
     data = ImagesConfig(train=str(tmp_path), micro_batch=2, size=8, lanes=1, block=1)
     for train in (str(tmp_path), [str(tmp_path)], {"a": {"shards": str(tmp_path)}}):
         data.train = train

@@ -23,8 +23,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from taming_dist.data.shards import ShardWriter
 from taming_dist.models.vqgan import VQGAN
+from tests.data.shard_files import writing_shards
 
 LAUNCHER = (
     "RANK",
@@ -68,13 +68,13 @@ Line = dict[str, Any]
 
 
 def make_images(folder: Path, seed: int, count: int) -> None:
-    with ShardWriter(folder, "images", 8) as writer:
+    with writing_shards(folder, "images", 8) as write:
         for number in range(count):
             rng = np.random.default_rng([seed, number])
             small = rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)
             file = io.BytesIO()
             Image.fromarray(small).resize((44, 40), Image.Resampling.BILINEAR).save(file, "PNG")
-            writer.write(f"{number:04d}", {"png": file.getvalue()})
+            write(f"{number:04d}", {"png": file.getvalue()})
 
 
 class Runs:

@@ -7,27 +7,19 @@ that others wrote.
 """
 
 import mmap
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tarfile import USTAR_FORMAT, TarInfo
-from types import TracebackType
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import xxhash
 
 from taming_dist.data.faults import BrokenData
 from taming_dist.data.files import replacing
-from taming_dist.data.manifest import (
-    IMAGES_FORMAT,
-    MANIFEST,
-    Manifest,
-    Shard,
-    write_index,
-)
+from taming_dist.data.manifest import Shard, write_index
 from taming_dist.data.storage import is_url, local_copy, shown
 from taming_dist.errors import UserError
 
@@ -269,71 +261,6 @@ class TarWriter:
         self._file.write(data)
         self._hash.update(data)
         self.bytes += len(data)
-
-
-class ShardWriter:
-    """Writes samples into shards of `shard_samples`, each with its index, and the manifest last.
-
-    Used as a context manager. `folder` must hold no tars, except what an interrupted run of the
-    same writer left: a marker file, `<prefix>.unfinished`, tells the two apart.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        prefix: str,
-        shard_samples: int,
-        classes: tuple[str, ...] | None = None,
-        details: dict[str, Any] | None = None,
-    ) -> None:
-        self._folder, self._prefix, self._shard_samples = folder, prefix, shard_samples
-        self._classes, self._details = classes, details or {}
-        self._shards: list[Shard] = []
-        self._samples: list[tuple[str, Mapping[str, bytes]]] = []
-        self._marker = folder / f"{prefix}.unfinished"
-
-    def __enter__(self) -> "ShardWriter":
-        self._folder.mkdir(parents=True, exist_ok=True)
-        if not self._marker.exists() and any(self._folder.glob("*.tar")):
-            raise UserError(
-                f"{self._folder} already holds shards: choose another folder, or if they lack "
-                f"a {MANIFEST} run: python tools/index_shards.py {self._folder}/*.tar"
-            )
-        self._marker.touch()
-        ours = re.compile(re.escape(self._prefix) + r"-\d{6,}\.tar(\.idx)?(\.tmp)?")
-        for path in list(self._folder.iterdir()):
-            if ours.fullmatch(path.name):
-                path.unlink()
-        return self
-
-    def write(self, key: str, members: Mapping[str, bytes]) -> None:
-        """Add a sample: extension -> contents. The key has no dot in its basename."""
-        assert all(split_name(f"{key}.{extension}") == (key, extension) for extension in members)
-        self._samples.append((key, members))
-        if len(self._samples) == self._shard_samples:
-            self._flush()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if error is not None:
-            if not self._shards:
-                self._marker.unlink()
-            return
-        if self._samples:
-            self._flush()
-        Manifest(IMAGES_FORMAT, tuple(self._shards), self._classes, self._details).save(
-            self._folder
-        )
-        self._marker.unlink()
-
-    def _flush(self) -> None:
-        path = self._folder / f"{self._prefix}-{len(self._shards):06d}.tar"
-        self._shards.append(write_shard(path, self._samples))
-        self._samples = []
 
 
 def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> Shard:

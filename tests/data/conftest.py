@@ -18,8 +18,8 @@ from taming_dist.data.decoding import Filled
 from taming_dist.data.fetching import Ticket
 from taming_dist.data.objects import Boxes
 from taming_dist.data.reader import Reader
-from taming_dist.data.shards import ShardWriter
 from taming_dist.data.slots import Rows
+from tests.data.shard_files import writing_shards
 
 
 @lru_cache(maxsize=1024)
@@ -49,11 +49,11 @@ def write_images() -> Callable[..., Path]:
         bad: Collection[int] = (),
         **columns: Callable[[int], bytes],
     ) -> Path:
-        with ShardWriter(folder, "train", shard) as writer:
+        with writing_shards(folder, "train", shard) as write:
             for number in range(samples):
                 image = b"no image" if number in bad else encoded(number)
                 extra = {n.replace("_", "."): make(number) for n, make in columns.items()}
-                writer.write(f"{number:04d}", {"png": image, **extra})
+                write(f"{number:04d}", {"png": image, **extra})
         return folder
 
     return write

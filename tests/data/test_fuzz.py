@@ -20,10 +20,11 @@ from PIL import Image
 from taming_dist.data.faults import BrokenData
 from taming_dist.data.images import decode
 from taming_dist.data.manifest import Manifest, Shard, read_index
-from taming_dist.data.shards import ShardWriter, read_sample, scan, walk
+from taming_dist.data.shards import read_sample, scan, walk
 from taming_dist.data.storage import open_source
 from taming_dist.errors import UserError
 from tests.data.pictures import jpeg
+from tests.data.shard_files import writing_shards
 
 SAMPLES = 6
 # What numbers, tars and JSON are made of, and what would be a large size.
@@ -100,9 +101,9 @@ class Whole:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     folder = tmp_path_factory.mktemp("whole")
-    with ShardWriter(folder, "train", SAMPLES, classes=("a", "b")) as writer:
+    with writing_shards(folder, "train", SAMPLES, classes=("a", "b")) as write:
         for number in range(SAMPLES):
-            writer.write(f"k/{number}", {"jpg": jpeg(number, (4, 4)), "cls": b"%d" % number})
+            write(f"k/{number}", {"jpg": jpeg(number, (4, 4)), "cls": b"%d" % number})
     path = folder / "train-000000.tar"
     data, (entry, offsets) = path.read_bytes(), scan(path)
     pairs = itertools.pairwise(offsets.tolist())

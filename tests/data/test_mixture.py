@@ -14,10 +14,10 @@ from taming_dist.data.manifest import resolve
 from taming_dist.data.mixture import MixtureOrder, resolve_training, schedule, whole_weights
 from taming_dist.data.order import Order
 from taming_dist.data.reader import Reader
-from taming_dist.data.shards import ShardWriter
 from taming_dist.data.slots import Rows
 from taming_dist.errors import UserError
 from tests.data.pictures import jpeg
+from tests.data.shard_files import writing_shards
 
 LANES = (8, 16, 24)
 
@@ -134,9 +134,9 @@ def test_the_order_of_a_single_data_set_stays_the_same_for_ever() -> None:
 
 
 def write(folder: Path, count: int, classes: tuple[str, ...] | None) -> str:
-    with ShardWriter(folder, "train", 10, classes) as writer:
+    with writing_shards(folder, "train", 10, classes) as write:
         for number in range(count):
-            writer.write(f"{folder.name}/{number}", {"jpg": jpeg(number), "cls": b"1"})
+            write(f"{folder.name}/{number}", {"jpg": jpeg(number), "cls": b"1"})
     return str(folder)
 
 

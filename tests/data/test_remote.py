@@ -17,19 +17,19 @@ from taming_dist.data.decoding import Filled
 from taming_dist.data.images import Preprocess, RandomCrop
 from taming_dist.data.manifest import IMAGES_FORMAT, Manifest, Shard, resolve, write_index
 from taming_dist.data.reader import Reader
-from taming_dist.data.shards import ShardWriter
 from taming_dist.data.slots import Rows
 from taming_dist.data.storage import StorageError
 from taming_dist.errors import UserError
 from tests.data.pictures import jpeg
+from tests.data.shard_files import writing_shards
 
 SAMPLES = 20
 
 
 def write(folder: Path) -> Path:
-    with ShardWriter(folder, "train", 6) as writer:
+    with writing_shards(folder, "train", 6) as write:
         for number in range(SAMPLES):
-            writer.write(f"{number:04d}", {"jpg": jpeg(number), "cls": b"%d" % number})
+            write(f"{number:04d}", {"jpg": jpeg(number), "cls": b"%d" % number})
     return folder
 
 

@@ -17,8 +17,9 @@ from taming_dist.data.manifest import (
     resolve,
     write_index,
 )
-from taming_dist.data.shards import ShardWriter, scan, split_name
+from taming_dist.data.shards import scan, split_name
 from taming_dist.errors import UserError
+from tests.data.shard_files import writing_shards
 
 
 def png(value: int, size: int = 4) -> bytes:
@@ -28,10 +29,10 @@ def png(value: int, size: int = 4) -> bytes:
 
 
 def write_shards(folder: Path, samples: int = 5, shard_samples: int = 2) -> Path:
-    with ShardWriter(folder, "train", shard_samples, classes=("a", "b")) as writer:
+    with writing_shards(folder, "train", shard_samples, classes=("a", "b")) as write:
         for number in range(samples):
             cls = str(number % 2).encode()
-            writer.write(f"x/{number:04d}", {"png": png(number), "cls": cls})
+            write(f"x/{number:04d}", {"png": png(number), "cls": cls})
     return folder
 
 
@@ -133,26 +134,6 @@ def test_keys_end_at_the_first_dot_of_the_basename(
     assert split_name(name) == parts
 
 
-def test_an_interrupted_writer_leaves_no_manifest_and_can_start_again(tmp_path: Path) -> None:
-    def interrupted() -> None:
-        with ShardWriter(tmp_path, "train", 1) as writer:
-            for number in range(3):
-                writer.write(f"{number}", {"png": png(0)})
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert not (tmp_path / "manifest.json").exists()
-    write_shards(tmp_path, samples=2)
-    assert [path.name for path in tmp_path.glob("*.tar")] == ["train-000000.tar"]
-
-
-def test_a_writer_leaves_shards_of_others_alone(tmp_path: Path) -> None:
-    foreign_tar(tmp_path / "train-000000.tar", tarfile.USTAR_FORMAT)
-    with pytest.raises(UserError, match="already holds shards"):
-        write_shards(tmp_path)
-
-
 def test_a_spec_is_a_folder_a_glob_braces_or_a_list(tmp_path: Path) -> None:
     folder = write_shards(tmp_path / "data")
     names = [f"train-{number:06d}.tar" for number in range(3)]
@@ -239,7 +220,7 @@ def test_a_manifest_cannot_name_a_file_outside_its_folder(tmp_path: Path) -> Non
 
 def test_folders_with_different_class_names_do_not_mix(tmp_path: Path) -> None:
     write_shards(tmp_path / "one")
-    with ShardWriter(tmp_path / "two", "train", 2, classes=("b", "c")) as writer:
-        writer.write("0", {"png": png(0), "cls": b"0"})
+    with writing_shards(tmp_path / "two", "train", 2, classes=("b", "c")) as write:
+        write("0", {"png": png(0), "cls": b"0"})
     with pytest.raises(UserError, match="different class names"):
         resolve([str(tmp_path / "one"), str(tmp_path / "two")])

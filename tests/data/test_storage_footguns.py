@@ -17,11 +17,12 @@ from taming_dist.data import storage, streaming
 from taming_dist.data.images import Preprocess
 from taming_dist.data.manifest import resolve
 from taming_dist.data.reader import Reader
-from taming_dist.data.shards import ShardWriter, scan, walk
+from taming_dist.data.shards import scan, walk
 from taming_dist.data.storage import StorageError
 from taming_dist.data.streaming import StreamingReader, stream_locations
 from taming_dist.errors import UserError
 from tests.data.pictures import jpeg
+from tests.data.shard_files import writing_shards
 
 SAMPLES = 20
 
@@ -39,9 +40,9 @@ Damage = Callable[[bytes, int], bytes]
 
 def write(folder: Path, first: int = 0) -> Path:
     """One shard of 20 samples, class ids from `first`; gives the shard."""
-    with ShardWriter(folder, "s", SAMPLES) as writer:
+    with writing_shards(folder, "s", SAMPLES) as write:
         for number in range(first, first + SAMPLES):
-            writer.write(f"{number:04d}", {"jpg": jpeg(number), "cls": b"%d" % number})
+            write(f"{number:04d}", {"jpg": jpeg(number), "cls": b"%d" % number})
     return folder / "s-000000.tar"
 
 

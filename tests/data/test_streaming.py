@@ -8,11 +8,11 @@ import torch
 from taming_dist.data import streaming
 from taming_dist.data.images import Preprocess, RandomCrop
 from taming_dist.data.reader import Batch
-from taming_dist.data.shards import ShardWriter
 from taming_dist.data.storage import Patience, StorageError, copy_in_sequence
 from taming_dist.data.streaming import StreamingReader, StreamPlan, stream_locations
 from taming_dist.errors import UserError
 from tests.data.pictures import jpeg
+from tests.data.shard_files import writing_shards
 
 SHARDS, SAMPLES = 3, 10
 
@@ -25,9 +25,9 @@ def in_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    with ShardWriter(tmp_path / "set", "s", SAMPLES) as writer:
+    with writing_shards(tmp_path / "set", "s", SAMPLES) as write:
         for number in range(SHARDS * SAMPLES):
-            writer.write(f"{number:04d}", {"jpg": jpeg(number), "cls": b"%d" % number})
+            write(f"{number:04d}", {"jpg": jpeg(number), "cls": b"%d" % number})
     for path in (tmp_path / "set").iterdir():
         if path.suffix != ".tar":
             path.unlink()
@@ -109,9 +109,9 @@ def test_a_pipe_that_stands_still_is_ended(tmp_path: Path) -> None:
 
 
 def test_what_a_broken_sample_leaves_is_filled_by_the_next(tmp_path: Path) -> None:
-    with ShardWriter(tmp_path, "s", SAMPLES) as writer:
+    with writing_shards(tmp_path, "s", SAMPLES) as write:
         for number in range(SAMPLES):
-            writer.write(f"{number}", {"jpg": b"no image" if number == 3 else jpeg(number)})
+            write(f"{number}", {"jpg": b"no image" if number == 3 else jpeg(number)})
     bad: list[dict[str, Any]] = []
     reader = StreamingReader(
         (str(tmp_path / "s-000000.tar"),), Preprocess(8), micro_batch=3, on_bad=bad.append

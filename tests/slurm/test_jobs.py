@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from taming_dist.data.shards import ShardWriter
 from taming_dist.models.transformer import Transformer
+from tests.data.shard_files import writing_shards
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ONE_CPU_EACH = ("--nodes=2", "--gpus-per-node=0", "--ntasks-per-node=1", "--cpus-per-task=1")
@@ -49,12 +49,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("jobs")
     random = np.random.default_rng(0)
     for split, samples in (("train", 24), ("val", 4)):
-        with ShardWriter(path / split, split, 10) as writer:
+        with writing_shards(path / split, split, 10) as write:
             for number in range(samples):
                 file = io.BytesIO()
                 pixels = random.integers(0, 256, (20, 24, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(file, "PNG")
-                writer.write(f"{number:04d}", {"png": file.getvalue()})
+                write(f"{number:04d}", {"png": file.getvalue()})
     return path
 
 

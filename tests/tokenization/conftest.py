@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 
 from taming_dist.data.manifest import resolve
-from taming_dist.data.shards import ShardWriter
 from taming_dist.models.modalities import RGB, LabelMap
 from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
 from taming_dist.tokenization.job import Job
 from taming_dist.tokenization.views import build_views
 from taming_dist.tokenization.work import Worker, tokenize
+from tests.data.shard_files import writing_shards
 
 
 def export(folder: Path, modality: RGB | LabelMap, codes: int) -> Path:
@@ -49,14 +49,14 @@ def condition_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_images(folder: Path, shards: Sequence[int]) -> Path:
     """Shards with so many images each; image k is the same in every folder."""
-    with ShardWriter(folder, "train", 8) as writer:
+    with writing_shards(folder, "train", 8) as write:
         for number in range(8 * len(shards)):
             if number % 8 < shards[number // 8]:
                 out = io.BytesIO()
                 pixels = np.random.default_rng(number).integers(0, 256, (8, 9, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(out, "PNG")
                 members = {"png": out.getvalue(), "seg.png": label_map(number)}
-                writer.write(f"{number:04d}", members)
+                write(f"{number:04d}", members)
     return folder
 
 

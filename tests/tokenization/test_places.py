@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from taming_dist.data.codes import CodeDataset, CodeReader
-from taming_dist.data.shards import ShardWriter
 from taming_dist.errors import UserError
 from taming_dist.tokenization.work import Worker, tokenize
+from tests.data.shard_files import writing_shards
 
 TOOLS = Path(__file__).parents[2] / "tools"
 TOOL = runpy.run_path(str(TOOLS / "tokenize_dataset.py"))
@@ -26,7 +26,7 @@ Contents = Callable[[Path], dict[str, bytes]]
 def write_images(folder: Path, change: Callable[[int, bytes], bytes] = lambda _, b: b) -> Path:
     """Images of 8 x 16; image k has k modulo 4 objects, all of them its right half but the first,
     which is the left pixel of its middle square."""
-    with ShardWriter(folder, "train", 8) as writer:
+    with writing_shards(folder, "train", 8) as write:
         for number in range(SAMPLES):
             out = io.BytesIO()
             pixels = np.random.default_rng(number).integers(0, 256, (8, 16, 3), dtype=np.uint8)
@@ -34,7 +34,7 @@ def write_images(folder: Path, change: Callable[[int, bytes], bytes] = lambda _,
             boxes = [[4 / 16, 0, 1 / 16, 1], *[[0.5, 0, 0.5, 1]] * 3][: number % 4]
             objects = [{"category": 10 + k, "box": box} for k, box in enumerate(boxes)]
             facts = change(number, json.dumps({"objects": objects}).encode())
-            writer.write(f"{number:04d}", {"png": out.getvalue(), "json": facts})
+            write(f"{number:04d}", {"png": out.getvalue(), "json": facts})
     return folder
 
 

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from taming_dist.data.codes import CodeDataset
-from taming_dist.data.shards import ShardWriter
 from taming_dist.errors import UserError
 from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from tests.data.shard_files import writing_shards
 
 TOOLS = Path(__file__).parents[2] / "tools"
 tokenize = runpy.run_path(str(TOOLS / "tokenize_dataset.py"))["main"]
@@ -35,12 +35,12 @@ def made(tmp_path: Path) -> Path:
     )
     VQGAN(config).save_pretrained(tmp_path / "export")
     randomness = np.random.default_rng(0)
-    with ShardWriter(tmp_path / "images", "train", 8) as writer:
+    with writing_shards(tmp_path / "images", "train", 8) as write:
         for number in range(3):
             out = io.BytesIO()
             pixels = randomness.integers(0, 256, (16, 16, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(out, "PNG")
-            writer.write(f"{number:04d}", {"png": out.getvalue()})
+            write(f"{number:04d}", {"png": out.getvalue()})
     run_tokenize(tmp_path, "export", "codes")
     return tmp_path
 

@@ -16,11 +16,11 @@ from taming_dist.data.codes import CodeDataset
 from taming_dist.data.images import Preprocess
 from taming_dist.data.manifest import resolve
 from taming_dist.data.reader import Reader
-from taming_dist.data.shards import ShardWriter
 from taming_dist.errors import UserError
 from taming_dist.models.modalities import RGB
 from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from tests.data.shard_files import writing_shards
 
 TOOL = Path(__file__).parents[2] / "tools" / "tokenize_dataset.py"
 tokenize = runpy.run_path(str(TOOL))["main"]
@@ -50,13 +50,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_images(folder: Path, bad: tuple[int, ...] = ()) -> Path:
     generator = np.random.default_rng(0)
-    with ShardWriter(folder, "train", 8, classes=("a", "b", "c")) as writer:
+    with writing_shards(folder, "train", 8, classes=("a", "b", "c")) as write:
         for number in range(SAMPLES):
             out = io.BytesIO()
             pixels = generator.integers(0, 256, (16, 20, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(out, "PNG")
             data = b"broken" if number in bad else out.getvalue()
-            writer.write(f"{number:04d}", {"png": data, "cls": b"%d" % (number % 3)})
+            write(f"{number:04d}", {"png": data, "cls": b"%d" % (number % 3)})
     return folder
 
 

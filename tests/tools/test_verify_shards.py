@@ -8,8 +8,8 @@ from PIL import Image
 
 from taming_dist.data.code_shards import CodeShard, write_codes_manifest
 from taming_dist.data.manifest import write_index
-from taming_dist.data.shards import ShardWriter
 from taming_dist.errors import UserError
+from tests.data.shard_files import writing_shards
 
 TOOL = Path(__file__).parents[2] / "tools" / "verify_shards.py"
 verify_shards = runpy.run_path(str(TOOL))["main"]
@@ -19,9 +19,9 @@ verify_shards = runpy.run_path(str(TOOL))["main"]
 def images(tmp_path: Path) -> Path:
     out = io.BytesIO()
     Image.new("RGB", (8, 8)).save(out, "PNG")
-    with ShardWriter(tmp_path, "train", 3) as writer:
+    with writing_shards(tmp_path, "train", 3) as write:
         for number in range(6):
-            writer.write(f"{number}", {"png": out.getvalue()})
+            write(f"{number}", {"png": out.getvalue()})
     return tmp_path
 
 

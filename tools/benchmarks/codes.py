@@ -22,8 +22,8 @@ import torch
 
 from taming_dist.data.code_shards import CodeShard, write_codes_manifest
 from taming_dist.data.codes import CodeDataset, CodeReader
-from taming_dist.data.manifest import Manifest, resolve
-from taming_dist.data.shards import ShardWriter, TarWriter
+from taming_dist.data.manifest import IMAGES_FORMAT, Manifest, resolve
+from taming_dist.data.shards import TarWriter, write_shard
 
 TOKENS, VOCABULARY, SHARD, BATCH = 256, 16384, 16384, 64
 MANY = 10_000_000
@@ -167,11 +167,14 @@ def tokenizing(folder: Path, images: int, repeats: int) -> dict[str, float]:
     from taming_dist.tokenization.views import Center
 
     generator = np.random.default_rng(0)
-    with ShardWriter(folder / "images", "train", images) as writer:
-        for number in range(images):
-            coarse = generator.integers(0, 256, (20, 24, 3), dtype=np.uint8)
-            pixels = np.ascontiguousarray(coarse.repeat(15, 0).repeat(15, 1))
-            writer.write(f"{number:04d}", {"jpg": simplejpeg.encode_jpeg(pixels)})
+    samples = []
+    for number in range(images):
+        coarse = generator.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        pixels = np.ascontiguousarray(coarse.repeat(15, 0).repeat(15, 1))
+        samples.append((f"{number:04d}", {"jpg": simplejpeg.encode_jpeg(pixels)}))
+    (folder / "images").mkdir()
+    shard = write_shard(folder / "images" / "train-000000.tar", samples)
+    Manifest(IMAGES_FORMAT, (shard,)).save(folder / "images")
     model = VQGAN(VQGANConfig(VectorQuantizerConfig(codes=1024, dim=256), 256, channels=64))
     dataset = resolve(str(folder / "images"))
     job = Job(model, None, dataset, Center(256), 256, "fp32", folder / "out", "codes", images)

@@ -75,13 +75,16 @@ def write_photographs(folder: Path, count: int) -> float:
     """Shards of crops of photographs, of a few shapes; gives the mean bytes of an image."""
     from demo_photographs import PHOTOGRAPHS, load
 
-    from taming_dist.data.shards import ShardWriter
+    from taming_dist.data.manifest import IMAGES_FORMAT, Manifest
+    from taming_dist.data.shards import write_shard
 
     photographs = [load(name).convert("RGB") for name in PHOTOGRAPHS]
     rng = random.Random(0)
     total = 0
-    with ShardWriter(folder, "train", SHARD) as writer:
-        for number in range(count):
+
+    def samples(numbers: range) -> Iterator[tuple[str, dict[str, bytes]]]:
+        nonlocal total
+        for number in numbers:
             photo = photographs[number % len(photographs)]
             long = rng.choice((256, 320, 384))
             width, height = rng.choice(((long, SIZE), (SIZE, long)))
@@ -92,7 +95,13 @@ def write_photographs(folder: Path, count: int) -> float:
             file = io.BytesIO()
             photo.resize((width, height), box=box).save(file, "JPEG", quality=95)
             total += file.tell()
-            writer.write(f"{number:06d}", {"jpg": file.getvalue(), "cls": b"%d" % (number % 12)})
+            yield f"{number:06d}", {"jpg": file.getvalue(), "cls": b"%d" % (number % 12)}
+
+    shards = []
+    for start in range(0, count, SHARD):
+        path = folder / f"train-{start // SHARD:06d}.tar"
+        shards.append(write_shard(path, samples(range(start, min(count, start + SHARD)))))
+    Manifest(IMAGES_FORMAT, tuple(shards)).save(folder)
     return total / count
 
 
