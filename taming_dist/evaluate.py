@@ -101,7 +101,7 @@ def evaluate_vqgan(config: EvaluateConfig, device: torch.device) -> dict[str, An
     reader = Reader(
         dataset,
         Preprocess(size),
-        columns=modality.files,
+        columns=[modality.column],
         micro_batch=config.batch,
         threads=config.threads,
         max_bad_fraction=config.max_bad_fraction,
@@ -110,9 +110,7 @@ def evaluate_vqgan(config: EvaluateConfig, device: torch.device) -> dict[str, An
     pictures = Pictures(config.pictures, dataset.num_samples)
     vqgan.to(device)
     for batch in with_progress(reader.epoch_batches(), dataset.num_samples):
-        column = getattr(batch, modality.column)
-        modality.check(column)
-        images = modality.tensor(column.to(device))
+        images = modality.tensor(modality.take(batch.columns, device))
         codes = vqgan.encode(images)
         reconstructions = vqgan.decode_codes(codes)
         figures.update(images, reconstructions, codes)

@@ -56,7 +56,7 @@ def choose_stage(config: Config) -> Stage:
 
 
 class FirstStage:
-    """Stage 1: images, or the label or depth maps beside them."""
+    """Stage 1: images, or the maps beside them."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -66,7 +66,7 @@ class FirstStage:
         data: ImagesConfig = self.config.data
         settings: dict[str, Any] = {
             "seed": self.config.run.seed,
-            "columns": self.config.model.modality.files,
+            "columns": [self.config.model.modality.column],
             "threads": data.threads,
             "max_bad_fraction": data.max_bad_fraction,
             "on_bad": lambda record: append_line(run_dir / "bad_samples.jsonl", record),

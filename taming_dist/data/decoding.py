@@ -16,11 +16,11 @@ from typing import Any
 
 from taming_dist.data.faults import BrokenData
 from taming_dist.data.fetching import Shards, Ticket, fetch
-from taming_dist.data.images import MAP_COLUMNS, Channels, Preprocess, Scratch, decode
+from taming_dist.data.images import COLUMNS, Column, Preprocess, Scratch
 from taming_dist.data.loader import Plan, prefetched
 from taming_dist.data.manifest import Dataset
 from taming_dist.data.objects import Boxes, objects_of
-from taming_dist.data.shards import IMAGE_EXTENSIONS, read_sample
+from taming_dist.data.shards import read_sample
 from taming_dist.data.slots import Layout, Rows
 from taming_dist.errors import UserError
 
@@ -48,7 +48,7 @@ class Filled:
 class Decoder:
     """Which samples become which rows; can be pickled.
 
-    `columns` of `images.MAP_COLUMNS` are read beside the image; `read_class` gives the class of a
+    `columns` of `images.COLUMNS` are read, in their order there; `read_class` gives the class of a
     sample from its files, or is None; `with_objects`: what the json of a sample says of them is
     read, and a sample without it is broken.
     """
@@ -126,18 +126,17 @@ class Decoder:
     def decode(self, files: Files, id: int, epoch: int, rows: Rows, row: int) -> None:
         """Decode the files of one sample into a row; `BrokenData` if they cannot be."""
         words = self.preprocess.words(self.plan.seed, epoch, id)
-        channels: Channels = "BGR" if self.preprocess.flips(words) else "RGB"
-        pixels = decode(_image_of(files), channels=channels, scratch=self._scratch)
-        height, width = pixels.shape[:2]
-        view = self.preprocess.view(height, width, words)
-        view.cut(pixels, rows.images[row])
-        rows.crops[row] = view.crop(height, width)
+        flipped, whole = self.preprocess.flips(words), None
         for name in self.columns:
-            column = MAP_COLUMNS[name]
-            values = column.decode(_need(files, name))
-            if values.shape != (height, width):
-                raise BrokenData(f"a .{name} of {values.shape} on an image of {(height, width)}")
-            view.cut(values, rows.maps[name][row], column.method)
+            column = COLUMNS[name]
+            pixels = column.decode(_need(files, *column.files), flipped, self._scratch)
+            height, width = pixels.shape[:2]
+            if whole is None:
+                whole = height, width
+                view = self.preprocess.view(height, width, words)
+                rows.crops[row] = view.crop(height, width)
+            share = _share((height, width), whole, column)
+            view.on(*share).cut(pixels, rows.columns[name][row], column.method)
         if self.read_class is not None:
             rows.classes[row] = self.read_class(files)
 
@@ -226,17 +225,23 @@ def _class_in_json(files: Files) -> Callable[[Files], int] | None:
     return None
 
 
-def _image_of(files: Files) -> bytes:
-    for extension in IMAGE_EXTENSIONS:
+def _need(files: Files, *extensions: str) -> bytes:
+    """The first of these files that is there."""
+    for extension in extensions:
         if extension in files:
             return files[extension]
-    raise BrokenData(f"no image among {', '.join(sorted(files)) or 'its files'}")
+    wanted, there = " or ".join(f".{name}" for name in extensions), ", ".join(sorted(files))
+    raise BrokenData(f"no {wanted} among {there or 'its files'}")
 
 
-def _need(files: Files, column: str) -> bytes:
-    if column not in files:
-        raise BrokenData(f"no .{column} among {', '.join(sorted(files)) or 'its files'}")
-    return files[column]
+def _share(size: tuple[int, int], whole: tuple[int, int], column: Column) -> tuple[float, float]:
+    """Height and width of pixels as shares of those of the first column; `BrokenData` if they do
+    not belong together."""
+    (height, width), (whole_height, whole_width) = size, whole
+    skewed = abs(height * whole_width - width * whole_height) > max(whole)  # by over a pixel
+    if skewed or (size != whole and not column.may_be_smaller):
+        raise BrokenData(f"a .{column.files[0]} of {size} on an image of {whole}")
+    return height / whole_height, width / whole_width
 
 
 def _read_cls(files: Files) -> int:

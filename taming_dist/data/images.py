@@ -22,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 
 from taming_dist.data.faults import BrokenData
 from taming_dist.data.order import PIXELS, random_words
+from taming_dist.data.shards import IMAGE_EXTENSIONS
 from taming_dist.errors import UserError
 
 MAX_PIXELS = 2**26  # 8192 x 8192: larger images are taken for decompression bombs
@@ -79,6 +80,12 @@ def decode(
 def decode_labels(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode a label map, a PNG of one channel or with a palette, to class ids, uint8 [h, w]."""
     return _decode_map(data, ("L", "P"), "one 8-bit channel", max_pixels)
+
+
+@as_broken_data("edge map")
+def decode_edges(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode edges, a PNG of one channel of 8 bits, to uint8 [h, w]; 255 is an edge."""
+    return _decode_map(data, ("L",), "one 8-bit channel", max_pixels)
 
 
 @as_broken_data("depth map")
@@ -157,6 +164,13 @@ class View:
         across, down = self.width / width, self.height / height
         return self.left / width, self.top / height, across, down, float(self.flipped)
 
+    def on(self, down: float, across: float) -> View:
+        """The same view of the image in another size: `down` times as high, `across` as wide."""
+        if down == across == 1:
+            return self
+        left, width = self.left * across, self.width * across
+        return View(left, self.top * down, width, self.height * down, self.size, self.flipped)
+
     def cut(
         self,
         pixels: np.ndarray,
@@ -192,21 +206,62 @@ def copy_backwards(pixels: np.ndarray, out: np.ndarray) -> None:
     target[...] = rows[:, ::-1]
 
 
-@dataclass(frozen=True)
-class MapColumn:
-    """A column of shards that goes with the image pixel by pixel, and how it is read.
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """What is read of a sample pixel by pixel.
 
-    `decode` gives [h, w] of `dtype`; `method` resizes it: numbers of classes cannot be blended.
+    `files`: the extensions that its file may have; `dtype` and `depth`, () or (3,), of the pixels
+    [h, w, *depth]; `method` resizes them; `may_be_smaller` than what else belongs to the sample.
     """
 
-    decode: Callable[[bytes], np.ndarray]
-    dtype: type[np.generic]
+    files: tuple[str, ...]
     method: Image.Resampling
+    dtype: type[np.generic] = np.uint8
+    depth: tuple[int, ...] = ()
+    may_be_smaller: bool = False
+
+    def decode(self, data: bytes, flipped: bool, scratch: Scratch | None) -> np.ndarray:
+        """The pixels as `View.cut` wants them for a view that is flipped or not."""
+        raise NotImplementedError
 
 
-MAP_COLUMNS = {
-    "seg.png": MapColumn(decode_labels, np.uint8, Image.Resampling.NEAREST),
-    "depth.png": MapColumn(decode_depth, np.float32, Image.Resampling.BILINEAR),
+@dataclass(frozen=True, kw_only=True)
+class Colours(Column):
+    """A picture in RGB."""
+
+    depth: tuple[int, ...] = (3,)
+
+    def decode(self, data: bytes, flipped: bool, scratch: Scratch | None) -> np.ndarray:
+        return decode(data, channels="BGR" if flipped else "RGB", scratch=scratch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Map(Column):
+    """One number for each pixel of the image, in a PNG that `read` decodes."""
+
+    read: Callable[[bytes], np.ndarray]
+
+    def decode(self, data: bytes, flipped: bool, scratch: Scratch | None) -> np.ndarray:
+        return self.read(data)
+
+
+# In the order in which they are read: the first one of a batch decides where the others are cut.
+# Numbers of classes cannot be blended, so label maps are resized to the nearest pixel.
+COLUMNS: dict[str, Column] = {
+    "image": Colours(files=IMAGE_EXTENSIONS, method=Image.Resampling.LANCZOS),
+    "seg.png": Map(files=("seg.png",), read=decode_labels, method=Image.Resampling.NEAREST),
+    "depth.png": Map(
+        files=("depth.png",),
+        read=decode_depth,
+        dtype=np.float32,
+        method=Image.Resampling.BILINEAR,
+    ),
+    "edges.png": Map(files=("edges.png",), read=decode_edges, method=Image.Resampling.LANCZOS),
+    "lr": Colours(
+        files=tuple(f"lr.{extension}" for extension in IMAGE_EXTENSIONS),
+        method=Image.Resampling.BICUBIC,
+        may_be_smaller=True,
+    ),
 }
 
 

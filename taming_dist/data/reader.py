@@ -7,7 +7,7 @@ trainer sees of it: batches, and an account of what could not be read.
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,7 +18,7 @@ from omegaconf import MISSING
 
 from taming_dist.data.decoding import Decoder, Filled, choose_class_column, decode_in_threads
 from taming_dist.data.images import (
-    MAP_COLUMNS,
+    COLUMNS,
     CenterCrop,
     Crop,
     Preprocess,
@@ -88,19 +88,17 @@ def _pair(values: Sequence[float], key: str) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images uint8 [b, 3, h, w] and what came with them.
+    """What was asked for of each of b samples, cut alike.
 
-    `classes` int64 [b] is None where the data set has none. `segmentations` uint8 [b, h, w] and
-    `depth` fp32 [b, 1, h, w] in [0, 1] (see `images.decode_depth`) are None unless the columns
-    seg.png and depth.png were asked for. `ids` int64 [b] are the global sample ids, on the CPU,
+    `columns` of `images.COLUMNS` by name: image and lr uint8 [b, 3, h, w], seg.png and edges.png
+    uint8 [b, h, w], depth.png fp32 [b, h, w] in [0, 1] (see `images.decode_depth`). `classes` int64
+    [b] is None where the data set has none. `ids` int64 [b] are the global sample ids, on the CPU,
     and `crops` fp64 [b, 5] tell where in its image each lies (see `images.View.crop`). `objects`:
     those of each image, shares of all of it; None unless they were asked for.
     """
 
-    images: torch.Tensor
+    columns: dict[str, torch.Tensor]
     classes: torch.Tensor | None
-    segmentations: torch.Tensor | None
-    depth: torch.Tensor | None
     keys: list[str]
     ids: torch.Tensor
     crops: torch.Tensor
@@ -111,12 +109,9 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with its tensors on `device`."""
-        move = {
-            name: value.to(device, non_blocking=True)
-            for name in ("images", "classes", "segmentations", "depth")
-            if (value := getattr(self, name)) is not None
-        }
-        return replace(self, **move)
+        columns = {name: c.to(device, non_blocking=True) for name, c in self.columns.items()}
+        classes = None if self.classes is None else self.classes.to(device, non_blocking=True)
+        return replace(self, columns=columns, classes=classes)
 
 
 def log_bad_sample(record: dict[str, Any]) -> None:
@@ -153,15 +148,12 @@ class Batching:
             )
 
     def batch(self, keys: list[str], rows: Rows, has_classes: bool) -> Batch:
-        """The first rows, as many as there are keys; maps and images without a copy on a CPU."""
+        """The first rows, as many as there are keys; on a CPU the columns are not copied."""
         count = len(keys)
-        maps = {name: fetchable(values[:count]) for name, values in rows.maps.items()}
-        depth = maps.get("depth.png")
+        columns = {name: fetchable(values[:count]) for name, values in rows.columns.items()}
         return Batch(
-            images=fetchable(rows.images[:count]).permute(0, 3, 1, 2),
+            columns={name: c.movedim(3, 1) if c.ndim == 4 else c for name, c in columns.items()},
             classes=fetchable(rows.classes[:count].copy()) if has_classes else None,
-            segmentations=maps.get("seg.png"),
-            depth=None if depth is None else depth[:, None],
             keys=keys,
             ids=torch.from_numpy(rows.ids[:count].copy()),
             crops=torch.from_numpy(rows.crops[:count].copy()),
@@ -172,9 +164,9 @@ class Reader(Batching):
     """The images of a data set as this rank's batches.
 
     Args: `dataset` from `manifest.resolve`; `preprocess`; `seed`, `lanes`, `block` fix the order;
-    `micro_batch` images per batch of this rank; `columns` of `images.MAP_COLUMNS` are read beside
-    image and class, and `with_objects` those in the json, nothing else is decoded; `on_bad` is
-    called with {shard, key, offset, error} in the consumer's thread, in the order of the samples.
+    `micro_batch` images per batch of this rank; `columns` of `images.COLUMNS` are read beside the
+    class, and `with_objects` those in the json, nothing else is decoded; `on_bad` is called with
+    {shard, key, offset, error} in the consumer's thread, in the order of the samples.
     """
 
     def __init__(
@@ -188,7 +180,7 @@ class Reader(Batching):
         rank: int = 0,
         world_size: int = 1,
         micro_batch: int,
-        columns: Sequence[str] = (),
+        columns: Sequence[str] = ("image",),
         with_objects: bool = False,
         threads: int = 2,
         on_bad: Callable[[dict[str, Any]], None] = log_bad_sample,
@@ -261,17 +253,24 @@ def fetchable(values: np.ndarray) -> torch.Tensor:
     return pinned
 
 
-def check_columns(columns: Sequence[str], dataset: Dataset) -> tuple[str, ...]:
-    """The columns that were asked for; `UserError` if a sample lacks one."""
-    for name in columns:
-        assert name in MAP_COLUMNS, name
-        count, everyone = dataset.columns.get(name, 0), dataset.num_samples
-        if count < everyone:
+def check_columns(columns: Iterable[str], dataset: Dataset) -> tuple[str, ...]:
+    """The columns that were asked for, in order of reading; `UserError` if a sample lacks one."""
+    ordered = in_order(columns)
+    for name in set(ordered) - {"image"}:  # samples without one are bad, but no reason to stop
+        count = sum(dataset.columns.get(extension, 0) for extension in COLUMNS[name].files)
+        if count < dataset.num_samples:
             raise UserError(
-                f"the model reads .{name}, which {count} of {everyone} samples of "
+                f"the model reads .{name}, which {count} of {dataset.num_samples} samples of "
                 f"{shown(folder_of(dataset.locations[0]))} have: make the shards with it"
             )
-    return tuple(columns)
+    return ordered
+
+
+def in_order(columns: Iterable[str]) -> tuple[str, ...]:
+    """Names of columns in the order in which they are read."""
+    asked = set(columns)
+    assert asked <= set(COLUMNS), asked
+    return tuple(name for name in COLUMNS if name in asked)
 
 
 def warn_of_partial_classes(dataset: Dataset) -> None:

@@ -12,30 +12,27 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from taming_dist.data.images import MAP_COLUMNS
+from taming_dist.data.images import COLUMNS
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The arrays of a batch: `images` [b, h, w, 3] uint8, `maps` [b, h, w] by column, `classes`
-    and `ids` int64 [b], `crops` fp64 [b, 5] (see `images.View.crop`)."""
+    """The arrays of a batch: `columns` of `images.COLUMNS` [b, h, w(, 3)] by name, `classes` and
+    `ids` int64 [b], `crops` fp64 [b, 5] (see `images.View.crop`)."""
 
-    images: np.ndarray
-    maps: dict[str, np.ndarray]
+    columns: dict[str, np.ndarray]
     classes: np.ndarray
     ids: np.ndarray
     crops: np.ndarray
 
     def arrays(self) -> list[np.ndarray]:
         """All of them."""
-        return [self.images, *self.maps.values(), self.classes, self.ids, self.crops]
+        return [*self.columns.values(), self.classes, self.ids, self.crops]
 
     def copy(self) -> "Rows":
         """The same values in memory of their own."""
-        maps = {name: values.copy() for name, values in self.maps.items()}
-        return Rows(
-            self.images.copy(), maps, self.classes.copy(), self.ids.copy(), self.crops.copy()
-        )
+        columns = {name: values.copy() for name, values in self.columns.items()}
+        return Rows(columns, self.classes.copy(), self.ids.copy(), self.crops.copy())
 
 
 @dataclass(frozen=True)
@@ -57,18 +54,18 @@ class Layout:
         for (dtype, shape), size in zip(self._arrays(), self._sizes(), strict=True):
             arrays.append(np.ndarray(shape, dtype, buffer, start))
             start += size
-        ids, classes, crops, images, *maps = arrays
-        return Rows(images, dict(zip(self.columns, maps, strict=True)), classes, ids, crops)
+        ids, classes, crops, *columns = arrays
+        return Rows(dict(zip(self.columns, columns, strict=True)), classes, ids, crops)
 
     def _arrays(self) -> list[tuple[np.dtype, tuple[int, ...]]]:
-        square = (self.batch, self.size, self.size)
         arrays: list[tuple[type[np.generic], tuple[int, ...]]] = [
             (np.int64, (self.batch,)),
             (np.int64, (self.batch,)),
             (np.float64, (self.batch, 5)),
-            (np.uint8, (*square, 3)),
         ]
-        arrays += [(MAP_COLUMNS[name].dtype, square) for name in self.columns]
+        square = (self.batch, self.size, self.size)
+        columns = [COLUMNS[name] for name in self.columns]
+        arrays += [(column.dtype, (*square, *column.depth)) for column in columns]
         return [(np.dtype(dtype), shape) for dtype, shape in arrays]
 
     def _sizes(self) -> list[int]:

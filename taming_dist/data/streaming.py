@@ -33,7 +33,7 @@ from taming_dist.data.images import Preprocess
 from taming_dist.data.loader import Plan
 from taming_dist.data.manifest import Dataset
 from taming_dist.data.order import permutation, random_words
-from taming_dist.data.reader import Batch, Batching, log_bad_sample
+from taming_dist.data.reader import Batch, Batching, in_order, log_bad_sample
 from taming_dist.data.shards import map_file, read_sample, scan
 from taming_dist.data.slots import Rows
 from taming_dist.errors import UserError
@@ -131,7 +131,7 @@ class StreamingReader(Batching):
         rank: int = 0,
         world_size: int = 1,
         micro_batch: int,
-        columns: Sequence[str] = (),
+        columns: Sequence[str] = ("image",),
         threads: int = 2,
         on_bad: Callable[[dict[str, Any]], None] = log_bad_sample,
         max_bad_fraction: float = 0.001,
@@ -141,7 +141,7 @@ class StreamingReader(Batching):
             raise UserError(f"data.threads is {threads} but must be at least 1")
         self.plan = StreamPlan(locations, seed, rank, world_size, micro_batch)
         self._preprocess, self._threads = preprocess, threads
-        self._columns = tuple(columns)
+        self._columns = in_order(columns)
         if rank == 0:
             logging.getLogger(__name__).warning(
                 "data.streaming=true: batches depend on the number of ranks, and a run that "
@@ -237,8 +237,7 @@ def copies(locations: Iterator[str]) -> Iterator[tuple[str, Path]]:
 def stack(parts: list[Rows]) -> Rows:
     """Rows of single samples as those of a batch."""
     return Rows(
-        np.concatenate([part.images for part in parts]),
-        {name: np.concatenate([part.maps[name] for part in parts]) for name in parts[0].maps},
+        {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns},
         np.concatenate([part.classes for part in parts]),
         np.concatenate([part.ids for part in parts]),
         np.concatenate([part.crops for part in parts]),

@@ -13,7 +13,14 @@ from torch import Tensor
 
 from taming_dist.errors import UserError
 from taming_dist.models.export import assemble
-from taming_dist.models.modalities import RGB, Depth, LabelMap
+from taming_dist.models.modalities import (
+    RGB,
+    Depth,
+    Edges,
+    LabelMap,
+    LowResolution,
+    Modality,
+)
 from taming_dist.models.vqgan import VQGAN, VQGANConfig, with_codes
 from taming_dist.training.export import check_tensors
 
@@ -46,6 +53,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ema": {"normalized": False, "revive_below": 0.0},
     "gumbel": {},
 }
+# The column of a batch by its modality; none is "image", and label maps have a class of their own.
+IMAGE_KEYS: dict[type[Modality], str] = {Depth: "depth", Edges: "edge", LowResolution: "lr"}
 DEFAULT_RESOLUTION = 256  # of all models that the authors published
 
 
@@ -132,7 +141,9 @@ def infer(
     config = VQGANConfig(
         quantizer={"name": kind, "codes": codes, "dim": dim} | settings,
         resolution=resolution,
-        modality=modality_of(image_channels, label_map or "n_labels" in description),
+        modality=modality_of(
+            image_channels, label_map or "n_labels" in description, description.get("image_key")
+        ),
         channels=channels,
         multipliers=[width // channels for width in widths],
         blocks=blocks,
@@ -148,12 +159,14 @@ def infer(
     return config
 
 
-def modality_of(channels: int, label_map: bool) -> RGB | Depth | LabelMap:
+def modality_of(channels: int, label_map: bool, image_key: Any = None) -> Modality:
     """What a first stage of the original encodes: only label maps have other than 1 or 3 channels,
-    and their checkpoints and YAML files say so."""
+    and their checkpoints and YAML files say so. `image_key` of the YAML tells the others apart."""
     if label_map or channels not in (1, 3):
         return LabelMap(channels)
-    return RGB() if channels == 3 else Depth()
+    if channels == 3:
+        return LowResolution() if image_key == IMAGE_KEYS[LowResolution] else RGB()
+    return Edges() if image_key == IMAGE_KEYS[Edges] else Depth()
 
 
 def ddconfig(config: VQGANConfig) -> dict[str, Any]:
@@ -208,7 +221,8 @@ def export_vqgan(vqgan: VQGAN) -> tuple[dict[str, Tensor], dict[str, Any]]:
         params |= {"kl_weight": quantizer.kl_weight, "temperature_scheduler_config": SCHEDULE}
         return tensors, {"target": "taming.models.vqgan.GumbelVQ", "params": params}
     if not isinstance(config.modality, LabelMap):
-        key = {"image_key": "depth"} if isinstance(config.modality, Depth) else {}
+        name = IMAGE_KEYS.get(type(config.modality))
+        key = {} if name is None else {"image_key": name}
         return tensors, {"target": "taming.models.vqgan.VQModel", "params": key | params}
     # the original keeps random colours for label maps
     colours = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""What a first stage encodes: photographs, label maps or depth maps.
+"""What a first stage encodes: photographs, or maps of labels, depth or edges.
 
 A modality knows how many channels it has, how the bytes of a sample become the network's input, and
 how that input or the network's output is shown. Source: arXiv 2012.09841, section 4.1 (the
@@ -10,6 +10,8 @@ Legend: b batch, c channels, h w pixels, v classes.
 
 import colorsys
 import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -20,63 +22,99 @@ from torch import Tensor
 from taming_dist.errors import UserError
 
 
-@dataclasses.dataclass
-class RGB:
-    """Photographs: uint8 [b,3,h,w] <-> [-1,1]."""
+class Modality(ABC):
+    """One kind of picture.
 
-    name: str = "rgb"
-    column: ClassVar[str] = "images"  # of a batch
-    files: ClassVar[tuple[str, ...]] = ()  # of a sample, beside the image that every one has
+    `column`: what it reads of a batch, of `taming_dist.data.images.COLUMNS`.
+    """
+
+    column: ClassVar[str]
 
     @property
+    @abstractmethod
     def channels(self) -> int:
-        return 3
+        """Of the network's input and output."""
 
-    def check(self, column: Tensor) -> None:
-        """Every byte is a colour."""
-
+    @abstractmethod
     def tensor(self, column: Tensor) -> Tensor:
         """The network's input [b,c,h,w], contiguous, from a batch's column in any layout."""
-        return column.contiguous().float() / 127.5 - 1.0
 
+    @abstractmethod
     def picture(self, output: Tensor) -> Tensor:
         """An input or output [b,c,h,w] as colours [b,3,h,w], about in [-1,1]."""
-        return output.float()
+
+    def take(self, columns: Mapping[str, Tensor], device: torch.device) -> Tensor:
+        """The column that it reads, on the device; `UserError` for numbers that mean nothing."""
+        return columns[self.column].to(device, non_blocking=True)
 
 
-@dataclasses.dataclass
-class Depth:
-    """Depth maps: shares [b,1,h,w] of the largest depth that the files can hold <-> [-1,1]. Who
-    writes them chooses the scale; the original spreads each map over the whole range."""
-
-    name: str = "depth"
-    column: ClassVar[str] = "depth"
-    files: ClassVar[tuple[str, ...]] = ("depth.png",)
+class Grey(Modality):
+    """One channel, shown in shades of grey."""
 
     @property
     def channels(self) -> int:
         return 1
 
-    def check(self, column: Tensor) -> None:
-        """Every number is a depth."""
-
-    def tensor(self, column: Tensor) -> Tensor:
-        """As `RGB.tensor`."""
-        return column.float() * 2.0 - 1.0
-
     def picture(self, output: Tensor) -> Tensor:
-        """As `RGB.picture`, in shades of grey."""
         return output.float().expand(-1, 3, -1, -1)
 
 
 @dataclasses.dataclass
-class LabelMap:
+class RGB(Modality):
+    """Photographs: uint8 [b,3,h,w] <-> [-1,1]."""
+
+    name: str = "rgb"
+    column: ClassVar[str] = "image"
+
+    @property
+    def channels(self) -> int:
+        return 3
+
+    def tensor(self, column: Tensor) -> Tensor:
+        return column.contiguous().float() / 127.5 - 1.0
+
+    def picture(self, output: Tensor) -> Tensor:
+        return output.float()
+
+
+@dataclasses.dataclass
+class LowResolution(RGB):
+    """Photographs of few pixels, enlarged to the size of the others: for super-resolution."""
+
+    name: str = "low_resolution"
+    column: ClassVar[str] = "lr"
+
+
+@dataclasses.dataclass
+class Edges(Grey):
+    """Edges: uint8 [b,h,w], 255 on an edge <-> [-1,1]."""
+
+    name: str = "edges"
+    column: ClassVar[str] = "edges.png"
+
+    def tensor(self, column: Tensor) -> Tensor:
+        return column[:, None].float() / 127.5 - 1.0
+
+
+@dataclasses.dataclass
+class Depth(Grey):
+    """Depth maps: shares [b,h,w] of the largest depth that the files can hold <-> [-1,1]. Who
+    writes them chooses the scale; the original spreads each map over the whole range."""
+
+    name: str = "depth"
+    column: ClassVar[str] = "depth.png"
+
+    def tensor(self, column: Tensor) -> Tensor:
+        return column[:, None].float() * 2.0 - 1.0
+
+
+@dataclasses.dataclass
+class LabelMap(Modality):
     """Label maps: class ids uint8 [b,h,w] -> one channel per class; the output is a logit each."""
 
     classes: int = MISSING
     name: str = "labels"
-    column: ClassVar[str] = "segmentations"
-    files: ClassVar[tuple[str, ...]] = ("seg.png",)
+    column: ClassVar[str] = "seg.png"
 
     def __post_init__(self) -> None:
         if not 2 <= self.classes <= 256:
@@ -88,22 +126,21 @@ class LabelMap:
     def channels(self) -> int:
         return self.classes
 
-    def check(self, column: Tensor) -> None:
-        """UserError for an id that is no class. To be called where the bytes still are."""
-        highest = int(column.max())
+    def take(self, columns: Mapping[str, Tensor], device: torch.device) -> Tensor:
+        highest = int(columns[self.column].max())  # where the bytes still are
         if highest >= self.classes:
             raise UserError(
                 f"model.modality.classes={self.classes}, but a label map has the class "
                 f"{highest}: set it to {highest + 1} or more (the class for what is unlabelled "
                 f"counts too)"
             )
+        return super().take(columns, device)
 
     def tensor(self, column: Tensor) -> Tensor:
-        """Class ids [b,h,w] -> one-hot [b,v,h,w]."""
         return F.one_hot(column.long(), self.classes).movedim(-1, 1).float()
 
     def picture(self, output: Tensor) -> Tensor:
-        """The likeliest class of each pixel in its colour, [b,3,h,w]."""
+        """The likeliest class of each pixel in its colour."""
         colours = palette(self.classes).to(output.device)
         return colours[output.argmax(1)].movedim(-1, 1)
 
@@ -119,7 +156,13 @@ def palette(classes: int) -> Tensor:
     return torch.tensor(colours) * 2 - 1
 
 
-MODALITIES: dict[str, Any] = {"rgb": RGB, "labels": LabelMap, "depth": Depth}
+MODALITIES: dict[str, Any] = {
+    "rgb": RGB,
+    "labels": LabelMap,
+    "depth": Depth,
+    "edges": Edges,
+    "low_resolution": LowResolution,
+}
 
 
 def modality_config(values: Any) -> Any:

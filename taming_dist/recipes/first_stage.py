@@ -40,9 +40,7 @@ class FirstStageRecipe(ModelRecipe):
 
     def _input(self, batch: Any) -> Tensor:
         """The network's input, on the device."""
-        column = getattr(batch, self.modality.column)
-        self.modality.check(column)
-        return self.modality.tensor(column.to(self.world.device, non_blocking=True))
+        return self.modality.tensor(self.modality.take(batch.columns, self.world.device))
 
     def _begin_step(self, clock: Clock) -> None:
         """Seeds, learning rates and the quantizer's schedule."""

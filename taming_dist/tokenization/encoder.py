@@ -58,7 +58,7 @@ class Encoder:
         self.reader = Reader(
             job.dataset,
             Preprocess(job.views.square),
-            columns=sorted({name for model in self.models for name in model.config.modality.files}),
+            columns=[model.config.modality.column for model in self.models],
             with_objects=job.boxes,
             micro_batch=batch,
             threads=threads,
@@ -86,9 +86,7 @@ class Encoder:
     def inputs(self, model: VQGAN, batch: Batch) -> Iterator[Tensor]:
         """Each view of a batch as a model takes it, [b, c, size, size] on the device."""
         modality = model.config.modality
-        column = getattr(batch, modality.column)
-        modality.check(column)
-        views = self.job.views.cut(column.to(self.device, non_blocking=True), batch.ids)
+        views = self.job.views.cut(modality.take(batch.columns, self.device), batch.ids)
         return map(modality.tensor, views)
 
     @torch.inference_mode()

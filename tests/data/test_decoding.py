@@ -49,7 +49,7 @@ def check_resumption(write_images: Write, train_inline: Inline, drawn: dict[str,
             micro = {"micro_batch": 8 // world_size, "world_size": world_size}
             ranks = [reader(path, rank=rank, **micro, **options) for rank in range(world_size)]
             read = [train_inline(rank, first * 8, count, threads) for rank in ranks]
-            parts = [np.stack([rows.images for _, rows in batches]) for batches in read]
+            parts = [np.stack([rows.columns["image"] for _, rows in batches]) for batches in read]
             return np.stack(parts, axis=2).reshape(count, 8, 6, 6, 3)
 
         stop, count = drawn["stop"], 14  # at least one epoch
@@ -115,9 +115,9 @@ def test_a_replacement_is_cut_as_it_would_be_in_its_own_place(
     tmp_path: Path, write_images: Write, train_inline: Inline
 ) -> None:
     path = write_images(tmp_path, bad=(3,))
-    whole = np.concatenate([rows.images for _, rows in train_inline(reader(path), 0, 22)])
+    whole = np.concatenate([rows.columns["image"] for _, rows in train_inline(reader(path), 0, 22)])
     again = train_inline(reader(path, world_size=2, rank=1, micro_batch=2), 0, 22, threads=3)
-    assert np.array_equal(np.concatenate([rows.images for _, rows in again]), whole[1::2])
+    assert np.array_equal(np.concatenate([rows.columns["image"] for _, rows in again]), whole[1::2])
 
 
 def test_a_shard_without_a_single_good_sample_is_an_error(

@@ -6,7 +6,7 @@ from PIL import Image
 
 from taming_dist.data.faults import BrokenData
 from taming_dist.data.images import (
-    MAP_COLUMNS,
+    COLUMNS,
     CenterCrop,
     Crop,
     Preprocess,
@@ -95,7 +95,7 @@ def cut(preprocess: Preprocess, pixels: np.ndarray, *place: int, column: str = "
     view = preprocess.view(*pixels.shape[:2], preprocess.words(*place))
     out = np.empty((view.size, view.size, *pixels.shape[2:]), dtype=pixels.dtype)
     stored = pixels[..., ::-1] if view.flipped and pixels.ndim == 3 else pixels
-    view.cut(stored, out, MAP_COLUMNS[column].method if column else Image.Resampling.LANCZOS)
+    view.cut(stored, out, COLUMNS[column].method if column else Image.Resampling.LANCZOS)
     return out
 
 

@@ -160,8 +160,8 @@ def test_a_mixture_is_read_in_proportion_and_goes_on_on_other_ranks(
     assert all(2 <= keys[at : at + 8].count("art") <= 3 for at in range(0, 96, 8))
     parts = [train_inline(reader(spec, rank, 2), 40, 7) for rank in range(2)]
     for number, (_, rows) in enumerate(whole[5:]):
-        again = np.stack([part[number][1].images for part in parts], axis=1)
-        assert np.array_equal(rows.images, again.reshape(rows.images.shape))
+        again = np.stack([part[number][1].columns["image"] for part in parts], axis=1)
+        assert np.array_equal(rows.columns["image"], again.reshape(rows.columns["image"].shape))
     turned = train_inline(reader(dict(reversed(spec.items()))), 0, 2)
     assert [filled.keys for filled, _ in turned] == [filled.keys for filled, _ in whole[:2]]
 

@@ -3,6 +3,7 @@ import io
 import json
 import threading
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from taming_dist.data.images import Preprocess, RandomCrop
+from taming_dist.data.images import Preprocess, RandomCrop, RandomResizedCrop
 from taming_dist.data.manifest import resolve
 from taming_dist.data.reader import Batch, ImagesConfig, Reader
 from taming_dist.errors import UserError
@@ -20,16 +21,18 @@ Write = Callable[..., Path]
 SAMPLES, LANES = 90, 8
 
 
-def labels(number: int) -> bytes:
+def png(pixels: np.ndarray) -> bytes:
     out = io.BytesIO()
-    Image.fromarray(np.full((8, 12), number, dtype=np.uint8)).save(out, "PNG")
+    Image.fromarray(pixels).save(out, "PNG")
     return out.getvalue()
+
+
+def labels(number: int) -> bytes:
+    return png(np.full((8, 12), number, dtype=np.uint8))
 
 
 def depth(number: int) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(np.full((8, 12), 600 * number, dtype=np.uint16)).save(out, "PNG")
-    return out.getvalue()
+    return png(np.full((8, 12), 600 * number, dtype=np.uint16))
 
 
 def reader(folder: Path, **options: Any) -> Reader:
@@ -45,28 +48,80 @@ def shards(tmp_path_factory: pytest.TempPathFactory, write_images: Write) -> Pat
 
 
 def test_a_batch_holds_all_that_was_asked_for_of_each_sample(shards: Path) -> None:
-    batch = next(reader(shards, columns=["seg.png", "depth.png"]).epoch_batches(50))
+    columns = ["depth.png", "image", "seg.png"]
+    batch = next(reader(shards, columns=columns).epoch_batches(50))
     assert len(batch) == 4
-    assert batch.images.dtype == torch.uint8
-    assert batch.images.shape == (4, 3, 6, 6)
+    assert batch.columns["image"].dtype == torch.uint8
+    assert batch.columns["image"].shape == (4, 3, 6, 6)
     assert batch.classes is not None
-    assert batch.segmentations is not None
     assert batch.classes.tolist() == batch.ids.tolist()
     assert batch.keys == [f"{id:04d}" for id in batch.ids.tolist()]
-    assert batch.segmentations[:, 0, 0].tolist() == batch.ids.tolist()
-    assert batch.depth is not None
-    assert batch.depth.shape == (4, 1, 6, 6)
-    assert torch.allclose(batch.depth[:, 0, 5, 5], batch.ids.float() * 600 / 65535)
+    assert batch.columns["seg.png"][:, 0, 0].tolist() == batch.ids.tolist()
+    assert batch.columns["depth.png"].shape == (4, 6, 6)
+    assert torch.allclose(batch.columns["depth.png"][:, 5, 5], batch.ids.float() * 600 / 65535)
     moved = batch.to("meta")
-    assert moved.images.device.type == "meta"
+    assert moved.columns["image"].device.type == "meta"
     assert moved.ids.device.type == "cpu"
 
 
 def test_what_nobody_asks_for_is_not_decoded(tmp_path: Path, write_images: Write) -> None:
     folder = write_images(tmp_path, seg_png=lambda n: b"no label map")
     batch = next(reader(folder).epoch_batches())
-    assert batch.segmentations is None
-    assert batch.depth is None
+    assert list(batch.columns) == ["image"]
+
+
+def test_an_image_that_nobody_asks_for_is_not_decoded_and_cuts_stay_the_same(
+    tmp_path: Path, write_images: Write
+) -> None:
+    def slope(number: int) -> bytes:
+        return png(np.arange(96, dtype=np.uint8).reshape(8, 12))
+
+    whole = reader(write_images(tmp_path / "whole", seg_png=slope), columns=["image", "seg.png"])
+    broken = write_images(tmp_path / "broken", bad=range(90), seg_png=slope)
+    alone = reader(broken, columns=["seg.png"])
+    for batch, expected in zip(alone.epoch_batches(), whole.epoch_batches(), strict=True):
+        assert torch.equal(batch.columns["seg.png"], expected.columns["seg.png"])
+        assert torch.equal(batch.crops, expected.crops)
+    assert alone.num_bad == 0
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_edges_and_the_low_resolution_are_cut_where_the_image_is(
+    tmp_path: Path, write_images: Write, flip: bool
+) -> None:
+    rows, across = np.mgrid[0:64, 0:96].astype(np.uint8)
+    image = np.stack([rows * 3, across * 2, rows + across], -1)
+    small = np.asarray(Image.fromarray(image).resize((24, 16), Image.Resampling.BICUBIC))
+    folder = write_images(
+        tmp_path,
+        samples=24,
+        jpg=lambda n: png(image),  # comes before the .png that every sample has
+        edges_png=lambda n: png(image[..., 0]),
+        lr_png=lambda n: png(small),
+    )
+    preprocess = Preprocess(16, RandomResizedCrop((0.3, 0.8)), flip)
+    source = reader(folder, preprocess=preprocess, columns=["lr", "image", "edges.png"])
+    for batch in islice(source.batches(), 6):
+        cut = batch.columns["image"].float()
+        assert torch.equal(batch.columns["edges.png"].float(), cut[:, 0])
+        low = batch.columns["lr"].float()
+        assert low.shape == cut.shape
+        inside = (..., slice(2, -2), slice(2, -2))
+        assert (low[inside] - cut[inside]).abs().mean() < 4
+
+
+def test_a_low_resolution_of_other_proportions_or_a_map_of_another_size_is_a_bad_sample(
+    tmp_path: Path, write_images: Write
+) -> None:
+    def of_size(height: int, width: int) -> Callable[[int], bytes]:
+        return lambda n: png(np.zeros((height, width, 3), dtype=np.uint8))
+
+    found: list[dict[str, Any]] = []
+    shards = write_images(tmp_path, lr_png=lambda n: of_size(4, 6 + 3 * (n == 5))(n))
+    options: dict[str, Any] = {"on_bad": found.append, "max_bad_fraction": 1.0}
+    list(reader(shards, columns=["image", "lr"], **options).epoch_batches())
+    assert [record["key"] for record in found] == ["0005"]
+    assert "a .lr.jpg of (4, 9) on an image of (8, 12)" in found[0]["error"]
 
 
 def test_a_column_that_is_not_there_is_a_users_mistake(tmp_path: Path, write_images: Write) -> None:

@@ -48,7 +48,7 @@ def some_batches(train_inline: Inline) -> Callable[[Any], Found]:
 
     def read(spec: Any) -> Found:
         found = train_inline(reader(spec), 8, 4)
-        return [(filled.keys, rows.images) for filled, rows in found]
+        return [(filled.keys, rows.columns["image"]) for filled, rows in found]
 
     return read
 
@@ -128,7 +128,7 @@ def test_reading_goes_on_through_failures_and_ends_when_they_last(
 def test_the_process_that_decodes_reads_urls_itself(server: Any) -> None:
     source = reader(str(write(server.folder / "set")))
     here, there = source.batches(8), reader(f"{server.url}/set").batches(8)
-    assert torch.equal(next(here).images, next(there).images)
+    assert torch.equal(next(here).columns["image"], next(there).columns["image"])
 
 
 def test_a_remote_shard_of_another_size_is_an_error_that_names_it(

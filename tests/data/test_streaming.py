@@ -55,9 +55,10 @@ def test_pipes_are_read_with_classes_and_the_same_again(folder: Path) -> None:
     found, again = batches(spec, 0, 6), batches(spec, 0, 6)
     assert sorted(keys(found)) == [f"{number:04d}" for number in range(SHARDS * SAMPLES)]
     assert all(
-        torch.equal(one.images, other.images) for one, other in zip(found, again, strict=True)
+        torch.equal(one.columns["image"], other.columns["image"])
+        for one, other in zip(found, again, strict=True)
     )
-    assert found[0].images.shape == (5, 3, 8, 8)
+    assert found[0].columns["image"].shape == (5, 3, 8, 8)
     assert found[0].classes is not None
     assert found[0].classes.tolist() == [int(key) for key in found[0].keys]
 

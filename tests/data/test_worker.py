@@ -65,8 +65,9 @@ def wait_for_end(process: int) -> None:
 def test_the_process_gives_what_its_code_gives_in_this_one(
     shards: Path, train_inline: Inline, world_size: int, threads: int
 ) -> None:
-    expected = np.concatenate([rows.ids for _, rows in train_inline(reader(shards), 16, 14)])
-    pixels = np.concatenate([rows.images for _, rows in train_inline(reader(shards), 16, 14)])
+    rows = [rows for _, rows in train_inline(reader(shards), 16, 14)]
+    expected = np.concatenate([part.ids for part in rows])
+    pixels = np.concatenate([part.columns["image"] for part in rows])
     place = {"world_size": world_size, "rank": world_size - 1, "threads": threads}
     source = reader(shards, micro_batch=8 // world_size, **place)
     # All are kept: a batch must not change when the memory that it came in is used again.
@@ -75,7 +76,7 @@ def test_the_process_gives_what_its_code_gives_in_this_one(
     assert torch.cat([batch.ids for batch in batches]).tolist() == expected[last].tolist()
     assert [int(k) for batch in batches for k in batch.keys] == expected[last].tolist()
     assert all(b.classes is not None and b.classes.equal(b.ids) for b in batches)
-    images = torch.cat([batch.images for batch in batches]).permute(0, 2, 3, 1)
+    images = torch.cat([batch.columns["image"] for batch in batches]).permute(0, 2, 3, 1)
     assert np.array_equal(images.numpy(), pixels[last])
 
 
@@ -116,7 +117,7 @@ from taming_dist.data.manifest import resolve
 from taming_dist.data.worker import decode_in_process
 dataset = resolve(sys.argv[1])
 plan = Plan(dataset.samples_per_shard, dataset.fingerprint, 0, 8, 4, 0, 1, 8)
-decoder = Decoder(dataset, plan, Preprocess(6), (), None)
+decoder = Decoder(dataset, plan, Preprocess(6), ("image",), None)
 batches = decode_in_process(decoder, 0, 2, lambda filled, rows: filled.keys)
 next(batches)
 assert "torch" not in sys.modules  # which would make the worker slow to start
@@ -183,7 +184,7 @@ def test_a_mistake_of_the_user_arrives_as_it_is_and_a_bug_with_its_place(
 def test_batches_come_without_a_copy_and_their_memory_is_used_again_once_they_are_dropped(
     shards: Path,
 ) -> None:
-    places = [batch.images.data_ptr() for batch in islice(reader(shards).batches(), 40)]
+    places = [batch.columns["image"].data_ptr() for batch in islice(reader(shards).batches(), 40)]
     assert len(set(places)) <= 2 + 2 + LENT  # threads, two batches ahead, and those lent
     kept = list(islice(reader(shards).batches(), 40))
-    assert len({batch.images.data_ptr() for batch in kept}) == 40
+    assert len({batch.columns["image"].data_ptr() for batch in kept}) == 40

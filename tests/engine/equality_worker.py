@@ -65,6 +65,10 @@ OVER_RANKS = {
 class Images:
     images: torch.Tensor
 
+    @property
+    def columns(self) -> dict[str, torch.Tensor]:
+        return {"image": self.images}
+
 
 def build(
     world: World, zero: int, quantizer: str, accumulation: int, **settings: Any

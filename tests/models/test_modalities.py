@@ -5,8 +5,18 @@ from typing import Any
 import pytest
 import torch
 
+from taming_dist.data.images import COLUMNS
 from taming_dist.errors import UserError
-from taming_dist.models.modalities import RGB, Depth, LabelMap, modality_config, palette
+from taming_dist.models.modalities import (
+    MODALITIES,
+    RGB,
+    Depth,
+    Edges,
+    LabelMap,
+    LowResolution,
+    modality_config,
+    palette,
+)
 from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
 
@@ -20,12 +30,23 @@ def test_inputs_are_contiguous_whatever_the_layout_of_the_images() -> None:
     assert RGB().tensor(images).is_contiguous()
 
 
-def test_depth_spans_minus_one_to_one_and_is_shown_in_grey() -> None:
-    depth = Depth().tensor(torch.tensor([0.0, 1.0]).reshape(1, 1, 1, 2))
-    assert depth.flatten().tolist() == [-1.0, 1.0]
-    shown = Depth().picture(depth)
+@pytest.mark.parametrize(
+    ("modality", "column"), [(Depth(), [0.0, 1.0]), (Edges(), [0, 255])], ids=["depth", "edges"]
+)
+def test_depth_and_edges_span_minus_one_to_one_and_are_shown_in_grey(
+    modality: Any, column: list[float]
+) -> None:
+    planes = modality.tensor(torch.tensor(column).reshape(1, 1, 2))
+    assert planes.shape == (1, 1, 1, 2)
+    assert planes.flatten().tolist() == [-1.0, 1.0]
+    shown = modality.picture(planes)
     assert shown.shape == (1, 3, 1, 2)
     assert torch.equal(shown[:, 0], shown[:, 2])
+
+
+@pytest.mark.parametrize("modality", MODALITIES.values())
+def test_every_modality_reads_a_column_that_exists(modality: Any) -> None:
+    assert modality.column in COLUMNS
 
 
 def test_a_label_map_is_one_channel_per_class_and_comes_back_in_its_colours() -> None:
@@ -48,10 +69,11 @@ def test_no_two_classes_share_a_colour() -> None:
 
 
 def test_a_class_that_does_not_exist_is_a_users_mistake() -> None:
-    labels = torch.tensor([[[0, 11]]], dtype=torch.uint8)
-    LabelMap(12).check(labels)
+    columns = {"seg.png": torch.tensor([[[0, 11]]], dtype=torch.uint8)}
+    here = torch.device("cpu")
+    assert LabelMap(12).take(columns, here).equal(columns["seg.png"])
     with pytest.raises(UserError, match=r"modality\.classes=11, .* class 11: set it to 12 or more"):
-        LabelMap(11).check(labels)
+        LabelMap(11).take(columns, here)
 
 
 @pytest.mark.parametrize("classes", [1, 257])
@@ -60,7 +82,7 @@ def test_numbers_of_classes_that_no_byte_can_hold_are_refused(classes: int) -> N
         LabelMap(classes)
 
 
-@pytest.mark.parametrize("modality", [RGB(), Depth(), LabelMap(7)])
+@pytest.mark.parametrize("modality", [RGB(), Depth(), LabelMap(7), Edges(), LowResolution()])
 def test_a_first_stage_of_any_modality_survives_its_export(modality: Any, tmp_path: Any) -> None:
     config = VQGANConfig(
         VectorQuantizerConfig(codes=8, dim=4), 16, 32, [1, 1], 1, [], 8, modality=modality

@@ -107,6 +107,10 @@ class Images:
 
     images: Tensor
 
+    @property
+    def columns(self) -> dict[str, Tensor]:
+        return {"image": self.images}
+
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
 MODEL = {

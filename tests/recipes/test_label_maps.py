@@ -21,6 +21,10 @@ class Labels:
 
     segmentations: Tensor
 
+    @property
+    def columns(self) -> dict[str, Tensor]:
+        return {"seg.png": self.segmentations}
+
 
 def blocky(count: int = 2, seed: int = 0) -> Labels:
     """Label maps of 8 x 8 squares."""

@@ -41,11 +41,10 @@ def test_the_condition_of_a_view_is_the_code_of_its_label_map(
     assert dataset.condition == {"fingerprint": second.fingerprint, "vocab": 12, "grid": [4, 4]}
     reader = Reader(resolve(str(images(1))), Preprocess(8), columns=["seg.png"], micro_batch=8)
     (batch,) = reader.epoch_batches()
-    assert batch.segmentations is not None
+    labels = batch.columns["seg.png"]
     with torch.inference_mode():
         expected = [
-            second.encode(second.config.modality.tensor(maps))
-            for maps in (batch.segmentations, batch.segmentations.flip(-1))
+            second.encode(second.config.modality.tensor(maps)) for maps in (labels, labels.flip(-1))
         ]
     (found,) = CodeReader(dataset, micro_batch=16).epoch_batches()
     assert found.conditions is not None

@@ -69,6 +69,8 @@ def round_trip(tmp_path: Path, tool: Callable[..., str]) -> Callable[..., Path]:
     [
         {},
         {"modality": {"name": "depth"}},
+        {"modality": {"name": "edges"}},
+        {"modality": {"name": "low_resolution"}},
         {"modality": {"name": "labels", "classes": 7}, "dropout": 0.1},
         {"modality": {"name": "labels", "classes": 3}},
         {"multipliers": [1, 1, 2], "blocks": 2, "attention_resolutions": []},

@@ -20,7 +20,7 @@ import webdataset
 from PIL import Image
 from pyarrow import parquet
 
-from taming_dist.data.images import MAP_COLUMNS, Preprocess
+from taming_dist.data.images import COLUMNS, Preprocess
 from taming_dist.data.manifest import Manifest, resolve
 from taming_dist.data.reader import Batch, Reader
 from taming_dist.data.shards import read_members
@@ -52,7 +52,7 @@ def make(images: Path, out: Path, *options: str) -> Manifest:
 
 def read(out: Path, size: int = 8) -> list[Batch]:
     dataset = resolve(str(out))
-    columns = [name for name in MAP_COLUMNS if name in dataset.columns]
+    columns = [name for name, c in COLUMNS.items() if set(c.files) & set(dataset.columns)]
     return list(Reader(dataset, Preprocess(size), micro_batch=4, columns=columns).epoch_batches())
 
 
@@ -62,7 +62,8 @@ def test_class_folders_become_sorted_class_ids(images: Path, tmp_path: Path) -> 
     assert [shard.samples for shard in manifest.shards] == [5, 5, 2]
     for batch in read(tmp_path / "out"):
         assert batch.classes is not None
-        for key, cls, image in zip(batch.keys, batch.classes.tolist(), batch.images, strict=True):
+        images = batch.columns["image"]
+        for key, cls, image in zip(batch.keys, batch.classes.tolist(), images, strict=True):
             assert key.partition("/")[0] == manifest.classes[cls]
             assert int(image[0, 0, 0]) // 40 == 2 - cls
 
@@ -130,8 +131,7 @@ def test_larger_images_are_scaled_down_with_their_label_maps(tmp_path: Path) -> 
     columns = manifest.shards[0].columns
     assert columns == {"jpg": 1, "png": 1, "seg.png": 2}
     (batch,) = read(tmp_path / "out")
-    assert batch.segmentations is not None
-    assert (batch.segmentations == 7).all()
+    assert (batch.columns["seg.png"] == 7).all()
 
 
 def test_an_image_without_its_label_map_is_left_out_and_listed(

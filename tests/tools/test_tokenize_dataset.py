@@ -89,7 +89,7 @@ def test_codes_are_what_the_model_gives_for_each_image(
     rows = dataset.take(np.arange(2 * SAMPLES))
     reader = Reader(resolve(str(shards)), Preprocess(16), micro_batch=SAMPLES)
     (batch,) = reader.epoch_batches()
-    images = RGB().tensor(batch.images)
+    images = RGB().tensor(batch.columns["image"])
     with torch.inference_mode():
         expected = torch.stack([vqgan.encode(images), vqgan.encode(images.flip(-1))], dim=1)
     # Another batch size may round another way: at most a tie or two may fall differently.

@@ -103,7 +103,7 @@ def measure(zero: int, precision: str) -> dict[str, float]:
     engine = EngineConfig(zero=zero, precision=precision, persist_below=0)
     recipe = VQGANRecipe(model, loss, Setup(optim, engine, world, micro_batch=1, accumulation=2))
     images = torch.randint(0, 256, (1, 3, SIZE, SIZE), dtype=torch.uint8)
-    batches = [SimpleNamespace(images=images)] * 2
+    batches = [SimpleNamespace(columns={"image": images})] * 2
     clock = Clock(global_batch=2 * world.world_size, total_steps=2, images=0)
     for _ in recipe.train_step(batches, clock):
         pass

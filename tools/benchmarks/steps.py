@@ -88,7 +88,8 @@ def stage1_steps(steps: int) -> dict[str, float]:
     setup = Setup(OptimConfig(lr=1e-3), EngineConfig(), world, BATCH)
     recipe = VQGANRecipe(model, loss, setup)
     clock = Clock(BATCH, 10 * steps)
-    batch = SimpleNamespace(images=torch.randint(256, (BATCH, 3, SIZE, SIZE), dtype=torch.uint8))
+    images = torch.randint(256, (BATCH, 3, SIZE, SIZE), dtype=torch.uint8)
+    batch = SimpleNamespace(columns={"image": images})
     seconds: list[float] = []
     for _ in range(2 * (steps + 2)):
         start = time.perf_counter()
