@@ -25,11 +25,12 @@ from taming_dist.errors import UserError
 
 CODES, CLASSES, SOURCES, CONDITIONS = "codes", "cls", "src", "cond"
 CROPS, BOXES, BOX_CLASSES, BOX_ENDS = "crop", "boxes", "box_class", "box_ends"
+BOX_FLAGS = "box_flags"
 KEYS = "keys.txt"
 # What the shards of a data set have in common, and their manifest repeats.
 SHARED_FACTS = ("tokenizer", "vocab", "grid", "views", "dtype", "condition")
 MAX_HEADER = 2**12
-STORED_TYPES = tuple(map(np.dtype, (np.uint16, np.int32, np.int64, np.float32)))
+STORED_TYPES = tuple(map(np.dtype, (np.uint8, np.uint16, np.int32, np.int64, np.float32)))
 # What taking damaged bytes for a tar, a json and npy headers (python literals) can end in.
 DAMAGE = (
     BrokenData,
@@ -81,6 +82,8 @@ class CodeShard:
         if self.boxes is not None:
             parts = (self.boxes.places, self.boxes.classes, self.boxes.ends)
             found |= dict(zip((BOXES, BOX_CLASSES, BOX_ENDS), parts, strict=True))
+            # Most data sets have none, and shards of before there was the column stay valid.
+            found[BOX_FLAGS] = self.boxes.flags if self.boxes.flags.any() else None
         return {name: array for name, array in found.items() if array is not None}
 
     def save(self, path: Path, writer: str = "") -> Shard:
@@ -151,9 +154,7 @@ class CodeShard:
                 classes=arrays.get(CLASSES),
                 conditions=arrays.get(CONDITIONS),
                 crops=arrays.get(CROPS),
-                boxes=Boxes(arrays[BOXES], arrays[BOX_CLASSES], arrays[BOX_ENDS])
-                if BOXES in arrays
-                else None,
+                boxes=_boxes(arrays) if BOXES in arrays else None,
             )
             shard._check(arrays)
         except DAMAGE as error:
@@ -192,6 +193,7 @@ class CodeShard:
             count = len(self.boxes.places)
             forms[BOXES] = np.dtype(np.float32), (count, 4)
             forms[BOX_CLASSES] = np.dtype(np.int32), (count,)
+            forms[BOX_FLAGS] = np.dtype(np.uint8), (count,)
             forms[BOX_ENDS] = np.dtype(np.int64), (n * views,)
         return forms
 
@@ -212,6 +214,12 @@ class CodeShard:
         if self.crops is not None and not ((self.crops >= 0) & (self.crops <= 1)).all():
             return "crop outside of 0 .. 1"
         return None if self.boxes is None else self.boxes.fault()
+
+
+def _boxes(arrays: Mapping[str, np.ndarray]) -> Boxes:
+    classes = arrays[BOX_CLASSES]
+    flags = arrays.get(BOX_FLAGS, np.zeros(len(classes), np.uint8))
+    return Boxes(arrays[BOXES], classes, flags, arrays[BOX_ENDS])
 
 
 def open_verified(path: Path, entry: Shard, in_memory: bool = False) -> CodeShard:

@@ -304,8 +304,8 @@ class CodeBatch:
     `conditions` int64 [b, k, l]: the codes of a second tokenizer, or None. None unless they were
     asked for: `crops` fp32 [b, 5]: left, top, width, height of what each sample shows as shares of
     its image, 1 if it is mirrored; `boxes` fp32 [m, 4]: left, top, width, height of the objects as
-    shares of their sample, `box_classes` int64 [m] and `box_ends` int64 [b]: those of sample k are
-    the rows box_ends[k - 1] to box_ends[k].
+    shares of their sample, `box_classes` and `box_flags` int64 [m] (the bits of `objects.FLAGS`)
+    and `box_ends` int64 [b]: those of sample k are the rows box_ends[k - 1] to box_ends[k].
     """
 
     codes: torch.Tensor
@@ -315,6 +315,7 @@ class CodeBatch:
     crops: torch.Tensor | None = None
     boxes: torch.Tensor | None = None
     box_classes: torch.Tensor | None = None
+    box_flags: torch.Tensor | None = None
     box_ends: torch.Tensor | None = None
 
     def __len__(self) -> int:
@@ -396,6 +397,7 @@ def _batch(ids: np.ndarray, rows: Rows) -> CodeBatch:
         crops=None if rows.crops is None else torch.from_numpy(rows.crops),
         boxes=None if boxes is None else torch.from_numpy(boxes.places),
         box_classes=None if boxes is None else _tensor(boxes.classes),
+        box_flags=None if boxes is None else _tensor(boxes.flags),
         box_ends=None if boxes is None else _tensor(boxes.ends),
     )
 

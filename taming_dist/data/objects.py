@@ -14,18 +14,20 @@ from taming_dist.data.faults import BrokenData
 
 MAX_OBJECTS = 4096  # of one image; Open Images has less than a thousand
 MAX_CATEGORY = 2**31
+FLAGS = ("group", "occluded", "truncated", "depiction", "inside")  # number k is the bit 2**k
 
 
 @dataclass(frozen=True)
 class Boxes:
     """The objects of n images or views: those of number k are the rows ends[k - 1] to ends[k].
 
-    `places` [m, 4]: left, top, width, height; `classes` int32 [m], their categories; `ends` int64
-    [n], running.
+    `places` [m, 4]: left, top, width, height; `classes` int32 [m], their categories; `flags` uint8
+    [m], the bits of `FLAGS` that hold: unknown ones do not; `ends` int64 [n], running.
     """
 
     places: np.ndarray
     classes: np.ndarray
+    flags: np.ndarray
     ends: np.ndarray
 
     @property
@@ -38,7 +40,8 @@ class Boxes:
         starts = np.where(numbers > 0, self.ends[numbers - 1], 0)
         counts = self.ends[numbers] - starts
         rows = spans(starts, counts)
-        return Boxes(self.places[rows], self.classes[rows], np.cumsum(counts))
+        ends = np.cumsum(counts)
+        return Boxes(self.places[rows], self.classes[rows], self.flags[rows], ends)
 
     @classmethod
     def join(cls, parts: Iterable["Boxes"]) -> "Boxes":
@@ -47,6 +50,7 @@ class Boxes:
         return cls(
             np.concatenate([part.places for part in known]),
             np.concatenate([part.classes for part in known]),
+            np.concatenate([part.flags for part in known]),
             np.cumsum(np.concatenate([part.counts for part in known])),
         )
 
@@ -58,10 +62,17 @@ class Boxes:
             return f"box_ends that do not divide {len(self.places)} boxes"
         if not ((self.places >= 0) & (self.places <= 1)).all():
             return "boxes outside of 0 .. 1"
+        if (self.flags >= 2 ** len(FLAGS)).any():
+            return f"box_flags of more than {len(FLAGS)} bits"
         return "box_class below 0" if (self.classes < 0).any() else None
 
 
-NO_BOXES = Boxes(np.empty((0, 4), np.float32), np.empty(0, np.int32), np.empty(0, np.int64))
+NO_BOXES = Boxes(
+    np.empty((0, 4), np.float32),
+    np.empty(0, np.int32),
+    np.empty(0, np.uint8),
+    np.empty(0, np.int64),
+)
 
 
 def spans(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -82,10 +93,14 @@ def objects_of(facts: dict[str, Any]) -> Boxes:
         raise BrokenData(f"its json has {len(objects)} objects, more than {MAX_OBJECTS}")
     for number, entry in enumerate(objects):
         if not _is_object(entry):
-            raise BrokenData(f"object {number} of its json has no category, or no box of 4 numbers")
+            raise BrokenData(
+                f"object {number} of its json has no category, no box of 4 numbers, or flags that "
+                f"are none of {', '.join(FLAGS)}"
+            )
     return Boxes(
         np.array([entry["box"] for entry in objects], np.float64).reshape(-1, 4),
         np.array([entry["category"] for entry in objects], np.int32),
+        np.array([_bits(entry.get("flags", [])) for entry in objects], np.uint8),
         np.array([len(objects)]),
     )
 
@@ -93,7 +108,7 @@ def objects_of(facts: dict[str, Any]) -> Boxes:
 def _is_object(entry: Any) -> bool:
     if not isinstance(entry, dict):
         return False
-    category, box = entry.get("category"), entry.get("box")
+    category, box, flags = entry.get("category"), entry.get("box"), entry.get("flags", [])
     return (
         type(category) is int
         and 0 <= category < MAX_CATEGORY
@@ -101,7 +116,13 @@ def _is_object(entry: Any) -> bool:
         and len(box) == 4
         # Also false for NaN, which python reads in a json.
         and all(type(side) in (int, float) and abs(side) <= MAX_CATEGORY for side in box)
+        and isinstance(flags, list)
+        and all(flag in FLAGS for flag in flags)
     )
+
+
+def _bits(flags: list[str]) -> int:
+    return sum(1 << FLAGS.index(flag) for flag in set(flags))
 
 
 def boxes_in_views(objects: Sequence[Boxes], crops: np.ndarray) -> Boxes:
@@ -121,7 +142,7 @@ def boxes_in_views(objects: Sequence[Boxes], crops: np.ndarray) -> Boxes:
     places = np.stack([start, near_y, far_x - near_x, far_y - near_y], 1).astype(np.float32)
     seen = (places[:, 2] > 0) & (places[:, 3] > 0)
     counts = np.bincount(owners[seen], minlength=images * views)
-    return Boxes(places[seen], known.classes[seen], np.cumsum(counts))
+    return Boxes(places[seen], known.classes[seen], known.flags[seen], np.cumsum(counts))
 
 
 def _inside(

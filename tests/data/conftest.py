@@ -95,7 +95,7 @@ class Codes:
         **facts: Any,
     ) -> CodeShard:
         """`conditions`: the vocabulary of a second tokenizer, 0 for none. `places`: with
-        coordinates, and k modulo 3 objects of category k in sample k."""
+        coordinates, and k modulo 3 objects of category k, with flags k, in sample k."""
         known: dict[str, Any] = {
             "vocab": cls.vocabulary,
             "tokenizer": {"fingerprint": "f" * 64},
@@ -110,6 +110,7 @@ class Codes:
         samples = numbers.reshape(-1)
         shares = np.repeat(samples % 8 / 8, 5).astype(np.float32).reshape(len(rows), views, 5)
         categories = np.repeat(samples, samples % 3).astype(np.int32)
+        flags = categories.astype(np.uint8) % 32
         boxes = np.repeat(categories % 8 / 8, 4).astype(np.float32).reshape(-1, 4)
         return CodeShard(
             known | facts,
@@ -119,7 +120,7 @@ class Codes:
             classes=np.array(rows, dtype=np.int32) if classes else None,
             conditions=second.astype(codes_dtype(conditions)) if conditions else None,
             crops=shares if places else None,
-            boxes=Boxes(boxes, categories, np.cumsum(samples % 3)) if places else None,
+            boxes=Boxes(boxes, categories, flags, np.cumsum(samples % 3)) if places else None,
         )
 
     @staticmethod

@@ -37,6 +37,16 @@ def test_a_shard_of_no_images_and_no_objects_is_read_back(codes: Any, tmp_path: 
     assert (shard.crops.shape, shard.boxes.places.shape) == ((0, 2, 5), (0, 4))
 
 
+def test_flags_that_none_has_take_no_column(codes: Any, tmp_path: Path) -> None:
+    shard = codes.shard(range(5), places=True)
+    plain = replace(shard, boxes=replace(shard.boxes, flags=np.zeros_like(shard.boxes.flags)))
+    entry = plain.save(tmp_path / "a.tar")
+    assert "box_flags" not in entry.columns
+    read = open_verified(tmp_path / "a.tar", entry)
+    assert read.boxes is not None
+    assert np.array_equal(read.boxes.flags, plain.boxes.flags)
+
+
 @pytest.mark.parametrize(
     ("column", "array", "fault"),
     [
@@ -44,6 +54,8 @@ def test_a_shard_of_no_images_and_no_objects_is_read_back(codes: Any, tmp_path: 
         ("crops", np.zeros((5, 2, 5)), "float64"),
         ("crops", np.full((5, 2, 5), 1.5, np.float32), "crop outside of 0 .. 1"),
         ("places", np.zeros((3, 4), np.float32), "box_class of shape"),
+        ("flags", np.ones(3, np.uint8), r"box_flags of shape \(3,\)"),
+        ("flags", np.full(9, 32, np.uint8), "box_flags of more than 5 bits"),
         ("ends", np.zeros(5, np.int64), "box_ends of shape"),
         ("ends", np.full(10, 9, np.int64), None),
         ("ends", np.full(10, 8, np.int64), "box_ends that do not divide 9 boxes"),

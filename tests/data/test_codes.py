@@ -89,6 +89,7 @@ def test_coordinates_and_boxes_come_with_their_sample_if_they_are_asked_for(
         assert batch.crops is not None
         assert batch.boxes is not None
         assert batch.box_classes is not None
+        assert batch.box_flags is not None
         assert batch.box_ends is not None
         ids = batch.ids.tolist()
         assert batch.crops.tolist() == [[id % 8 / 8] * 5 for id in ids]
@@ -96,6 +97,7 @@ def test_coordinates_and_boxes_come_with_their_sample_if_they_are_asked_for(
         found = batch.box_classes.tensor_split(batch.box_ends[:-1])
         assert [part.tolist() for part in found] == expected
         assert batch.boxes.tolist() == [[id % 8 / 8] * 4 for id in sum(expected, [])]
+        assert torch.equal(batch.box_flags, batch.box_classes)
         assert len(batch.boxes) == batch.box_ends[-1]
 
 

@@ -27,6 +27,25 @@ def test_boxes_are_cut_off_at_the_view_and_what_is_outside_is_dropped() -> None:
     assert [a.dtype for a in (seen.places, seen.classes, seen.ends)] == ["f4", "i4", "i8"]
 
 
+def test_flags_are_bits_and_stay_with_their_object() -> None:
+    said: list[dict[str, Any]] = [
+        {},
+        {"flags": ["occluded"]},
+        {"flags": ["inside", "group"], "unknown_flags": ["truncated"]},
+        {"unknown_flags": ["group", "occluded"]},
+    ]
+    one = {"category": 0, "box": [0, 0, 0.5, 1]}
+    objects = objects_of({"objects": [one | flags for flags in said]})
+    assert objects.flags.dtype == np.uint8
+    assert objects.flags.tolist() == [0, 2, 17, 0]
+    away = objects_of({"objects": [{"category": 0, "box": [0.5, 0, 0.5, 1], "flags": ["group"]}]})
+    seen = boxes_in_views([away, objects], view(0, 0, 0.5, 1)[None, None].repeat(2, axis=0))
+    assert seen.ends.tolist() == [0, 4]
+    assert seen.flags.tolist() == [0, 2, 17, 0]
+    assert seen.take(np.array([1, 0])).flags.tolist() == [0, 2, 17, 0]
+    assert Boxes.join([away, objects]).flags.tolist() == [1, 0, 2, 17, 0]
+
+
 def test_in_a_mirrored_view_they_are_mirrored() -> None:
     seen = boxes_in_views([image([0.125, 0.25, 0.25, 0.5])], view(0, 0, 0.5, 1, 1)[None, None])
     assert seen.places.tolist() == [[0.25, 0.25, 0.5, 0.5]]
@@ -59,6 +78,9 @@ def test_every_view_of_every_image_has_its_own_rows() -> None:
         [{"category": 1, "box": [0, 0, 1, "1"]}],
         [{"category": 1, "box": [0, 0, 1, float("nan")]}],
         [{"category": 1, "box": [0, 0, 1, 10**400]}],
+        [{"category": 1, "box": [0, 0, 1, 1], "flags": "group"}],
+        [{"category": 1, "box": [0, 0, 1, 1], "flags": ["crowd"]}],
+        [{"category": 1, "box": [0, 0, 1, 1], "flags": [["group"]]}],
         [{"category": 1, "box": [0, 0, 1, 1]}] * (MAX_OBJECTS + 1),
     ],
 )
@@ -82,6 +104,9 @@ def test_objects_of_another_form_make_a_broken_sample(objects: Any) -> None:
 )
 def test_damaged_numbers_are_found(places: Any, classes: Any, ends: Any, fault: str) -> None:
     boxes = Boxes(
-        np.array(places, np.float32), np.array(classes, np.int32), np.array(ends, np.int64)
+        np.array(places, np.float32),
+        np.array(classes, np.int32),
+        np.zeros(len(classes), np.uint8),
+        np.array(ends, np.int64),
     )
     assert fault in str(boxes.fault())

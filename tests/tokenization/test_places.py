@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from taming_dist.data.codes import CodeDataset, CodeReader
@@ -32,7 +33,10 @@ def write_images(folder: Path, change: Callable[[int, bytes], bytes] = lambda _,
             pixels = np.random.default_rng(number).integers(0, 256, (8, 16, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(out, "PNG")
             boxes = [[4 / 16, 0, 1 / 16, 1], *[[0.5, 0, 0.5, 1]] * 3][: number % 4]
-            objects = [{"category": 10 + k, "box": box} for k, box in enumerate(boxes)]
+            objects = [
+                {"category": 10 + k, "box": box, "flags": ["truncated"] * (k == 1)}
+                for k, box in enumerate(boxes)
+            ]
             facts = change(number, json.dumps({"objects": objects}).encode())
             write(f"{number:04d}", {"png": out.getvalue(), "json": facts})
     return folder
@@ -75,6 +79,8 @@ def test_crops_and_boxes_are_those_of_their_view(model: Path, tmp_path: Path) ->
     assert [part.tolist() for part in batch.boxes.tensor_split(ends)] == expected
     classes = [list(range(10, 10 + len(boxes))) for boxes in expected]
     assert [part.tolist() for part in batch.box_classes.tensor_split(ends)] == classes
+    assert batch.box_flags is not None
+    assert torch.equal(batch.box_flags, 4 * (batch.box_classes == 11))
 
 
 def test_workers_batches_and_threads_change_no_byte(

@@ -1,15 +1,15 @@
 """Images with boxes around their objects: COCO and Open Images.
 
 A sample's json has `objects`, each with `category` (a number, whose name stands in the manifest's
-details), `box` [left, top, width, height] as fractions of the image, and, if any holds, `flags`:
-group, occluded, truncated, depiction, inside. Every object is kept; which are used is decided in
-training. Categories are numbered as in the original: by their ids, sorted as text.
+details), `box` [left, top, width, height] as fractions of the image, and, if there are any, `flags`
+that hold and `unknown_flags`. Every object is kept; which are used is decided in training.
+Categories are numbered as in the original: by their ids, sorted as text.
 """
 
 import csv
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -23,7 +23,8 @@ from taming_dist.errors import UserError
 CATEGORIES = "categories"
 # The original moves this one to the end; its published models number the categories so.
 LAST_CATEGORY = "/m/01s55n"
-FLAGS = {
+HOLDS, HOLDS_NOT, UNKNOWN = 1, 0, -1  # as Open Images writes them
+FLAG_FIELDS = {
     "IsGroupOf": "group",
     "IsOccluded": "occluded",
     "IsTruncated": "truncated",
@@ -67,18 +68,28 @@ class Coco(Collection):
 
     def __iter__(self) -> Iterator[Entry | LeftOut]:
         for image in self._images:
-            name, width, height = image["file_name"], image["width"], image["height"]
-            facts: dict[str, Any] = {"image_id": image["id"], "width": width, "height": height}
-            if self._captions is not None:
-                facts["captions"] = self._captions[image["id"]]
-            facts["objects"] = [
-                describe(category, _fractions(box, width, height), ["group"] if is_crowd else [])
-                for category, box, is_crowd in self._objects[image["id"]]
-            ]
-            pairs = {}
-            if self._maps is not None:
-                pairs["seg"] = self._maps / Path(name).with_suffix(".png")
-            yield Entry(name, self._folder / name, pairs=pairs, facts=facts)
+            try:
+                entry = self._entry(image)
+            except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+                raise UserError(
+                    f"{self.where}: what its annotations say is not in COCO's form ({error!r}): "
+                    f"{str(image)[:200]}"
+                ) from error
+            yield entry
+
+    def _entry(self, image: dict[str, Any]) -> Entry:
+        name, width, height = image["file_name"], image["width"], image["height"]
+        facts: dict[str, Any] = {"image_id": image["id"], "width": width, "height": height}
+        if self._captions is not None:
+            facts["captions"] = self._captions[image["id"]]
+        facts["objects"] = [
+            describe(category, _fractions(box, width, height), {"group": is_crowd})
+            for category, box, is_crowd in self._objects[image["id"]]
+        ]
+        pairs = {}
+        if self._maps is not None:
+            pairs["seg"] = self._maps / Path(name).with_suffix(".png")
+        return Entry(name, self._folder / name, pairs=pairs, facts=facts)
 
 
 class OpenImages(Collection):
@@ -118,15 +129,22 @@ class OpenImages(Collection):
     def _describe(self, row: dict[str, str]) -> dict[str, Any]:
         left, top = float(row["XMin"]), float(row["YMin"])
         box = [left, top, float(row["XMax"]) - left, float(row["YMax"]) - top]
-        # -1 stands for unknown
-        flags = [flag for field, flag in FLAGS.items() if row.get(field) == "1"]
+        flags = {flag: int(row.get(field) or UNKNOWN) for field, flag in FLAG_FIELDS.items()}
         return describe(self._categories[row["LabelName"]], box, flags)
 
 
-def describe(category: int, box: list[float], flags: list[str]) -> dict[str, Any]:
-    """An object as it stands in a sample's json; a thousandth of a pixel is precise enough."""
+def describe(category: int, box: list[float], flags: Mapping[str, int]) -> dict[str, Any]:
+    """An object as it stands in a sample's json; a thousandth of a pixel is precise enough.
+
+    `flags`: 1, 0 or -1 (unknown), by name. Raises `ValueError` on other numbers.
+    """
+    if not set(flags.values()) <= {HOLDS, HOLDS_NOT, UNKNOWN}:
+        raise ValueError(f"flags {dict(flags)}")
     found: dict[str, Any] = {"category": category, "box": [round(value, 6) for value in box]}
-    return {**found, "flags": flags} if flags else found
+    for field, value in (("flags", HOLDS), ("unknown_flags", UNKNOWN)):
+        names = [name for name, said in flags.items() if said == value]
+        found |= {field: names} if names else {}
+    return found
 
 
 def number_categories(names: dict[str, str]) -> dict[str, int]:
@@ -158,13 +176,13 @@ def _categories(parts: list[dict[str, Any]]) -> dict[str, str]:
 
 def _objects_by_image(
     parts: list[dict[str, Any]], categories: dict[str, int]
-) -> dict[int, list[tuple[int, list[float], bool]]]:
-    found: dict[int, list[tuple[int, list[float], bool]]] = defaultdict(list)
+) -> dict[int, list[tuple[int, list[float], int]]]:
+    found: dict[int, list[tuple[int, list[float], int]]] = defaultdict(list)
     for part in parts:
         for annotation in part["annotations"]:
             category = categories.get(str(annotation["category_id"]))
             if category is not None:
-                is_crowd = bool(annotation["iscrowd"])
+                is_crowd = int(bool(annotation["iscrowd"])) if "iscrowd" in annotation else UNKNOWN
                 found[annotation["image_id"]].append((category, annotation["bbox"], is_crowd))
     return found
 

@@ -6,6 +6,7 @@ import pytest
 
 from taming_dist.data.collections.entry import Collection, Entry
 from taming_dist.data.collections.layouts import open_layout
+from taming_dist.data.objects import FLAGS, objects_of
 from taming_dist.errors import UserError
 
 
@@ -104,6 +105,7 @@ def make_coco(root: Path) -> None:
         {"image_id": 9, "category_id": 18, "bbox": [20, 10, 100, 50], "iscrowd": 0},
         {"image_id": 9, "category_id": 1, "bbox": [0, 0, 200, 100], "iscrowd": 1},
     ]
+    del boxes[0]["iscrowd"]
     for box in boxes:
         box["segmentation"] = [[1, 2, 3]]
     others = [
@@ -134,7 +136,7 @@ def test_coco_has_boxes_captions_and_maps(tmp_path: Path) -> None:
         "height": 100,
         "captions": ["A dog."],
         "objects": [
-            {"category": 1, "box": [0.1, 0.1, 0.5, 0.5]},
+            {"category": 1, "box": [0.1, 0.1, 0.5, 0.5], "unknown_flags": ["group"]},
             {"category": 0, "box": [0, 0, 1, 1], "flags": ["group"]},
             {"category": 2, "box": [0, 0.5, 1, 0.5]},
         ],
@@ -148,20 +150,29 @@ def test_coco_has_boxes_captions_and_maps(tmp_path: Path) -> None:
 def test_open_images_has_boxes_with_flags(tmp_path: Path) -> None:
     touch(tmp_path, "train/0000000000000abc.jpg", "train/00000000000000ff.jpg")
     write(tmp_path, "class-descriptions-boxable.csv", "/m/01s55n,Suitcase\n/m/02,Dog\n/m/01,Cat\n")
-    header = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsGroupOf,IsInside"
+    header = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax"
+    header += ",IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside"
     rows = [
-        "0000000000000abc,x,/m/02,1,0.25,0.5,0.125,0.875,0,1,-1",
-        "0000000000000abc,x,/m/unknown,1,0,1,0,1,0,0,0",
-        "ff,x,/m/01s55n,1,0,1,0,1,0,0,0",
+        "0000000000000abc,x,/m/02,1,0.25,0.5,0.125,0.875,0,1,1,0,-1",
+        "0000000000000abc,x,/m/unknown,1,0,1,0,1,0,0,0,0,0",
+        "0000000000000abc,x,/m/01,1,0,1,0,1,-1,-1,-1,-1,-1",
+        "ff,x,/m/01s55n,1,0,1,0,1,0,0,0,0,0",
     ]
     write(tmp_path, "oidv6-train-annotations-bbox.csv", "\n".join([header, *rows]))
     collection = open_layout(["openimages", str(tmp_path)])
     assert collection.details == {"categories": ["Cat", "Dog", "Suitcase"]}
     found = entries(collection)
     assert found["0000000000000abc.jpg"].facts["objects"] == [
-        {"category": 1, "box": [0.25, 0.125, 0.25, 0.75], "flags": ["group"]}
+        {
+            "category": 1,
+            "box": [0.25, 0.125, 0.25, 0.75],
+            "flags": ["group", "truncated"],
+            "unknown_flags": ["inside"],
+        },
+        {"category": 0, "box": [0, 0, 1, 1], "unknown_flags": list(FLAGS)},
     ]
-    assert found["00000000000000ff.jpg"].facts["objects"][0]["category"] == 2
+    assert found["00000000000000ff.jpg"].facts["objects"] == [{"category": 2, "box": [0, 0, 1, 1]}]
+    assert objects_of(found["0000000000000abc.jpg"].facts).flags.tolist() == [0b101, 0]
 
 
 def test_faces_are_those_of_the_lists(tmp_path: Path) -> None:
@@ -200,8 +211,16 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     write(tmp_path, "annotations/instances_val2017.json", '{"images": [], "annotations": [{}]}')
     with pytest.raises(UserError, match="is no annotation file"):
         open_layout(["coco", root, "val"])
+    whole = {"images": [{"id": 1, "file_name": "a.jpg"}], "categories": [], "annotations": []}
+    write(tmp_path, "annotations/instances_val2017.json", json.dumps(whole))
+    with pytest.raises(UserError, match="not in COCO's form .*'width'"):
+        list(open_layout(["coco", root, "val"]))
     touch(tmp_path, "train/a.jpg")
     write(tmp_path, "class-descriptions-boxable.csv", "/m/1,Cat\n")
     write(tmp_path, "train-annotations-bbox.csv", "ImageID,LabelName\na,/m/1\n")
     with pytest.raises(UserError, match="line 2: no box of Open Images"):
+        list(open_layout(["openimages", root]))
+    box = "ImageID,LabelName,XMin,XMax,YMin,YMax,IsInside\na,/m/1,0,1,0,1,2\n"
+    write(tmp_path, "train-annotations-bbox.csv", box)
+    with pytest.raises(UserError, match="line 2: no box of Open Images .*'inside': 2"):
         list(open_layout(["openimages", root]))
