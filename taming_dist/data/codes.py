@@ -6,7 +6,7 @@ the least recently used are closed again. Stage 2 reads nothing else: no image, 
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -320,15 +320,6 @@ class CodeBatch:
 
     def __len__(self) -> int:
         return len(self.codes)
-
-    def to(self, device: torch.device | str) -> "CodeBatch":
-        """The same batch with its tensors on `device`."""
-        moved = {
-            name: value.to(device, non_blocking=True)
-            for name in (field.name for field in fields(self) if field.name != "ids")
-            if (value := getattr(self, name)) is not None
-        }
-        return replace(self, **moved)
 
 
 class CodeReader:

@@ -107,12 +107,6 @@ class Batch:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def to(self, device: torch.device | str) -> "Batch":
-        """The same batch with its tensors on `device`."""
-        columns = {name: c.to(device, non_blocking=True) for name, c in self.columns.items()}
-        classes = None if self.classes is None else self.classes.to(device, non_blocking=True)
-        return replace(self, columns=columns, classes=classes)
-
 
 def log_bad_sample(record: dict[str, Any]) -> None:
     """Say in the log that a sample could not be read: shard, key, offset, error."""

@@ -85,7 +85,6 @@ def test_coordinates_and_boxes_come_with_their_sample_if_they_are_asked_for(
         assert (batch.crops, batch.boxes, batch.box_classes, batch.box_ends) == (None,) * 4
     reader = CodeReader(dataset, lanes=3, micro_batch=3, columns=["crop", "boxes"])
     for batch in islice(reader.batches(), 20):
-        batch = batch.to("cpu")
         assert batch.crops is not None
         assert batch.boxes is not None
         assert batch.box_classes is not None

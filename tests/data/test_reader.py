@@ -59,9 +59,6 @@ def test_a_batch_holds_all_that_was_asked_for_of_each_sample(shards: Path) -> No
     assert batch.columns["seg.png"][:, 0, 0].tolist() == batch.ids.tolist()
     assert batch.columns["depth.png"].shape == (4, 6, 6)
     assert torch.allclose(batch.columns["depth.png"][:, 5, 5], batch.ids.float() * 600 / 65535)
-    moved = batch.to("meta")
-    assert moved.columns["image"].device.type == "meta"
-    assert moved.ids.device.type == "cpu"
 
 
 def test_what_nobody_asks_for_is_not_decoded(tmp_path: Path, write_images: Write) -> None:
