@@ -1,12 +1,22 @@
 """How every command ends: one clear line and exit code 2 for the user's mistakes."""
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from taming_dist.errors import UserError
 
 EXIT_USER_ERROR = 2
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of arguments that takes a wrong one for what it is, a mistake of the user."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `UserError`; argparse would print ten lines of usage first."""
+        raise UserError(f"{message}; --help lists all arguments")
 
 
 def fail(message: str) -> None:

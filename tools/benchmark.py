@@ -9,7 +9,6 @@ Every module of tools/benchmarks is a benchmark, named by the first argument. It
 --out keeps the figures as JSON.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ BENCHMARKS = {"codes": codes, "data": data, "making": making, "memory": memory, 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark that is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = cli.Parser(description=__doc__.partition("\n")[0])
     chosen = parser.add_subparsers(dest="benchmark", required=True)
     for name, module in BENCHMARKS.items():
         one = chosen.add_parser(name, help=str(module.__doc__).partition(": ")[2].splitlines()[0])

@@ -6,7 +6,6 @@ Runs the project's own commands one after the other, each as a user would type i
 report. A phase that is done is not done again; one that was interrupted goes on where it was.
 """
 
-import argparse
 import json
 import os
 import shlex
@@ -204,7 +203,7 @@ def has_gan(row: dict[str, Any]) -> bool:
 
 def main() -> None:
     """Run the chain."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = cli.Parser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("outputs/demo"))
     out: Path = parser.parse_args().out
     if not Path("tools/demo.py").is_file():

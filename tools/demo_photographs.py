@@ -7,7 +7,6 @@ is a class. Training and validation crops come from the two sides of a cut throu
 they share no pixel. Label maps: k-means over smoothed Lab colour and place, 8 labels a photo.
 """
 
-import argparse
 import importlib.util
 import json
 import math
@@ -56,7 +55,7 @@ class Region:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the crops, unless they are there already."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = cli.Parser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the crops")
     parser.add_argument("--size", type=int, default=64, help="pixels of a crop's side")
     parser.add_argument("--crops", type=int, default=250, help="training crops per photograph")

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = cli.Parser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("model", type=Path, metavar="RUN|EXPORT", help="run directory, or its export")
     add("--out", type=Path, required=True, metavar="DIR", help="folder to write")

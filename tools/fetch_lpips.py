@@ -9,7 +9,6 @@ numpy arrays only.
     python tools/fetch_lpips.py [--net vgg|alex]
 """
 
-import argparse
 import hashlib
 import io
 import logging
@@ -34,7 +33,7 @@ MEND = "check pip's settings (pip config list) and the network, or give LPIPS in
 
 def main() -> None:
     """Fetch what is asked for, unless it is there already and right."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = cli.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--net", choices=sorted(BACKBONES), default="vgg", help="LPIPS backbone")
     print(fetch(BACKBONES[parser.parse_args().net]))
 

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = cli.Parser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("checkpoint", type=Path, metavar="CKPT", help="last.ckpt, or a .safetensors file")
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the export")

@@ -7,7 +7,6 @@ The manifest and the indexes of remote shards go to DIR, which is then the shard
 stay where they are. A folder whose shards are not all whole gets no manifest.
 """
 
-import argparse
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -29,7 +28,7 @@ Scanned = tuple[Shard, np.ndarray]
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Index the shards, folder by folder, and report every damaged one."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = cli.Parser(description=__doc__.partition("\n")[0])
     parser.add_argument(
         "shards", nargs="+", help="tar files or folders of them; URLs, also with braces or, where "
         "a store lists its files, globs",

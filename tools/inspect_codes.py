@@ -6,7 +6,6 @@ Writes index.html, a page that needs no network and no other file, and figures.j
 that wrote the codes also samples.png, random samples decoded.
 """
 
-import argparse
 import base64
 import json
 import math
@@ -47,7 +46,7 @@ class Counts:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read shards, spread evenly if there are many, and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = cli.Parser(description=__doc__.partition("\n")[0])
     parser.add_argument("codes", metavar="DIR", help="code shards")
     parser.add_argument("--model", metavar="EXPORT", help="the VQGAN that wrote them")
     parser.add_argument("--out", type=Path, help="folder of the page [DIR/inspection]")

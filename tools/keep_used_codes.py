@@ -3,7 +3,6 @@
 python tools/keep_used_codes.py --model EXPORT --codes CODE_SHARDS --out DIR
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from taming_dist.training.export import write_export
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the code shards that a VQGAN wrote and write the VQGAN without what they never name."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = cli.Parser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", type=Path, required=True, metavar="EXPORT")
     parser.add_argument("--codes", required=True, help="code shards of the training set")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new export")

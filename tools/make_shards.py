@@ -50,6 +50,12 @@ REPORT_EVERY_S = 5.0
 PRINTED_FILES = 20
 LEAST_SHARDS_IN_PARALLEL = 4  # with fewer, starting workers takes longer than it saves
 CANNY = "canny"
+PAIR_COLUMNS = {
+    "segmentations": "seg",
+    "depth": "depth",
+    "edges": "edges",
+    "low-resolution": "lr",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -91,12 +97,15 @@ def make_all(args: argparse.Namespace, collection: Collection, recipe: Recipe, l
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = cli.Parser(description=__doc__.partition("\n")[0])
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--images", type=Path, metavar="DIR", help="a folder of images")
     given.add_argument("--list", type=Path, metavar="FILE", help="a .txt, .csv, .tsv or .jsonl")
     given.add_argument(
-        "--layout", nargs="+", metavar="NAME", help=f"{', '.join(LAYOUTS)}, then DIR [SPLIT]"
+        "--layout",
+        nargs="+",
+        metavar=("NAME", "DIR [SPLIT]"),
+        help=f"a known data set: {', '.join(LAYOUTS)}",
     )
     given.add_argument(
         "--parquet", nargs="+", type=Path, metavar="FILE", help="tables of images, or folders"
@@ -115,18 +124,26 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     change = parser.add_argument_group("what is done with them")
     change.add_argument("--short-side", type=int, metavar="N", help="scale larger images down to N")
-    change.add_argument("--quality", type=int, default=95, help="of JPEGs made here (default 95)")
     change.add_argument(
-        "--min-side", type=int, default=8, help="leave out smaller ones (default 8)"
+        "--quality", type=int, default=95, metavar="N", help="of JPEGs made here (95)"
+    )
+    change.add_argument(
+        "--min-side", type=int, default=8, metavar="N", help="leave out smaller ones (8)"
     )
     shards = parser.add_argument_group("the shards")
-    shards.add_argument("--prefix", help="they are <prefix>-000000.tar ... (default train)")
-    shards.add_argument("--shard-samples", type=int, help="images in each (default 1024)")
-    shards.add_argument("--shard-bytes", type=parse_bytes, metavar="N[K|M|G]", help="or its size")
+    shards.add_argument("--prefix", metavar="NAME", help="of <prefix>-000000.tar ... (train)")
+    shards.add_argument(
+        "--shard-samples", type=int, metavar="N", help="at most so many images in each (1024)"
+    )
+    shards.add_argument(
+        "--shard-bytes", type=parse_bytes, metavar="N[K|M|G]", help="at most so many bytes in each"
+    )
     shards.add_argument(
         "--val-fraction", type=float, metavar="F", help="split by key: out/train and out/val"
     )
-    parser.add_argument("--workers", type=int, help="processes (default: all CPUs, if worth it)")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes (all CPUs, if worth it)"
+    )
     args = parser.parse_args(argv)
     check(args)
     return args
@@ -172,13 +189,17 @@ def choose_collection(args: argparse.Namespace) -> Collection:
         collection = ClassFolders(args.images)
     else:
         collection = ImageFolder(args.images)
-    folders = {"seg": args.segmentations, "depth": args.depth}
+    folders = {"segmentations": args.segmentations, "depth": args.depth}
     if args.edges != CANNY:
         folders["edges"] = args.edges
     if low_resolution_factor(args) is None:
-        folders["lr"] = args.low_resolution
-    given = {column: Path(folder) for column, folder in folders.items() if folder is not None}
-    return Paired(collection, given) if given else collection
+        folders["low-resolution"] = args.low_resolution
+    given = {name: Path(folder) for name, folder in folders.items() if folder is not None}
+    for name, folder in given.items():
+        if not folder.is_dir():
+            raise UserError(f"--{name} {folder}: there is no such folder")
+    columns = {PAIR_COLUMNS[name]: folder for name, folder in given.items()}
+    return Paired(collection, columns) if columns else collection
 
 
 def low_resolution_factor(args: argparse.Namespace) -> int | None:
@@ -240,7 +261,7 @@ def is_done(args: argparse.Namespace, collection: Collection, recipe: Recipe) ->
             f"another"
         )
     num_images = sum(shard.samples for manifest in manifests for shard in manifest.shards)
-    print(f"{args.out} is complete: {num_images} images; nothing to do")
+    print(f"{args.out} is complete: {count(num_images, 'image')}; nothing to do")
     return True
 
 
@@ -257,7 +278,7 @@ def prepare(work: Path, collection: Collection, settings: str) -> Catalogue:
         print(f"listing {collection.where}", flush=True)
         return list_images(work, collection, settings)
     catalogue = Catalogue(work)
-    print(f"going on with the {len(catalogue)} images listed in {work}", flush=True)
+    print(f"going on with {count(len(catalogue), 'image')} listed in {work}", flush=True)
     return catalogue
 
 
@@ -384,16 +405,20 @@ def summarize(out: Path, reports: list[Report], kinds: Counter[str], seconds: fl
     num_written = sum(report.shard.samples for report in reports if report.shard)
     num_made = sum(r.shard.samples for r in reports if r.shard and not r.was_kept)
     print(
-        f"{num_written} images in {out} ({num_made / seconds:.0f} images/s); "
-        f"{kinds.total()} files left out"
+        f"{count(num_written, 'image')} in {out} ({num_made / seconds:.0f} images/s); "
+        f"{count(kinds.total(), 'file')} left out"
     )
     kept = sum(report.was_kept for report in reports)
     if kept:
-        print(f"  {kept} shards of an interrupted run were checked and kept")
+        print(f"  {count(kept, 'shard')} of an interrupted run checked and kept")
     notes = add_up(report.notes for report in reports)
     for title, counts in (("of the images", notes), ("left out", kinds)):
         if counts:
             print(f"  {title}: " + ", ".join(f"{counts[name]} {name}" for name in sorted(counts)))
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 @contextmanager

@@ -6,7 +6,6 @@ The page needs no network and no other file; it follows the reader's light or da
         [--summary summary.json] [--evaluation DIR] [--samples DIR]
 """
 
-import argparse
 import base64
 import io
 import json
@@ -30,7 +29,7 @@ Records = list[dict[str, Any]]
 
 def main() -> None:
     """Read the runs named on the command line and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = cli.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path, nargs="+", help="run directories (run.dir)")
     parser.add_argument("--out", type=Path, required=True, help="the page to write")
     parser.add_argument("--summary", type=Path, help="summary.json of the demo")

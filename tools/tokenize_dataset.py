@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = cli.Parser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", required=True, help="export folder of a VQGAN")
     parser.add_argument("--shards", required=True, nargs="+", help="folder, glob or braces")
     parser.add_argument("--out", type=Path, required=True, help="folder of the code shards")

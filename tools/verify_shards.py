@@ -3,7 +3,6 @@
 python tools/verify_shards.py DIR        # or the URL of a folder
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from taming_dist.errors import UserError
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read every shard of a folder whole and list what is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = cli.Parser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", metavar="DIR", help="folder with a manifest, or its URL")
     folder = parser.parse_args(argv).folder
     storage.check_scheme(folder)

@@ -177,7 +177,10 @@ def test_mistakes_are_one_line_and_leave_nothing(images: Path, tmp_path: Path) -
         (images, ["--val-fraction", "1e-9"], "leaves no image"),
         (images, ["--val-fraction", "0.1", "--prefix", "x"], "leave --prefix out"),
         (images, ["--low-resolution", "1"], "--low-resolution is 1"),
-        (images, ["--depth", str(tmp_path / "none")], "there is no such folder"),
+        (images, ["--depth", str(tmp_path / "none")], "--depth .*there is no such folder"),
+        (images, ["--depth", str(tmp_path / "empty")], r"the first: .*\.png: .* is missing"),
+        (images, ["--min-side", "9"], "the first: .* 12 x 8 pixels: less than 9 on a side"),
+        (images, ["--shard-samples", "x"], "--shard-samples: invalid int value: 'x'; --help"),
         (images, ["--root", str(tmp_path)], "--root is for --list"),
     ):
         with pytest.raises(UserError, match=message):
@@ -220,7 +223,7 @@ def test_a_run_that_was_killed_goes_on_and_makes_the_same_bytes(tmp_path: Path) 
     assert not (out / "manifest.json").exists()
     assert (out / "unfinished.lock").exists()  # and is in nobody's way
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert re.search(r"\d+ shards of an interrupted run were checked and kept", done.stdout)
+    assert re.search(r"\d+ shards? of an interrupted run checked and kept", done.stdout)
     assert kept
     assert {path.name for path in out.iterdir()} == {
         path.name for path in (tmp_path / "whole").iterdir()
@@ -289,6 +292,8 @@ def test_a_worker_that_outlives_its_run_keeps_the_folder_locked(
         (workers,) = (w for child in children(killed.pid) if len(w := children(child)) == 2)
         for worker in workers:
             os.kill(worker, signal.SIGSTOP)  # as if it hung in the middle of a file
+        while not all(map(is_stopped, workers)):
+            time.sleep(0.005)
     try:
         with pytest.raises(UserError, match="another run makes shards"):
             make(photographs, out, *options)
@@ -296,6 +301,12 @@ def test_a_worker_that_outlives_its_run_keeps_the_folder_locked(
         for worker in workers:
             os.kill(worker, signal.SIGCONT)
     assert sum(shard.samples for shard in make(photographs, out, *options).shards) == 40
+
+
+def is_stopped(process: int) -> bool:
+    """Whether all threads of a process are stopped: none ends it when its parent dies."""
+    states = [path.read_text() for path in Path(f"/proc/{process}/task").glob("*/stat")]
+    return all(state.rpartition(")")[2].split()[0] == "T" for state in states)
 
 
 def children(process: int) -> list[int]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from taming_dist.data.shards import IMAGE_EXTENSIONS
 
+OTHER_FILE = "other file"  # the kind of what is no image by its name
 ARRAY = "npy"  # CelebA-HQ is handed round as arrays
 
 
@@ -62,4 +63,4 @@ def is_image(name: str) -> bool:
 
 def no_image(name: str) -> LeftOut:
     """The record of a file that is none."""
-    return LeftOut(name, "other file", "not a jpg, png, webp or npy file")
+    return LeftOut(name, OTHER_FILE, "not a jpg, png, webp or npy file")

@@ -4,11 +4,12 @@ The class ids are those of the sorted synsets, as in the original and everywhere
 """
 
 import re
+from itertools import chain
 from pathlib import Path
 
 from taming_dist.data.collections.entry import Entry
-from taming_dist.data.collections.folders import ImageFolder, class_folders, require_folder
-from taming_dist.data.collections.splits import find, spellings
+from taming_dist.data.collections.folders import ImageFolder, class_folders
+from taming_dist.data.collections.splits import SPELLINGS, find, spellings
 from taming_dist.errors import UserError
 
 SYNSET = re.compile(r"n\d{8}")
@@ -27,7 +28,9 @@ class ImageNet(ImageFolder):
 
     def __init__(self, root: Path, split: str = "train") -> None:
         places = [root / name for name in (*spellings(split), "data")]
-        super().__init__(next((place for place in places if place.is_dir()), require_folder(root)))
+        is_split = any((root / name).is_dir() for name in chain(*SPELLINGS))
+        whole = places[0] if is_split else root
+        super().__init__(next((place for place in places if place.is_dir()), whole))
         truth = find([*(self.folder / name for name in TRUTHS), *(root / name for name in TRUTHS)])
         self._truth = _read_truth(truth) if truth is not None else {}
         own = [name for name in class_folders(self.folder) if SYNSET.fullmatch(name)]

@@ -42,8 +42,8 @@ class Coco(Collection):
     """
 
     def __init__(self, root: Path, split: str = "train") -> None:
-        names = [f"{spelling}2017" for spelling in spellings(split)]
-        name = next((name for name in names if (root / name).is_dir()), split)
+        names = [*(f"{spelling}2017" for spelling in spellings(split)), split]
+        name = next((name for name in names if (root / name).is_dir()), names[0])
         super().__init__(str(root / name))
         self._folder = require_folder(root / name)
         instances = _load(require_file(root / "annotations" / f"instances_{name}.json"))

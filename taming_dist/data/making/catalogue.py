@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import xxhash
 
-from taming_dist.data.collections.entry import Collection, Entry, LeftOut
+from taming_dist.data.collections.entry import OTHER_FILE, Collection, Entry, LeftOut
 from taming_dist.data.files import write_bytes
 from taming_dist.data.making.layers import Unfit
 from taming_dist.data.shards import BLOCK
@@ -116,6 +116,7 @@ def list_images(folder: Path, collection: Collection, settings: str) -> Catalogu
     folder.mkdir(parents=True)
     columns = {NAMES: array("Q"), KEYS: array("Q"), SIZES: array("q"), STARTS: array("q")}
     total, end = 0, 0
+    unusable: LeftOut | None = None  # the first of the images
     with ExitStack() as stack:
         records, contents = (stack.enter_context(open(folder / n, "wb")) for n in (RECORDS, BYTES))
         left_out = stack.enter_context(open(folder / LEFT_OUT, "w"))
@@ -123,6 +124,8 @@ def list_images(folder: Path, collection: Collection, settings: str) -> Catalogu
             listed = _stat(entry, contents) if isinstance(entry, Entry) else entry
             if isinstance(listed, LeftOut):
                 left_out.write(json.dumps(asdict(listed)) + "\n")
+                if listed.kind != OTHER_FILE:
+                    unusable = unusable or listed
                 continue
             record, fingerprint = listed
             records.write(line := json.dumps(asdict(record)).encode() + b"\n")
@@ -132,7 +135,7 @@ def list_images(folder: Path, collection: Collection, settings: str) -> Catalogu
             total += fingerprint
             end += len(line)
     if not end:
-        raise UserError(f"{collection.where}: no jpg, png or webp file")
+        raise _nothing(collection, unusable)
     arrays = {name: np.frombuffer(column, column.typecode) for name, column in columns.items()}
     _require_distinct(folder, collection, arrays)
     arrays[AMBIGUOUS] = _repeated(arrays[KEYS])
@@ -141,6 +144,15 @@ def list_images(folder: Path, collection: Collection, settings: str) -> Catalogu
     plan = {"settings": settings, "digest": _digest(total, settings)}
     write_bytes(folder / PLAN, json.dumps(plan).encode())
     return Catalogue(folder)
+
+
+def _nothing(collection: Collection, first: LeftOut | None) -> UserError:
+    if first is None:
+        return UserError(f"{collection.where}: no jpg, png or webp file")
+    return UserError(
+        f"{collection.where}: none of the images can be used; the first: {first.name}: "
+        f"{first.reason}"
+    )
 
 
 def _require_distinct(folder: Path, collection: Collection, arrays: dict[str, np.ndarray]) -> None:

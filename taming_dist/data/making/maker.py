@@ -17,6 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from itertools import chain
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -198,6 +199,7 @@ def run(
     # ours its state is simple enough to be forked.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
+    _start_server()
     pool = ProcessPoolExecutor(workers, context, _start_worker, (maker, lock))
     try:
         futures = [pool.submit(_do, job) for job in jobs]
@@ -210,6 +212,15 @@ def run(
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _start_server() -> None:
+    """Start it deaf to ctrl-c, which would interrupt its imports with a traceback."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 _maker: Callable[[Job], Report]

@@ -52,7 +52,8 @@ def make_sample(catalogue: Catalogue, record: Record, recipe: Recipe) -> Sample:
     """Make the files of a sample; raises `Unfit` if the image or a pair cannot be used."""
     picture = open_picture(catalogue.read_image(record))
     if min(picture.layer.shape) < recipe.min_side:
-        raise Unfit("tiny", "{1} x {0} pixels".format(*picture.layer.shape))
+        height, width = picture.layer.shape
+        raise Unfit("tiny", f"{width} x {height} pixels: less than {recipe.min_side} on a side")
     maps = [
         open_map(column, catalogue.read_pair(record, column), recipe) for column in record.pairs
     ]

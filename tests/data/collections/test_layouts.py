@@ -70,6 +70,8 @@ def test_imagenet_refuses_images_of_unknown_class(tmp_path: Path) -> None:
     touch(tmp_path, "train/n01000000/a.JPEG")
     with pytest.raises(UserError, match=r"v1\.JPEG: its synset \(unknown\)"):
         list(open_layout(["imagenet", str(tmp_path), "val"]))
+    with pytest.raises(UserError, match="/tset: there is no such folder"):
+        open_layout(["imagenet", str(tmp_path), "tset"])
 
 
 @pytest.mark.parametrize("prefix", ["", "sflckr_"])
@@ -197,7 +199,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         (["cocoa", root], "choose one of imagenet, sflckr"),
         (["coco"], "give its folder"),
         (["coco", root + "/none"], "there is no such folder"),
-        (["coco", root], "there is no such folder"),
+        (["coco", root], "/train2017: there is no such folder"),
         (["sflckr", root], "there is no such folder"),
         (["ffhq", root], "ffhqtrain.txt: there is no such file"),
         (["openimages", root], "there is no such folder"),
