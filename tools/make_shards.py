@@ -15,7 +15,6 @@ import errno
 import json
 import os
 import re
-import shutil
 import signal
 import sys
 import time
@@ -37,7 +36,7 @@ from taming_dist.data.collections.lists import ImageList
 from taming_dist.data.collections.parquet import ParquetTables
 from taming_dist.data.conditions import require_canny
 from taming_dist.data.files import replacing
-from taming_dist.data.making.catalogue import PLAN, Catalogue, digest_of, list_images
+from taming_dist.data.making.catalogue import PLAN, Catalogue, digest_of, forget, list_images
 from taming_dist.data.making.lock import Lock, locking
 from taming_dist.data.making.maker import Job, Report, ShardMaker, Split, cut, run, split_by_key
 from taming_dist.data.making.samples import Recipe
@@ -68,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not (args.out / UNFINISHED).exists() and is_done(args, collection, recipe):
             return
         with locking(args.out / LOCK) as lock:
-            if not is_done(args, collection, recipe):
+            if is_done(args, collection, recipe):
+                forget(args.out / UNFINISHED)  # of a run that was killed at its very end
+            else:
                 make_all(args, collection, recipe, lock)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here")
@@ -372,7 +373,7 @@ def finish(
     }
     for folder, own in shards.items():
         Manifest(IMAGES_FORMAT, own, collection.classes, details).save(folder)
-    shutil.rmtree(out / UNFINISHED)
+    forget(out / UNFINISHED)
     return kinds
 
 
@@ -429,7 +430,7 @@ def removing_if_empty(args: argparse.Namespace) -> Iterator[None]:
     except UserError:
         folders = [folder for folder, _ in folders_of(args)]
         if not any(True for folder in folders for _ in folder.glob("*.tar")):
-            shutil.rmtree(args.out / UNFINISHED, ignore_errors=True)
+            forget(args.out / UNFINISHED)
             for folder in folders:
                 if folder.is_dir() and not any(folder.iterdir()):
                     folder.rmdir()

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
@@ -386,6 +387,27 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
         with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
             make(images, out)
     assert sum(shard.samples for shard in make(images, out).shards) == 12
+
+
+def test_a_run_that_ends_while_it_tidies_up_is_complete(
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", interrupt)
+        with pytest.raises(SystemExit):
+            make(images, out)
+    assert (out / "unfinished").exists()
+    make(images, out)
+    assert "nothing to do" in capsys.readouterr().out
+    assert not (out / "unfinished").exists()
 
 
 def test_an_image_that_is_listed_twice_is_refused(images: Path, tmp_path: Path) -> None:

@@ -111,8 +111,7 @@ def list_images(folder: Path, collection: Collection, settings: str) -> Catalogu
 
     Raises `UserError` if there is no image, or one is listed twice.
     """
-    if folder.exists():
-        shutil.rmtree(folder)
+    forget(folder)
     folder.mkdir(parents=True)
     columns = {NAMES: array("Q"), KEYS: array("Q"), SIZES: array("q"), STARTS: array("q")}
     total, end = 0, 0
@@ -144,6 +143,13 @@ def list_images(folder: Path, collection: Collection, settings: str) -> Catalogu
     plan = {"settings": settings, "digest": _digest(total, settings)}
     write_bytes(folder / PLAN, json.dumps(plan).encode())
     return Catalogue(folder)
+
+
+def forget(folder: Path) -> None:
+    """Remove a catalogue, its plan first: what a killed process leaves of it is none."""
+    (folder / PLAN).unlink(missing_ok=True)
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def _nothing(collection: Collection, first: LeftOut | None) -> UserError:

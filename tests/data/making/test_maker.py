@@ -133,6 +133,26 @@ def test_an_image_that_changes_meanwhile_is_left_out(images: Path, tmp_path: Pat
     }
 
 
+def test_a_file_that_cannot_be_read_stops_the_run(images: Path, tmp_path: Path) -> None:
+    maker, jobs = prepared(images, tmp_path)
+    (images / "3.png").unlink()
+    (images / "3.png").mkdir()
+    with pytest.raises(UserError, match=r"3\.png cannot be read .*mend or remove it"):
+        list(run(maker, jobs, 1))
+    (images / "3.png").rmdir()
+    left_out = [entry for report in run(maker, jobs, 1) for entry in report.left_out]
+    assert [(entry.name, entry.kind) for entry in left_out] == [("3.png", "changed")]
+
+
+def test_what_is_no_file_is_left_out_of_the_list(images: Path, tmp_path: Path) -> None:
+    (images / "link.png").symlink_to("nothing")
+    os.mkfifo(images / "pipe.png")
+    catalogue = list_images(tmp_path / "work", ImageFolder(images), "")
+    assert len(catalogue) == 20
+    found = {(entry.name, entry.kind) for entry in catalogue.left_out()}
+    assert found == {("link.png", "missing"), ("pipe.png", "missing")}
+
+
 def test_a_worker_that_dies_is_said_so() -> None:
     with pytest.raises(UserError, match="a worker process was killed"):
         list(run(os._exit, [1, 1], 2))  # type: ignore[arg-type]
