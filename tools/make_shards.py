@@ -427,7 +427,7 @@ def removing_if_empty(args: argparse.Namespace) -> Iterator[None]:
     """After a mistake, leave nothing behind unless there are shards to go on from."""
     try:
         yield
-    except UserError:
+    except (UserError, OSError):
         folders = [folder for folder, _ in folders_of(args)]
         if not any(True for folder in folders for _ in folder.glob("*.tar")):
             forget(args.out / UNFINISHED)

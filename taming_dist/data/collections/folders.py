@@ -97,7 +97,7 @@ def require_file(path: Path) -> Path:
 def class_folders(folder: Path) -> tuple[str, ...]:
     """The sorted names of the folders in `folder` that hold any file."""
     with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if entry.is_dir()]
+        names = [entry.name for entry in entries if _is_folder(entry)]
     return tuple(sorted(name for name in names if any(True for _ in walk_files(folder / name))))
 
 
@@ -111,13 +111,18 @@ def walk_files(folder: Path) -> Iterator[str]:
         prefix, above = pending.pop()
         with os.scandir(folder / prefix) as entries:
             for entry in entries:
-                if not entry.is_dir():
+                if not _is_folder(entry):
                     yield prefix + entry.name
                     continue
                 identity = _identity(Path(entry.path))
                 if identity in above:
                     raise UserError(f"{entry.path} links to a folder above itself: remove the link")
                 pending.append((f"{prefix}{entry.name}/", above | {identity}))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    # Asked of the entry itself, a link to itself is an error.
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
 def _identity(folder: Path) -> tuple[int, int]:

@@ -96,6 +96,8 @@ def _fault(row: Row) -> str:
         return "more values than the header has names"
     if not all(isinstance(row[field], str) for field in PAIRS if field in row):
         return f"{', '.join(PAIRS)} have to be paths"
+    if any("\0" in row.get(field, "") for field in (PATH, *PAIRS)):
+        return "a path with a zero byte"
     return ""
 
 

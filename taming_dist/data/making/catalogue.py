@@ -5,6 +5,7 @@ files again. What is where in the shards follows from the names alone, not from 
 a file system lists them.
 """
 
+import errno
 import json
 import mmap
 import os
@@ -30,6 +31,7 @@ from taming_dist.errors import UserError
 
 MAX_KEY = 80  # a USTAR name has 100 bytes, extension included
 DIGEST_BITS = 128
+NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 RECORDS, BYTES, LEFT_OUT, PLAN = "images.jsonl", "images.bin", "left_out.jsonl", "plan.json"
 NAMES, KEYS, SIZES, STARTS, AMBIGUOUS = "names", "keys", "sizes", "starts", "ambiguous"
 
@@ -224,8 +226,10 @@ def _stat(entry: Entry, contents: BinaryIO) -> tuple[Record, int] | LeftOut:
     for path in paths:
         try:
             stat = os.stat(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return LeftOut(entry.name, "missing", f"{path} is missing")
+        except OSError as error:
+            if error.errno not in NO_SUCH_FILE:
+                raise
+            return LeftOut(entry.name, "missing", f"{path}: {error.strerror}")
         if not S_ISREG(stat.st_mode):  # a pipe would be waited for
             return LeftOut(entry.name, "missing", f"{path} is no file")
         sizes[path] = stat.st_size

@@ -82,6 +82,7 @@ def test_what_is_no_image_is_left_out(tmp_path: Path) -> None:
         ("a.jsonl", '{"path": 3}\n', "no field 'path'"),
         ("a.jsonl", '{"path": "a.jpg", "label": [1]}\n', "line 1: 'label' is"),
         ("a.jsonl", '{"path": "a.jpg", "depth": 3}\n', "have to be paths"),
+        ("a.jsonl", '{"path": "a\\u0000.jpg"}\n', "a path with a zero byte"),
         ("a.xlsx", "", "ends in .txt, .csv, .tsv, .jsonl"),
     ],
 )
