@@ -1,8 +1,8 @@
-import errno
 import io
 import json
 import os
 import re
+import resource
 import runpy
 import shutil
 import signal
@@ -304,6 +304,19 @@ def test_a_worker_that_outlives_its_run_keeps_the_folder_locked(
     assert sum(shard.samples for shard in make(photographs, out, *options).shards) == 40
 
 
+def test_ctrl_c_is_one_line_and_the_run_goes_on_later(photographs: Path, tmp_path: Path) -> None:
+    out, options = tmp_path / "out", ("--short-side", "500", "--shard-samples", "5")
+    with running(photographs, out, *options) as process:
+        group = [child for one in children(process.pid) for child in (one, *children(one))]
+        for pid in (process.pid, *group):  # as a terminal does
+            os.kill(pid, signal.SIGINT)
+        said, error = process.communicate()
+    assert (process.returncode, error) == (130, "")
+    assert said.endswith("\ninterrupted: the same command goes on from here\n")
+    assert not (out / "unfinished.lock").exists()
+    assert sum(shard.samples for shard in make(photographs, out, *options).shards) == 40
+
+
 def is_stopped(process: int) -> bool:
     """Whether all threads of a process are stopped: none ends it when its parent dies."""
     states = [path.read_text() for path in Path(f"/proc/{process}/task").glob("*/stat")]
@@ -374,18 +387,20 @@ def test_a_table_becomes_shards_and_its_copy_goes_away(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_one_line_and_the_run_goes_on_later(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-
-    def fill(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setitem(make_shards.__globals__, "finish", fill)
-        with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
-            make(images, out)
+    done = subprocess.run(
+        [sys.executable, str(TOOL), "--images", str(images), "--out", str(out)],
+        capture_output=True,
+        text=True,
+        check=False,
+        # The list of images fits, the shard does not.
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192)),
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: --out {out} cannot be written (File too large)")
+    assert done.stderr.count("\n") == 1
+    assert [path.name for path in out.iterdir()] == ["unfinished"]
     assert sum(shard.samples for shard in make(images, out).shards) == 12
 
 
