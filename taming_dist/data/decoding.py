@@ -24,7 +24,7 @@ from taming_dist.data.shards import read_sample
 from taming_dist.data.slots import Layout, Rows
 from taming_dist.errors import UserError
 
-Files = dict[str, bytes]
+Files = dict[str, memoryview]
 READ_AHEAD = 2**30  # bytes of encoded samples that a rank holds at most
 MAX_JSON = 2**22  # bytes of the json of one sample
 READING_THREADS = 8  # they wait most of the time: for a disk little, for a distant store long
@@ -225,7 +225,7 @@ def _class_in_json(files: Files) -> Callable[[Files], int] | None:
     return None
 
 
-def _need(files: Files, *extensions: str) -> bytes:
+def _need(files: Files, *extensions: str) -> memoryview:
     """The first of these files that is there."""
     for extension in extensions:
         if extension in files:
@@ -249,7 +249,7 @@ def _read_cls(files: Files) -> int:
     try:
         return int(data)
     except ValueError as error:
-        raise BrokenData(f"its class {data[:20]!r} is no number") from error
+        raise BrokenData(f"its class {bytes(data[:20])!r} is no number") from error
 
 
 def _read_json(files: Files, name: str) -> int:
@@ -259,11 +259,11 @@ def _read_json(files: Files, name: str) -> int:
     return value
 
 
-def _parse_json(data: bytes) -> dict[str, Any]:
+def _parse_json(data: memoryview) -> dict[str, Any]:
     if len(data) > MAX_JSON:
         raise BrokenData(f"its json has {len(data)} bytes, more than {MAX_JSON}")
     try:
-        record = json.loads(data)
+        record = json.loads(bytes(data))
     except (ValueError, RecursionError) as error:
         raise BrokenData(f"its json is damaged ({error})") from error
     return record if isinstance(record, dict) else {}

@@ -25,6 +25,7 @@ from taming_dist.data.order import PIXELS, random_words
 from taming_dist.data.shards import IMAGE_EXTENSIONS
 from taming_dist.errors import UserError
 
+Bytes = bytes | memoryview
 MAX_PIXELS = 2**26  # 8192 x 8192: larger images are taken for decompression bombs
 JPEG_MAGIC = b"\xff\xd8"
 FORMATS = ("JPEG", "PNG", "WEBP")  # the few of Pillow's decoders that data may reach
@@ -55,7 +56,7 @@ class Scratch(threading.local):
 
 @as_broken_data("image")
 def decode(
-    data: bytes,
+    data: Bytes,
     max_pixels: int = MAX_PIXELS,
     channels: Channels = "RGB",
     scratch: Scratch | None = None,
@@ -77,19 +78,19 @@ def decode(
 
 
 @as_broken_data("label map")
-def decode_labels(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode_labels(data: Bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode a label map, a PNG of one channel or with a palette, to class ids, uint8 [h, w]."""
     return _decode_map(data, ("L", "P"), "one 8-bit channel", max_pixels)
 
 
 @as_broken_data("edge map")
-def decode_edges(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode_edges(data: Bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode edges, a PNG of one channel of 8 bits, to uint8 [h, w]; 255 is an edge."""
     return _decode_map(data, ("L",), "one 8-bit channel", max_pixels)
 
 
 @as_broken_data("depth map")
-def decode_depth(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode_depth(data: Bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode a depth map, a PNG of one channel of 8 or 16 bits, to fp32 [h, w] in [0, 1].
 
     1 is the largest number that the file's bits can hold; nothing is rescaled per image.
@@ -99,7 +100,7 @@ def decode_depth(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     return depth.astype(np.float32) / np.float32(255 if depth.dtype == np.uint8 else 65535)
 
 
-def _decode_map(data: bytes, modes: Sequence[str], needed: str, max_pixels: int) -> np.ndarray:
+def _decode_map(data: Bytes, modes: Sequence[str], needed: str, max_pixels: int) -> np.ndarray:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         _check_size(image.width, image.height, max_pixels)
         if image.mode not in modes:
@@ -108,7 +109,7 @@ def _decode_map(data: bytes, modes: Sequence[str], needed: str, max_pixels: int)
 
 
 def _decode_jpeg(
-    data: bytes, max_pixels: int, channels: Channels, scratch: Scratch | None
+    data: Bytes, max_pixels: int, channels: Channels, scratch: Scratch | None
 ) -> np.ndarray | None:
     """None where Pillow has to try: CMYK, and files that are only nearly JPEG."""
     try:
@@ -220,7 +221,7 @@ class Column:
     depth: tuple[int, ...] = ()
     may_be_smaller: bool = False
 
-    def decode(self, data: bytes, flipped: bool, scratch: Scratch | None) -> np.ndarray:
+    def decode(self, data: Bytes, flipped: bool, scratch: Scratch | None) -> np.ndarray:
         """The pixels as `View.cut` wants them for a view that is flipped or not."""
         raise NotImplementedError
 
@@ -231,7 +232,7 @@ class Colours(Column):
 
     depth: tuple[int, ...] = (3,)
 
-    def decode(self, data: bytes, flipped: bool, scratch: Scratch | None) -> np.ndarray:
+    def decode(self, data: Bytes, flipped: bool, scratch: Scratch | None) -> np.ndarray:
         return decode(data, channels="BGR" if flipped else "RGB", scratch=scratch)
 
 
@@ -239,9 +240,9 @@ class Colours(Column):
 class Map(Column):
     """One number for each pixel of the image, in a PNG that `read` decodes."""
 
-    read: Callable[[bytes], np.ndarray]
+    read: Callable[[Bytes], np.ndarray]
 
-    def decode(self, data: bytes, flipped: bool, scratch: Scratch | None) -> np.ndarray:
+    def decode(self, data: Bytes, flipped: bool, scratch: Scratch | None) -> np.ndarray:
         return self.read(data)
 
 

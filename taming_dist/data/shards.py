@@ -194,15 +194,15 @@ def scan_at(location: str, room: Path | None = None) -> tuple[Shard, np.ndarray]
     return replace(shard, url=location if is_url(location) else ""), offsets
 
 
-def read_sample(data: bytes) -> tuple[str, dict[str, bytes]]:
-    """Key and files, by extension, in the bytes of one sample.
+def read_sample(data: bytes) -> tuple[str, dict[str, memoryview]]:
+    """Key and files, by extension, in the bytes of one sample; the files are views of them.
 
     Raises `BrokenData` if a header is damaged, or the bytes are not those of one whole sample, as
     between offsets of a wrong index.
     """
-    files: dict[str, bytes] = {}
-    key = ""
-    for member in walk(memoryview(data), archive=False):
+    files: dict[str, memoryview] = {}
+    key, buffer = "", memoryview(data)
+    for member in walk(buffer, archive=False):
         parts = split_name(member.name)
         if parts is None:
             continue
@@ -211,7 +211,7 @@ def read_sample(data: bytes) -> tuple[str, dict[str, bytes]]:
         if parts[1] in files:
             raise BrokenData(f"{member.name!r} is there twice")
         key = parts[0]
-        files[parts[1]] = data[member.start : member.start + member.size]
+        files[parts[1]] = buffer[member.start : member.start + member.size]
     return key, files
 
 
