@@ -4,17 +4,15 @@ Run as `python blocks_worker.py OUT` with torchrun's variables; writes OUT-<rank
 BLOCKS=compile in the environment it compiles, which takes a minute.
 """
 
-import json
 import os
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
+from small_stage import norms_of, work
 
 from taming_dist.engine.settings import EngineConfig
-from taming_dist.engine.world import World, environment_place
-from taming_dist.engine.zero import Engine, init_world, shutdown
+from taming_dist.engine.world import World
+from taming_dist.engine.zero import Engine
 from taming_dist.models.autoencoder import ResnetBlock
 from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.transformer import Transformer, TransformerConfig
@@ -64,7 +62,7 @@ def vqgan_steps(world: World, **settings: Any) -> dict[str, Any]:
         engine.backward(loss)
         engine.step()
         losses.append(float(loss))
-    return {"losses": losses, "norms": norms(engine), "calls": calls[0]}
+    return {"losses": losses, "norms": norms_of(engine), "calls": calls[0]}
 
 
 def count_convolutions(block: ResnetBlock, calls: list[int]) -> None:
@@ -87,19 +85,10 @@ def gpt_steps(world: World, **settings: Any) -> dict[str, Any]:
         engine.backward(loss)
         engine.step()
         losses.append(float(loss))
-    return {"losses": losses, "norms": norms(engine)}
+    return {"losses": losses, "norms": norms_of(engine)}
 
 
-def norms(engine: Engine) -> dict[str, float] | None:
-    state = engine.full_state()
-    if state is None:
-        return None
-    return {name: float(value.double().norm()) for name, value in state.items()}
-
-
-def main() -> None:
-    torch.set_num_threads(1)
-    world = init_world(environment_place())
+def runs(world: World) -> dict[str, Any]:
     found: dict[str, Any] = {}
     variants = {"plain": {}, "recompute": {"recompute": True}}
     if COMPILES:
@@ -108,9 +97,8 @@ def main() -> None:
         for name, settings in variants.items():
             found[f"zero{zero} {name} vqgan"] = vqgan_steps(world, zero=zero, **settings)
             found[f"zero{zero} {name} gpt"] = gpt_steps(world, zero=zero, **settings)
-    Path(f"{sys.argv[1]}-{world.rank}.json").write_text(json.dumps(found))
-    shutdown()
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    work(runs)

@@ -3,16 +3,16 @@
 Run as `python ema_worker.py OUT` with torchrun's variables; writes OUT-<rank>.json.
 """
 
-import json
-import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
+from small_stage import work
 
 from taming_dist.engine.settings import EngineConfig
-from taming_dist.engine.world import World, environment_place
-from taming_dist.engine.zero import Engine, init_world, shutdown
+from taming_dist.engine.world import World
+from taming_dist.engine.zero import Engine
 from taming_dist.models.transformer import Transformer, TransformerConfig, decay_groups
 from taming_dist.training.optimization import OptimConfig
 
@@ -80,9 +80,7 @@ def check(world: World, zero: int, accumulation: int, folder: Path) -> dict[str,
     }
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    world = init_world(environment_place())
+def runs(world: World) -> dict[str, Any]:
     results = {}
     with tempfile.TemporaryDirectory() as made:
         shared = Path(world.broadcast(made))
@@ -91,9 +89,8 @@ def main() -> None:
                 folder = shared / f"{zero}-{accumulation}"
                 results[f"zero{zero} x{accumulation}"] = check(world, zero, accumulation, folder)
         world.barrier()
-    Path(f"{sys.argv[1]}-{world.rank}.json").write_text(json.dumps(results))
-    shutdown()
+    return results
 
 
 if __name__ == "__main__":
-    main()
+    work(runs)

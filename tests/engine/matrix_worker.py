@@ -6,25 +6,19 @@ to OUT-<cell>-before.safetensors and -after.safetensors.
 """
 
 import itertools
-import json
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from equality_worker import Images, codebook_digest
 from safetensors.torch import save_file
+from small_stage import codebook_digest, small_recipe, train, work
 
 from taming_dist.engine.settings import EngineConfig
-from taming_dist.engine.world import World, environment_place
-from taming_dist.engine.zero import init_world, shutdown
+from taming_dist.engine.world import World
 from taming_dist.models.discriminators import PatchGANConfig
 from taming_dist.models.quantizers import EMAQuantizerConfig, VectorQuantizerConfig
-from taming_dist.models.vqgan import VQGANConfig
 from taming_dist.recipes.setup import Setup
-from taming_dist.recipes.vqgan import VQGANLossConfig, VQGANRecipe
-from taming_dist.training.clock import Clock
-from taming_dist.training.metrics import Means
+from taming_dist.recipes.vqgan import VQGANRecipe
 from taming_dist.training.optimization import OptimConfig
 
 GLOBAL_BATCH, STEPS, LONG = 8, 4, 20
@@ -42,18 +36,9 @@ PART = [("fp32", "vector", 0, 1), ("fp32", "vector", 3, 2), ("bf16", "vector", 2
 def build(
     world: World, precision: str, quantizer: str, zero: int, accumulation: int, **loss: Any
 ) -> VQGANRecipe:
-    model = VQGANConfig(
-        quantizer=QUANTIZERS[quantizer],
-        resolution=32,
-        channels=32,
-        multipliers=[1, 1, 1],
-        blocks=1,
-        attention_resolutions=[],
-        latent_channels=16,
-    )
-    settings = {
-        "lpips_net": "alex",
-        "lpips_weights": "random",
+    defaults = {
+        "l1_weight": 1.0,
+        "l2_weight": 0.0,
         "perceptual_weight": 0.1,  # of random weights, which blow rounding up
         "disc_start": DISC_START,
         "discriminator": PatchGANConfig(channels=8, layers=2, norm="group"),
@@ -61,37 +46,15 @@ def build(
     }
     engine = EngineConfig(zero=zero, precision=precision, persist_below=0)
     micro_batch = GLOBAL_BATCH // (world.world_size * accumulation)
-    optim = OptimConfig(lr=1e-4, clip=CLIP)
-    losses = VQGANLossConfig(**settings | loss)
-    setup = Setup(optim, engine, world, micro_batch, accumulation)
-    return VQGANRecipe(model, losses, setup)
-
-
-def micro_batches(world: World, step: int, accumulation: int) -> Iterator[Images]:
-    """This rank's share of the global batch: rank r has rows r, r + R ... of each part."""
-    randomness = torch.Generator().manual_seed(step)
-    shape = (GLOBAL_BATCH, 3, 32, 32)
-    images = torch.randint(0, 256, shape, generator=randomness, dtype=torch.uint8)
-    for part in images.chunk(accumulation):
-        yield Images(part[world.rank :: world.world_size].contiguous())
-
-
-def train(recipe: VQGANRecipe, accumulation: int, steps: int) -> list[dict[str, float]]:
-    """All figures of each step, over all ranks."""
-    lines = []
-    for step in range(steps):
-        clock, means = Clock(GLOBAL_BATCH, steps, images=step * GLOBAL_BATCH), Means()
-        for scalars in recipe.train_step(micro_batches(recipe.world, step, accumulation), clock):
-            means.add(scalars)
-        lines.append(means.take(recipe.world) | recipe.window_metrics())
-    return lines
+    setup = Setup(OptimConfig(lr=1e-4, clip=CLIP), engine, world, micro_batch, accumulation)
+    return small_recipe(QUANTIZERS[quantizer], setup, size=32, **defaults | loss)
 
 
 def run_cell(world: World, cell: tuple[str, str, int, int], out: str) -> dict[str, Any]:
     precision, quantizer, zero, accumulation = cell
     recipe = build(world, precision, quantizer, zero, accumulation)
     before = weights_of(recipe)
-    lines = train(recipe, accumulation, STEPS)
+    lines = train(recipe, range(STEPS), STEPS)
     after = weights_of(recipe)
     if world.is_first:
         save_file(before, f"{out}-{name_of(cell)}-before.safetensors")
@@ -115,24 +78,20 @@ def name_of(cell: tuple[str, str, int, int]) -> str:
 def run_long(world: World, quantizer: str, zero: int) -> dict[str, Any]:
     """Codebooks that have lived through many revivals, without a GAN."""
     recipe = build(world, "fp32", quantizer, zero, 1, discriminator=None)
-    lines = train(recipe, 1, LONG)
+    lines = train(recipe, range(LONG), LONG)
     revived = [line["codebook_revived"] for line in lines]
     return {"revived": revived, "codebook": codebook_digest(recipe)}
 
 
-def main() -> None:
-    torch.set_num_threads(1)
+def runs(world: World) -> dict[str, Any]:
     out, part = sys.argv[1:]
-    world = init_world(environment_place())
     cells = WHOLE if part == "whole" else PART
     found = {name_of(cell): run_cell(world, cell, out) for cell in cells}
     if part == "whole" and world.world_size > 1:
         for quantizer, zero in itertools.product(("revived", "ema"), (0, 3)):
             found[f"long {quantizer} zero{zero}"] = run_long(world, quantizer, zero)
-    with open(f"{out}-{world.rank}.json", "w", encoding="utf-8") as file:
-        json.dump(found, file)
-    shutdown()
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    work(runs)

@@ -3,20 +3,18 @@
 Run as `python precision_worker.py OUT` with torchrun's variables; writes OUT-<rank>.json.
 """
 
-import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from equality_worker import digest
-from matrix_worker import DISC_START, build, train
+from matrix_worker import DISC_START, build
+from small_stage import digest, train, work
 from torch import Tensor, nn
 
 from taming_dist.engine.settings import EngineConfig
-from taming_dist.engine.world import World, environment_place
-from taming_dist.engine.zero import Engine, init_world, shutdown
+from taming_dist.engine.world import World
+from taming_dist.engine.zero import Engine
 from taming_dist.recipes.vqgan import VQGANRecipe
 from taming_dist.training.optimization import OptimConfig
 
@@ -126,13 +124,11 @@ def overflowing(world: World) -> dict[str, Any]:
     recipe: VQGANRecipe = build(world, "fp16", "vector", 2, 1)
     recipe.generator._scale.load_state_dict({"value": 2.0**22, "calm": 0})
     recipe.generator._give_scale(2.0**22)
-    lines = train(recipe, 1, 6)
+    lines = train(recipe, range(6), 6)
     return {"lines": lines, "scale": recipe.generator.loss_scale}
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    world = init_world(environment_place())
+def runs(world: World) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as made:
         shared = Path(world.broadcast(made))
@@ -144,11 +140,11 @@ def main() -> None:
     found["vanishing"] = vanishing(world, 0)
     for precision, zero in TRAINED:
         recipe = build(world, precision, "vector", zero, 1)
-        found[f"{precision} zero{zero} vqgan"] = train(recipe, 1, DISC_START + 2)
+        lines = train(recipe, range(DISC_START + 2), DISC_START + 2)
+        found[f"{precision} zero{zero} vqgan"] = lines
     found["overflowing"] = overflowing(world)
-    Path(f"{sys.argv[1]}-{world.rank}.json").write_text(json.dumps(found))
-    shutdown()
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    work(runs)

@@ -4,11 +4,14 @@ The slow imports are done once, here; every rank is then a fork that runs WORKER
 of torchrun, the folder's `<name>` and the arguments. Worlds run at the same time.
 """
 
+import gc
 import os
 import runpy
 import socket
 import sys
 from pathlib import Path
+
+import torch
 
 import taming_dist.recipes.transformer  # noqa: F401  imported for the ranks
 import taming_dist.recipes.vqgan  # noqa: F401
@@ -37,6 +40,8 @@ def start(worker: str, arguments: list[str], variables: dict[str, str]) -> int:
 def main() -> None:
     worker, folder, *arguments = [word for word in sys.argv[1:] if "=" not in word]
     load_deepspeed()
+    torch.compile(len)  # compiles nothing, but imports what DeepSpeed's optimizers want for it
+    gc.freeze()  # DeepSpeed collects garbage at every start: not in all that was imported
     ranks = []
     for word in sys.argv[1:]:
         name, found, size = word.partition("=")

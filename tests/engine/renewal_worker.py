@@ -3,29 +3,24 @@
 Run as `python renewal_worker.py OUT` with torchrun's variables; writes OUT-<rank>.json.
 """
 
-import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from equality_worker import codebook_digest, micro_batches
+from small_stage import Lines, codebook_digest, load, save, small_recipe, train, work
 from torch import Tensor, nn
 
 from taming_dist.engine.settings import EngineConfig
-from taming_dist.engine.world import World, environment_place
-from taming_dist.engine.zero import Engine, init_world, shutdown
+from taming_dist.engine.world import World
+from taming_dist.engine.zero import Engine
 from taming_dist.models.quantizers import (
     IndexQuantizerConfig,
     LFQuantizerConfig,
     VectorQuantizerConfig,
 )
-from taming_dist.models.vqgan import VQGANConfig
 from taming_dist.recipes.setup import Setup
-from taming_dist.recipes.vqgan import VQGANLossConfig, VQGANRecipe
-from taming_dist.training.clock import Clock
-from taming_dist.training.metrics import Means
+from taming_dist.recipes.vqgan import VQGANRecipe
 from taming_dist.training.optimization import OptimConfig
 
 GLOBAL_BATCH, STEPS = 4, 4
@@ -35,50 +30,27 @@ QUANTIZERS = {
     "lfq": LFQuantizerConfig(bits=5, temperature=0.5),
     "ibq": IndexQuantizerConfig(codes=23, dim=7, temperature=0.5),
 }
-RUNS = {0: ["renewed", "lfq", "ibq"], 1: ["renewed"], 2: ["renewed"], 3: ["renewed", "ibq"]}
+RUNS = {0: ["renewed", "lfq", "ibq"], 1: [], 2: ["renewed"], 3: ["ibq"]}
+RESUMED = (1, 3)  # "renewed" too
 
 
 def build(world: World, zero: int, quantizer: str) -> VQGANRecipe:
-    model = VQGANConfig(
-        quantizer=QUANTIZERS[quantizer],
-        resolution=32,
-        channels=32,
-        multipliers=[1, 1, 1],
-        blocks=1,
-        attention_resolutions=[],
-        latent_channels=8,
-    )
-    loss = VQGANLossConfig(
-        lpips_net="alex",
-        lpips_weights="random",
-        discriminator=None,
-    )
     engine = EngineConfig(zero=zero, persist_below=0)
     setup = Setup(OptimConfig(lr=1e-4), engine, world, GLOBAL_BATCH // world.world_size)
-    return VQGANRecipe(model, loss, setup)
+    return small_recipe(QUANTIZERS[quantizer], setup, discriminator=None)
 
 
-def train(recipe: VQGANRecipe, first: int, last: int) -> list[dict[str, float]]:
-    """Scalars of each step, over all ranks, and how many codes were revived."""
-    lines = []
-    for step in range(first, last):
-        clock, means = Clock(GLOBAL_BATCH, STEPS, images=step * GLOBAL_BATCH), Means()
-        for scalars in recipe.train_step(micro_batches(recipe.world, step, 1), clock):
-            means.add(scalars)
-        revived = recipe.window_metrics()["codebook_revived"]
-        lines.append(means.take(recipe.world) | {"revived": revived})
-    return lines
-
-
-def resumed(world: World, zero: int, quantizer: str, folder: Path) -> list[dict[str, float]]:
-    """The steps after the second, from what was saved after it."""
-    saved = build(world, zero, quantizer)
-    train(saved, 0, 2)
-    saved.generator.save(folder, "generator")
-    world.barrier()
-    fresh = build(world, zero, quantizer)
-    fresh.generator.load(folder, "generator")
-    return train(fresh, 2, STEPS)
+def run_and_resume(world: World, zero: int) -> tuple[dict[str, Any], Lines]:
+    """A run that is saved after its second step and goes on; and the same from what was saved."""
+    recipe = build(world, zero, "renewed")
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(world.broadcast(made))
+        lines = train(recipe, range(2), STEPS)
+        save(recipe, folder)
+        lines += train(recipe, range(2, STEPS), STEPS)
+        resumed = train(load(build(world, zero, "renewed"), folder), range(2, STEPS), STEPS)
+        world.barrier()
+    return {"lines": lines, "codebook": codebook_digest(recipe)}, resumed
 
 
 class Table(nn.Module):
@@ -115,26 +87,21 @@ def replaced(world: World, zero: int, half_life: int) -> list[Any]:
     return [state["weight"].tolist() for state in states if state]
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    world = init_world(environment_place())
+def runs(world: World) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for zero in range(4):
         found[f"zero{zero} replaced"] = replaced(world, zero, 0)
         found[f"zero{zero} averaged"] = replaced(world, zero, 1000)
         for quantizer in RUNS[zero]:
             recipe = build(world, zero, quantizer)
-            lines = train(recipe, 0, STEPS)
+            lines = train(recipe, range(STEPS), STEPS)
             digest = codebook_digest(recipe) if quantizer != "lfq" else ""
             found[f"zero{zero} {quantizer}"] = {"lines": lines, "codebook": digest}
-    for zero in (1, 3):
-        with tempfile.TemporaryDirectory() as folder:
-            shared = Path(world.broadcast(folder))
-            found[f"zero{zero} resumed"] = resumed(world, zero, "renewed", shared)
-            world.barrier()
-    Path(f"{sys.argv[1]}-{world.rank}.json").write_text(json.dumps(found))
-    shutdown()
+    for zero in RESUMED:
+        whole, resumed = run_and_resume(world, zero)
+        found |= {f"zero{zero} renewed": whole, f"zero{zero} resumed": resumed}
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    work(runs)

@@ -1,7 +1,8 @@
 """The same losses on one and two ranks, under ZeRO 0 to 3, in one piece or in micro-batches.
 
-Every figure of the step is compared, the GAN's and its adaptive weight included, over eight steps
-in fp32; the GAN starts at the third. All of it runs in three processes (equality_worker.py).
+Every figure of the step is compared, those of the GAN and the gradients' norms included, over eight
+steps in fp32; the GAN starts at the third. What is about D alone takes fewer steps. All of it runs
+in three processes (equality_worker.py).
 """
 
 from collections.abc import Callable
@@ -24,9 +25,13 @@ def found(run_worker: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
 
 
 def assert_same(lines: Lines, expected: Lines, tolerance: float) -> None:
+    """A gradient's norm may differ by more: an error of L1 that changes sign moves it at once."""
     assert len(lines) == len(expected)
     for step, (line, other) in enumerate(zip(lines, expected, strict=True)):
-        assert line == pytest.approx(other, rel=tolerance, abs=tolerance), f"step {step}"
+        assert line.keys() == other.keys()
+        for name, value in line.items():
+            bound = 1e-2 if name.endswith("gradient_norm") else tolerance
+            assert value == pytest.approx(other[name], rel=bound, abs=bound), f"{name}, step {step}"
 
 
 @pytest.mark.parametrize("run", ["vector x1", "ema x2", "steady x1", "transformer x1", *RUNS])
@@ -102,7 +107,7 @@ def test_both_ranks_hold_the_same_codebook_to_the_bit(
 def test_engines_saved_before_d_made_a_step_go_on_to_the_bit(
     found: dict[str, Any], process: str, zero: int
 ) -> None:
-    whole = found[process]["zero0 vector x1"]["lines"][DISC_START : DISC_START + 2]
+    whole = found[process][f"zero{zero} vector x2"]["lines"][DISC_START : DISC_START + 2]
     assert found[process][f"zero{zero} resumed"]["lines"] == whole
 
 

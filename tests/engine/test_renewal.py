@@ -40,9 +40,9 @@ def test_both_ranks_hold_the_same_codebook_to_the_bit(found: dict[str, Any], run
 
 def test_the_codebook_was_set_and_codes_were_revived(found: dict[str, Any]) -> None:
     lines = found["one-0"]["zero0 renewed"]["lines"]
-    assert lines[0]["revived"] == 0
+    assert lines[0]["codebook_revived"] == 0
     assert lines[1]["codebook"] < lines[0]["codebook"]
-    assert sum(line["revived"] for line in lines) > 0
+    assert sum(line["codebook_revived"] for line in lines) > 0
 
 
 @pytest.mark.parametrize("zero", [1, 3])
