@@ -17,6 +17,7 @@ from taming_dist.models.quantizers.interface import (
     Quantizer,
     ReplaceRows,
     Statistics,
+    as_code_grid,
     as_grid,
     as_vectors,
     count,
@@ -87,7 +88,7 @@ class EMAQuantizer(Quantizer):
             entries = F.embedding(codes, self.entries)
             return Quantized(
                 z_q=as_grid(straight_through(flat, entries), z),
-                codes=codes.view(len(z), *z.shape[2:]),
+                codes=as_code_grid(codes, z),
                 loss=self.beta * F.mse_loss(flat, entries),
                 statistics=self._statistics(flat.detach().view(len(z), -1, self.dim), codes),
             )

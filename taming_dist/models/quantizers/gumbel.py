@@ -14,11 +14,11 @@ from einops import rearrange
 from omegaconf import MISSING
 from torch import Tensor, nn
 
-from taming_dist.errors import UserError
 from taming_dist.models.quantizers.interface import (
     Quantized,
     Quantizer,
     Statistics,
+    check_positive,
     count,
     full_precision,
 )
@@ -37,11 +37,7 @@ class GumbelQuantizerConfig:
     final_temperature: float = 1e-6
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "final_temperature"):
-            if not getattr(self, name) > 0:
-                raise UserError(
-                    f"model.quantizer.{name}={getattr(self, name)}: give a number above 0"
-                )
+        check_positive(self, "temperature", "final_temperature")
 
 
 class Mixture(nn.Module):

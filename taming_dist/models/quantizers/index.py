@@ -14,15 +14,15 @@ from omegaconf import MISSING
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from taming_dist.errors import UserError
+from taming_dist.models.quantizers.entropy import EntropyQuantizer
 from taming_dist.models.quantizers.interface import (
     Quantized,
-    Quantizer,
     Statistics,
+    as_code_grid,
     as_grid,
     as_vectors,
+    check_positive,
     count,
-    entropy,
     full_precision,
     rows_per_block,
 )
@@ -42,10 +42,7 @@ class IndexQuantizerConfig:
     temperature: float = 0.01
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise UserError(
-                f"model.quantizer.temperature={self.temperature}: give a number above 0"
-            )
+        check_positive(self, "temperature")
 
 
 class Chosen(NamedTuple):
@@ -102,7 +99,7 @@ class IndexCodebook(nn.Module):
         return Chosen(codes, entries, z_q, -(q * log_q).sum(), q.sum(0))
 
 
-class IndexQuantizer(Quantizer):
+class IndexQuantizer(EntropyQuantizer):
     """The code with the largest inner product; the gradient of z_q goes back through the softmax
     over all codes to z and to every entry."""
 
@@ -122,20 +119,14 @@ class IndexQuantizer(Quantizer):
                 + self.beta * F.mse_loss(chosen.entries, flat.detach())
             )
             if self.training:
-                loss = loss + self.entropy_weight * self._entropies(chosen, len(flat))
+                n = len(flat)
+                loss = loss + self.entropy_term(chosen.entropy / n, chosen.mass / n)
             return Quantized(
                 z_q=as_grid(chosen.z_q, z),
-                codes=chosen.codes.view(len(z), *z.shape[2:]),
+                codes=as_code_grid(chosen.codes, z),
                 loss=loss,
                 statistics=Statistics(count(chosen.codes, self.vocabulary)),
             )
-
-    def _entropies(self, chosen: Chosen, n: int) -> Tensor:
-        """E[H(q(z))] - diversity * H(E[q(z)]), the latter over all ranks."""
-        mean = chosen.mass / n
-        if self.average is not None:
-            mean = self.average(mean)
-        return chosen.entropy / n - self.diversity * entropy(mean)
 
     def lookup(self, codes: Tensor) -> Tensor:
         return rearrange(self.embedding(None, codes), "b i j d -> b d i j")

@@ -6,11 +6,13 @@ Legend: b batch, d latent channels, i j latent grid, K codes, N = b*i*j vectors.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+
+from taming_dist.errors import UserError
 
 SEARCH_BYTES = 64 << 20  # the largest block of an N x K matrix that is ever held
 
@@ -90,6 +92,14 @@ class Quantizer(StaysFloat32):
         return 0
 
 
+def check_positive(config: Any, *names: str) -> None:
+    """UserError unless these settings of a quantizer are above 0."""
+    for name in names:
+        value = getattr(config, name)
+        if not value > 0:
+            raise UserError(f"model.quantizer.{name}={value}: give a number above 0")
+
+
 @contextmanager
 def full_precision(z: Tensor) -> Iterator[Tensor]:
     """The latents in fp32, with autocast off. A latent that is not finite is an error, not code 0.
@@ -111,6 +121,11 @@ def as_grid(vectors: Tensor, z: Tensor) -> Tensor:
     """[N,d] -> [b,d,i,j], with the sizes of z."""
     b, _, i, j = z.shape
     return rearrange(vectors, "(b i j) d -> b d i j", b=b, i=i, j=j)
+
+
+def as_code_grid(codes: Tensor, z: Tensor) -> Tensor:
+    """[N] -> [b,i,j], with the sizes of z."""
+    return codes.view(len(z), *z.shape[2:])
 
 
 def straight_through(vectors: Tensor, entries: Tensor) -> Tensor:
@@ -142,8 +157,3 @@ def nearest(z: Tensor, entries: Tensor) -> Tensor:
 def count(codes: Tensor, vocabulary: int) -> Tensor:
     """How often each code occurs: [K] float32 (exact up to 2^24 per call)."""
     return torch.bincount(codes.flatten(), minlength=vocabulary).float()
-
-
-def entropy(p: Tensor) -> Tensor:
-    """Entropy of a distribution [K] in nats; a probability of 0 adds nothing."""
-    return -(p * p.clamp(min=1e-12).log()).sum()

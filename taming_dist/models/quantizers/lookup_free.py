@@ -12,14 +12,15 @@ from omegaconf import MISSING
 from torch import Tensor
 
 from taming_dist.errors import UserError
+from taming_dist.models.quantizers.entropy import EntropyQuantizer
 from taming_dist.models.quantizers.interface import (
     Quantized,
-    Quantizer,
     Statistics,
+    as_code_grid,
     as_grid,
     as_vectors,
+    check_positive,
     count,
-    entropy,
     full_precision,
     straight_through,
 )
@@ -42,10 +43,7 @@ class LFQuantizerConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= MOST_BITS:
             raise UserError(f"model.quantizer.bits={self.bits}: use 1 to {MOST_BITS}")
-        if not self.temperature > 0:
-            raise UserError(
-                f"model.quantizer.temperature={self.temperature}: give a number above 0"
-            )
+        check_positive(self, "temperature")
 
     @property
     def codes(self) -> int:
@@ -56,7 +54,7 @@ class LFQuantizerConfig:
         return self.bits
 
 
-class LFQuantizer(Quantizer):
+class LFQuantizer(EntropyQuantizer):
     """Entries are the corners of a cube, {-1, 1}^d; the nearest one has the signs of z."""
 
     def __init__(self, config: LFQuantizerConfig) -> None:
@@ -73,16 +71,16 @@ class LFQuantizer(Quantizer):
             codes = (bits.long() << torch.arange(self.dim, device=z.device)).sum(-1)
             loss = self.beta * F.mse_loss(flat, entries)
             if self.training:
-                loss = loss + self.entropy_weight * self._entropies(flat)
+                loss = loss + self.entropy_term(*self._certainty(flat))
             return Quantized(
                 z_q=as_grid(straight_through(flat, entries), z),
-                codes=codes.view(len(z), *z.shape[2:]),
+                codes=as_code_grid(codes, z),
                 loss=loss,
                 statistics=Statistics(count(codes, self.vocabulary)),
             )
 
-    def _entropies(self, flat: Tensor) -> Tensor:
-        """E[H(q(z))] - diversity * H(E[q(z)]), the latter over all ranks; from z [N,d].
+    def _certainty(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """E[H(q(z))] and E[q(z)] [K], from z [N,d].
 
         q factorises over the bits, with logits 4 z / temperature. So the first entropy is a sum
         over bits, and the mean distribution is the product of two thin matrices, [2^(d/2),N] and
@@ -93,9 +91,7 @@ class LFQuantizer(Quantizer):
         of_each = (F.softplus(logits) - logits * on).sum(-1).mean()
         low, high = on.split([self.dim // 2, self.dim - self.dim // 2], dim=1)
         mean = joint(high).T @ joint(low) / len(flat)
-        if self.average is not None:
-            mean = self.average(mean)
-        return of_each - self.diversity * entropy(mean.flatten())
+        return of_each, mean.flatten()
 
     def lookup(self, codes: Tensor) -> Tensor:
         bits = codes[:, None] >> torch.arange(self.dim, device=codes.device)[:, None, None]

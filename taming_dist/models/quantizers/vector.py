@@ -18,6 +18,7 @@ from taming_dist.models.quantizers.interface import (
     ReplaceRows,
     Statistics,
     StaysFloat32,
+    as_code_grid,
     as_grid,
     as_vectors,
     count,
@@ -101,7 +102,7 @@ class VectorQuantizer(Quantizer):
             on_codebook, on_encoder = (self.beta, 1.0) if self.legacy else (1.0, self.beta)
             return Quantized(
                 z_q=as_grid(straight_through(flat, entries), z),
-                codes=codes.view(len(z), *z.shape[2:]),
+                codes=as_code_grid(codes, z),
                 loss=on_codebook * codebook_term + on_encoder * commitment,
                 statistics=self._statistics(flat.detach().view(len(z), -1, self.dim), codes),
             )
