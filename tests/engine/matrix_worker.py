@@ -47,7 +47,7 @@ def build(
     engine = EngineConfig(zero=zero, precision=precision, persist_below=0)
     micro_batch = GLOBAL_BATCH // (world.world_size * accumulation)
     setup = Setup(OptimConfig(lr=1e-4, clip=CLIP), engine, world, micro_batch, accumulation)
-    return small_recipe(QUANTIZERS[quantizer], setup, size=32, **defaults | loss)
+    return small_recipe(QUANTIZERS[quantizer], setup, size=32, levels=3, **defaults | loss)
 
 
 def run_cell(world: World, cell: tuple[str, str, int, int], out: str) -> dict[str, Any]:

@@ -27,7 +27,9 @@ class Images:
     columns: dict[str, torch.Tensor]
 
 
-def small_recipe(quantizer: Any, setup: Setup, size: int = 16, **loss: Any) -> VQGANRecipe:
+def small_recipe(
+    quantizer: Any, setup: Setup, size: int = 16, levels: int = 2, **loss: Any
+) -> VQGANRecipe:
     """Stage 1 for images of `size` pixels with a small D; keywords change the loss.
 
     It is L2, which has no kink: where an error of L1 changes its sign in one run and not in the
@@ -37,7 +39,7 @@ def small_recipe(quantizer: Any, setup: Setup, size: int = 16, **loss: Any) -> V
         quantizer=quantizer,
         resolution=size,
         channels=32,
-        multipliers=[1, 1],
+        multipliers=[1] * levels,
         blocks=1,
         attention_resolutions=[],
         latent_channels=16,
