@@ -40,7 +40,7 @@ def start(worker: str, arguments: list[str], variables: dict[str, str]) -> int:
 def main() -> None:
     worker, folder, *arguments = [word for word in sys.argv[1:] if "=" not in word]
     load_deepspeed()
-    torch.compile(len)  # compiles nothing, but imports what DeepSpeed's optimizers want for it
+    torch.compile(lambda: None)  # compiles nothing, but imports what DeepSpeed decorates with
     gc.freeze()  # DeepSpeed collects garbage at every start: not in all that was imported
     ranks = []
     for word in sys.argv[1:]:
