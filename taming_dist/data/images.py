@@ -11,10 +11,10 @@ from __future__ import annotations
 import io
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from functools import wraps
+from typing import Any, Literal, Protocol, TypeVar, cast
 
 import numpy as np
 import simplejpeg
@@ -26,22 +26,30 @@ from taming_dist.data.shards import IMAGE_EXTENSIONS
 from taming_dist.errors import UserError
 
 Bytes = bytes | memoryview
+Decoding = TypeVar("Decoding", bound=Callable[..., np.ndarray])
 MAX_PIXELS = 2**26  # 8192 x 8192: larger images are taken for decompression bombs
 JPEG_MAGIC = b"\xff\xd8"
 FORMATS = ("JPEG", "PNG", "WEBP")  # the few of Pillow's decoders that data may reach
 
 
-@contextmanager
-def as_broken_data(what: str) -> Iterator[None]:
-    """Turn whatever a decoder raises into `BrokenData`: damaged files give a dozen types."""
-    try:
-        yield
-    except (BrokenData, MemoryError):
-        raise
-    except UnidentifiedImageError as error:
-        raise BrokenData(f"the {what} is no JPEG, PNG or WebP file") from error
-    except Exception as error:
-        raise BrokenData(f"the {what} cannot be decoded ({error})") from error
+def as_broken_data(what: str) -> Callable[[Decoding], Decoding]:
+    """Have a decoder raise `BrokenData` whatever is wrong: damaged files give a dozen types."""
+
+    def wrap(function: Decoding) -> Decoding:
+        @wraps(function)
+        def decoding(*args: Any, **kwargs: Any) -> np.ndarray:
+            try:
+                return function(*args, **kwargs)
+            except (BrokenData, MemoryError):
+                raise
+            except UnidentifiedImageError as error:
+                raise BrokenData(f"the {what} is no JPEG, PNG or WebP file") from error
+            except Exception as error:
+                raise BrokenData(f"the {what} cannot be decoded ({error})") from error
+
+        return cast("Decoding", decoding)
+
+    return wrap
 
 
 Channels = Literal["RGB", "BGR"]

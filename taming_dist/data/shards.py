@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tarfile import USTAR_FORMAT, TarInfo
 from typing import BinaryIO
+from zlib import adler32
 
 import numpy as np
 import xxhash
@@ -100,7 +101,7 @@ def _parse_header(block: bytes, position: int) -> tuple[str, int, bytes]:
     try:
         if len(block) < BLOCK:
             raise ValueError("cut header")
-        if sum(block) - sum(block[148:156]) + 8 * ord(" ") != _parse_number(block[148:156]):
+        if _sum(block) - sum(block[148:156]) + 8 * ord(" ") != _parse_number(block[148:156]):
             raise ValueError("wrong checksum")
         name, prefix = _text(block[:100]), _text(block[345:500])
         is_ustar = block[257:263] == b"ustar\0"
@@ -111,6 +112,12 @@ def _parse_header(block: bytes, position: int) -> tuple[str, int, bytes]:
     except ValueError as error:
         raise BrokenData(f"no tar header at byte {position} ({error})") from error
     return (f"{prefix}/{name}" if prefix and is_ustar else name), size, kind
+
+
+def _sum(block: bytes) -> int:
+    """The sum of 512 bytes, faster than Python's: the low half of Adler-32 is 1 + the sum modulo
+    65521, which 256 bytes do not reach."""
+    return (adler32(block[:256]) & 0xFFFF) + (adler32(block[256:]) & 0xFFFF) - 2
 
 
 def _parse_number(field: bytes) -> int:

@@ -2,7 +2,7 @@
 
 Every case does the same work on the same JPEGs (short side 256, quality 95, cut from photographs):
 batches of uint8, cropped at random to 256 px and flipped. Cost is processor time of all processes
-together, start-up left out, so that a busy machine changes the figures little. Cores that are busy
+together in the midst of reading: a busy machine changes the figures little. Cores that are busy
 at once slow each other down (caches, clock, siblings), so the limit is measured in as many threads
 as the reader has, and in one. The last figure is what a trainer sees that takes 200 images/s.
 """
@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 SIZE, BATCH, SHARD = 256, 64, 256
 CONSUMED_PER_S = 200
-FIRST = 4 * BATCH  # what is read before the clock starts
+FIRST = 1024  # images that are read before the clock starts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -213,27 +214,33 @@ def crop_and_flip(pixels: np.ndarray) -> np.ndarray:
 
 
 def measured(source: Callable[[], Iterator[int]], images: int) -> tuple[float, float]:
-    """Images per CPU second of all processes beyond the first images, and the peak memory in MB of
-    the largest process that the source started."""
-    costs = {}
-    for total in (FIRST, FIRST + images):
-        start = processor_seconds()
-        counts, left = source(), total
-        while left > 0:
-            left -= next(counts)
-        close = getattr(counts, "close", None)
-        if close is not None:
-            close()
-        del counts
-        costs[total] = processor_seconds() - start
+    """Images per CPU second of all processes once the first images are there, and the peak memory
+    in MB of the largest process that the source started."""
+    counts = source()
+    _take(counts, FIRST)
+    start = processor_seconds()
+    taken = _take(counts, images)
+    used = processor_seconds() - start
+    close = getattr(counts, "close", None)
+    if close is not None:
+        close()
+    del counts
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    return images / (costs[FIRST + images] - costs[FIRST]), peak
+    return taken / used, peak
+
+
+def _take(counts: Iterator[int], images: int) -> int:
+    taken = 0
+    while taken < images:
+        taken += next(counts)
+    return taken
 
 
 def processor_seconds() -> float:
-    """Processor time of this process and of those that it started and that have ended."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+    """Processor time so far of this process and of those that it started and that still run."""
+    here = psutil.Process()
+    times = [process.cpu_times() for process in (here, *here.children(recursive=True))]
+    return sum(time.user + time.system for time in times)
 
 
 CASES: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
