@@ -4,10 +4,12 @@ Every case does the same work on the same JPEGs (short side 256, quality 95, cut
 batches of uint8, cropped at random to 256 px and flipped. Cost is processor time of all processes
 together in the midst of reading: a busy machine changes the figures little. Cores that are busy
 at once slow each other down (caches, clock, siblings), so the limit is measured in as many threads
-as the reader has, and in one. The last figure is what a trainer sees that takes 200 images/s.
+as the reader has, by turns with it, and in one. The last figure is what a trainer sees that takes
+200 images a second.
 """
 
 import argparse
+import gc
 import io
 import itertools
 import json
@@ -19,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ import psutil
 SIZE, BATCH, SHARD = 256, 64, 256
 CONSUMED_PER_S = 200
 FIRST = 1024  # images that are read before the clock starts
+TURN = 1024  # images of the reader, then of simplejpeg alone, and so on
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +63,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any] | None:
     figures = {name: statistics.median(values) for name, values in found.items()}
     figures["bytes of an image"] = mean_bytes
     for other in (
-        "bare simplejpeg",
         "bare simplejpeg, one thread",
         "webdataset",
         "webdataset, no workers",
@@ -106,21 +109,46 @@ def write_photographs(folder: Path, count: int) -> float:
     return total / count
 
 
-def bare(arguments: argparse.Namespace) -> dict[str, float]:
-    """The limit: simplejpeg on bytes that are in memory, in as many threads, and nothing else."""
-    return {"bare simplejpeg, images per CPU-s": bare_with(arguments, arguments.threads)}
+def reader(arguments: argparse.Namespace) -> dict[str, float]:
+    """The reader of this package and the limit, simplejpeg alone on bytes in memory in as many
+    threads, by turns: what else happens on the machine meets both."""
+    batches, (decode, encoded) = read(arguments), bare_work(arguments)
+    counts = map(len, batches)
+    _take(counts, FIRST)
+    processes = family()
+    costs: dict[str, list[float]] = {"reader": [], "bare": []}
+    with ThreadPoolExecutor(arguments.threads) as pool:
+        for _ in range(max(1, arguments.images // TURN)):
+            start = settled_seconds(processes)
+            _take(counts, TURN)
+            costs["reader"].append(settled_seconds(processes) - start)
+            start = processor_seconds(processes)
+            list(pool.map(decode, itertools.islice(encoded, TURN // BATCH)))
+            costs["bare"].append(processor_seconds(processes) - start)
+    del batches, counts
+    gc.collect()  # which ends its process
+    shares = [ours / whole for whole, ours in zip(costs["reader"], costs["bare"], strict=True)]
+    return {
+        "bare simplejpeg, images per CPU-s": TURN / statistics.median(costs["bare"]),
+        "reader, images per CPU-s": TURN / statistics.median(costs["reader"]),
+        "reader / bare simplejpeg, by turns": statistics.median(shares),
+        "reader's process, peak MB": peak_mb(),
+    }
 
 
 def bare_alone(arguments: argparse.Namespace) -> dict[str, float]:
-    """The same in one thread, while the other cores idle and leave it their share of the chip."""
-    return {"bare simplejpeg, one thread, images per CPU-s": bare_with(arguments, 1)}
+    """The limit in one thread, while the other cores idle and leave it their share of the chip."""
+    decode, encoded = bare_work(arguments)
+    speed, _ = measured(lambda: map(decode, encoded), arguments.images)
+    return {"bare simplejpeg, one thread, images per CPU-s": speed}
 
 
-def bare_with(arguments: argparse.Namespace, threads: int) -> float:
+def bare_work(
+    arguments: argparse.Namespace,
+) -> tuple[Callable[[list[bytes]], int], Iterator[list[bytes]]]:
+    """What decodes a batch and counts it, and endless batches of bytes."""
     import simplejpeg
     import webdataset
-
-    from taming_dist.data.loader import prefetched
 
     shards = sorted(map(str, arguments.shards.glob("*.tar")))
     encoded = [sample["jpg"] for sample in webdataset.WebDataset(shards, shardshuffle=False)]
@@ -131,19 +159,7 @@ def bare_with(arguments: argparse.Namespace, threads: int) -> float:
             simplejpeg.decode_jpeg(data)
         return len(batch)
 
-    def images() -> Iterator[int]:
-        return prefetched(decode, itertools.cycle(batches), threads, threads + 1)
-
-    return measured(images, arguments.images)[0]
-
-
-def reader(arguments: argparse.Namespace) -> dict[str, float]:
-    """The reader of this package, as the trainer uses it."""
-    speed, memory = measured(lambda: map(len, read(arguments)), arguments.images)
-    return {
-        "reader, images per CPU-s": speed,
-        "reader's process, peak MB": memory,
-    }
+    return decode, itertools.cycle(batches)
 
 
 def consumed(arguments: argparse.Namespace) -> dict[str, float]:
@@ -218,15 +234,20 @@ def measured(source: Callable[[], Iterator[int]], images: int) -> tuple[float, f
     in MB of the largest process that the source started."""
     counts = source()
     _take(counts, FIRST)
-    start = processor_seconds()
+    processes = family()
+    start = processor_seconds(processes)
     taken = _take(counts, images)
-    used = processor_seconds() - start
+    used = processor_seconds(processes) - start
     close = getattr(counts, "close", None)
     if close is not None:
         close()
     del counts
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    return taken / used, peak
+    return taken / used, peak_mb()
+
+
+def peak_mb() -> float:
+    """The peak memory of the largest process that was started and has ended."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
 
 
 def _take(counts: Iterator[int], images: int) -> int:
@@ -236,17 +257,30 @@ def _take(counts: Iterator[int], images: int) -> int:
     return taken
 
 
-def processor_seconds() -> float:
-    """Processor time so far of this process and of those that it started and that still run."""
+def family() -> list[psutil.Process]:
+    """This process and those that it started, and they, and that still run."""
     here = psutil.Process()
-    times = [process.cpu_times() for process in (here, *here.children(recursive=True))]
+    return [here, *here.children(recursive=True)]
+
+
+def processor_seconds(processes: list[psutil.Process]) -> float:
+    """Processor time of processes so far."""
+    times = [process.cpu_times() for process in processes]
     return sum(time.user + time.system for time in times)
 
 
+def settled_seconds(processes: list[psutil.Process]) -> float:
+    """`processor_seconds` once nothing works any more: all that may be read ahead is there."""
+    before, now = -1.0, processor_seconds(processes)
+    while now > before + 0.005:
+        time.sleep(0.05)
+        before, now = now, processor_seconds(processes)
+    return now
+
+
 CASES: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
-    "bare": bare,
-    "bare-alone": bare_alone,
     "reader": reader,
+    "bare-alone": bare_alone,
     "stock": stock,
     "stock-alone": stock_alone,
     "consumed": consumed,
