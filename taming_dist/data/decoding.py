@@ -22,6 +22,7 @@ from taming_dist.data.manifest import Dataset
 from taming_dist.data.objects import Boxes, objects_of
 from taming_dist.data.shards import read_sample
 from taming_dist.data.slots import Layout, Rows
+from taming_dist.data.storage import Bytes
 from taming_dist.errors import UserError
 
 Files = dict[str, memoryview]
@@ -101,7 +102,7 @@ class Decoder:
         return filled
 
     def _fill_row(
-        self, shard: int, index: int, data: bytes, epoch: int, rows: Rows, filled: Filled
+        self, shard: int, index: int, data: Bytes, epoch: int, rows: Rows, filled: Filled
     ) -> bool:
         """Write a sample to the next row and note its key; one that is broken is noted as bad."""
         key, row, id = "", len(filled.keys), self._shards.id(shard, index)

@@ -16,7 +16,7 @@ import numpy as np
 
 from taming_dist.data.loader import Selection
 from taming_dist.data.manifest import Dataset
-from taming_dist.data.storage import Source, shown
+from taming_dist.data.storage import Bytes, Source, shown
 
 # Enough for the lanes of a rank to stay in their shards, few enough for a limit of 1024 files.
 OPEN_SHARDS = 512
@@ -47,14 +47,12 @@ class Shards:
         """The byte of its shard where a sample starts."""
         return int(self._open(shard)[1][index])
 
-    def read(self, shard: int, first: int, count: int) -> list[bytes]:
+    def read(self, shard: int, first: int, count: int) -> list[Bytes]:
         """The bytes of `count` neighbouring samples, in one read; `UserError` if they are gone."""
         source, offsets = self._open(shard)
-        bounds = offsets[first : first + count + 1].tolist()
-        start = bounds[0]
-        data = source.read(start, bounds[-1] - start)
-        # Copies, so that each sample is freed when it is taken.
-        return [data[a - start : b - start] for a, b in zip(bounds, bounds[1:], strict=False)]
+        bounds = offsets[first : first + count + 1]
+        # Each in memory of its own, so that it is freed when it is taken.
+        return list(source.read_parts(int(bounds[0]), np.diff(bounds).tolist()))
 
     def _open_shard(self, shard: int) -> tuple[Source, np.ndarray]:
         return self.dataset.open_shard(shard), self.dataset.read_index(shard)
@@ -65,7 +63,7 @@ class Run:
 
     def __init__(self, shard: int, first: int, count: int) -> None:
         self.shard, self.first, self.count = shard, first, count
-        self.read: Future[list[bytes]] | None = None
+        self.read: Future[list[Bytes]] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ class Ticket:
         """Place of the sample in its shard."""
         return self.run.first + self.place
 
-    def take(self) -> bytes:
+    def take(self) -> Bytes:
         """The bytes of the sample, once; waits for them. Raises what reading raised."""
         assert self.run.read is not None
         samples = self.run.read.result()

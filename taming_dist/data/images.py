@@ -23,9 +23,9 @@ from PIL import Image, UnidentifiedImageError
 from taming_dist.data.faults import BrokenData
 from taming_dist.data.order import PIXELS, random_words
 from taming_dist.data.shards import IMAGE_EXTENSIONS
+from taming_dist.data.storage import Bytes
 from taming_dist.errors import UserError
 
-Bytes = bytes | memoryview
 Decoding = TypeVar("Decoding", bound=Callable[..., np.ndarray])
 MAX_PIXELS = 2**26  # 8192 x 8192: larger images are taken for decompression bombs
 JPEG_MAGIC = b"\xff\xd8"

@@ -21,7 +21,7 @@ import xxhash
 from taming_dist.data.faults import BrokenData
 from taming_dist.data.files import replacing
 from taming_dist.data.manifest import Shard, write_index
-from taming_dist.data.storage import is_url, local_copy, shown
+from taming_dist.data.storage import Bytes, is_url, local_copy, shown
 from taming_dist.errors import UserError
 
 BLOCK = 512
@@ -201,7 +201,7 @@ def scan_at(location: str, room: Path | None = None) -> tuple[Shard, np.ndarray]
     return replace(shard, url=location if is_url(location) else ""), offsets
 
 
-def read_sample(data: bytes) -> tuple[str, dict[str, memoryview]]:
+def read_sample(data: Bytes) -> tuple[str, dict[str, memoryview]]:
     """Key and files, by extension, in the bytes of one sample; the files are views of them.
 
     Raises `BrokenData` if a header is damaged, or the bytes are not those of one whole sample, as

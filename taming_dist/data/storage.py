@@ -9,6 +9,7 @@ travel to other processes as their location.
 
 import errno
 import glob
+import itertools
 import logging
 import os
 import random
@@ -19,7 +20,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NoAnswer  # another class than the builtin in 3.10
 from contextlib import contextmanager
@@ -35,7 +36,10 @@ import urllib3
 
 from taming_dist.errors import UserError
 
+Bytes = bytes | bytearray | memoryview
 Result = TypeVar("Result")
+
+MOST_PARTS = 1024  # that one call of preadv(2) fills
 
 # What brings each scheme of fsspec; None: fsspec itself, or a dependency of this package.
 OBJECT_STORES = {
@@ -119,9 +123,19 @@ class Source(Protocol):
         """The bytes [start, start + length); `StorageError` if they cannot be had."""
         ...
 
+    def read_parts(self, start: int, lengths: Sequence[int]) -> Sequence[Bytes]:
+        """Neighbouring parts from `start` on in one read, each in memory of its own."""
+        ...
+
     def size(self) -> int:
         """Bytes of the whole file; `MissingFile` if there is none."""
         ...
+
+
+def split(data: bytes, lengths: Sequence[int]) -> list[bytes]:
+    """Copies of neighbouring parts, so that each is freed when it is no longer needed."""
+    ends = itertools.accumulate(lengths)
+    return [data[end - length : end] for end, length in zip(ends, lengths, strict=True)]
 
 
 def is_url(location: str) -> bool:
@@ -334,6 +348,14 @@ class LocalFile:
             data += more
         return data
 
+    def read_parts(self, start: int, lengths: Sequence[int]) -> Sequence[Bytes]:
+        if len(lengths) > MOST_PARTS:
+            return split(self.read(start, sum(lengths)), lengths)
+        parts = [bytearray(length) for length in lengths]  # each is filled by the kernel itself
+        if self._insist(lambda: os.preadv(self._descriptor, parts, start)) == sum(lengths):
+            return parts
+        return split(self.read(start, sum(lengths)), lengths)  # over 2 GiB, or an error
+
     def _open(self) -> None:
         try:
             self._descriptor = os.open(self.location, os.O_RDONLY)
@@ -372,6 +394,9 @@ class HttpFile:
             return b""
         total, data = self._patience.insist(self.location, lambda: self._get(start, length, length))
         return data
+
+    def read_parts(self, start: int, lengths: Sequence[int]) -> Sequence[Bytes]:
+        return split(self.read(start, sum(lengths)), lengths)
 
     def _get(self, start: int, length: int, wanted: int) -> tuple[int, bytes]:
         """The size of the whole file, and the first `wanted` bytes of a range."""
@@ -483,6 +508,9 @@ class StoredObject:
             return data
 
         return self._insist(cut, length) if length else b""
+
+    def read_parts(self, start: int, lengths: Sequence[int]) -> Sequence[Bytes]:
+        return split(self.read(start, sum(lengths)), lengths)
 
     def _check_size(self) -> None:
         found = self.size()

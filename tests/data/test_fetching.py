@@ -10,6 +10,7 @@ import pytest
 from taming_dist.data.fetching import Shards, fetch, plan_runs
 from taming_dist.data.loader import Plan, Selection
 from taming_dist.data.manifest import resolve
+from taming_dist.data.storage import Bytes
 
 Write = Callable[..., Path]
 
@@ -44,7 +45,7 @@ class Watched(Shards):
         super().__init__(shards.dataset)
         self.reads: list[tuple[int, int, int]] = []
 
-    def read(self, shard: int, first: int, count: int) -> list[bytes]:
+    def read(self, shard: int, first: int, count: int) -> list[Bytes]:
         self.reads.append((shard, first, count))
         return super().read(shard, first, count)
 
@@ -112,7 +113,7 @@ def test_a_sample_that_is_wanted_twice_is_read_twice(shards: Shards) -> None:
 
 def test_what_reading_raises_comes_out_where_the_sample_is_taken(shards: Shards) -> None:
     class Unreadable(Shards):
-        def read(self, shard: int, first: int, count: int) -> list[bytes]:
+        def read(self, shard: int, first: int, count: int) -> list[Bytes]:
             raise OSError("the disk is gone")
 
     tickets = fetch(plan(shards).rounds(0, 32), Unreadable(shards.dataset), AtOnce(), 32, 8)
