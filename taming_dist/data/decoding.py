@@ -16,7 +16,7 @@ from typing import Any
 
 from taming_dist.data.faults import BrokenData
 from taming_dist.data.fetching import Shards, Ticket, fetch
-from taming_dist.data.images import COLUMNS, Column, Preprocess, Scratch
+from taming_dist.data.images import COLUMNS, Column, Preprocess, Scratch, in_proportion
 from taming_dist.data.loader import Plan, prefetched
 from taming_dist.data.manifest import Dataset
 from taming_dist.data.objects import Boxes, objects_of
@@ -238,11 +238,9 @@ def _need(files: Files, *extensions: str) -> memoryview:
 def _share(size: tuple[int, int], whole: tuple[int, int], column: Column) -> tuple[float, float]:
     """Height and width of pixels as shares of those of the first column; `BrokenData` if they do
     not belong together."""
-    (height, width), (whole_height, whole_width) = size, whole
-    skewed = abs(height * whole_width - width * whole_height) > max(whole)  # by over a pixel
-    if skewed or (size != whole and not column.may_be_smaller):
+    if size != whole and not (column.may_be_smaller and in_proportion(size, whole)):
         raise BrokenData(f"a .{column.files[0]} of {size} on an image of {whole}")
-    return height / whole_height, width / whole_width
+    return size[0] / whole[0], size[1] / whole[1]
 
 
 def _read_cls(files: Files) -> int:

@@ -137,6 +137,12 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         raise BrokenData(f"{width} x {height} pixels, more than {max_pixels}: refused as a bomb")
 
 
+def in_proportion(size: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    """Whether heights and widths are those of one picture in two sizes, but for a pixel."""
+    (height, width), (whole_height, whole_width) = size, whole
+    return abs(height * whole_width - width * whole_height) <= max(whole)
+
+
 def resize_short_side(
     pixels: np.ndarray, size: int, method: Image.Resampling = Image.Resampling.LANCZOS
 ) -> np.ndarray:

@@ -62,11 +62,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any] | None:
                     found.setdefault(name, []).append(value)
     figures = {name: statistics.median(values) for name, values in found.items()}
     figures["bytes of an image"] = mean_bytes
-    for other in (
-        "bare simplejpeg, one thread",
-        "webdataset",
-        "webdataset, no workers",
-    ):
+    for other in ("bare simplejpeg, one thread", "webdataset", "webdataset, no workers"):
         figures[f"reader / {other}"] = (
             figures["reader, images per CPU-s"] / (figures[f"{other}, images per CPU-s"])
         )
@@ -127,7 +123,7 @@ def reader(arguments: argparse.Namespace) -> dict[str, float]:
             costs["bare"].append(processor_seconds(processes) - start)
     del batches, counts
     gc.collect()  # which ends its process
-    shares = [ours / whole for whole, ours in zip(costs["reader"], costs["bare"], strict=True)]
+    shares = [bare / ours for bare, ours in zip(costs["bare"], costs["reader"], strict=True)]
     return {
         "bare simplejpeg, images per CPU-s": TURN / statistics.median(costs["bare"]),
         "reader, images per CPU-s": TURN / statistics.median(costs["reader"]),

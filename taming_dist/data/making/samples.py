@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from taming_dist.data.conditions import canny_edges, low_resolution
+from taming_dist.data.images import in_proportion
 from taming_dist.data.making.catalogue import Catalogue, Record
 from taming_dist.data.making.layers import (
     Layer,
@@ -120,8 +121,7 @@ def fits(layer: Layer, image: Layer) -> bool:
     """Whether a map has the size of its image; a low resolution image its proportions."""
     if not is_low_resolution(layer):
         return layer.shape == image.shape
-    (height, width), (full_height, full_width) = layer.shape, image.shape
-    return abs(height * full_width - width * full_height) <= max(full_height, full_width)
+    return in_proportion(layer.shape, image.shape)
 
 
 def is_low_resolution(layer: Layer) -> bool:
