@@ -6,17 +6,22 @@ the process that decodes has to start quickly.
 """
 
 import json
-from collections.abc import Callable, Generator, Iterable, Iterator
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+from PIL import Image
+
+from taming_dist.data.encoded import Encoded
 from taming_dist.data.faults import BrokenData
 from taming_dist.data.fetching import Shards, Ticket, fetch
-from taming_dist.data.images import COLUMNS, Column, Preprocess, Scratch, in_proportion
+from taming_dist.data.images import COLUMNS, Column, Preprocess, View, in_proportion
 from taming_dist.data.loader import Plan, prefetched
 from taming_dist.data.manifest import Dataset
 from taming_dist.data.objects import Boxes, objects_of
@@ -31,6 +36,13 @@ MAX_JSON = 2**22  # bytes of the json of one sample
 READING_THREADS = 8  # they wait most of the time: for a disk little, for a distant store long
 
 
+class Scratch(threading.local):
+    """Memory of each thread for the pixels of one image: used again, it stays in the cache."""
+
+    def __init__(self) -> None:
+        self.pixels = np.empty(2**22, dtype=np.uint8)  # larger images would not stay there
+
+
 @dataclass
 class Filled:
     """What was written to the rows of a batch, from the first row on: one of `keys` for each.
@@ -39,10 +51,35 @@ class Filled:
     `objects` has those of each row, if they were asked for.
     """
 
-    asked: int = 0
-    keys: list[str] = field(default_factory=list)
-    bad: list[dict[str, Any]] = field(default_factory=list)
-    objects: list[Boxes] = field(default_factory=list)
+    asked: int
+    keys: list[str]
+    bad: list[dict[str, Any]]
+    objects: list[Boxes]
+
+
+class Part(NamedTuple):
+    """The file of a column, and the view of it that becomes a row; `method` resizes it."""
+
+    column: str
+    file: Encoded
+    view: View
+    method: Image.Resampling
+
+
+class Sample(NamedTuple):
+    """A sample of which all is read but the pixels; if there is an `error`, nothing but the key.
+
+    `crop` as in `View.crop`; `number`: of its class, 0 if none is read.
+    """
+
+    id: int
+    epoch: int
+    key: str
+    parts: Sequence[Part] = ()
+    crop: tuple[float, ...] = ()
+    number: int = 0
+    objects: Sequence[Boxes] = ()
+    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,60 +123,72 @@ class Decoder:
 
     def fill(self, tickets: Iterable[Ticket], rows: Rows, replace: bool) -> Filled:
         """Decode samples into rows. `replace`: the next good one of the shard for a broken one."""
-        filled = Filled()
-        for ticket in tickets:
-            filled.asked += 1
-            shard, data = ticket.run.shard, ticket.take()
-            count = self.dataset.shards[shard].samples
-            for step in range(count if replace else 1):
-                index = (ticket.index + step) % count
-                data = self._shards.read(shard, index, 1)[0] if step else data
-                if self._fill_row(shard, index, data, ticket.epoch, rows, filled):
-                    break
-            else:
+        # Decoding drives Python out of the processor's caches, where it then takes three times as
+        # long. So all samples are opened before the first is decoded, and noted after the last.
+        samples = [self.open(t.id, t.epoch, t.take()) for t in tickets]
+        good: list[Sample] = []
+        bad: list[dict[str, Any]] = []
+        for sample in samples:
+            try:
+                self.decode(sample, rows, len(good))
+                good.append(sample)
+            except BrokenData as error:
+                bad.append(self._record(sample, error))
                 if replace:
-                    raise UserError(f"no sample of {self._shards.location(shard)} can be read")
-        return filled
+                    good.append(self._replace(sample, rows, len(good), bad))
+        note(good, rows)
+        objects = [boxes for sample in good for boxes in sample.objects]
+        return Filled(len(samples), [sample.key for sample in good], bad, objects)
 
-    def _fill_row(
-        self, shard: int, index: int, data: Bytes, epoch: int, rows: Rows, filled: Filled
-    ) -> bool:
-        """Write a sample to the next row and note its key; one that is broken is noted as bad."""
-        key, row, id = "", len(filled.keys), self._shards.id(shard, index)
+    def open(self, id: int, epoch: int, data: Bytes) -> Sample:
+        """Read all of a sample but its pixels."""
+        key = ""
         try:
             key, files = read_sample(data)
-            self.decode(files, id, epoch, rows, row)
+            columns = [COLUMNS[name] for name in self.columns]
+            found = [column.open(_need(files, *column.files)) for column in columns]
+            whole = found[0].size
+            view = self.preprocess.view(*whole, self.preprocess.words(self.plan.seed, epoch, id))
+            parts = [
+                Part(name, file, view.on(*_share(file.size, whole, column)), column.method)
+                for name, file, column in zip(self.columns, found, columns, strict=True)
+            ]
+            number = self.read_class(files) if self.read_class is not None else 0
             objects = [read_objects(files)] if self.with_objects else []
         except BrokenData as error:
-            record = {
-                "shard": self._shards.location(shard),
-                "key": key,
-                "offset": self._shards.offset(shard, index),
-                "error": str(error),
-            }
-            filled.bad.append(record)
-            return False
-        rows.ids[row] = id
-        filled.keys.append(key)
-        filled.objects += objects
-        return True
+            return Sample(id, epoch, key, error=str(error))
+        return Sample(id, epoch, key, parts, view.crop(*whole), number, objects)
 
-    def decode(self, files: Files, id: int, epoch: int, rows: Rows, row: int) -> None:
-        """Decode the files of one sample into a row; `BrokenData` if they cannot be."""
-        words = self.preprocess.words(self.plan.seed, epoch, id)
-        flipped, whole = self.preprocess.flips(words), None
-        for name in self.columns:
-            column = COLUMNS[name]
-            pixels = column.decode(_need(files, *column.files), flipped, self._scratch)
-            height, width = pixels.shape[:2]
-            if whole is None:
-                whole = height, width
-                view = self.preprocess.view(height, width, words)
-                rows.crops[row] = view.crop(height, width)
-            share = _share((height, width), whole, column)
-            view.on(*share).cut(pixels, rows.columns[name][row], column.method)
-        if self.read_class is not None:
-            rows.classes[row] = self.read_class(files)
+    def decode(self, sample: Sample, rows: Rows, row: int) -> None:
+        """Decode the pixels of a sample into a row; `BrokenData` if it is broken."""
+        if sample.error:
+            raise BrokenData(sample.error)
+        buffer = self._scratch.pixels
+        for column, file, view, method in sample.parts:
+            pixels = file.pixels("BGR" if view.flipped else "RGB", buffer)
+            view.cut(pixels, rows.columns[column][row], method)
+
+    def _replace(self, sample: Sample, rows: Rows, row: int, bad: list[dict[str, Any]]) -> Sample:
+        """Decode the next good one of a sample's shard in its place."""
+        shard, index = self._shards.locate_one(sample.id)
+        count = self.dataset.shards[shard].samples
+        for step in range(1, count):
+            place = (index + step) % count
+            data = self._shards.read(shard, place, 1)[0]
+            other = self.open(sample.id - index + place, sample.epoch, data)
+            try:
+                self.decode(other, rows, row)
+            except BrokenData as error:
+                bad.append(self._record(other, error))
+            else:
+                return other
+        raise UserError(f"no sample of {self._shards.location(shard)} can be read")
+
+    def _record(self, sample: Sample, error: BrokenData) -> dict[str, Any]:
+        """What is to be known of a bad sample."""
+        shard, index = self._shards.locate_one(sample.id)
+        location, offset = self._shards.location(shard), self._shards.offset(shard, index)
+        return {"shard": location, "key": sample.key, "offset": offset, "error": str(error)}
 
     @cached_property
     def _shards(self) -> Shards:
@@ -151,6 +200,14 @@ class Decoder:
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+def note(samples: Sequence[Sample], rows: Rows) -> None:
+    """Write down what samples are that fill the first rows, beside their pixels."""
+    count = len(samples)
+    rows.ids[:count] = [sample.id for sample in samples]
+    rows.classes[:count] = [sample.number for sample in samples]
+    rows.crops[:count] = np.reshape([sample.crop for sample in samples], (count, 5))
 
 
 def decode_in_threads(

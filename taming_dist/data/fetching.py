@@ -9,8 +9,8 @@ many samples are read anew as are taken, so memory is bounded and reading is eve
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,9 +35,10 @@ class Shards:
         shards = np.searchsorted(self._ends, ids, side="right")
         return shards, ids - self._ends[shards] + self.dataset.samples_per_shard[shards]
 
-    def id(self, shard: int, index: int) -> int:
-        """The global id of a sample."""
-        return int(self._ends[shard]) - self.dataset.shards[shard].samples + index
+    def locate_one(self, id: int) -> tuple[int, int]:
+        """`locate` of a single sample."""
+        shard, place = self.locate(np.array([id]))
+        return int(shard[0]), int(place[0])
 
     def location(self, shard: int) -> str:
         """Path or URL of a shard, as it may be shown."""
@@ -66,19 +67,13 @@ class Run:
         self.read: Future[list[Bytes]] | None = None
 
 
-@dataclass(frozen=True)
-class Ticket:
+class Ticket(NamedTuple):
     """One sample of the order; its bytes are read, being read, or about to be."""
 
     id: int
     epoch: int
     run: Run
     place: int
-
-    @property
-    def index(self) -> int:
-        """Place of the sample in its shard."""
-        return self.run.first + self.place
 
     def take(self) -> Bytes:
         """The bytes of the sample, once; waits for them. Raises what reading raised."""

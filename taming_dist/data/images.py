@@ -1,140 +1,26 @@
-"""Images: from encoded bytes to the uint8 crops that networks are fed with.
+"""Images: from the pixels of files to the crops that networks are fed with.
 
-simplejpeg decodes what it can (bit-identical to Pillow, 1.5 times as fast), Pillow the rest. What
-belongs to an image pixel by pixel, a label map or depth, is cut and flipped exactly as the image.
-EXIF rotation is not applied, as in the original. Random numbers depend on seed, epoch and sample
-only. Imports no torch: the process that decodes has to start quickly.
+What belongs to an image pixel by pixel, a label map or depth, is cut and flipped exactly as the
+image. Random numbers depend on seed, epoch and sample only. Imports no torch: the process that
+decodes has to start quickly.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import wraps
-from typing import Any, Literal, Protocol, TypeVar, cast
+from functools import lru_cache
+from typing import NamedTuple, Protocol
 
 import numpy as np
-import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from taming_dist.data.faults import BrokenData
+from taming_dist.data.encoded import Encoded, open_depth, open_edges, open_image, open_labels
 from taming_dist.data.order import PIXELS, random_words
 from taming_dist.data.shards import IMAGE_EXTENSIONS
 from taming_dist.data.storage import Bytes
 from taming_dist.errors import UserError
-
-Decoding = TypeVar("Decoding", bound=Callable[..., np.ndarray])
-MAX_PIXELS = 2**26  # 8192 x 8192: larger images are taken for decompression bombs
-JPEG_MAGIC = b"\xff\xd8"
-FORMATS = ("JPEG", "PNG", "WEBP")  # the few of Pillow's decoders that data may reach
-
-
-def as_broken_data(what: str) -> Callable[[Decoding], Decoding]:
-    """Have a decoder raise `BrokenData` whatever is wrong: damaged files give a dozen types."""
-
-    def wrap(function: Decoding) -> Decoding:
-        @wraps(function)
-        def decoding(*args: Any, **kwargs: Any) -> np.ndarray:
-            try:
-                return function(*args, **kwargs)
-            except (BrokenData, MemoryError):
-                raise
-            except UnidentifiedImageError as error:
-                raise BrokenData(f"the {what} is no JPEG, PNG or WebP file") from error
-            except Exception as error:
-                raise BrokenData(f"the {what} cannot be decoded ({error})") from error
-
-        return cast("Decoding", decoding)
-
-    return wrap
-
-
-Channels = Literal["RGB", "BGR"]
-
-
-class Scratch(threading.local):
-    """Memory of each thread for the pixels of one image: used again, it stays in the cache."""
-
-    def __init__(self) -> None:
-        self.pixels = np.empty(2**22, dtype=np.uint8)  # larger images would not stay there
-
-
-@as_broken_data("image")
-def decode(
-    data: Bytes,
-    max_pixels: int = MAX_PIXELS,
-    channels: Channels = "RGB",
-    scratch: Scratch | None = None,
-) -> np.ndarray:
-    """Decode a JPEG, PNG or WebP to uint8 [h, w, 3], in `scratch` if that is given and fits.
-
-    Raises `BrokenData` if the bytes are no such image, are cut, have more than `max_pixels`
-    pixels, or more than 8 bits per channel (which a conversion would clip).
-    """
-    pixels = _decode_jpeg(data, max_pixels, channels, scratch) if data[:2] == JPEG_MAGIC else None
-    if pixels is not None:
-        return pixels
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        _check_size(image.width, image.height, max_pixels)
-        if image.mode[0] in "IF":
-            raise BrokenData(f"pixels of mode {image.mode}: only 8 bits are read")
-        pixels = np.array(image.convert("RGB"))
-        return pixels if channels == "RGB" else np.ascontiguousarray(pixels[..., ::-1])
-
-
-@as_broken_data("label map")
-def decode_labels(data: Bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Decode a label map, a PNG of one channel or with a palette, to class ids, uint8 [h, w]."""
-    return _decode_map(data, ("L", "P"), "one 8-bit channel", max_pixels)
-
-
-@as_broken_data("edge map")
-def decode_edges(data: Bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Decode edges, a PNG of one channel of 8 bits, to uint8 [h, w]; 255 is an edge."""
-    return _decode_map(data, ("L",), "one 8-bit channel", max_pixels)
-
-
-@as_broken_data("depth map")
-def decode_depth(data: Bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Decode a depth map, a PNG of one channel of 8 or 16 bits, to fp32 [h, w] in [0, 1].
-
-    1 is the largest number that the file's bits can hold; nothing is rescaled per image.
-    """
-    modes = ("L", "I", "I;16", "I;16B")
-    depth = _decode_map(data, modes, "one channel of 8 or 16 bits", max_pixels)
-    return depth.astype(np.float32) / np.float32(255 if depth.dtype == np.uint8 else 65535)
-
-
-def _decode_map(data: Bytes, modes: Sequence[str], needed: str, max_pixels: int) -> np.ndarray:
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        _check_size(image.width, image.height, max_pixels)
-        if image.mode not in modes:
-            raise BrokenData(f"a map of mode {image.mode}, but {needed} is needed")
-        return np.array(image)
-
-
-def _decode_jpeg(
-    data: Bytes, max_pixels: int, channels: Channels, scratch: Scratch | None
-) -> np.ndarray | None:
-    """None where Pillow has to try: CMYK, and files that are only nearly JPEG."""
-    try:
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-        _check_size(width, height, max_pixels)
-        if colorspace not in ("YCbCr", "RGB", "Gray"):
-            return None
-        fits = scratch is not None and 3 * height * width <= len(scratch.pixels)
-        buffer = scratch.pixels if scratch is not None and fits else None
-        return simplejpeg.decode_jpeg(data, colorspace=channels, buffer=buffer)
-    except ValueError:
-        return None
-
-
-def _check_size(width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise BrokenData(f"{width} x {height} pixels, more than {max_pixels}: refused as a bomb")
 
 
 def in_proportion(size: tuple[int, ...], whole: tuple[int, ...]) -> bool:
@@ -160,8 +46,7 @@ def _resized(height: int, width: int, size: int) -> tuple[int, int]:
     return max(size, round(height * size / short)), max(size, round(width * size / short))
 
 
-@dataclass(frozen=True)
-class View:
+class View(NamedTuple):
     """The rectangle of an image that becomes a square of `size` pixels, perhaps flipped.
 
     `left`, `top`, `width`, `height` are in pixels of the image, and need not be whole.
@@ -225,56 +110,38 @@ def copy_backwards(pixels: np.ndarray, out: np.ndarray) -> None:
 class Column:
     """What is read of a sample pixel by pixel.
 
-    `files`: the extensions that its file may have; `dtype` and `depth`, () or (3,), of the pixels
-    [h, w, *depth]; `method` resizes them; `may_be_smaller` than what else belongs to the sample.
+    `files`: the extensions that its file may have, which `open` reads; `dtype` and `depth`, () or
+    (3,), of the pixels [h, w, *depth]; `method` resizes them; `may_be_smaller` than what else
+    belongs to the sample.
     """
 
     files: tuple[str, ...]
+    open: Callable[[Bytes], Encoded]
     method: Image.Resampling
     dtype: type[np.generic] = np.uint8
     depth: tuple[int, ...] = ()
     may_be_smaller: bool = False
 
-    def decode(self, data: Bytes, flipped: bool, scratch: Scratch | None) -> np.ndarray:
-        """The pixels as `View.cut` wants them for a view that is flipped or not."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Colours(Column):
-    """A picture in RGB."""
-
-    depth: tuple[int, ...] = (3,)
-
-    def decode(self, data: Bytes, flipped: bool, scratch: Scratch | None) -> np.ndarray:
-        return decode(data, channels="BGR" if flipped else "RGB", scratch=scratch)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Map(Column):
-    """One number for each pixel of the image, in a PNG that `read` decodes."""
-
-    read: Callable[[Bytes], np.ndarray]
-
-    def decode(self, data: Bytes, flipped: bool, scratch: Scratch | None) -> np.ndarray:
-        return self.read(data)
-
 
 # In the order in which they are read: the first one of a batch decides where the others are cut.
 # Numbers of classes cannot be blended, so label maps are resized to the nearest pixel.
 COLUMNS: dict[str, Column] = {
-    "image": Colours(files=IMAGE_EXTENSIONS, method=Image.Resampling.LANCZOS),
-    "seg.png": Map(files=("seg.png",), read=decode_labels, method=Image.Resampling.NEAREST),
-    "depth.png": Map(
-        files=("depth.png",),
-        read=decode_depth,
-        dtype=np.float32,
-        method=Image.Resampling.BILINEAR,
+    "image": Column(
+        files=IMAGE_EXTENSIONS, open=open_image, method=Image.Resampling.LANCZOS, depth=(3,)
     ),
-    "edges.png": Map(files=("edges.png",), read=decode_edges, method=Image.Resampling.LANCZOS),
-    "lr": Colours(
+    "seg.png": Column(files=("seg.png",), open=open_labels, method=Image.Resampling.NEAREST),
+    "depth.png": Column(
+        files=("depth.png",),
+        open=open_depth,
+        method=Image.Resampling.BILINEAR,
+        dtype=np.float32,
+    ),
+    "edges.png": Column(files=("edges.png",), open=open_edges, method=Image.Resampling.LANCZOS),
+    "lr": Column(
         files=tuple(f"lr.{extension}" for extension in IMAGE_EXTENSIONS),
+        open=open_image,
         method=Image.Resampling.BICUBIC,
+        depth=(3,),
         may_be_smaller=True,
     ),
 }
@@ -370,6 +237,14 @@ def _below(limit: int, word: int) -> int:
 
 
 NUM_WORDS = 3 + 2 * 10  # top, left, flip, then ten draws of a size
+MANY = 64  # neighbours, which the order of samples keeps together, get their words together
+
+
+@lru_cache(maxsize=1024)
+def _words_of_many(seed: int, epoch: int, many: int) -> np.ndarray:
+    """The words [MANY, NUM_WORDS] of the samples from `many * MANY` on."""
+    words = random_words(seed, PIXELS, epoch, many, count=MANY * NUM_WORDS)
+    return words.reshape(MANY, NUM_WORDS)
 
 
 @dataclass(frozen=True)
@@ -386,13 +261,10 @@ class Preprocess:
 
     def words(self, seed: int, epoch: int, sample: int) -> list[int]:
         """The random words of a sample; a function of the arguments, nothing else."""
-        return random_words(seed, PIXELS, epoch, sample, count=NUM_WORDS).tolist()
-
-    def flips(self, words: Sequence[int]) -> bool:
-        """Whether the view that these words give is flipped."""
-        return self.flip and bool(words[2] >> 63)
+        row: list[int] = _words_of_many(seed, epoch, sample // MANY)[sample % MANY].tolist()
+        return row
 
     def view(self, height: int, width: int, words: Sequence[int]) -> View:
         """The view of an image of this size that these words give."""
         box = self.crop.box(height, width, self.size, words)
-        return View(*box, self.size, self.flips(words))
+        return View(*box, self.size, self.flip and bool(words[2] >> 63))

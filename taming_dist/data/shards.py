@@ -7,12 +7,13 @@ that others wrote.
 """
 
 import mmap
+import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tarfile import USTAR_FORMAT, TarInfo
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 from zlib import adler32
 
 import numpy as np
@@ -26,12 +27,12 @@ from taming_dist.errors import UserError
 
 BLOCK = 512
 ZERO_BLOCK = bytes(BLOCK)
+HEADER = struct.Struct("100s24x12s12x8sc100x6s82x155s12x")  # name, size, sum, type, magic, prefix
 REGULAR, NO_DATA, EXTENDED, SPARSE = b"\0" + b"07", b"123456", b"xL", b"S"
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """One file in a tar: `header` is where its header starts, `start` where its bytes do."""
 
     name: str
@@ -70,7 +71,8 @@ def walk(buffer: memoryview, archive: bool = True) -> Iterator[Member]:
         if archive and block == ZERO_BLOCK:
             return _check_tail(buffer, position)
         name, size, kind = _parse_header(block, position)
-        name, size = extended.get("path", name), int(extended.get("size", size))
+        if extended:
+            name, size = extended.get("path", name), int(extended.get("size", size))
         member = Member(name, header, position + BLOCK, size)
         if member.start + size > len(buffer):
             raise BrokenData(f"{name!r}, which starts at byte {header}, is cut")
@@ -101,17 +103,16 @@ def _parse_header(block: bytes, position: int) -> tuple[str, int, bytes]:
     try:
         if len(block) < BLOCK:
             raise ValueError("cut header")
-        if _sum(block) - sum(block[148:156]) + 8 * ord(" ") != _parse_number(block[148:156]):
+        name, length, checksum, kind, magic, prefix = HEADER.unpack(block)
+        if _sum(block) - sum(checksum) + 8 * ord(" ") != _parse_number(checksum):
             raise ValueError("wrong checksum")
-        name, prefix = _text(block[:100]), _text(block[345:500])
-        is_ustar = block[257:263] == b"ustar\0"
-        kind = block[156:157]
-        size = 0 if kind in NO_DATA else _parse_number(block[124:136])
+        size = 0 if kind in NO_DATA else _parse_number(length)
         if size < 0 or kind == SPARSE:
             raise ValueError("unsupported member")
     except ValueError as error:
         raise BrokenData(f"no tar header at byte {position} ({error})") from error
-    return (f"{prefix}/{name}" if prefix and is_ustar else name), size, kind
+    is_prefixed = magic == b"ustar\0" and prefix[0]
+    return (f"{_text(prefix)}/{_text(name)}" if is_prefixed else _text(name)), size, kind
 
 
 def _sum(block: bytes) -> int:

@@ -31,6 +31,7 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 from urllib.parse import quote
 
 import fsspec
+import numpy as np
 import requests
 import urllib3
 
@@ -351,7 +352,7 @@ class LocalFile:
     def read_parts(self, start: int, lengths: Sequence[int]) -> Sequence[Bytes]:
         if len(lengths) > MOST_PARTS:
             return split(self.read(start, sum(lengths)), lengths)
-        parts = [bytearray(length) for length in lengths]  # each is filled by the kernel itself
+        parts = [np.empty(length, np.uint8).data for length in lengths]  # the kernel fills each
         if self._insist(lambda: os.preadv(self._descriptor, parts, start)) == sum(lengths):
             return parts
         return split(self.read(start, sum(lengths)), lengths)  # over 2 GiB, or an error

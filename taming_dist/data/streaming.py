@@ -27,7 +27,7 @@ import webdataset as wds
 from braceexpand import braceexpand
 
 from taming_dist.data import storage
-from taming_dist.data.decoding import Decoder, class_of
+from taming_dist.data.decoding import Decoder, class_of, note
 from taming_dist.data.faults import BrokenData
 from taming_dist.data.images import Preprocess
 from taming_dist.data.loader import Plan
@@ -197,15 +197,14 @@ class StreamingReader(Batching):
 
 def decode_one(decoder: Decoder, sample: _Sample) -> _Decoded:
     """The image, maps and class of one sample, or what is wrong with it."""
-    layout, key = decoder.layout, ""
-    rows = layout.rows(memoryview(bytearray(layout.bytes)))
+    layout, opened = decoder.layout, decoder.open(sample.number, 0, sample.data)
+    rows, key = layout.rows(memoryview(bytearray(layout.bytes))), opened.key
     try:
-        key, files = read_sample(sample.data)
-        decoder.decode(files, sample.number, 0, rows, 0)
+        decoder.decode(opened, rows, 0)
     except BrokenData as error:
         place = {"shard": storage.shown(sample.location), "key": key, "offset": sample.offset}
         return _Decoded(key, None, [place | {"error": str(error)}])
-    rows.ids[0] = sample.number
+    note([opened], rows)
     return _Decoded(key, rows, [])
 
 

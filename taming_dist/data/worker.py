@@ -6,6 +6,7 @@ trainer, without a copy, and sends the slot's number back when nobody holds them
 notices the other's end by the end of the pipe: nothing hangs, nothing stays.
 """
 
+import gc
 import json
 import os
 import signal
@@ -29,6 +30,7 @@ from taming_dist.data.decoding import READING_THREADS, Decoder, Filled
 from taming_dist.data.fetching import Ticket
 from taming_dist.data.slots import Rows, Slots
 from taming_dist.errors import UserError
+from taming_dist.memory import keep_freed_memory
 
 Kept = TypeVar("Kept")
 
@@ -36,6 +38,7 @@ Kept = TypeVar("Kept")
 PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 START = "import sys, json; sys.path = json.loads(sys.argv[1]); from {} import main; main()"
 PARENT_CHECK_S = 2.0
+RARELY = 50_000  # objects made: samples come and go by thousands, and few of them form a cycle
 LENT = 2  # batches: a loop still holds the one before when it asks for the next
 
 
@@ -143,10 +146,14 @@ def start_child(connection: Connection, slots: Slots) -> subprocess.Popen[bytes]
 def main() -> None:
     """The child: decode until the parent is gone or wants no more."""
     yield_to_trainer()
+    keep_freed_memory(one_heap=True)
     connection, descriptor = Connection(int(sys.argv[2])), int(sys.argv[3])
     try:
         task: Task = connection.recv()
-        Child(connection, task, Slots(task.decoder.layout, task.slots, descriptor)).run()
+        child = Child(connection, task, Slots(task.decoder.layout, task.slots, descriptor))
+        gc.freeze()
+        gc.set_threshold(RARELY)
+        child.run()
     except (EOFError, ConnectionError):
         pass
     # Not sys.exit, which would wait for threads that may be reading from a slow store.

@@ -4,7 +4,6 @@ The launcher says who we are through the environment: torchrun's variables, or S
 task per GPU or CPU rank), or nothing at all for a single process.
 """
 
-import ctypes
 import dataclasses
 import os
 import socket
@@ -17,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from taming_dist.errors import UserError
+from taming_dist.memory import keep_freed_memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,19 +156,6 @@ def choose_device(local_rank: int = 0) -> torch.device:
     device = torch.device("cuda", local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep the memory of big tensors for the next ones: faster, see docs/results.md.
-
-    By default it gives every large block back to the system and pays for new pages each time. Where
-    the C library has no mallopt nothing is changed.
-    """
-    mmap_threshold, trim_threshold = -3, -1  # malloc.h
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(mmap_threshold, 1 << 30)
-        mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def rendezvous(here: Place) -> dict[str, str]:

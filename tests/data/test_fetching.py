@@ -71,7 +71,7 @@ def test_every_byte_is_read_once_and_every_sample_gets_its_own(
     expected = np.concatenate([next(selections).ids for _ in range(11)])[: len(tickets)]
     assert [ticket.id for ticket in tickets] == expected.tolist()
     for ticket, data in zip(tickets, samples, strict=True):
-        assert data == shards.read(ticket.run.shard, ticket.index, 1)[0]
+        assert data == shards.read(ticket.run.shard, ticket.run.first + ticket.place, 1)[0]
     # Two of the four rounds of the epoch are over, and the reads of the third have begun.
     places = [(shard, first + k) for shard, first, count in watched.reads for k in range(count)]
     assert len(places) == len(set(places))

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from taming_dist.data.encoded import open_image
 from taming_dist.data.faults import BrokenData
-from taming_dist.data.images import decode
 from taming_dist.data.manifest import Manifest, Shard, read_index
 from taming_dist.data.shards import read_sample, scan, walk
 from taming_dist.data.storage import open_source
@@ -207,7 +207,7 @@ def test_a_damaged_image_is_refused_or_has_a_shape_within_the_limits(
     refused = 0
     for data in damaged(out.getvalue(), count):
         try:
-            found = decode(data, max_pixels=2**16)
+            found = open_image(data, max_pixels=2**16).pixels()
         except BrokenData:
             refused += 1
             continue

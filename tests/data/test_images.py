@@ -1,10 +1,9 @@
-import io
-
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from taming_dist.data.faults import BrokenData
 from taming_dist.data.images import (
     COLUMNS,
     CenterCrop,
@@ -12,66 +11,13 @@ from taming_dist.data.images import (
     Preprocess,
     RandomCrop,
     RandomResizedCrop,
-    Scratch,
     copy_backwards,
-    decode,
-    decode_depth,
-    decode_labels,
     resize_short_side,
 )
+from taming_dist.data.order import PIXELS as PIXELS_PURPOSE
 from taming_dist.errors import UserError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
-
-
-def encode(image: Image.Image, kind: str, **options: int) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("mode", "kind"),
-    [("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("RGB", "PNG"), ("RGBA", "PNG"),
-     ("P", "PNG"), ("LA", "PNG"), ("RGB", "WEBP")],
-)  # fmt: skip
-def test_every_kind_of_image_becomes_what_pillow_makes_of_it(mode: str, kind: str) -> None:
-    data = encode(Image.fromarray(PIXELS).convert(mode), kind)
-    assert np.array_equal(decode(data), np.array(Image.open(io.BytesIO(data)).convert("RGB")))
-
-
-def test_damaged_cut_deep_and_huge_images_are_broken_data() -> None:
-    whole = encode(Image.fromarray(PIXELS), "JPEG")
-    deep = encode(Image.fromarray(np.zeros((4, 4), dtype=np.uint16)), "PNG")
-    png = encode(Image.fromarray(PIXELS), "PNG")
-    for data in (b"", b"no image", whole[:-200], whole[:3], png[:-30], deep):
-        with pytest.raises(BrokenData):
-            decode(data)
-    for data in (whole, png):
-        with pytest.raises(BrokenData, match="bomb"):
-            decode(data, max_pixels=239)
-
-
-def test_label_maps_keep_their_numbers() -> None:
-    labels = PIXELS[:, :, 0]
-    assert np.array_equal(decode_labels(encode(Image.fromarray(labels), "PNG")), labels)
-    palette = Image.fromarray(labels)
-    palette.putpalette(list(range(255, -1, -1)) * 3)
-    assert np.array_equal(decode_labels(encode(palette, "PNG")), labels)
-    with pytest.raises(BrokenData, match="RGB"):
-        decode_labels(encode(Image.fromarray(PIXELS), "PNG"))
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_channels_come_in_the_order_asked_for_and_scratch_memory_is_used_again(kind: str) -> None:
-    data, scratch = encode(Image.fromarray(PIXELS), kind), Scratch()
-    expected = decode(data)
-    for channels in ("RGB", "BGR", "RGB"):
-        found = decode(data, channels=channels, scratch=scratch)
-        assert np.array_equal(found, expected if channels == "RGB" else expected[..., ::-1])
-        assert np.shares_memory(found, scratch.pixels) == (kind == "JPEG")
-    large = encode(Image.new("RGB", (2000, 1000), (9, 9, 9)), "JPEG")
-    assert not np.shares_memory(decode(large, scratch=scratch), scratch.pixels)
 
 
 @pytest.mark.parametrize("width", [8, 7])
@@ -88,6 +34,18 @@ def test_the_short_side_is_resized_only_if_it_differs() -> None:
     assert resize_short_side(PIXELS, 12) is PIXELS
     assert resize_short_side(PIXELS, 6).shape == (6, 10, 3)
     assert resize_short_side(PIXELS.transpose(1, 0, 2), 24).shape == (40, 24, 3)
+
+
+@given(st.integers(0, 2**62), st.integers(0, 99), st.integers(0, 2**40))
+def test_the_words_of_a_sample_are_their_share_of_one_stream(
+    seed: int, epoch: int, sample: int
+) -> None:
+    many, place = divmod(sample, 64)
+    counter = np.array([0, epoch, many, 0], dtype=np.uint64)
+    key = np.array([seed, PIXELS_PURPOSE], dtype=np.uint64)
+    stream = np.random.Philox(key=key, counter=counter).random_raw(64 * 23)
+    expected = stream[23 * place : 23 * place + 23].tolist()
+    assert Preprocess(8).words(seed, epoch, sample) == expected
 
 
 def cut(preprocess: Preprocess, pixels: np.ndarray, *place: int, column: str = "") -> np.ndarray:
@@ -178,13 +136,3 @@ def test_crops_depend_on_seed_epoch_and_sample_and_reach_every_place() -> None:
 def test_a_range_that_cannot_be_drawn_from_is_a_users_mistake(options: dict, key: str) -> None:
     with pytest.raises(UserError, match=rf"data\.{key} is \["):
         RandomResizedCrop(**options)
-
-
-@pytest.mark.parametrize(("dtype", "top"), [(np.uint8, 255), (np.uint16, 65535)])
-def test_depth_is_a_share_of_what_its_bits_can_hold(dtype: type, top: int) -> None:
-    values = np.array([[0, 1, top // 2, top]], dtype=dtype)
-    depth = decode_depth(encode(Image.fromarray(values), "PNG"))
-    assert depth.dtype == np.float32
-    assert np.allclose(depth, values / top, atol=1e-7)
-    with pytest.raises(BrokenData, match="a map of mode RGB"):
-        decode_depth(encode(Image.fromarray(PIXELS), "PNG"))

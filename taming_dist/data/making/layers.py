@@ -13,13 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from taming_dist.data.images import (
-    FORMATS,
-    MAX_PIXELS,
-    decode,
-    decode_labels,
-    resize_short_side,
-)
+from taming_dist.data import encoded
+from taming_dist.data.encoded import FORMATS, MAX_PIXELS
+from taming_dist.data.images import resize_short_side
 
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 ARRAY_MAGIC = b"\x93NUMPY"
@@ -114,13 +110,13 @@ def open_picture(data: bytes) -> Picture:
         if extension == "png" and data[24] == 16:
             layer = Layer("png", _to_8_bits(image), None)
             return Picture(layer, turn, (*notes, "16 bits to 8"))
-        return Picture(Layer(extension, decode(data), data), turn, notes)
+        return Picture(Layer(extension, encoded.open_image(data).pixels(), data), turn, notes)
 
 
 def open_labels(data: bytes, shift: int) -> Layer:
     """A label map; `shift` is added to its ids, modulo 256 (so that 255, unlabelled, gets 0)."""
     with _as_unfit():
-        labels = decode_labels(data)
+        labels = encoded.open_labels(data).pixels()
     if shift:
         return Layer("seg.png", labels + np.uint8(shift), None, Image.Resampling.NEAREST)
     return Layer("seg.png", labels, data, Image.Resampling.NEAREST)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from taming_dist.data.images import decode
+from taming_dist.data.encoded import open_image
 from taming_dist.data.making import layers
 from taming_dist.data.making.layers import (
     Unfit,
@@ -62,7 +62,7 @@ def test_what_a_reader_can_decode_keeps_its_bytes(
     picture = open_picture(data)
     assert picture.layer.encode(95) is data
     assert (picture.layer.extension, picture.notes) == (extension, notes)
-    assert np.array_equal(picture.layer.pixels, decode(data))
+    assert np.array_equal(picture.layer.pixels, open_image(data).pixels())
 
 
 def test_16_bits_become_the_8_high_ones() -> None:
@@ -74,7 +74,7 @@ def test_16_bits_become_the_8_high_ones() -> None:
     ):
         picture = open_picture(data)
         assert "16 bits to 8" in picture.notes
-        assert np.array_equal(decode(picture.layer.encode(95)), expected)
+        assert np.array_equal(open_image(picture.layer.encode(95)).pixels(), expected)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -151,7 +151,7 @@ def test_arrays_of_celeba_hq_become_png(shape: tuple[int, ...]) -> None:
     array = PIXELS if shape == (24, 32, 3) else PIXELS.transpose(2, 0, 1).reshape(shape)
     np.save(out, array)
     picture = open_picture(out.getvalue())
-    assert np.array_equal(decode(picture.layer.encode(95)), PIXELS)
+    assert np.array_equal(open_image(picture.layer.encode(95)).pixels(), PIXELS)
 
 
 def test_an_array_is_never_unpickled() -> None:

@@ -1,0 +1,96 @@
+import io
+
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import Image
+
+from taming_dist.data.encoded import open_depth, open_image, open_labels
+from taming_dist.data.faults import BrokenData
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
+
+
+def encode(image: Image.Image, kind: str, **options: int) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def by_pillow(data: bytes) -> np.ndarray:
+    return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("RGB", "PNG"), ("RGBA", "PNG"),
+     ("P", "PNG"), ("LA", "PNG"), ("RGB", "WEBP")],
+)  # fmt: skip
+def test_every_kind_of_image_becomes_what_pillow_makes_of_it(mode: str, kind: str) -> None:
+    data = encode(Image.fromarray(PIXELS).convert(mode), kind)
+    assert np.array_equal(open_image(data).pixels(), by_pillow(data))
+
+
+def test_damaged_cut_deep_and_huge_images_are_broken_data() -> None:
+    whole = encode(Image.fromarray(PIXELS), "JPEG")
+    deep = encode(Image.fromarray(np.zeros((4, 4), dtype=np.uint16)), "PNG")
+    png = encode(Image.fromarray(PIXELS), "PNG")
+    for data in (b"", b"no image", whole[:-200], whole[:3], png[:-30], deep):
+        with pytest.raises(BrokenData):
+            open_image(data).pixels()
+    for data in (whole, png):
+        with pytest.raises(BrokenData, match="bomb"):
+            open_image(data, max_pixels=239)
+
+
+def test_label_maps_keep_their_numbers() -> None:
+    labels = PIXELS[:, :, 0]
+    assert np.array_equal(open_labels(encode(Image.fromarray(labels), "PNG")).pixels(), labels)
+    palette = Image.fromarray(labels)
+    palette.putpalette(list(range(255, -1, -1)) * 3)
+    assert np.array_equal(open_labels(encode(palette, "PNG")).pixels(), labels)
+    with pytest.raises(BrokenData, match="RGB"):
+        open_labels(encode(Image.fromarray(PIXELS), "PNG"))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_channels_come_in_the_order_asked_for_and_a_buffer_is_used_again(kind: str) -> None:
+    data, buffer = encode(Image.fromarray(PIXELS), kind), np.empty(720, np.uint8)
+    expected = by_pillow(data)
+    for channels in ("RGB", "BGR", "RGB"):
+        found = open_image(data).pixels(channels, buffer)
+        assert np.array_equal(found, expected if channels == "RGB" else expected[..., ::-1])
+        assert np.shares_memory(found, buffer) == (kind == "JPEG")
+    found = open_image(data).pixels(buffer=buffer[:-1])
+    assert np.array_equal(found, expected)
+    assert not np.shares_memory(found, buffer)
+
+
+def test_the_size_is_known_before_the_pixels_are_read() -> None:
+    for kind in ("JPEG", "PNG", "WEBP"):
+        assert open_image(encode(Image.fromarray(PIXELS), kind)).size == (12, 20)
+    assert open_labels(encode(Image.fromarray(PIXELS[:, :, 0]), "PNG")).size == (12, 20)
+    cut = encode(Image.fromarray(PIXELS), "JPEG")[:-200]
+    assert open_image(cut).size == (12, 20)
+    with pytest.raises(BrokenData, match="truncated"):
+        open_image(cut).pixels()
+
+
+def test_what_only_pillow_reads_of_a_jpeg_is_read_by_pillow() -> None:
+    data = bytearray(encode(Image.fromarray(PIXELS), "JPEG"))
+    data[-58] ^= 0xFF  # the data of the picture end too early, as in some files of ImageNet
+    with pytest.raises(ValueError, match="extraneous"):
+        simplejpeg.decode_jpeg(data)
+    for channels in ("RGB", "BGR"):
+        expected = by_pillow(data)[..., :: 1 if channels == "RGB" else -1]
+        assert np.array_equal(open_image(data).pixels(channels), expected)
+
+
+@pytest.mark.parametrize(("dtype", "top"), [(np.uint8, 255), (np.uint16, 65535)])
+def test_depth_is_a_share_of_what_its_bits_can_hold(dtype: type, top: int) -> None:
+    values = np.array([[0, 1, top // 2, top]], dtype=dtype)
+    depth = open_depth(encode(Image.fromarray(values), "PNG")).pixels()
+    assert depth.dtype == np.float32
+    assert np.allclose(depth, values / top, atol=1e-7)
+    with pytest.raises(BrokenData, match="a map of mode RGB"):
+        open_depth(encode(Image.fromarray(PIXELS), "PNG"))
