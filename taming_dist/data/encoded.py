@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar, cast
@@ -24,6 +25,10 @@ Reading = TypeVar("Reading", bound=Callable[..., Any])
 Channels = Literal["RGB", "BGR"]
 MAX_PIXELS = 2**26  # 8192 x 8192: larger images are taken for decompression bombs
 JPEG_MAGIC = b"\xff\xd8"
+SEGMENT, FRAME = struct.Struct(">BBH"), struct.Struct(">BHHB")
+FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended, progressive
+# Tables of Huffman codes and of quantization, restart interval, comment, what applications add.
+BEFORE_FRAMES = frozenset((0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)))
 FORMATS = ("JPEG", "PNG", "WEBP")  # the few of Pillow's decoders that data may reach
 
 
@@ -68,8 +73,11 @@ def open_image(data: Bytes, max_pixels: int = MAX_PIXELS) -> Encoded:
     `BrokenData` if the bytes are no such image, have more than `max_pixels` pixels, or more than 8
     bits per channel (which a conversion would clip).
     """
-    jpeg = _open_jpeg(data, max_pixels) if data[:2] == JPEG_MAGIC else None
-    return jpeg or _open_with_pillow(data, max_pixels)
+    size = jpeg_size(data)
+    if size is None:
+        return _open_with_pillow(data, max_pixels)
+    _check_size(*size, max_pixels)
+    return _Jpeg(data, size)
 
 
 @as_broken_data("label map")
@@ -95,7 +103,7 @@ def open_depth(data: Bytes, max_pixels: int = MAX_PIXELS) -> Encoded:
 
 
 class _Jpeg(NamedTuple):
-    """A JPEG whose header simplejpeg understands."""
+    """A JPEG with nothing unusual in its header."""
 
     data: Bytes
     size: tuple[int, int]
@@ -104,16 +112,16 @@ class _Jpeg(NamedTuple):
         if buffer is not None and 3 * self.size[0] * self.size[1] > len(buffer):
             buffer = None
         try:
-            return simplejpeg.decode_jpeg(self.data, colorspace=channels, buffer=buffer)
+            pixels = simplejpeg.decode_jpeg(self.data, colorspace=channels, buffer=buffer)
         except ValueError:  # only nearly a JPEG
-            return self._pixels_by_pillow(channels)
+            pixels = self._pixels_by_pillow(channels)
+        if pixels.shape[:2] != self.size:
+            raise BrokenData("the headers of the image contradict each other")
+        return pixels
 
     @as_broken_data("image")
     def _pixels_by_pillow(self, channels: Channels) -> np.ndarray:
-        image = _open_with_pillow(self.data, max_pixels=math.prod(self.size))
-        if image.size != self.size:
-            raise BrokenData("its headers contradict each other")
-        return image.pixels(channels)
+        return _open_with_pillow(self.data, max_pixels=math.prod(self.size)).pixels(channels)
 
 
 class _Image(NamedTuple):
@@ -155,14 +163,26 @@ class _Depth(_Map):
         return depth.astype(np.float32) / np.float32(255 if depth.dtype == np.uint8 else 65535)
 
 
-def _open_jpeg(data: Bytes, max_pixels: int) -> _Jpeg | None:
-    """None where Pillow has to try: CMYK, and files that are only nearly JPEG."""
-    try:
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
+def jpeg_size(data: Bytes) -> tuple[int, int] | None:
+    """Height and width by the frame header of a Huffman-coded JPEG (ITU-T T.81, B.2.2).
+
+    None if it is no JPEG, has other channels than grey or three of 8 bits, or anything unusual
+    before the frame. simplejpeg reads headers too, but lets go of Python's lock for each: a thread
+    that waits for it would wake up every time, mostly in vain (4 % of all time).
+    """
+    if data[:2] != JPEG_MAGIC:
         return None
-    _check_size(height, width, max_pixels)
-    return _Jpeg(data, (height, width)) if colorspace in ("YCbCr", "RGB", "Gray") else None
+    position = 2
+    while position + 10 <= len(data):
+        mark, kind, length = SEGMENT.unpack_from(data, position)
+        if mark == 0xFF and kind in FRAMES:
+            precision, height, width, channels = FRAME.unpack_from(data, position + 4)
+            usual = precision == 8 and height and width and channels in (1, 3)
+            return (height, width) if usual else None
+        if mark != 0xFF or kind not in BEFORE_FRAMES:
+            return None
+        position += 2 + length
+    return None
 
 
 def _open_with_pillow(data: Bytes, max_pixels: int) -> _Image:

@@ -1,17 +1,18 @@
 import io
+from typing import Any
 
 import numpy as np
 import pytest
 import simplejpeg
 from PIL import Image
 
-from taming_dist.data.encoded import open_depth, open_image, open_labels
+from taming_dist.data.encoded import jpeg_size, open_depth, open_image, open_labels
 from taming_dist.data.faults import BrokenData
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
 
 
-def encode(image: Image.Image, kind: str, **options: int) -> bytes:
+def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
     out = io.BytesIO()
     image.save(out, kind, **options)
     return out.getvalue()
@@ -74,6 +75,45 @@ def test_the_size_is_known_before_the_pixels_are_read() -> None:
     assert open_image(cut).size == (12, 20)
     with pytest.raises(BrokenData, match="truncated"):
         open_image(cut).pixels()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"progressive": True}, {"subsampling": 0}, {"optimize": True}, {"comment": b"a" * 300},
+     {"exif": b"Exif\0\0" + bytes(5000)}, {"icc_profile": bytes(70_000)},
+     {"restart_marker_blocks": 1}],
+    ids=lambda options: next(iter(options), "plain"),
+)  # fmt: skip
+def test_the_size_of_a_jpeg_is_read_from_its_frame_header(mode: str, options: dict) -> None:
+    data = encode(Image.new(mode, (300, 2)), "JPEG", **options)
+    assert jpeg_size(data) == simplejpeg.decode_jpeg_header(data)[:2] == (2, 300)
+    assert jpeg_size(memoryview(data)) == (2, 300)
+
+
+def test_pillow_gets_every_jpeg_with_an_unusual_header() -> None:
+    data = encode(Image.fromarray(PIXELS), "JPEG")
+    frame = data.index(b"\xff\xc0")
+    filled = data[:frame] + b"\xff" + data[frame:]  # T.81, B.1.1.2: any marker may be so preceded
+    assert jpeg_size(filled) is None
+    assert np.array_equal(open_image(filled).pixels(), by_pillow(data))
+    assert jpeg_size(encode(Image.new("CMYK", (4, 4)), "JPEG")) is None
+    for place, byte in ((1, 0xC3), (4, 12), (9, 2)):  # lossless, 12 bits, two channels
+        changed = bytearray(data)
+        changed[frame + place] = byte
+        assert jpeg_size(changed) is None
+    for stop in range(frame + 10):
+        assert jpeg_size(data[:stop]) is None
+    assert jpeg_size(data[:frame] + data[data.index(b"\xff\xda") :]) is None
+
+
+def test_an_image_whose_headers_contradict_each_other_is_broken_data() -> None:
+    large = encode(Image.fromarray(PIXELS), "JPEG")
+    small = encode(Image.fromarray(PIXELS[:8, :8]), "JPEG")
+    image = open_image(large)
+    assert isinstance(image, tuple)
+    with pytest.raises(BrokenData, match="contradict"):
+        image._replace(data=small).pixels()
 
 
 def test_what_only_pillow_reads_of_a_jpeg_is_read_by_pillow() -> None:
