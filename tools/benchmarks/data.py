@@ -29,7 +29,7 @@ import psutil
 SIZE, BATCH, SHARD = 256, 64, 256
 CONSUMED_PER_S = 200
 FIRST = 1024  # images that are read before the clock starts
-TURN = 1024  # images of the reader, then of simplejpeg alone, and so on
+TURN = 256  # images of the reader, then of simplejpeg alone, and so on
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
