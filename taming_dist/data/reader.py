@@ -91,7 +91,7 @@ class Batch:
     """What was asked for of each of b samples, cut alike.
 
     `columns` of `images.COLUMNS` by name: image and lr uint8 [b, 3, h, w], seg.png and edges.png
-    uint8 [b, h, w], depth.png fp32 [b, h, w] in [0, 1] (see `images.decode_depth`). `classes` int64
+    uint8 [b, h, w], depth.png fp32 [b, h, w] in [0, 1] (see `encoded.open_depth`). `classes` int64
     [b] is None where the data set has none. `ids` int64 [b] are the global sample ids, on the CPU,
     and `crops` fp64 [b, 5] tell where in its image each lies (see `images.View.crop`). `objects`:
     those of each image, shares of all of it; None unless they were asked for.
