@@ -79,7 +79,7 @@ class Sample(NamedTuple):
     crop: tuple[float, ...] = ()
     number: int = 0
     objects: Sequence[Boxes] = ()
-    error: str = ""
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class Decoder:
 
     def decode(self, sample: Sample, rows: Rows, row: int) -> None:
         """Decode the pixels of a sample into a row; `BrokenData` if it is broken."""
-        if sample.error:
+        if sample.error is not None:
             raise BrokenData(sample.error)
         buffer = self._scratch.pixels
         for column, file, view, method in sample.parts:
