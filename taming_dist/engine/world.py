@@ -43,7 +43,8 @@ def place(environment: Mapping[str, str]) -> Place:
         rank, size, local = (_number(environment, name, "srun sets it") for name in names)
     else:
         return Place(0, 1, 0, "127.0.0.1", 0)
-    if size == 1:
+    # torchrun keeps the store of even a single rank, at an address of its own.
+    if size == 1 and not ("RANK" in environment and "MASTER_ADDR" in environment):
         return Place(0, 1, local, "127.0.0.1", 0)
     port = _number(environment, "MASTER_PORT", "slurm/*.sh and torchrun set it")
     if "MASTER_ADDR" not in environment:

@@ -36,6 +36,11 @@ ALONE = Place(0, 1, 0, "127.0.0.1", 0)
         ({name: SLURM[name] for name in SLURM if name != "SLURM_STEP_ID"}, ALONE),
         ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, ALONE),
         (
+            TORCHRUN | {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"},
+            Place(0, 1, 0, "node1", 29500),
+        ),
+        (SLURM | {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0"}, ALONE),
+        (
             {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "0"},
             ALONE,
         ),

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -234,7 +235,9 @@ def test_a_run_that_was_killed_goes_on_and_makes_the_same_bytes(tmp_path: Path) 
 
 
 @contextmanager
-def running(images: Path, out: Path, *options: str) -> Iterator["subprocess.Popen[str]"]:
+def running(
+    images: Path, out: Path, *options: str, ctrl_c: signal.Handlers = signal.SIG_DFL
+) -> Iterator["subprocess.Popen[str]"]:
     """A run of its own with two workers, at work on its shards; killed at the end."""
     command = [sys.executable, str(TOOL), "--images", str(images), "--out", str(out), *options]
     process = subprocess.Popen(
@@ -242,6 +245,7 @@ def running(images: Path, out: Path, *options: str) -> Iterator["subprocess.Pope
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, ctrl_c),
     )
     try:
         while not list((out / "unfinished").glob("*.tar.json")):
@@ -307,14 +311,30 @@ def test_a_worker_that_outlives_its_run_keeps_the_folder_locked(
 def test_ctrl_c_is_one_line_and_the_run_goes_on_later(photographs: Path, tmp_path: Path) -> None:
     out, options = tmp_path / "out", ("--short-side", "500", "--shard-samples", "5")
     with running(photographs, out, *options) as process:
-        group = [child for one in children(process.pid) for child in (one, *children(one))]
-        for pid in (process.pid, *group):  # as a terminal does
-            os.kill(pid, signal.SIGINT)
+        press_ctrl_c(process.pid)
         said, error = process.communicate()
     assert (process.returncode, error) == (130, "")
     assert said.endswith("\ninterrupted: the same command goes on from here\n")
     assert not (out / "unfinished.lock").exists()
     assert sum(shard.samples for shard in make(photographs, out, *options).shards) == 40
+
+
+def test_ctrl_c_does_not_reach_a_run_in_the_background_of_a_script(
+    photographs: Path, tmp_path: Path
+) -> None:
+    options = ("--short-side", "500", "--shard-samples", "5")
+    with running(photographs, tmp_path / "out", *options, ctrl_c=signal.SIG_IGN) as process:
+        press_ctrl_c(process.pid)
+        said, error = process.communicate()
+    assert (process.returncode, error) == (0, "")
+    assert f"40 images in {tmp_path / 'out'}" in said
+
+
+def press_ctrl_c(process: int) -> None:
+    """Send what a terminal does to a process and all that it has started."""
+    group = [child for one in children(process) for child in (one, *children(one))]
+    for pid in (process, *group):
+        os.kill(pid, signal.SIGINT)
 
 
 def is_stopped(process: int) -> bool:

@@ -200,7 +200,9 @@ def run(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     _start_server()
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (maker, lock))
+    # Ignored where a script started this in the background: then ctrl-c is meant for others.
+    heeds = signal.getsignal(signal.SIGINT) != signal.SIG_IGN
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (maker, lock, heeds))
     try:
         futures = [pool.submit(_do, job) for job in jobs]
         for future in as_completed(futures):
@@ -226,10 +228,11 @@ def _start_server() -> None:
 _maker: Callable[[Job], Report]
 
 
-def _start_worker(maker: ShardMaker, _lock: Lock | None) -> None:
+def _start_worker(maker: ShardMaker, _lock: Lock | None, heeds_ctrl_c: bool) -> None:
     global _maker
     _maker = maker
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ctrl-c ends it without a traceback
+    if heeds_ctrl_c:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # which ends it without a traceback
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
