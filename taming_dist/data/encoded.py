@@ -124,14 +124,18 @@ class _Jpeg(NamedTuple):
         return _open_with_pillow(self.data, max_pixels=math.prod(self.size)).pixels(channels)
 
 
-class _Image(NamedTuple):
-    """An image that Pillow has opened."""
+class _Opened(NamedTuple):
+    """A file that Pillow has opened."""
 
     image: Image.Image
 
     @property
     def size(self) -> tuple[int, int]:
         return self.image.height, self.image.width
+
+
+class _Image(_Opened):
+    """An image that Pillow has opened."""
 
     @as_broken_data("image")
     def pixels(self, channels: Channels = "RGB", buffer: np.ndarray | None = None) -> np.ndarray:
@@ -140,14 +144,8 @@ class _Image(NamedTuple):
         return pixels if channels == "RGB" else np.ascontiguousarray(pixels[..., ::-1])
 
 
-class _Map(NamedTuple):
+class _Map(_Opened):
     """A map that Pillow has opened."""
-
-    image: Image.Image
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.image.height, self.image.width
 
     @as_broken_data("map")
     def pixels(self, channels: Channels = "RGB", buffer: np.ndarray | None = None) -> np.ndarray:
