@@ -49,9 +49,14 @@ class AttnBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
         y = self.norm(x)
-        q, k, v = (layer(y).flatten(2).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        # [b,1,n,c], channels next to each other: fused kernels take nothing else, and without them
+        # the n x n weights are held
+        q, k, v = (
+            layer(y).flatten(2).transpose(1, 2).unsqueeze(1).contiguous()
+            for layer in (self.q, self.k, self.v)
+        )
         attended = F.scaled_dot_product_attention(q, k, v)  # scale c^-0.5
-        return x + self.proj_out(attended.transpose(1, 2).reshape(b, c, h, w))
+        return x + self.proj_out(attended.squeeze(1).transpose(1, 2).reshape(b, c, h, w))
 
 
 class Downsample(nn.Module):

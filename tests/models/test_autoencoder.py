@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from taming_dist.models.autoencoder import (
     AttnBlock,
@@ -44,6 +45,15 @@ def test_attention_equals_the_formula() -> None:
     weights = (torch.einsum("bcn,bcm->bnm", q, k) / 32**0.5).softmax(-1)
     attended = torch.einsum("bnm,bcm->bcn", weights, v).reshape(2, 32, 3, 4)
     torch.testing.assert_close(block(x), x + block.proj_out(attended), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_attention_runs_on_a_fused_kernel(layout: torch.memory_format) -> None:
+    """Where a fused kernel cannot serve, this context raises instead of taking the slow path."""
+    x = torch.randn(2, 32, 3, 4).to(memory_format=layout).requires_grad_(True)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        AttnBlock(32)(x).sum().backward()
+    assert x.grad is not None
 
 
 def test_downsampling_pads_right_and_below_only() -> None:
