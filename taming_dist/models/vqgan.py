@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
 from omegaconf import MISSING
 from torch import Tensor, nn
 
@@ -137,9 +138,13 @@ class VQGAN(
         check_size(images.shape[-1], self.config.factor, "image width")
         return self.quant_conv(self.encoder(images))
 
+    @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Images [b,c,h,w] in [-1,1] -> codes [b,h/f,w/f], int64."""
-        return self.quantize(self.latents(images.to(self.dtype))).codes
+        """Images [b,c,h,w] in [-1,1] -> codes [b,h/f,w/f], int64, those of `forward` in eval mode.
+
+        The encoder and the search run, and nothing else: no loss, no statistics, no graph.
+        """
+        return self.quantize.encode(self.latents(images.to(self.dtype)))
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         """Codes [b,i,j] -> images [b,c,i*f,j*f], about in [-1,1] (not clamped), or logits."""

@@ -45,6 +45,14 @@ def test_decoding_the_codes_of_images_gives_their_reconstruction(quantizer: obje
     torch.testing.assert_close(decoded, out.images)
 
 
+def test_encoding_keeps_nothing_for_a_backward_pass() -> None:
+    def refuse(tensor: torch.Tensor) -> torch.Tensor:
+        raise AssertionError(f"{tuple(tensor.shape)} is kept")
+
+    with torch.autograd.graph.saved_tensors_hooks(refuse, refuse):
+        VQGAN(tiny()).encode(images())
+
+
 def test_a_bf16_model_encodes_and_decodes() -> None:
     torch.manual_seed(0)
     model = VQGAN(tiny()).eval().to(torch.bfloat16)

@@ -81,9 +81,7 @@ class EMAQuantizer(Quantizer):
 
     def forward(self, z: Tensor) -> Quantized:
         with full_precision(z) as z32:
-            flat = as_vectors(z32)
-            if self.normalized:
-                flat = F.normalize(flat, dim=-1)
+            flat = self._vectors(z32)
             codes = nearest(flat.detach(), self.entries)
             entries = F.embedding(codes, self.entries)
             return Quantized(
@@ -92,6 +90,14 @@ class EMAQuantizer(Quantizer):
                 loss=self.beta * F.mse_loss(flat, entries),
                 statistics=self._statistics(flat.detach().view(len(z), -1, self.dim), codes),
             )
+
+    def _codes_of(self, z: Tensor) -> Tensor:
+        return as_code_grid(nearest(self._vectors(z), self.entries), z)
+
+    def _vectors(self, z: Tensor) -> Tensor:
+        """[b,d,i,j] -> [N,d], as they are compared with the entries."""
+        flat = as_vectors(z)
+        return F.normalize(flat, dim=-1) if self.normalized else flat
 
     def _statistics(self, latents: Tensor, codes: Tensor) -> Statistics:
         """From latents [b,n,d] and codes [b*n]."""

@@ -61,10 +61,9 @@ class FSQuantizer(Quantizer):
         with full_precision(z) as z32:
             bounded = self._bounded(z32.movedim(1, -1))
             rounded = bounded.round()
-            half = self._numbers(z.device, [level // 2 for level in self.levels])
-            codes = self._codes(rounded.detach() + half)
+            codes = self._joined(rounded.detach())
             return Quantized(
-                z_q=(straight_through(bounded, rounded) / half).movedim(-1, 1),
+                z_q=(straight_through(bounded, rounded) / self._half(z.device)).movedim(-1, 1),
                 codes=codes,
                 loss=z32.new_zeros(()),
                 statistics=Statistics(count(codes, self.vocabulary)),
@@ -78,8 +77,12 @@ class FSQuantizer(Quantizer):
         shift = torch.atanh(offset / half)
         return torch.tanh(z + shift) * half - offset
 
-    def _codes(self, digits: Tensor) -> Tensor:
-        """Digits [...,d] from 0 to L-1, the first one lowest -> codes [...]."""
+    def _codes_of(self, z: Tensor) -> Tensor:
+        return self._joined(self._bounded(z.movedim(1, -1)).round())
+
+    def _joined(self, rounded: Tensor) -> Tensor:
+        """Integers [...,d] from -L//2 on -> codes [...], the first channel's digit the lowest."""
+        digits = rounded + self._half(rounded.device)
         return (digits.long() * self._places(digits.device)).sum(-1)
 
     def lookup(self, codes: Tensor) -> Tensor:
@@ -87,6 +90,10 @@ class FSQuantizer(Quantizer):
         digits = codes[..., None] // self._places(codes.device) % levels
         half = levels // 2
         return ((digits - half) / half).movedim(-1, 1)
+
+    def _half(self, device: torch.device) -> Tensor:
+        """L//2 of each channel [d]: its largest integer, or one more."""
+        return self._numbers(device, [level // 2 for level in self.levels])
 
     def _places(self, device: torch.device) -> Tensor:
         """What a digit counts: 1, L1, L1*L2, ..."""

@@ -84,6 +84,9 @@ class GumbelQuantizer(Quantizer):
             statistics = Statistics(count(codes, self.vocabulary))
             return Quantized(z_q, codes, self.kl_weight * self._divergence(logits), statistics)
 
+    def _codes_of(self, z: Tensor) -> Tensor:
+        return self.proj(z).argmax(1)
+
     def _divergence(self, logits: Tensor) -> Tensor:
         """KL(q(k|z) || uniform), the mean over all positions."""
         log_q = F.log_softmax(logits, dim=1)

@@ -69,14 +69,19 @@ class IndexCodebook(nn.Module):
         self.temperature = temperature
         self.weight = nn.Parameter(torch.empty(codes, dim).uniform_(-1 / codes, 1 / codes))
 
-    def forward(self, z: Tensor | None, codes: Tensor | None = None) -> Chosen | Tensor:
-        """Vectors [N,d] -> what is chosen for them; or codes [...] -> their entries [...,d]."""
+    def forward(
+        self, z: Tensor | None, codes: Tensor | None = None, codes_only: bool = False
+    ) -> Chosen | Tensor:
+        """Vectors [N,d] -> what is chosen for them, or their codes [N] only; or codes [...] ->
+        their entries [...,d]."""
         if codes is not None:
             return F.embedding(codes, self.weight)
         assert z is not None
+        parts = z.split(rows_per_block(len(self.weight)))
+        if codes_only:
+            return torch.cat([(part @ self.weight.T).argmax(1) for part in parts])
         blocks = [
-            checkpoint(self._choose, part, self.weight, use_reentrant=False)
-            for part in z.split(rows_per_block(len(self.weight)))
+            checkpoint(self._choose, part, self.weight, use_reentrant=False) for part in parts
         ]
         codes, entries, z_q = (torch.cat(part) for part in list(zip(*blocks, strict=True))[:3])
         return Chosen(
@@ -127,6 +132,9 @@ class IndexQuantizer(EntropyQuantizer):
                 loss=loss,
                 statistics=Statistics(count(chosen.codes, self.vocabulary)),
             )
+
+    def _codes_of(self, z: Tensor) -> Tensor:
+        return as_code_grid(self.embedding(as_vectors(z), codes_only=True), z)
 
     def lookup(self, codes: Tensor) -> Tensor:
         return rearrange(self.embedding(None, codes), "b i j d -> b d i j")

@@ -72,6 +72,15 @@ class Quantizer(StaysFloat32):
     dim: int
     average: Average | None = None
 
+    def encode(self, z: Tensor) -> Tensor:
+        """z [b,d,i,j] -> codes [b,i,j], int64: those of `forward` in evaluation, nothing beside."""
+        with torch.no_grad(), full_precision(z) as z32:
+            return self._codes_of(z32)
+
+    def _codes_of(self, z: Tensor) -> Tensor:
+        """The codes [b,i,j] of latents [b,d,i,j] in fp32, as evaluation chooses them."""
+        raise NotImplementedError
+
     def lookup(self, codes: Tensor) -> Tensor:
         """Codes [b,i,j] -> entries [b,d,i,j], fp32."""
         raise NotImplementedError

@@ -68,16 +68,20 @@ class LFQuantizer(EntropyQuantizer):
             flat = as_vectors(z32)
             bits = flat > 0
             entries = 2.0 * bits - 1.0
-            codes = (bits.long() << torch.arange(self.dim, device=z.device)).sum(-1)
+            codes = self._codes_of(z32)
             loss = self.beta * F.mse_loss(flat, entries)
             if self.training:
                 loss = loss + self.entropy_term(*self._certainty(flat))
             return Quantized(
                 z_q=as_grid(straight_through(flat, entries), z),
-                codes=as_code_grid(codes, z),
+                codes=codes,
                 loss=loss,
                 statistics=Statistics(count(codes, self.vocabulary)),
             )
+
+    def _codes_of(self, z: Tensor) -> Tensor:
+        places = torch.arange(self.dim, device=z.device)
+        return as_code_grid(((as_vectors(z) > 0).long() << places).sum(-1), z)
 
     def _certainty(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """E[H(q(z))] and E[q(z)] [K], from z [N,d].

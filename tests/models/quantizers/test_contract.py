@@ -72,6 +72,18 @@ def test_chosen_entries_are_what_lookup_gives_for_the_codes(config: Any) -> None
 
 
 @every
+def test_encoding_gives_the_codes_of_evaluation_and_runs_no_forward(
+    config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantizer = built(config)
+    z = latents(config.dim).requires_grad_(True)
+    expected = quantizer.eval()(z).codes
+    quantizer.train()
+    monkeypatch.delattr(type(quantizer), "forward")
+    assert torch.equal(quantizer.encode(z), expected)
+
+
+@every
 def test_counts_are_how_often_each_code_occurs(config: Any) -> None:
     out = built(config)(latents(config.dim))
     expected = [int((out.codes == code).sum()) for code in range(config.codes)]

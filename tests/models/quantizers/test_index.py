@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from taming_dist.models.quantizers import IndexQuantizer, IndexQuantizerConfig, interface
 
@@ -52,6 +53,13 @@ def test_values_and_both_gradients_equal_the_whole_matrix_written_out(
     torch.testing.assert_close(z.grad, twin.grad, atol=1e-5, rtol=1e-4)
     found = quantizer.embedding.weight.grad
     torch.testing.assert_close(found, entries.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_encoding_compares_each_vector_with_each_entry_once() -> None:
+    quantizer = made()
+    with FlopCounterMode(display=False) as counter:
+        quantizer.encode(latents())
+    assert counter.get_total_flops() == 2 * (2 * 5 * 5) * 11 * 4
 
 
 def test_every_entry_gets_a_gradient_at_every_step() -> None:
