@@ -1,8 +1,8 @@
 """The weight of the GAN loss against the reconstruction loss: equation 7 of arXiv 2012.09841.
 
-Every variant takes d loss / d W of either loss at the decoder's last convolution W, from the
-gradients at the reconstruction, without a walk through the network; they differ in over what these
-are averaged before their norms are compared.
+Every adaptive variant takes d loss / d W of either loss at the decoder's last convolution W, from
+the gradients at the reconstruction, without a walk through the network; they differ in over what
+these are averaged before their norms are compared. `Fixed` asks nothing of the gradients.
 """
 
 from typing import Any
@@ -41,6 +41,13 @@ class AdaptiveWeight:
         """0 for gradients that are not finite: their step is skipped, and the log stays finite."""
         weight = adaptive_weight(gradients[0], gradients[1], self.smallest, self.largest)
         return weight.where(gradients.isfinite().all(), 0.0)
+
+
+class Fixed(AdaptiveWeight):
+    """1, whatever the gradients: nothing is computed of them, and nothing crosses the ranks."""
+
+    def __call__(self, features: Tensor, rec: Tensor, gan: Tensor) -> Tensor:
+        return torch.ones((), device=features.device)
 
 
 class PerRank(AdaptiveWeight):
@@ -86,4 +93,5 @@ ADAPTIVE: dict[str, type[AdaptiveWeight]] = {
     "global": AdaptiveWeight,
     "per_rank": PerRank,
     "lagged": Lagged,
+    "fixed": Fixed,
 }

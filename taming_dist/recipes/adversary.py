@@ -73,6 +73,11 @@ class VQGANLossConfig:
                 f"loss.adaptive_min={self.adaptive_min}, loss.adaptive_max={self.adaptive_max}: "
                 f"use 0 <= adaptive_min <= adaptive_max"
             )
+        if self.adaptive == "fixed" and not self.adaptive_min <= 1 <= self.adaptive_max:
+            raise UserError(
+                f"loss.adaptive_min={self.adaptive_min}, loss.adaptive_max={self.adaptive_max}: "
+                f"loss.adaptive=fixed has no clamps, leave them out and set loss.disc_weight"
+            )
         if min(self.disc_warmup, self.disc_ramp) < 0 or self.r1_every < 1:
             raise UserError(
                 f"loss.disc_warmup={self.disc_warmup}, loss.disc_ramp={self.disc_ramp}, "

@@ -100,6 +100,22 @@ def test_the_lagged_weight_is_that_of_the_step_before(recipe: Make, batch: Make)
     assert step(here, batch(seed=1))["adaptive_weight"] != pytest.approx(expected, rel=1e-3)
 
 
+def test_a_fixed_weight_is_one_and_asks_nothing_of_the_gradients(
+    recipe: Make, batch: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clamped, fixed = recipe(adaptive_min=1.0, adaptive_max=1.0), recipe(adaptive="fixed")
+    expected = step(clamped, batch())
+
+    def refuse(*args: Any) -> Tensor:
+        raise AssertionError("a gradient at the last layer")
+
+    monkeypatch.setattr("taming_dist.recipes.adaptive.last_layer_gradient", refuse)
+    assert step(fixed, batch()) == expected
+    assert expected["adaptive_weight"] == 1
+    found = fixed.generator.gradients
+    assert all(torch.equal(found[name], clamped.generator.gradients[name]) for name in found)
+
+
 @pytest.mark.parametrize("kind", [AdaptiveWeight, Lagged])
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
 def test_gradients_that_are_not_finite_leave_a_finite_weight(
@@ -250,11 +266,12 @@ def test_frozen_features_of_a_reconstruction_serve_both_g_and_d(
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"adaptive": "local"}, r"loss\.adaptive=local: use global or per_rank or lagged"),
+        ({"adaptive": "local"}, r"loss\.adaptive=local: use global or per_rank or lagged or fixed"),
         ({"gan": "wasserstein"}, r"loss\.gan=wasserstein: use hinge or vanilla or non_saturating"),
         ({"order": "both"}, r"loss\.order=both: use reused or updated"),
         ({"augment": ["flip"]}, r"loss\.augment=flip: use color or translation or cutout"),
         ({"adaptive_min": 2.0, "adaptive_max": 1.0}, r"loss\.adaptive_min=2\.0"),
+        ({"adaptive": "fixed", "adaptive_max": 0.5}, r"loss\.adaptive=fixed has no clamps"),
         ({"disc_warmup": -1}, r"loss\.disc_warmup=-1"),
         ({"r1_weight": 1.0, "discriminator": DinoConfig()}, r"loss\.r1_weight=1\.0: R1 is for"),
         ({"r1_every": 0}, r"loss\.r1_every=0"),
