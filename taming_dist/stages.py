@@ -361,7 +361,8 @@ def describe(config: Config, world: World, data: Data, recipe: Recipe) -> str:
             f"batch     {batch.global_batch} images = {world.world_size} ranks x "
             f"{batch.micro_batch} x {data.accumulation} micro-batches",
             f"lr        {config.optim.peak(batch.global_batch):.3g} ({config.optim.schedule})",
-            f"engine    ZeRO {config.engine.zero}, {config.engine.precision}, {world.device.type}",
+            f"engine    ZeRO {config.engine.zero}, {config.engine.precision}"
+            f"{' with TF32' if config.engine.tf32 else ''}, {world.device.type}",
         ]
     )
 

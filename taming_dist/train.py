@@ -44,7 +44,7 @@ def train(config: "Config", stop: StopRequest) -> None:
     if found is not None:
         check_resumable(found, data, config.data.global_batch, here.world_size)
 
-    world = init_world(here)
+    world = init_world(here, config.engine.tf32)
     start_log(run_dir, world.rank)
     clock = Clock(config.data.global_batch, config.train.steps)
     recipe = stage.build_recipe(world, accumulation)

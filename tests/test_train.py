@@ -21,8 +21,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from taming_dist import train
+from taming_dist.engine.tf32 import use_tf32
 from taming_dist.models.vqgan import VQGAN
 from tests.data.shard_files import writing_shards
 
@@ -171,6 +174,27 @@ def outputs(runs: Runs, stopped_at: int) -> dict[str, str]:
             **master,
         )
     return found | {name: finish(started[name]) for name in ("pair0", "pair1")}
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_a_run_uses_tf32_where_its_configuration_says_so(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, tf32: bool
+) -> None:
+    class Reached(Exception):
+        pass
+
+    def reached() -> None:
+        raise Reached
+
+    monkeypatch.chdir(runs.folder)
+    monkeypatch.setattr(sys, "argv", ["train.py", *SETTINGS, f"engine.tf32={tf32}"])
+    monkeypatch.setattr("taming_dist.engine.zero.rendezvous", lambda here: {})
+    monkeypatch.setattr("taming_dist.engine.zero.load_deepspeed", reached)
+    use_tf32(not tf32)
+    with pytest.raises(Reached):
+        train.main()
+    assert torch.backends.cuda.matmul.allow_tf32 is tf32
+    assert torch.backends.cudnn.allow_tf32 is tf32
 
 
 def stable(lines: list[Line]) -> list[Line]:

@@ -16,12 +16,18 @@ BUCKET = 2**24
 
 @dataclasses.dataclass
 class EngineConfig:
-    """`zero`: ZeRO stage 0 to 3; `precision`: fp32, bf16 or fp16 (autocast; weights stay fp32);
+    """`zero`: ZeRO stage 0 to 3; `precision`: fp32, bf16 or fp16 (autocast; weights stay fp32).
+
+    `tf32` lets GPUs round the inputs of what is computed in fp32 to TF32: the networks at
+    precision=fp32, and under any precision LPIPS, the adaptive weight and the codebook's search.
+    Without it fp32 is exact everywhere.
+
     `persist_below`: at stage 3 parameters of fewer elements stay whole on every rank. `recompute`:
     activation checkpointing of the networks' blocks; `compile`: torch.compile of each of them."""
 
     zero: int = 0
     precision: str = "fp32"
+    tf32: bool = False
     persist_below: int = 100_000
     recompute: bool = False
     compile: bool = False

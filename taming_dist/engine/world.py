@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from taming_dist.engine.tf32 import use_tf32
 from taming_dist.errors import UserError
 from taming_dist.memory import keep_freed_memory
 
@@ -149,8 +150,10 @@ class _MeanOverRanks(torch.autograd.Function):
         return _MeanOverRanks.apply(grad, ctx.ranks), None
 
 
-def choose_device(local_rank: int = 0) -> torch.device:
-    """The GPU of this rank, or the CPU. Under srun a rank may be shown its own GPU only."""
+def choose_device(local_rank: int = 0, tf32: bool = False) -> torch.device:
+    """The GPU of this rank, or the CPU, with fp32 exact on it or as TF32 (`engine.tf32`). Under
+    srun a rank may be shown its own GPU only."""
+    use_tf32(tf32)
     if not torch.cuda.is_available():
         keep_freed_memory()
         return torch.device("cpu")

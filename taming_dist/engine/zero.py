@@ -56,10 +56,10 @@ class Optimizer(Protocol):
     clip: float
 
 
-def init_world(here: Place, timeout: timedelta = DEFAULT_TIMEOUT) -> World:
+def init_world(here: Place, tf32: bool = False, timeout: timedelta = DEFAULT_TIMEOUT) -> World:
     """Join the process group (nccl on GPUs, else gloo), also for a single process."""
     os.environ.update(rendezvous(here))
-    device = choose_device(here.local_rank)
+    device = choose_device(here.local_rank, tf32)
     deepspeed = load_deepspeed()
     from deepspeed.comm.torch import TorchBackend
 
