@@ -5,6 +5,7 @@ Left alone, torch uses it in cuDNN's convolutions and not in matrix products.
 """
 
 import warnings
+from typing import Any
 
 import torch
 
@@ -20,10 +21,10 @@ def use_tf32(allowed: bool) -> None:
         warnings.filterwarnings("ignore", message="Please use the new API settings")
         torch.set_float32_matmul_precision("high" if allowed else "highest")
         torch.backends.cudnn.allow_tf32 = allowed
-    if not hasattr(torch.backends, "fp32_precision"):
+    backends: Any = torch.backends  # its types know the old names only
+    if not hasattr(backends, "fp32_precision"):
         return
-    cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
-    for operation in (cuda.matmul, cudnn.conv, cudnn.rnn):
+    for operation in (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn):
         operation.fp32_precision = "tf32" if allowed else "ieee"
-    for operation in (mkldnn.matmul, mkldnn.conv, mkldnn.rnn):
+    for operation in (backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn):
         operation.fp32_precision = "ieee"
