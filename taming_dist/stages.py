@@ -242,6 +242,7 @@ UNSEEN = (
     "heads",
     "grid",
     "condition",
+    "condition_table",
     "condition_grid",
     "classes",
 )
@@ -329,12 +330,16 @@ def check_run_dir(config: Config, run_dir: Path) -> None:
         return
     before, now = yaml.safe_load(file.read_text()), yaml.safe_load(to_yaml(config))
     for part in ("model", "engine"):
+        # a key that is younger than the run had the value that its class gives it
+        fields = dataclasses.fields(getattr(config, part))
+        held = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+        held |= before.get(part) or {}
         for key, value in now[part].items():
             if part == "engine" and key != "zero":
                 continue
-            if (before.get(part) or {}).get(key) != value:
+            if held.get(key) != value:
                 raise UserError(
-                    f"run.dir={run_dir} holds a run with {part}.{key}={before[part].get(key)}, and "
+                    f"run.dir={run_dir} holds a run with {part}.{key}={held.get(key)}, and "
                     f"this one has {value}: set it back, or choose another run.name"
                 )
 

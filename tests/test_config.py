@@ -18,6 +18,7 @@ from taming_dist.models.discriminators import DinoConfig, StyleGANConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.transformer import TransformerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.stages import check_run_dir, choose_stage
 from tests.data.shard_files import writing_shards
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
@@ -363,6 +364,28 @@ def test_codes_that_do_not_fit_are_refused(
     said = refused(*CODES, *overrides)
     for part in expected:
         assert part in said
+
+
+def test_there_may_be_more_classes_than_codes_unless_they_share_a_table(
+    compose: Compose, elsewhere: Path
+) -> None:
+    make_codes(elsewhere / "codes")
+    imagenet = (*CODES, "model.condition=class", "model.classes=1000")
+    assert choose_stage(compose(*imagenet)).model.classes == 1000
+    with pytest.raises(UserError, match=r"model\.classes: 1000 .* vocabulary=16, whose table they"):
+        choose_stage(compose(*imagenet, "model.condition_table=shared"))
+
+
+def test_a_run_from_before_a_key_had_what_the_keys_class_gives_it(
+    compose: Compose, tmp_path: Path
+) -> None:
+    classes = (*CODES, "model.condition=class")
+    text = to_yaml(compose(*classes))
+    assert "  condition_table: own\n" in text
+    (tmp_path / "config.yaml").write_text(text.replace("  condition_table: own\n", ""))
+    with pytest.raises(UserError, match=r"condition_table=shared, and this one has own: set it"):
+        check_run_dir(compose(*classes), tmp_path)
+    check_run_dir(compose(*classes, "model.condition_table=shared"), tmp_path)
 
 
 # The arithmetic

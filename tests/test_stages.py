@@ -171,6 +171,16 @@ def test_weights_of_another_transformer_are_refused(
         initial_weights(config, tmp_path, Transformer, gpt(**settings))
 
 
+def test_a_table_that_is_shared_does_not_become_one_of_the_conditions_own(tmp_path: Path) -> None:
+    classes = {"condition": "class", "classes": 3}
+    Transformer(gpt(**classes)).save_pretrained(tmp_path / "export")
+    config = starting_from(tmp_path / "export")
+    expected = r"model\.condition_table=shared and this run own: set it so"
+    with pytest.raises(UserError, match=expected):
+        initial_weights(config, tmp_path, Transformer, gpt(**classes, condition_table="own"))
+    assert initial_weights(config, tmp_path, Transformer, gpt(**classes)) is not None
+
+
 def test_what_is_no_export_of_this_stage_is_named_with_the_key(
     export: Path, tmp_path: Path
 ) -> None:

@@ -90,6 +90,7 @@ def infer(
         condition="class" if classes else "none",
         classes=classes,
         vqgan_fingerprint=vqgan.fingerprint,
+        condition_table="shared",
     )
     check_said(describe(config), said)
     if config.vocabulary < vqgan.config.vocabulary:
@@ -125,7 +126,8 @@ def export_transformer(
     """The tensors of a Net2NetTransformer, and {"target": class, "params": ...} for its YAML.
 
     Raises:
-        UserError: `vqgan` is not the one whose codes the transformer learned.
+        UserError: `vqgan` is not the one whose codes the transformer learned, or the original has
+            no place for its condition.
     """
     config = transformer.config
     if config.vqgan_fingerprint not in ("", vqgan.fingerprint):
@@ -137,6 +139,12 @@ def export_transformer(
         raise UserError(
             "a transformer that is conditioned on a second VQGAN's codes cannot be written in the "
             "original's format yet: give its export itself"
+        )
+    if config.condition_table == "own":
+        raise UserError(
+            "this transformer has a table for its condition alone (model.condition_table=own), and "
+            "the original's format has one for classes and codes together: give its export itself, "
+            "or train with model.condition_table=shared"
         )
     stage, first_stage = export_vqgan(vqgan)
     tensors = {f"{FIRST_STAGE}{name}": value for name, value in stage.items()}

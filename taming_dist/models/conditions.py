@@ -1,7 +1,8 @@
 """What stands before the image's tokens: the condition c of p(s | c), as a short prefix of tokens.
 
-Source: arXiv 2012.09841, section 3.2, equation 9 ("prepend c to s"). As in the paper, the prefix
-shares the token table with the image's codes: class 3 and code 3 are one row of it.
+Source: arXiv 2012.09841, section 3.2, equation 9 ("prepend c to s"). The prefix is numbers from 0
+to `vocabulary` - 1; whether they have a table of embeddings of their own is the transformer's
+business (`condition_table`).
 """
 
 from collections.abc import Sequence
@@ -20,8 +21,8 @@ class Condition(Protocol):
     """How a batch's condition becomes the prefix that the transformer reads first.
 
     `length` is the number of prefix tokens m (at least 1: the first image token is predicted from
-    the prefix), `vocabulary` how many rows of the token table the prefix uses, `column` what of a
-    batch of codes is given to `tokens`.
+    the prefix), `vocabulary` how many different tokens there are, `column` what of a batch of codes
+    is given to `tokens`.
     """
 
     length: int

@@ -6,6 +6,7 @@ initialisation are those of the original implementation, so that its checkpoints
 
 from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from taming_dist.models.conditions import Condition, build_condition
 from taming_dist.models.export import Exported
 
 INIT_STD = 0.02
+CONDITION_TABLES = ("own", "shared")
 
 
 @dataclass
@@ -25,6 +27,10 @@ class TransformerConfig:
     `vocabulary` is the number of codes, `grid` the code grid [i, j] of one image, `block_size` the
     number of positions (0: as many as prefix and grid need), `condition` is `class`, `codes` (of a
     second VQGAN, with the `condition_...` of its own) or `none`.
+
+    `condition_table`: `own` gives the condition's tokens a table of their own, of any size;
+    `shared` takes the rows of the codes for them too, as the original does: class 3 is code 3. It
+    is what exports and runs without the key have, and a start token (`none`) has no other.
     """
 
     vocabulary: int
@@ -42,6 +48,13 @@ class TransformerConfig:
     condition_vocabulary: int = 0
     condition_grid: list[int] = field(default_factory=list)
     condition_fingerprint: str = ""
+    condition_table: str = "shared"
+
+    def __post_init__(self) -> None:
+        if self.condition_table not in CONDITION_TABLES:
+            raise UserError(f"model.condition_table={self.condition_table}: use own or shared")
+        if self.condition == "none":
+            self.condition_table = "shared"
 
     @property
     def num_tokens(self) -> int:
@@ -66,11 +79,12 @@ class TransformerConfig:
         if self.width % self.heads:
             raise UserError(f"model.width: {self.width} does not divide by heads={self.heads}")
         condition = self.build_condition()
-        if condition.vocabulary > self.vocabulary:
+        if self.condition_table == "shared" and condition.vocabulary > self.vocabulary:
             key = "model.classes" if self.condition == "class" else "model.condition_vocabulary"
             raise UserError(
                 f"{key}: {condition.vocabulary} condition tokens do not fit vocabulary="
-                f"{self.vocabulary}, whose table they share; use a codebook of at least that many"
+                f"{self.vocabulary}, whose table they share: use model.condition_table=own, or a "
+                f"codebook of at least that many"
             )
         if self.positions < self._positions_needed():
             raise UserError(
@@ -172,6 +186,9 @@ class Transformer(Exported):
         self.config = config
         self.condition = config.build_condition()
         self.tok_emb = nn.Embedding(config.vocabulary, config.width)
+        self.cond_emb: nn.Embedding | None = None
+        if config.condition_table == "own":
+            self.cond_emb = nn.Embedding(self.condition.vocabulary, config.width)
         self.pos_emb = nn.Parameter(torch.zeros(1, config.positions, config.width))
         self.drop = nn.Dropout(config.dropout_embedding)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
@@ -182,13 +199,14 @@ class Transformer(Exported):
     def forward(self, tokens: Tensor, prefix: Tensor) -> Tensor:
         """Return logits [b, n, v]: those at k predict tokens[:, k] from prefix and tokens[:, :k].
 
-        tokens [b, n] and prefix [b, m] are int64, 1 <= m and m + n - 1 <= block_size.
+        tokens [b, n] and prefix [b, m], the condition's tokens, are int64, 1 <= m and
+        m + n - 1 <= block_size.
         Source: arXiv 2012.09841, equation 11 (the negative mean log-likelihood is `losses.tokens`).
 
         Raises:
             UserError: more tokens than positions.
         """
-        x = self._embed(torch.cat([prefix, tokens[:, :-1]], dim=1), start=0)
+        x = self._placed(self._embedded(prefix, tokens[:, :-1]), start=0)
         for block in self.blocks:
             x = block(x)
         # Positions inside the prefix predict no code, so the head skips them.
@@ -199,27 +217,45 @@ class Transformer(Exported):
         return KVCache(self.config, batch, self.pos_emb.device, self.pos_emb.dtype)
 
     def step(self, tokens: Tensor, cache: KVCache) -> Tensor:
-        """Read tokens [b, t] after those in the cache; return logits [b, v] of the next token.
+        """Read tokens [b, t] after those in the cache; return logits [b, v] of the next code.
 
-        The first call may read a whole prefix (any t), later ones read one token each.
+        The first call reads the prefix (any t), later ones read one code each.
 
         Raises:
             UserError: more tokens than positions.
         """
         assert cache.length == 0 or tokens.shape[1] == 1, "a cache grows by one token at a time"
-        x = self._embed(tokens, start=cache.length)
+        table = self.tok_emb
+        if self.cond_emb is not None and cache.length == 0:
+            table = self.cond_emb
+        x = self._placed(table(tokens), start=cache.length)
         for layer, block in enumerate(self.blocks):
             x = block(x, cache, layer)
         cache.length += tokens.shape[1]
         return self.head(self.ln_f(x[:, -1]))
 
-    def _embed(self, tokens: Tensor, start: int) -> Tensor:
-        end = start + tokens.shape[1]
+    def canonical_config(self) -> dict[str, Any]:
+        """The configuration as config.json has it; a shared table is not mentioned, so that exports
+        from before there was a choice keep their fingerprints."""
+        values = super().canonical_config()
+        if self.cond_emb is None:
+            del values["condition_table"]
+        return values
+
+    def _embedded(self, prefix: Tensor, tokens: Tensor) -> Tensor:
+        """Condition tokens [b, m] and codes [b, n] -> their embeddings [b, m + n, width]."""
+        if self.cond_emb is None:
+            return self.tok_emb(torch.cat([prefix, tokens], dim=1))
+        return torch.cat([self.cond_emb(prefix), self.tok_emb(tokens)], dim=1)
+
+    def _placed(self, embedded: Tensor, start: int) -> Tensor:
+        """Embeddings [b, t, width] with those of the positions from `start` on added."""
+        end = start + embedded.shape[1]
         if end > self.config.positions:
             raise UserError(
                 f"block_size: {end} tokens do not fit the model's {self.config.positions} positions"
             )
-        return self.drop(self.tok_emb(tokens) + self.pos_emb[:, start:end])
+        return self.drop(embedded + self.pos_emb[:, start:end])
 
 
 def _initialise(module: nn.Module) -> None:
@@ -230,7 +266,7 @@ def _initialise(module: nn.Module) -> None:
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Return two AdamW groups: Linear weights decay; biases, norms and the two tables do not.
+    """Return two AdamW groups: Linear weights decay; biases, norms and all tables do not.
 
     Each group is {"params": [...], "weight_decay": float}, its parameters in the model's order.
     """

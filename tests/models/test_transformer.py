@@ -4,6 +4,7 @@ golden/transformer_gpt.pt and transformer_class.pt hold weights, inputs and outp
 the original implementation (GPT alone; class-conditional with pkeep).
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,51 @@ def test_inputs_with_pkeep_one_half_give_the_original_logits() -> None:
     assert torch.allclose(logits[:, ::8], golden["pkeep_logits"], atol=1e-5)
 
 
+def test_a_condition_with_a_table_of_its_own_may_be_larger_than_the_codebook() -> None:
+    """Everything depends on the class, through a row that no code reads."""
+    model = tiny(condition="class", classes=1000, condition_table="own")
+    prefix = model.condition.tokens(3, torch.tensor([3, 999, 998]))
+    tokens = torch.full((3, 12), 3)
+    logits = model(tokens, prefix)
+    assert logits.shape == (3, 12, 24)
+    assert (logits[1] - logits[2]).abs().amax(dim=-1).min() > 1e-3
+    logits[0].sum().backward()
+    rows = model.cond_emb.weight.grad.abs().sum(dim=1).nonzero().flatten()
+    assert rows.tolist() == [3]
+    with torch.no_grad():
+        model.cond_emb.weight[3] += 1
+        changed = model(tokens, prefix)
+    assert torch.equal(changed[1:], logits[1:])  # code 3 reads another row than class 3
+
+
+def test_an_own_table_with_the_rows_of_the_codes_is_the_shared_one() -> None:
+    settings = {"condition": "codes", "condition_grid": [2, 2], "condition_vocabulary": 24}
+    shared, own = tiny(**settings), tiny(**settings, condition_table="own")
+    rows = {"cond_emb.weight": shared.tok_emb.weight}
+    own.load_state_dict(shared.state_dict() | rows)
+    generator = torch.Generator().manual_seed(3)
+    tokens = torch.randint(24, (2, 12), generator=generator)
+    prefix = torch.randint(24, (2, 4), generator=generator)
+    with torch.no_grad():
+        assert torch.equal(own(tokens, prefix), shared(tokens, prefix))
+
+
+def test_neither_table_decays_and_both_start_alike() -> None:
+    config = TransformerConfig(
+        512, [4, 4], width=256, layers=1, condition="class", classes=400, condition_table="own"
+    )
+    model = Transformer(config)
+    free = {id(parameter) for parameter in decay_groups(model, 0.01)[1]["params"]}
+    assert {id(model.tok_emb.weight), id(model.cond_emb.weight)} <= free
+    assert abs(model.cond_emb.weight.std().item() - 0.02) < 1e-3
+
+
+def test_a_start_token_is_no_condition_and_has_no_table() -> None:
+    model = tiny(condition_table="own")
+    assert model.cond_emb is None
+    assert model.config == tiny().config
+
+
 def test_weight_decay_reaches_exactly_the_originals_parameters() -> None:
     golden = load_golden("class")
     model = original(golden, grid=[8, 8], condition="class", classes=10)
@@ -153,9 +199,15 @@ def test_no_logit_depends_on_the_token_it_predicts_or_on_later_ones() -> None:
         assert reached.tolist() == [position <= k for position in range(12)]
 
 
+@pytest.mark.parametrize("table", ["own", "shared"])
 @pytest.mark.parametrize("length", [1, 5])
-def test_decoding_with_the_cache_equals_the_full_pass(length: int) -> None:
-    model = tiny(block_size=16)
+def test_decoding_with_the_cache_equals_the_full_pass(length: int, table: str) -> None:
+    model = tiny(
+        condition="codes",
+        condition_grid=[1, length],
+        condition_vocabulary=24,
+        condition_table=table,
+    )
     generator = torch.Generator().manual_seed(2)
     prefix = torch.randint(24, (3, length), generator=generator)
     tokens = torch.randint(24, (3, 12), generator=generator)
@@ -197,9 +249,14 @@ def test_each_dropout_works_alone(name: str) -> None:
         assert not torch.allclose(model(tokens, prefix), model(tokens, prefix))
 
 
-def test_an_export_gives_back_the_same_model(tmp_path: Path) -> None:
-    model = tiny(condition="class", classes=4, vqgan_fingerprint="abc")
+@pytest.mark.parametrize("table", ["own", "shared"])
+def test_an_export_gives_back_the_same_model(tmp_path: Path, table: str) -> None:
+    model = tiny(condition="class", classes=4, vqgan_fingerprint="abc", condition_table=table)
     model.save_pretrained(tmp_path)
+    # exports from before there was a choice have no such key, and are shared
+    assert json.loads((tmp_path / "config.json").read_text()).get("condition_table") == (
+        "own" if table == "own" else None
+    )
     again = Transformer.from_pretrained(tmp_path)
     assert again.config == model.config
     assert again.fingerprint == model.fingerprint
@@ -210,7 +267,11 @@ def test_an_export_gives_back_the_same_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"condition": "class", "classes": 25}, r"model\.classes: 25 .* vocabulary=24"),
+        (
+            {"condition": "class", "classes": 25},
+            r"model\.classes: 25 .* vocabulary=24.* model\.condition_table=own",
+        ),
+        ({"condition_table": "both"}, r"model\.condition_table=both: use own or shared"),
         ({"condition": "class", "classes": 0}, r"model\.classes: 0"),
         ({"condition": "depth"}, r"model\.condition: 'depth'"),
         ({"width": 15}, r"model\.width: 15 does not divide by heads=2"),

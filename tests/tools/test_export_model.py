@@ -184,6 +184,19 @@ def test_a_transformer_leaves_with_the_vqgan_that_it_learned_from_only(
         tool(export_model, *arguments, "--vqgan", tmp_path / "other")
 
 
+def test_a_condition_with_a_table_of_its_own_has_no_place_in_the_originals_format(
+    tool: Callable[..., str], tmp_path: Path
+) -> None:
+    own = {"condition": "class", "classes": 50, "condition_table": "own"}
+    gpt(tmp_path / "gpt", saved(tmp_path / "vqgan"), **own)
+    arguments = (tmp_path / "gpt", "--out", tmp_path / "t")
+    with pytest.raises(UserError, match=r"model\.condition_table=shared"):
+        tool(export_model, *arguments, "--format", "taming", "--vqgan", tmp_path / "vqgan")
+    assert not (tmp_path / "t").exists()
+    tool(export_model, *arguments)
+    assert Transformer.from_pretrained(tmp_path / "t").config.classes == 50
+
+
 def test_a_run_gives_its_export_and_its_step(tool: Callable[..., str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()

@@ -302,6 +302,7 @@ def test_a_class_conditional_transformer_samples_with_its_vqgan(
     config = transformer.config
     assert config.vqgan_fingerprint == vqgan.fingerprint
     assert (config.heads, config.condition, config.classes) == (4, "class", 5)
+    assert config.condition_table == "shared"
     assert (config.block_size, list(config.grid), config.dropout_residual) == (16, [4, 4], 0.1)
     for name, value in transformer.state_dict().items():
         assert torch.equal(value, tensors[f"transformer.{name}"]), name
