@@ -36,6 +36,7 @@ from taming_dist.models.quantizers import VARIANTS
 from taming_dist.models.transformer import TransformerConfig
 from taming_dist.models.vqgan import VQGANConfig, check_size
 from taming_dist.pretrained import check_frozen_features
+from taming_dist.ranges import check_ranges, ranged
 from taming_dist.recipes.label_maps import LabelMapLossConfig
 from taming_dist.recipes.transformer import TokenLossConfig
 from taming_dist.recipes.vqgan import VQGANLossConfig
@@ -53,8 +54,11 @@ class RunConfig:
 
     name: str = MISSING
     dir: str = "outputs/${run.name}"
-    seed: int = 23
+    seed: int = ranged(23, at_least=0, at_most=2**64 - 1)
     init: str = ""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "run")
 
 
 @dataclasses.dataclass
@@ -268,13 +272,6 @@ def check(config: Config, world_size: int) -> int:
             f"loss={type(config.loss).__name__} and data={type(config.data).__name__}: "
             f"choose model, loss and data of one stage, as the experiments do"
         )
-    if config.train.steps < 1:
-        raise UserError(f"train.steps={config.train.steps}: give at least 1")
-    if config.train.preview_images < 1:
-        raise UserError(
-            f"train.preview_images={config.train.preview_images}: give at least 1, or "
-            f"train.preview_every=0 for previews at the end only"
-        )
     if isinstance(config.model, VQGANConfig):
         check_sizes(config)
     data: Any = config.data
@@ -283,11 +280,6 @@ def check(config: Config, world_size: int) -> int:
 
 def accumulation(global_batch: int, micro_batch: int, world_size: int) -> int:
     """Micro-batches of one rank in an optimizer step."""
-    if min(global_batch, micro_batch) < 1:
-        raise UserError(
-            f"data.global_batch={global_batch}, data.micro_batch={micro_batch}: "
-            f"both count images, give at least 1"
-        )
     if global_batch % (micro_batch * world_size):
         raise UserError(
             f"data.global_batch={global_batch} does not divide into micro-batches of "

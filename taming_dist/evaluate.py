@@ -27,7 +27,7 @@ from taming_dist.data.codes import CodeBatch, CodeDataset, CodeReader
 from taming_dist.data.files import write_bytes
 from taming_dist.data.images import Preprocess
 from taming_dist.data.manifest import resolve
-from taming_dist.data.reader import Batch, Reader
+from taming_dist.data.reader import MOST_THREADS, Batch, Reader
 from taming_dist.engine.world import choose_device
 from taming_dist.errors import UserError
 from taming_dist.evaluation.label_maps import LabelMapFigures
@@ -39,6 +39,7 @@ from taming_dist.models.modalities import LabelMap
 from taming_dist.models.transformer import Transformer
 from taming_dist.models.vqgan import VQGAN, check_size
 from taming_dist.pretrained import lpips_network
+from taming_dist.ranges import check_ranges, ranged
 from taming_dist.training.sinks import save_png
 
 SHEET_COLUMNS = 8
@@ -59,13 +60,16 @@ class EvaluateConfig:
     model: str = MISSING
     data: str = MISSING
     out: str = MISSING
-    batch: int = 16
-    size: int | None = None
-    pictures: int = 24
+    batch: int = ranged(16, at_least=1)
+    size: int | None = ranged(None, at_least=1)
+    pictures: int = ranged(24, at_least=0)
     lpips_net: str = "vgg"
     lpips_weights: str = "pretrained"
-    max_bad_fraction: float = 0.001
-    threads: int = 2
+    max_bad_fraction: float = ranged(0.001, at_least=0, at_most=1)
+    threads: int = ranged(2, at_least=1, at_most=MOST_THREADS)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def main(config: EvaluateConfig) -> None:
@@ -74,9 +78,6 @@ def main(config: EvaluateConfig) -> None:
     Raises:
         UserError: an export, shards, settings or a folder that cannot be used.
     """
-    for key in ("batch", "threads"):
-        if getattr(config, key) < 1:
-            raise UserError(f"{key}: {getattr(config, key)} is too few, give at least 1")
     device = choose_device()
     evaluate = evaluate_vqgan if read_kind(config.model) == "vqgan" else evaluate_transformer
     with torch.inference_mode():

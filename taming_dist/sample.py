@@ -33,6 +33,7 @@ from taming_dist.generation.pictures import sheet, to_uint8
 from taming_dist.generation.sampling import Sampling
 from taming_dist.models.transformer import Transformer
 from taming_dist.models.vqgan import VQGAN
+from taming_dist.ranges import check_ranges, ranged
 from taming_dist.training.sinks import save_png
 
 SHEET_COLUMNS = 10
@@ -55,16 +56,19 @@ class SampleConfig:
     transformer: str = MISSING
     vqgan: str = MISSING
     out: str = MISSING
-    n: int = 64
-    seed: int = 0
-    class_id: int | None = None
+    n: int = ranged(64, at_least=1)
+    seed: int = ranged(0, at_least=0, at_most=2**64 - 1)
+    class_id: int | None = ranged(None, at_least=0)
     condition: str | None = None
     size: str | None = None
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    guidance: float = 1.0
-    batch: int = 16
+    temperature: float = ranged(1.0, at_least=0)
+    top_k: int | None = ranged(None, at_least=0)
+    top_p: float | None = ranged(None, above=0, at_most=1)
+    guidance: float = ranged(1.0, at_least=0)
+    batch: int = ranged(16, at_least=1)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def main(config: SampleConfig) -> None:

@@ -263,7 +263,7 @@ def test_a_mistyped_command_line_is_refused_in_one_line(
         ("data.threads=0", "data.threads"),
         ("loss.discriminator.layers=6", "set loss.discriminator.layers lower"),
         ("train.preview_images=0", "train.preview_images=0"),
-        ("run.seed=-1", "run.seed is -1"),
+        ("run.seed=-1", "run.seed=-1: use a whole number from 0"),
         ("data.crop=middle", "data.crop"),
         ("data.train=nowhere", "data.train: "),
         ("data.val=nowhere/*.tar", "data.val: "),

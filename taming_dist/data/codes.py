@@ -29,6 +29,7 @@ from taming_dist.data.loader import Plan, Selection, prefetched
 from taming_dist.data.manifest import CODES_FORMAT, Dataset, Manifest, resolve
 from taming_dist.data.objects import Boxes
 from taming_dist.errors import UserError
+from taming_dist.ranges import check_ranges, ranged
 
 # Enough for the lanes of a rank to stay in their shards, few enough for a limit of 1024 files.
 OPEN_SHARDS = 512
@@ -48,12 +49,15 @@ class CodesConfig:
 
     train: str = MISSING
     val: str = MISSING
-    global_batch: int = MISSING
-    micro_batch: int = MISSING
-    lanes: int = 256
-    block: int = 256
+    global_batch: int = ranged(MISSING, at_least=1)
+    micro_batch: int = ranged(MISSING, at_least=1)
+    lanes: int = ranged(256, at_least=1)
+    block: int = ranged(256, at_least=1)
     in_memory: bool = False
     vqgan: str = ""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "data")
 
 
 @dataclass(frozen=True)

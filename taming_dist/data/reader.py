@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,9 +32,11 @@ from taming_dist.data.slots import Rows
 from taming_dist.data.storage import folder_of, shown
 from taming_dist.data.worker import decode_in_process
 from taming_dist.errors import UserError
+from taming_dist.ranges import check_ranges, ranged
 
 # The first bad samples of a run must not be fatal only because few samples were read so far.
 LEAST_SAMPLES_JUDGED = 1000
+MOST_THREADS = 1024
 
 
 @dataclass
@@ -54,17 +56,20 @@ class ImagesConfig:
     val: Any = MISSING
     streaming: bool = False
     allow_pipe: bool = False
-    global_batch: int = MISSING
-    micro_batch: int = MISSING
-    size: int = MISSING
+    global_batch: int = ranged(MISSING, at_least=1)
+    micro_batch: int = ranged(MISSING, at_least=1)
+    size: int = ranged(MISSING, at_least=1)
     crop: str = "random"
-    crop_scale: list[float] = field(default_factory=lambda: [0.25, 1.0])
-    crop_ratio: list[float] = field(default_factory=lambda: [0.75, 4 / 3])
+    crop_scale: list[float] = ranged([0.25, 1.0], above=0, at_most=1, length=2)
+    crop_ratio: list[float] = ranged([0.75, 4 / 3], above=0, length=2)
     flip: bool = True
-    lanes: int = 256
-    block: int = 64
-    threads: int = 2
-    max_bad_fraction: float = 0.001
+    lanes: int = ranged(256, at_least=1)
+    block: int = ranged(64, at_least=1)
+    threads: int = ranged(2, at_least=1, at_most=MOST_THREADS)
+    max_bad_fraction: float = ranged(0.001, at_least=0, at_most=1)
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "data")
 
     def preprocess(self) -> Preprocess:
         """How training images are cut; `UserError` naming the key where the values do not fit."""

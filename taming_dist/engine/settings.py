@@ -7,6 +7,7 @@ import torch
 
 from taming_dist.engine.blocks import check_compiler
 from taming_dist.errors import UserError
+from taming_dist.ranges import check_ranges, ranged
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Elements per reduction. DeepSpeed's default of 5e8 is memory that every engine holds up to four
@@ -25,16 +26,15 @@ class EngineConfig:
     `persist_below`: at stage 3 parameters of fewer elements stay whole on every rank. `recompute`:
     activation checkpointing of the networks' blocks; `compile`: torch.compile of each of them."""
 
-    zero: int = 0
+    zero: int = ranged(0, at_least=0, at_most=3)
     precision: str = "fp32"
     tf32: bool = False
-    persist_below: int = 100_000
+    persist_below: int = ranged(100_000, at_least=0)
     recompute: bool = False
     compile: bool = False
 
     def __post_init__(self) -> None:
-        if self.zero not in (0, 1, 2, 3):
-            raise UserError(f"engine.zero={self.zero}: use 0, 1, 2 or 3")
+        check_ranges(self, "engine")
         if self.precision not in PRECISIONS:
             raise UserError(f"engine.precision={self.precision}: use fp32, bf16 or fp16")
         if self.compile:

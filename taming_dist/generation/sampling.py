@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from taming_dist.errors import UserError
+from taming_dist.ranges import check_ranges, ranged
 
 
 @dataclass(frozen=True)
@@ -26,18 +26,13 @@ class Sampling:
         UserError: a value outside its range.
     """
 
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    guidance: float = 1.0
+    temperature: float = ranged(1.0, at_least=0)
+    top_k: int | None = ranged(None, at_least=0)
+    top_p: float | None = ranged(None, above=0, at_most=1)
+    guidance: float = ranged(1.0, at_least=0)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise UserError(f"temperature: {self.temperature} is not a number of at least 0")
-        if self.top_k is not None and self.top_k < 0:
-            raise UserError(f"top_k: {self.top_k} is negative, give a count of codes or 0 for all")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UserError(f"top_p: {self.top_p} is not in (0, 1], give null to switch it off")
+        check_ranges(self)
 
     def choose(self, logits: Tensor, uniforms: Tensor) -> Tensor:
         """Return one token each [b] int64 from logits [b, v] and uniforms [b] in [0, 1)."""

@@ -20,6 +20,7 @@ from omegaconf import MISSING
 from torch import Tensor
 
 from taming_dist.errors import UserError
+from taming_dist.ranges import check_ranges, ranged
 
 
 class Modality(ABC):
@@ -112,15 +113,12 @@ class Depth(Grey):
 class LabelMap(Modality):
     """Label maps: class ids uint8 [b,h,w] -> one channel per class; the output is a logit each."""
 
-    classes: int = MISSING
+    classes: int = ranged(MISSING, at_least=2, at_most=256)  # label maps have 8 bits
     name: str = "labels"
     column: ClassVar[str] = "seg.png"
 
     def __post_init__(self) -> None:
-        if not 2 <= self.classes <= 256:
-            raise UserError(
-                f"model.modality.classes={self.classes}: label maps have 8 bits, use 2 to 256"
-            )
+        check_ranges(self, "model.modality")
 
     @property
     def channels(self) -> int:

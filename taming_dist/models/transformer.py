@@ -4,7 +4,7 @@ Source: arXiv 2012.09841, section 3.2, p(s | c) = prod_i p(s_i | s_<i, c); param
 initialisation are those of the original implementation, so that its checkpoints fit.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from taming_dist.errors import UserError
 from taming_dist.models.conditions import Condition, build_condition
 from taming_dist.models.export import Exported
+from taming_dist.ranges import check_ranges, ranged
 
 INIT_STD = 0.02
 CONDITION_TABLES = ("own", "shared")
@@ -33,20 +34,20 @@ class TransformerConfig:
     is what exports and runs without the key have, and a start token (`none`) has no other.
     """
 
-    vocabulary: int
-    grid: list[int]
-    block_size: int = 0
-    layers: int = 24
-    heads: int = 16
-    width: int = 1024
-    dropout_embedding: float = 0.0
-    dropout_attention: float = 0.0
-    dropout_residual: float = 0.0
+    vocabulary: int = ranged(at_least=0)
+    grid: list[int] = ranged(at_least=1, length=2, empty=True)
+    block_size: int = ranged(0, at_least=0)
+    layers: int = ranged(24, at_least=1)
+    heads: int = ranged(16, at_least=1)
+    width: int = ranged(1024, at_least=1)
+    dropout_embedding: float = ranged(0.0, at_least=0, below=1)
+    dropout_attention: float = ranged(0.0, at_least=0, below=1)
+    dropout_residual: float = ranged(0.0, at_least=0, below=1)
     condition: str = "none"
-    classes: int = 0
+    classes: int = ranged(0, at_least=0)
     vqgan_fingerprint: str = ""
-    condition_vocabulary: int = 0
-    condition_grid: list[int] = field(default_factory=list)
+    condition_vocabulary: int = ranged(0, at_least=0)
+    condition_grid: list[int] = ranged([], at_least=1, length=2, empty=True)
     condition_fingerprint: str = ""
     condition_table: str = "shared"
 
@@ -55,6 +56,9 @@ class TransformerConfig:
             raise UserError(f"model.condition_table={self.condition_table}: use own or shared")
         if self.condition == "none":
             self.condition_table = "shared"
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "model")
 
     @property
     def num_tokens(self) -> int:
@@ -74,8 +78,8 @@ class TransformerConfig:
 
     def check(self) -> None:
         """Raise a UserError, naming the key, if the sizes do not fit together."""
-        if len(self.grid) != 2 or min(self.grid) < 1:
-            raise UserError(f"model.grid: {list(self.grid)} is no code grid, give [height, width]")
+        if not self.grid:
+            raise UserError("model.grid=[]: give the code grid [height, width]")
         if self.width % self.heads:
             raise UserError(f"model.width: {self.width} does not divide by heads={self.heads}")
         condition = self.build_condition()

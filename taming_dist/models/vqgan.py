@@ -23,6 +23,7 @@ from taming_dist.models.quantizers import (
     keep_used,
     quantizer_config,
 )
+from taming_dist.ranges import check_ranges, ranged
 
 
 @dataclasses.dataclass
@@ -32,16 +33,17 @@ class VQGANConfig:
     the quantizer's dimension. `modality`: what it encodes, of `taming_dist.models.modalities`."""
 
     quantizer: Any = MISSING
-    resolution: int = 256
-    channels: int = 128
-    multipliers: list[int] = dataclasses.field(default_factory=lambda: [1, 1, 2, 2, 4])
-    blocks: int = 2
-    attention_resolutions: list[int] = dataclasses.field(default_factory=lambda: [16])
-    latent_channels: int = 256
-    dropout: float = 0.0
+    resolution: int = ranged(256, at_least=1)
+    channels: int = ranged(128, at_least=1)
+    multipliers: list[int] = ranged([1, 1, 2, 2, 4], at_least=1)
+    blocks: int = ranged(2, at_least=1)
+    attention_resolutions: list[int] = ranged([16], at_least=1, empty=True)
+    latent_channels: int = ranged(256, at_least=1)
+    dropout: float = ranged(0.0, at_least=0, below=1)
     modality: Any = MISSING
 
     def __post_init__(self) -> None:
+        check_ranges(self, "model")
         self.quantizer = quantizer_config(self.quantizer)
         # built in Python, not by Hydra: photographs
         self.modality = RGB() if self.modality == MISSING else modality_config(self.modality)

@@ -20,6 +20,7 @@ from taming_dist.models.discriminators import (
     initialize_actnorm,
     track_statistics,
 )
+from taming_dist.ranges import check_ranges, ranged
 from taming_dist.recipes.adaptive import ADAPTIVE
 from taming_dist.recipes.setup import Setup
 from taming_dist.training.clock import Clock
@@ -38,29 +39,30 @@ class VQGANLossConfig:
     `taming_dist.models.discriminators`, or None for no GAN at all.
     """
 
-    l1_weight: float = 1.0
-    l2_weight: float = 0.0
-    perceptual_weight: float = 1.0
+    l1_weight: float = ranged(1.0, at_least=0)
+    l2_weight: float = ranged(0.0, at_least=0)
+    perceptual_weight: float = ranged(1.0, at_least=0)
     lpips_net: str = "vgg"
     lpips_weights: str = "pretrained"
-    codebook_weight: float = 1.0
+    codebook_weight: float = ranged(1.0, at_least=0)
     gan: str = "hinge"
     discriminator: Any = MISSING
-    disc_start: int = 250_001
-    disc_warmup: int = 0
-    disc_ramp: int = 0
-    disc_weight: float = 0.8
+    disc_start: int = ranged(250_001, at_least=0)
+    disc_warmup: int = ranged(0, at_least=0)
+    disc_ramp: int = ranged(0, at_least=0)
+    disc_weight: float = ranged(0.8, at_least=0)
     adaptive: str = "global"
-    adaptive_min: float = 0.0
-    adaptive_max: float = 1e4
+    adaptive_min: float = ranged(0.0, at_least=0)
+    adaptive_max: float = ranged(1e4, at_least=0)
     order: str = "reused"
-    r1_weight: float = 0.0
-    r1_every: int = 16
-    lecam_weight: float = 0.0
-    lecam_decay: float = 0.999
+    r1_weight: float = ranged(0.0, at_least=0)
+    r1_every: int = ranged(16, at_least=1)
+    lecam_weight: float = ranged(0.0, at_least=0)
+    lecam_decay: float = ranged(0.999, at_least=0, below=1)
     augment: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
+        check_ranges(self, "loss")
         if self.discriminator == MISSING:  # built in Python, not by Hydra: the original's
             self.discriminator = PatchGANConfig()
         choose("loss.gan", self.gan, GAN_LOSSES)
@@ -68,28 +70,21 @@ class VQGANLossConfig:
         choose("loss.order", self.order, ORDERS)
         for policy in self.augment:
             choose("loss.augment", policy, POLICIES)
-        if not 0 <= self.adaptive_min <= self.adaptive_max:
+        if self.adaptive_min > self.adaptive_max:
             raise UserError(
                 f"loss.adaptive_min={self.adaptive_min}, loss.adaptive_max={self.adaptive_max}: "
-                f"use 0 <= adaptive_min <= adaptive_max"
+                f"use adaptive_min <= adaptive_max"
             )
         if self.adaptive == "fixed" and not self.adaptive_min <= 1 <= self.adaptive_max:
             raise UserError(
                 f"loss.adaptive_min={self.adaptive_min}, loss.adaptive_max={self.adaptive_max}: "
                 f"loss.adaptive=fixed has no clamps, leave them out and set loss.disc_weight"
             )
-        if min(self.disc_warmup, self.disc_ramp) < 0 or self.r1_every < 1:
-            raise UserError(
-                f"loss.disc_warmup={self.disc_warmup}, loss.disc_ramp={self.disc_ramp}, "
-                f"loss.r1_every={self.r1_every}: use steps from 0, and every step at most (1)"
-            )
         if self.r1_weight > 0 and isinstance(self.discriminator, DinoConfig):
             raise UserError(
                 f"loss.r1_weight={self.r1_weight}: R1 is for discriminators that read images, not "
                 f"for heads on frozen features; set it to 0"
             )
-        if not 0 <= self.lecam_decay < 1:
-            raise UserError(f"loss.lecam_decay={self.lecam_decay}: use a number in [0, 1)")
 
     def gan_weight(self, step: int) -> float:
         """What stands before the adaptive weight in a step: 0 while the GAN does not count."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from taming_dist.evaluation.label_maps import LabelMapFigures
 from taming_dist.losses.reconstruction import label_map_bce
 from taming_dist.models.vqgan import Reconstruction, VQGANConfig
+from taming_dist.ranges import check_ranges, ranged
 from taming_dist.recipes.first_stage import FirstStageRecipe
 from taming_dist.recipes.setup import Setup
 from taming_dist.training.clock import Clock
@@ -23,7 +24,10 @@ from taming_dist.training.recipe import Scalars
 class LabelMapLossConfig:
     """The weight of the codebook loss beside the cross-entropy."""
 
-    codebook_weight: float = 1.0
+    codebook_weight: float = ranged(1.0, at_least=0)
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "loss")
 
 
 class LabelMapRecipe(FirstStageRecipe):

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taming_dist.errors import UserError
 from taming_dist.evaluation.tokens import TokenFigures
 from taming_dist.generation.generator import generate_tokens
 from taming_dist.generation.pictures import sheet, to_uint8
@@ -20,6 +19,7 @@ from taming_dist.losses.tokens import corrupt, token_nll
 from taming_dist.models.export import assemble
 from taming_dist.models.transformer import Transformer, TransformerConfig, decay_groups
 from taming_dist.models.vqgan import VQGAN
+from taming_dist.ranges import check_ranges, ranged
 from taming_dist.recipes.model import ModelRecipe
 from taming_dist.recipes.setup import Setup
 from taming_dist.training.clock import Clock
@@ -31,11 +31,10 @@ from taming_dist.training.recipe import Scalars
 class TokenLossConfig:
     """`pkeep`: probability that an input code is kept; else it is replaced by a random one."""
 
-    pkeep: float = 1.0
+    pkeep: float = ranged(1.0, above=0, at_most=1)
 
     def __post_init__(self) -> None:
-        if not 0 < self.pkeep <= 1:
-            raise UserError(f"loss.pkeep={self.pkeep}: use a probability in (0, 1]")
+        check_ranges(self, "loss")
 
 
 class TransformerRecipe(ModelRecipe):

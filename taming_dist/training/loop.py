@@ -13,6 +13,7 @@ from taming_dist.data.loader import Plan
 from taming_dist.engine.checkpoint import Checkpoints, read_state
 from taming_dist.engine.world import World
 from taming_dist.errors import UserError
+from taming_dist.ranges import check_ranges, ranged
 from taming_dist.training.clock import Clock
 from taming_dist.training.metrics import Means
 from taming_dist.training.recipe import Recipe
@@ -26,14 +27,17 @@ MOST_SKIPPED = 25  # optimizer steps; the scale of fp16's losses comes all the w
 class LoopConfig:
     """Length and cadences in optimizer steps; 0 turns a cadence off."""
 
-    steps: int = 100_000
-    log_every: int = 50
-    checkpoint_every: int = 5_000
-    validate_every: int = 5_000
-    preview_every: int = 1_000
-    preview_images: int = 8
-    keep_last: int = 2
-    keep_every: int = 0
+    steps: int = ranged(100_000, at_least=1)
+    log_every: int = ranged(50, at_least=0)
+    checkpoint_every: int = ranged(5_000, at_least=0)
+    validate_every: int = ranged(5_000, at_least=0)
+    preview_every: int = ranged(1_000, at_least=0)
+    preview_images: int = ranged(8, at_least=1)
+    keep_last: int = ranged(2, at_least=1)
+    keep_every: int = ranged(0, at_least=0)
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "train")
 
 
 class Source(Protocol):

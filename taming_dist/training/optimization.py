@@ -6,6 +6,7 @@ import math
 import torch
 
 from taming_dist.errors import UserError
+from taming_dist.ranges import check_ranges, ranged
 from taming_dist.training.clock import Clock
 
 
@@ -21,17 +22,18 @@ class OptimConfig:
     """
 
     name: str = "adam"
-    lr: float | None = None
-    base_lr: float | None = None
-    betas: list[float] = dataclasses.field(default_factory=lambda: [0.5, 0.9])
-    weight_decay: float = 0.0
-    clip: float = 0.0
+    lr: float | None = ranged(None, at_least=0)
+    base_lr: float | None = ranged(None, at_least=0)
+    betas: list[float] = ranged([0.5, 0.9], at_least=0, below=1, length=2)
+    weight_decay: float = ranged(0.0, at_least=0)
+    clip: float = ranged(0.0, at_least=0)
     schedule: str = "constant"
-    warmup_images: int = 0
-    final: float = 0.0
-    ema_half_life: int = 0
+    warmup_images: int = ranged(0, at_least=0)
+    final: float = ranged(0.0, at_least=0, at_most=1)
+    ema_half_life: int = ranged(0, at_least=0)
 
     def __post_init__(self) -> None:
+        check_ranges(self, "optim")
         if self.name not in ("adam", "adamw"):
             raise UserError(f"optim.name={self.name}: use adam or adamw")
         if self.schedule not in ("constant", "cosine"):

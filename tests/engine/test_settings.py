@@ -57,7 +57,7 @@ def test_every_stage_is_configured_as_the_table_says(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"zero": 4}, r"engine\.zero=4: use 0, 1, 2 or 3"),
+        ({"zero": 4}, r"engine\.zero=4: use a whole number from 0 to 3"),
         ({"precision": "half"}, r"engine\.precision=half: use fp32, bf16 or fp16"),
     ],
 )

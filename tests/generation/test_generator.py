@@ -152,7 +152,7 @@ def test_another_vocabulary_is_refused_naming_both() -> None:
         ({"condition": [0], "size": (12, 16)}, "size: 12x16 .* trained at 6x8"),
         ({"condition": [0], "guidance": 2.0}, "guidance: 2.0"),
         ({"condition": [0], "batch": 0}, "batch: 0"),
-        ({"condition": [0], "temperature": -1}, "temperature: -1"),
+        ({"condition": [0], "temperature": -1}, "temperature=-1"),
     ],
 )
 def test_requests_that_cannot_be_served_are_refused(

@@ -111,11 +111,11 @@ def test_each_filter_works_alone_and_zero_or_none_switches_it_off() -> None:
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"temperature": -1.0}, "temperature: -1.0"),
-        ({"temperature": math.nan}, "temperature: nan"),
-        ({"top_k": -2}, "top_k: -2"),
-        ({"top_p": 0.0}, "top_p: 0.0"),
-        ({"top_p": 1.5}, "top_p: 1.5"),
+        ({"temperature": -1.0}, "temperature=-1.0"),
+        ({"temperature": math.nan}, "temperature=nan"),
+        ({"top_k": -2}, "top_k=-2"),
+        ({"top_p": 0.0}, "top_p=0.0"),
+        ({"top_p": 1.5}, "top_p=1.5"),
     ],
 )
 def test_knobs_outside_their_range_are_refused(knobs: dict, message: str) -> None:

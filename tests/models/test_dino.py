@@ -139,7 +139,10 @@ def test_two_passes_before_one_backward_give_the_gradient_of_the_normalised_weig
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"depths": [2, 12]}, r"loss\.discriminator\.depths=\[2, 12\]: use numbers 0 to 11"),
+        (
+            {"depths": [2, 12]},
+            r"loss\.discriminator\.depths=\[2, 12\]: use one or more whole numbers from 0 to 11",
+        ),
         ({"depths": []}, r"loss\.discriminator\.depths=\[\]"),
         ({"norm": "actnorm"}, r"loss\.discriminator\.norm=actnorm: use batch, group or none"),
     ],

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from taming_dist.errors import UserError
 from taming_dist.models.discriminators.norms import NORMS
+from taming_dist.ranges import check_ranges, ranged
 
 PATCH, WIDTH, DEPTH, HEADS, SIDE = 16, 384, 12, 6, 224  # ViT-S/16 as published
 KERNEL = 9
@@ -29,14 +30,13 @@ class DinoConfig:
     there is a head; `norm` in the heads: batch, group or none."""
 
     weights: str = "hub"
-    depths: list[int] = dataclasses.field(default_factory=lambda: [2, 5, 8, 11])
+    depths: list[int] = ranged([2, 5, 8, 11], at_least=0, at_most=DEPTH - 1)
     norm: str = "batch"
 
     def __post_init__(self) -> None:
-        if not self.depths or not set(self.depths) <= set(range(DEPTH)):
-            raise UserError(
-                f"loss.discriminator.depths={self.depths}: use numbers 0 to {DEPTH - 1}"
-            )
+        check_ranges(self, "loss.discriminator")
+        if len(set(self.depths)) < len(self.depths):
+            raise UserError(f"loss.discriminator.depths={self.depths}: name each depth once")
         if self.norm not in ("batch", "group", "none"):
             raise UserError(f"loss.discriminator.norm={self.norm}: use batch, group or none")
 

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from taming_dist.errors import UserError
 from taming_dist.models.discriminators.norms import NORMS
+from taming_dist.ranges import check_ranges, ranged
+
+MOST_LAYERS = 16  # for images of 2^18 pixels across
 
 
 @dataclasses.dataclass
@@ -16,11 +19,12 @@ class PatchGANConfig:
     """`channels` of the first layer, doubled up to 8 times of it over `layers` strided layers;
     `norm`: batch (as the original), actnorm, group or none."""
 
-    channels: int = 64
-    layers: int = 3
+    channels: int = ranged(64, at_least=1)
+    layers: int = ranged(3, at_least=1, at_most=MOST_LAYERS)
     norm: str = "batch"
 
     def __post_init__(self) -> None:
+        check_ranges(self, "loss.discriminator")
         if self.norm not in NORMS:
             raise UserError(f"loss.discriminator.norm={self.norm}: use one of {sorted(NORMS)}")
 

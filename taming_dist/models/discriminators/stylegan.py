@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from taming_dist.errors import UserError
 from taming_dist.models.discriminators.norms import Averaged
+from taming_dist.ranges import check_ranges, ranged
 
 SLOPE = 0.2
 GAIN = math.sqrt(2)  # keeps the variance through a leaky ReLU
@@ -24,13 +25,14 @@ class StyleGANConfig:
     """For images of `size` pixels, a power of two. `channels` of the first layer, doubled at every
     halving up to `max_channels`; `equalized`: weights of deviation 1, scaled when they are used."""
 
-    size: int = 256
-    channels: int = 64
-    max_channels: int = 512
+    size: int = ranged(256, at_least=2 * SMALLEST)
+    channels: int = ranged(64, at_least=1)
+    max_channels: int = ranged(512, at_least=1)
     equalized: bool = True
 
     def __post_init__(self) -> None:
-        if self.size < 2 * SMALLEST or self.size & (self.size - 1):
+        check_ranges(self, "loss.discriminator")
+        if self.size & (self.size - 1):
             raise UserError(
                 f"loss.discriminator.size={self.size}: a StyleGAN discriminator halves the image "
                 f"down to {SMALLEST} pixels, so use a power of two from {2 * SMALLEST} on"

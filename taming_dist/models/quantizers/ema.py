@@ -13,6 +13,7 @@ from omegaconf import MISSING
 from torch import Tensor
 
 from taming_dist.models.quantizers.interface import (
+    MOST_CODES,
     Quantized,
     Quantizer,
     ReplaceRows,
@@ -28,10 +29,11 @@ from taming_dist.models.quantizers.interface import (
 from taming_dist.models.quantizers.renewal import (
     Start,
     candidates,
-    check_renewal,
+    check_start,
     dead_codes,
     draw,
 )
+from taming_dist.ranges import check_ranges, ranged
 
 
 @dataclasses.dataclass
@@ -44,16 +46,17 @@ class EMAQuantizerConfig:
     """
 
     name: str = "ema"
-    codes: int = MISSING
-    dim: int = MISSING
-    beta: float = 0.25
-    decay: float = 0.99
+    codes: int = ranged(MISSING, at_least=1, at_most=MOST_CODES)
+    dim: int = ranged(MISSING, at_least=1)
+    beta: float = ranged(0.25, at_least=0)
+    decay: float = ranged(0.99, at_least=0, below=1)
     normalized: bool = True
     initial: str = "random"
-    revive_below: float = 0.05
+    revive_below: float = ranged(0.05, at_least=0, below=1)
 
     def __post_init__(self) -> None:
-        check_renewal(self.initial, self.revive_below)
+        check_ranges(self, "model.quantizer")
+        check_start(self.initial)
 
 
 class EMAQuantizer(Quantizer):

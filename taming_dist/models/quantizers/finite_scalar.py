@@ -13,6 +13,7 @@ from torch import Tensor
 
 from taming_dist.errors import UserError
 from taming_dist.models.quantizers.interface import (
+    MOST_CODES,
     Quantized,
     Quantizer,
     Statistics,
@@ -20,6 +21,7 @@ from taming_dist.models.quantizers.interface import (
     full_precision,
     straight_through,
 )
+from taming_dist.ranges import check_ranges, ranged
 
 
 @dataclasses.dataclass
@@ -28,13 +30,14 @@ class FSQuantizerConfig:
     about 2^10 codes, [7,5,5,5,5] for 2^12, [8,8,8,6,5] for 2^14, [8,8,8,5,5,5] for 2^16."""
 
     name: str = "fsq"
-    levels: list[int] = MISSING
+    levels: list[int] = ranged(MISSING, at_least=2)
 
     def __post_init__(self) -> None:
-        if not self.levels or min(self.levels) < 2:
+        check_ranges(self, "model.quantizer")
+        if self.codes > MOST_CODES:
             raise UserError(
-                f"model.quantizer.levels={list(self.levels)}: give at least 2 levels for each of "
-                f"one or more channels"
+                f"model.quantizer.levels={list(self.levels)}: they make {self.codes} codes, use "
+                f"fewer, for at most {MOST_CODES}"
             )
 
     @property

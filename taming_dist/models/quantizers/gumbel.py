@@ -15,13 +15,14 @@ from omegaconf import MISSING
 from torch import Tensor, nn
 
 from taming_dist.models.quantizers.interface import (
+    MOST_CODES,
     Quantized,
     Quantizer,
     Statistics,
-    check_positive,
     count,
     full_precision,
 )
+from taming_dist.ranges import check_ranges, ranged
 
 
 @dataclasses.dataclass
@@ -30,14 +31,14 @@ class GumbelQuantizerConfig:
     on a half cosine to `final_temperature` at the end of the run."""
 
     name: str = "gumbel"
-    codes: int = MISSING
-    dim: int = MISSING
-    kl_weight: float = 1e-8
-    temperature: float = 0.9
-    final_temperature: float = 1e-6
+    codes: int = ranged(MISSING, at_least=1, at_most=MOST_CODES)
+    dim: int = ranged(MISSING, at_least=1)
+    kl_weight: float = ranged(1e-8, at_least=0)
+    temperature: float = ranged(0.9, above=0)
+    final_temperature: float = ranged(1e-6, above=0)
 
     def __post_init__(self) -> None:
-        check_positive(self, "temperature", "final_temperature")
+        check_ranges(self, "model.quantizer")
 
 
 class Mixture(nn.Module):

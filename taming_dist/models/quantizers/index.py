@@ -16,16 +16,17 @@ from torch.utils.checkpoint import checkpoint
 
 from taming_dist.models.quantizers.entropy import EntropyQuantizer
 from taming_dist.models.quantizers.interface import (
+    MOST_CODES,
     Quantized,
     Statistics,
     as_code_grid,
     as_grid,
     as_vectors,
-    check_positive,
     count,
     full_precision,
     rows_per_block,
 )
+from taming_dist.ranges import check_ranges, ranged
 
 
 @dataclasses.dataclass
@@ -34,15 +35,15 @@ class IndexQuantizerConfig:
     with q(c|z) = softmax(z.c / `temperature`)."""
 
     name: str = "ibq"
-    codes: int = MISSING
-    dim: int = MISSING
-    beta: float = 0.25
-    entropy_weight: float = 0.05
-    diversity: float = 1.0
-    temperature: float = 0.01
+    codes: int = ranged(MISSING, at_least=1, at_most=MOST_CODES)
+    dim: int = ranged(MISSING, at_least=1)
+    beta: float = ranged(0.25, at_least=0)
+    entropy_weight: float = ranged(0.05, at_least=0)
+    diversity: float = ranged(1.0, at_least=0)
+    temperature: float = ranged(0.01, above=0)
 
     def __post_init__(self) -> None:
-        check_positive(self, "temperature")
+        check_ranges(self, "model.quantizer")
 
 
 class Chosen(NamedTuple):

@@ -6,14 +6,13 @@ Legend: b batch, d latent channels, i j latent grid, K codes, N = b*i*j vectors.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from taming_dist.errors import UserError
-
+MOST_CODES = 2**24  # how often each is used is held, and counted in fp32
 SEARCH_BYTES = 64 << 20  # the largest block of an N x K matrix that is ever held
 
 Average = Callable[[Tensor], Tensor]  # a mean over all ranks through which gradients flow
@@ -99,14 +98,6 @@ class Quantizer(StaysFloat32):
         optimizer owns and makes the optimizer forget what it knew of them.
         """
         return 0
-
-
-def check_positive(config: Any, *names: str) -> None:
-    """UserError unless these settings of a quantizer are above 0."""
-    for name in names:
-        value = getattr(config, name)
-        if not value > 0:
-            raise UserError(f"model.quantizer.{name}={value}: give a number above 0")
 
 
 @contextmanager

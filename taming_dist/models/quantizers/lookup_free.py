@@ -11,21 +11,21 @@ import torch.nn.functional as F
 from omegaconf import MISSING
 from torch import Tensor
 
-from taming_dist.errors import UserError
 from taming_dist.models.quantizers.entropy import EntropyQuantizer
 from taming_dist.models.quantizers.interface import (
+    MOST_CODES,
     Quantized,
     Statistics,
     as_code_grid,
     as_grid,
     as_vectors,
-    check_positive,
     count,
     full_precision,
     straight_through,
 )
+from taming_dist.ranges import check_ranges, ranged
 
-MOST_BITS = 24  # counts of the codes are held: 2^24 numbers
+MOST_BITS = MOST_CODES.bit_length() - 1
 
 
 @dataclasses.dataclass
@@ -34,16 +34,14 @@ class LFQuantizerConfig:
     q(c|z) = softmax(2 z.c / `temperature`); `beta` of the commitment term."""
 
     name: str = "lfq"
-    bits: int = MISSING
-    beta: float = 0.25
-    entropy_weight: float = 0.1
-    diversity: float = 1.0
-    temperature: float = 0.01
+    bits: int = ranged(MISSING, at_least=1, at_most=MOST_BITS)
+    beta: float = ranged(0.25, at_least=0)
+    entropy_weight: float = ranged(0.1, at_least=0)
+    diversity: float = ranged(1.0, at_least=0)
+    temperature: float = ranged(0.01, above=0)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.bits <= MOST_BITS:
-            raise UserError(f"model.quantizer.bits={self.bits}: use 1 to {MOST_BITS}")
-        check_positive(self, "temperature")
+        check_ranges(self, "model.quantizer")
 
     @property
     def codes(self) -> int:

@@ -20,15 +20,10 @@ JITTER = 0.01  # of the pool's standard deviation, where one latent has to start
 STARTS = ("random", "data", "kmeans")
 
 
-def check_renewal(initial: str, revive_below: float) -> None:
-    """UserError for settings that cannot be meant."""
+def check_start(initial: str) -> None:
+    """UserError unless a codebook can start like this."""
     if initial not in STARTS:
         raise UserError(f"model.quantizer.initial={initial}: use one of {', '.join(STARTS)}")
-    if not 0 <= revive_below < 1:
-        raise UserError(
-            f"model.quantizer.revive_below={revive_below}: it is a share of the average use of a "
-            f"code, from 0 (no revival) to below 1"
-        )
 
 
 class Start(StaysFloat32):

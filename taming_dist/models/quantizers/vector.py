@@ -13,6 +13,7 @@ from omegaconf import MISSING
 from torch import Tensor, nn
 
 from taming_dist.models.quantizers.interface import (
+    MOST_CODES,
     Quantized,
     Quantizer,
     ReplaceRows,
@@ -26,7 +27,8 @@ from taming_dist.models.quantizers.interface import (
     nearest,
     straight_through,
 )
-from taming_dist.models.quantizers.renewal import Start, Usage, candidates, check_renewal, draw
+from taming_dist.models.quantizers.renewal import Start, Usage, candidates, check_start, draw
+from taming_dist.ranges import check_ranges, ranged
 
 
 class Codebook(StaysFloat32):
@@ -63,16 +65,17 @@ class VectorQuantizerConfig:
     """
 
     name: str = "vector"
-    codes: int = MISSING
-    dim: int = MISSING
-    beta: float = 0.25
+    codes: int = ranged(MISSING, at_least=1, at_most=MOST_CODES)
+    dim: int = ranged(MISSING, at_least=1)
+    beta: float = ranged(0.25, at_least=0)
     normalized: bool = False
     legacy: bool = False
     initial: str = "random"
-    revive_below: float = 0.0
+    revive_below: float = ranged(0.0, at_least=0, below=1)
 
     def __post_init__(self) -> None:
-        check_renewal(self.initial, self.revive_below)
+        check_ranges(self, "model.quantizer")
+        check_start(self.initial)
 
 
 class VectorQuantizer(Quantizer):

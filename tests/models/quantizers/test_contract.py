@@ -179,14 +179,22 @@ def test_an_unknown_quantizer_is_the_users_mistake() -> None:
 @pytest.mark.parametrize(
     ("kind", "settings", "line"),
     [
-        (FSQuantizerConfig, {"levels": [8, 1]}, r"levels=\[8, 1\]: give at least 2 levels"),
-        (FSQuantizerConfig, {"levels": []}, r"levels=\[\]: give at least 2 levels"),
-        (LFQuantizerConfig, {"bits": 0}, "bits=0: use 1 to 24"),
-        (LFQuantizerConfig, {"bits": 4, "temperature": 0.0}, "temperature=0.0: give a number"),
+        (FSQuantizerConfig, {"levels": [8, 1]}, r"levels=\[8, 1\]: use one or more whole"),
+        (FSQuantizerConfig, {"levels": []}, r"levels=\[\]: use one or more whole"),
+        (LFQuantizerConfig, {"bits": 0}, "bits=0: use a whole number from 1 to 24"),
+        (
+            LFQuantizerConfig,
+            {"bits": 4, "temperature": 0.0},
+            "temperature=0.0: use a number",
+        ),
         (IndexQuantizerConfig, {"codes": 4, "dim": 2, "temperature": 0.0}, "temperature=0.0"),
         (GumbelQuantizerConfig, {"codes": 4, "dim": 2, "final_temperature": 0.0}, "final_temp"),
         (VectorQuantizerConfig, {"codes": 4, "dim": 2, "initial": "pca"}, "initial=pca: use one"),
-        (EMAQuantizerConfig, {"codes": 4, "dim": 2, "revive_below": 1.0}, "revive_below=1.0: it"),
+        (
+            EMAQuantizerConfig,
+            {"codes": 4, "dim": 2, "revive_below": 1.0},
+            "revive_below=1.0: use a number",
+        ),
     ],
 )
 def test_settings_that_cannot_be_meant_are_the_users_mistake(
