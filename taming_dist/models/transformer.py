@@ -52,13 +52,11 @@ class TransformerConfig:
     condition_table: str = "shared"
 
     def __post_init__(self) -> None:
+        check_ranges(self, "model")
         if self.condition_table not in CONDITION_TABLES:
             raise UserError(f"model.condition_table={self.condition_table}: use own or shared")
         if self.condition == "none":
             self.condition_table = "shared"
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "model")
 
     @property
     def num_tokens(self) -> int:
