@@ -178,6 +178,14 @@ class CodeDataset:
             rows = replace(rows, boxes=self._boxes(ascending))
         return rows, places
 
+    def keys(self, ids: np.ndarray) -> list[str]:
+        """The names of the images that the samples `ids` int64 [b] are views of, ascending ids."""
+        found: list[str] = []
+        for number, _, samples in self._by_shard(np.sort(ids)):
+            names = self.shard(number).keys[:]
+            found += [names[sample // self.views] for sample in samples.tolist()]
+        return found
+
     def _take_ascending(self, ids: np.ndarray) -> Rows:
         codes = np.empty((len(ids), *self.grid), codes_dtype(self.vocabulary))
         classes = np.empty(len(ids), np.int32) if self.classes_present else None
@@ -364,6 +372,10 @@ class CodeReader:
     def epoch_batches(self) -> Iterator[CodeBatch]:
         """Every sample once over all ranks, in order; the last batch may be short."""
         return self._read(self._gathering().evaluation())
+
+    def keys(self, batch: CodeBatch) -> list[str]:
+        """The names of the images that a batch's samples are views of."""
+        return self.dataset.keys(batch.ids.numpy())
 
     def _gathering(self) -> Plan:
         """The plan whose batches are several of this reader's."""

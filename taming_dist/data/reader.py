@@ -130,6 +130,10 @@ class Batching:
         self.num_read = 0
         self._on_bad, self._max_bad_fraction = on_bad, max_bad_fraction
 
+    def keys(self, batch: Batch) -> list[str]:
+        """The names of a batch's samples."""
+        return batch.keys
+
     def count(self, asked: int, bad: list[dict[str, Any]]) -> None:
         """Note that `asked` samples were tried, and `bad` ones among them."""
         self.num_read += asked

@@ -95,8 +95,9 @@ class Engine:
 
     `engine(x)` runs the network with the hooks that gather and reduce; `engine.module` is the bare
     network, for passes in which it must not collect gradients. `backward` and `step` are called
-    once per micro-batch; the weights move at every `accumulation`-th step, unless some rank's
-    gradient is not finite: then no rank moves, nor does the average of the weights.
+    once per micro-batch; the weights move at every `accumulation`-th step, unless a loss or the
+    gradient of some rank is not finite: then no rank moves, nor does the average of the weights.
+    `moved` tells, the same on all ranks, what the last optimizer step did.
 
     With `ema_half_life` (images; 0 for none) an average of the weights is kept, cut up as ZeRO cuts
     the optimizer; `evaluated` and `full_state` then give the averaged weights.
@@ -125,6 +126,7 @@ class Engine:
         self.config = config
         self.world = world
         self.lr = 0.0
+        self.moved = True
         self.skipped_in_a_row = 0
         self._clip = optimizer.clip
         self._norm: float | None = None  # of the last gradient that was followed
@@ -174,8 +176,14 @@ class Engine:
         (scaled,) = torch.autograd.grad(loss * self.loss_scale, at)
         return scaled / self.loss_scale
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradients of one micro-batch, averaged over ranks and micro-batches."""
+    def backward(self, loss: Tensor, value: Tensor | None = None) -> None:
+        """Add the gradients of one micro-batch, averaged over ranks and micro-batches.
+
+        `value`: the loss itself, where `loss` is a surrogate that only has its gradient. One that
+        is not finite spoils the gradient of all ranks, so that they skip the step together,
+        without waiting for the device to tell.
+        """
+        loss = loss * (1 + 0 * (loss if value is None else value).detach())
         # above ZeRO 0 DeepSpeed multiplies by the factor that it was given
         self._engine.backward(loss * self.loss_scale if self.config.zero == 0 else loss)
 
@@ -192,6 +200,7 @@ class Engine:
             moved = self._engine.was_step_applied()
             if moved:
                 self._norm = float(self._engine.get_global_grad_norm())
+        self.moved = moved
         self._skipped += not moved
         self.skipped_in_a_row = 0 if moved else self.skipped_in_a_row + 1
         if self._scale is not None:

@@ -28,8 +28,8 @@ class AdaptiveWeight:
         """
         return self._ratio(self.world.mean(at_last_layer(features, rec, gan)))
 
-    def finish(self) -> None:
-        """The optimizer step is over."""
+    def finish(self, moved: bool) -> None:
+        """The optimizer step is over; `moved`: it was not skipped."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -70,12 +70,10 @@ class Lagged(AdaptiveWeight):
         self._parts.append(at_last_layer(features, rec, gan))
         return self._weight
 
-    def finish(self) -> None:
-        if self._parts:
-            gradients = self.world.mean(torch.stack(self._parts).mean(0))
-            if gradients.isfinite().all():  # else the step was skipped, and the weight stays
-                self._weight = self._ratio(gradients)
-            self._parts = []
+    def finish(self, moved: bool) -> None:
+        if self._parts and moved:
+            self._weight = self._ratio(self.world.mean(torch.stack(self._parts).mean(0)))
+        self._parts = []
 
     def state_dict(self) -> dict[str, Any]:
         return {"lagged": float(self._weight)}

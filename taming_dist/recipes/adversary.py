@@ -183,12 +183,13 @@ class Adversary:
         return scalars
 
     def finish(self) -> None:
-        """Move LeCAM's averages by what D said in this step, over the whole global batch."""
-        if self._logits:
+        """Move LeCAM's averages by what D said in this step, over the whole global batch, unless
+        the step was skipped."""
+        if self._logits and self.engine.moved:
             said = self.world.mean(torch.stack(self._logits).mean(0))
             before = said if self._averages is None else self._averages
             self._averages = before.lerp(said, 1 - self.loss.lecam_decay)
-            self._logits = []
+        self._logits = []
 
     def state_dict(self) -> dict[str, Any]:
         return {"lecam": None if self._averages is None else self._averages.tolist()}

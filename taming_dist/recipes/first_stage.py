@@ -49,7 +49,10 @@ class FirstStageRecipe(ModelRecipe):
         self.annealed = quantizer.anneal(clock.images / clock.total_images)
 
     def _update_codebook(self, parts: list[Statistics], clock: Clock) -> None:
-        """Bring the statistics of all micro-batches and ranks together, the same everywhere."""
+        """Bring the statistics of all micro-batches and ranks together, the same everywhere; those
+        of a skipped step, whose latents may not be finite, are left out."""
+        if not self.generator.moved:
+            return
         counts = self.world.sum(torch.stack([part.counts for part in parts]).sum(0))
         sums = [part.sums for part in parts if part.sums is not None]
         candidates = [part.candidates for part in parts if part.candidates is not None]

@@ -83,15 +83,17 @@ class VQGANRecipe(FirstStageRecipe):
                 scalars |= {"gan_g": gan, "adaptive_weight": weight}
                 scalars |= {"gan_weight": gan_weight * weight}
 
+            scalars |= self._total(scalars, out.codebook_loss)
             # its gradient at x^ is the sum above; its value means nothing
             surrogate = (out.images.float() * gradient).sum()
-            self.generator.backward(surrogate + self.loss.codebook_weight * out.codebook_loss)
+            surrogate = surrogate + self.loss.codebook_weight * out.codebook_loss
+            self.generator.backward(surrogate, value=scalars["loss"])
             self.generator.step()
             if adversary is not None:
                 scalars |= adversary.step(self._to_judge(images, reconstruction))
 
             statistics.append(out.statistics)
-            yield scalars | self._total(scalars, out.codebook_loss)
+            yield scalars
         self._finish(statistics, clock)
 
     def _begin(self, clock: Clock) -> tuple[float, Adversary | None]:
@@ -131,7 +133,7 @@ class VQGANRecipe(FirstStageRecipe):
 
     def _finish(self, statistics: list[Statistics], clock: Clock) -> None:
         """What moves once per optimizer step, by all micro-batches and ranks together."""
-        self.adaptive.finish()
+        self.adaptive.finish(self.generator.moved)
         if self.adversary is not None:
             self.adversary.finish()
         self._update_codebook(statistics, clock)

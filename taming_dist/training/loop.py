@@ -1,13 +1,14 @@
 """The training loop: fetch, step, log, validate, save, stop. It knows a stage by `Recipe` only."""
 
 import dataclasses
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
+
+import torch
 
 from taming_dist.data.loader import Plan
 from taming_dist.engine.checkpoint import Checkpoints, read_state
@@ -16,7 +17,7 @@ from taming_dist.errors import UserError
 from taming_dist.ranges import check_ranges, ranged
 from taming_dist.training.clock import Clock
 from taming_dist.training.metrics import Means
-from taming_dist.training.recipe import Recipe
+from taming_dist.training.recipe import Recipe, Scalars
 from taming_dist.training.signals import StopRequest
 from taming_dist.training.sinks import Sinks
 
@@ -47,6 +48,7 @@ class Source(Protocol):
 
     def batches(self, from_sample: int) -> Iterator[Any]: ...
     def epoch_batches(self) -> Iterator[Any]: ...
+    def keys(self, batch: Any) -> list[str]: ...
 
 
 @dataclasses.dataclass
@@ -61,7 +63,7 @@ class Data:
 
 
 class Diverged(RuntimeError):
-    """The loss is not finite; the last checkpoint is from before."""
+    """Too many steps in a row had a loss or gradient that is not finite, and were skipped."""
 
 
 def fit(
@@ -82,10 +84,13 @@ def fit(
     while not clock.finished and not stopping:
         with timer.waiting():
             micro_batches = list(islice(batches, data.accumulation))
-        for scalars in recipe.train_step(micro_batches, clock):
-            means.add(scalars)
-        check_moving(recipe, clock)
+        parts = list(recipe.train_step(micro_batches, clock))
         clock.tick()
+        if skipped := [name for name, engine in recipe.engines.items() if not engine.moved]:
+            note_skip(skipped, spoilt(micro_batches, parts, data), clock, sinks, world)
+            check_moving(recipe, clock)
+        else:
+            means.add_all(parts)
         timer.count(clock.global_batch)
         stopping = world.any(stop.asked)
         last = clock.finished or stopping
@@ -94,7 +99,6 @@ def fit(
         if clock.due(config.log_every) or saving:
             record |= prefixed("train", means.take(world) | recipe.window_metrics())
             record |= prefixed("throughput", timer.take())
-            check_finite(record, clock)
         if clock.due(config.preview_every) or last:
             sinks.image(clock, recipe.preview(data.preview))
         if clock.due(config.validate_every) or clock.finished:
@@ -169,14 +173,22 @@ def prefixed(prefix: str, values: dict[str, float]) -> dict[str, float]:
     return {f"{prefix}/{name}": value for name, value in values.items()}
 
 
-def check_finite(record: dict[str, float], clock: Clock) -> None:
-    """Diverged if a logged mean is not finite; it covers every step since the last log point."""
-    bad = sorted(name for name, value in record.items() if not math.isfinite(value))
-    if bad:
-        raise Diverged(
-            f"step {clock.step}: {', '.join(bad)} not finite; the last checkpoint is from before. "
-            f"Try a smaller optim.lr, engine.precision=fp32 or optim.clip=1"
-        )
+def spoilt(micro_batches: list[Any], parts: list[Scalars], data: Data) -> list[str]:
+    """The keys of this rank's samples in micro-batches with a loss that is not finite."""
+    keys: list[str] = []
+    for batch, scalars in zip(micro_batches, parts, strict=True):
+        if not torch.stack([value.detach() for value in scalars.values()]).isfinite().all():
+            keys += data.train.keys(batch)
+    return keys
+
+
+def note_skip(
+    networks: list[str], keys: list[str], clock: Clock, sinks: Sinks, world: World
+) -> None:
+    """Write down a step that was skipped (collective): which networks stood still, and the samples
+    of all ranks whose loss was not finite; none where that came up in a gradient only."""
+    found = sorted(key for part in world.gather(keys) for key in part)
+    sinks.event("skip", clock, networks=networks, keys=found)
 
 
 def check_moving(recipe: Recipe, clock: Clock) -> None:
@@ -184,8 +196,9 @@ def check_moving(recipe: Recipe, clock: Clock) -> None:
     for name, engine in recipe.engines.items():
         if engine.skipped_in_a_row >= MOST_SKIPPED:
             raise Diverged(
-                f"step {clock.step}: the gradient of the {name} was not finite {MOST_SKIPPED} "
-                f"times in a row. Try a smaller optim.lr or engine.precision=fp32"
+                f"step {clock.step}: a loss or gradient of the {name} was not finite in "
+                f"{MOST_SKIPPED} steps in a row; events.jsonl has their samples. Try a smaller "
+                f"optim.lr, engine.precision=fp32 or optim.clip=1"
             )
 
 

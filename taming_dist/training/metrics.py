@@ -1,5 +1,7 @@
 """Averages of training metrics between two log points, over all ranks, without a sync per step."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,11 @@ class Means:
             value = value.detach().float()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._counts[name] = self._counts.get(name, 0) + 1
+
+    def add_all(self, parts: Iterable[dict[str, Tensor]]) -> None:
+        """Take in the scalars of several micro-batches."""
+        for values in parts:
+            self.add(values)
 
     def take(self, world: World) -> dict[str, float]:
         """The means over all ranks, and start anew (collective; one reduction, one sync)."""

@@ -3,7 +3,9 @@
 Run as `python precision_worker.py OUT` with torchrun's variables; writes OUT-<rank>.json.
 """
 
+import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,17 @@ from torch import Tensor, nn
 from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.world import World
 from taming_dist.engine.zero import Engine
+from taming_dist.models.discriminators import PatchGANConfig
 from taming_dist.recipes.vqgan import VQGANRecipe
 from taming_dist.training.optimization import OptimConfig
 
 ACCUMULATION, CLIP, LEARNING_RATE = 2, 0.05, 0.01
+INFINITE = float("inf")
+SPOIL: dict[str, Callable[[Tensor], Tensor]] = {
+    "": lambda loss: loss,
+    "gradient": lambda loss: loss * INFINITE,
+    "loss": lambda loss: loss + INFINITE,
+}
 TRAINED = [("fp32", 0), ("fp16", 0), ("fp16", 2)]  # bf16 is in matrix_worker.py
 
 
@@ -50,15 +59,17 @@ def small_engine(world: World, precision: str, zero: int) -> Engine:
     )
 
 
-def small_step(engine: Engine, world: World, step: int, spoilt: bool = False) -> None:
-    """One optimizer step; a spoilt one has an infinite gradient in one micro-batch of one rank."""
+def small_step(engine: Engine, world: World, step: int, spoilt: str = "") -> None:
+    """One optimizer step. `spoilt`: in one micro-batch of one rank the gradient is infinite, or the
+    loss is and its gradient is not."""
     images = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(step))
     engine.set_lr(LEARNING_RATE)
     for index, part in enumerate(images.chunk(ACCUMULATION)):
         mine = part[world.rank :: world.world_size]
         loss = engine(mine).float().square().mean()
-        hit = spoilt and index == 0 and world.rank == world.world_size - 1
-        engine.backward(loss * float("inf") if hit else loss)
+        if index == 0 and world.rank == world.world_size - 1:
+            loss = SPOIL[spoilt](loss)
+        engine.backward(loss)
         engine.step()
 
 
@@ -78,13 +89,14 @@ def final_weights(engine: Engine) -> list[float]:
 
 
 def spoilt_run(world: World, precision: str, zero: int, folder: Path) -> dict[str, Any]:
-    """Two steps, a spoilt one, two more; and the same without the spoilt one."""
+    """Two steps, two spoilt ones, two more; and the same without the spoilt ones."""
     engine = small_engine(world, precision, zero)
     for step in (0, 1):
         small_step(engine, world, step)
     before, scale = held(engine), engine.loss_scale
     good = engine.window_metrics()
-    small_step(engine, world, 9, spoilt=True)
+    for spoilt in ("gradient", "loss"):
+        small_step(engine, world, 9, spoilt)
     bad = engine.window_metrics()
     found = {"unmoved": held(engine) == before, "scales": [scale, engine.loss_scale]}
     found |= {"in a row": engine.skipped_in_a_row, "skipped": bad["skipped_steps"]}
@@ -128,6 +140,43 @@ def overflowing(world: World) -> dict[str, Any]:
     return {"lines": lines, "scale": recipe.generator.loss_scale}
 
 
+def remembered(recipe: VQGANRecipe) -> str:
+    """sha256 of all that a step of stage 1 moves on this rank."""
+    codebook = [tensor for _, tensor in recipe.generator.module.quantize.named_buffers()]
+    judge = [tensor for _, tensor in recipe.adversary.engine.module.named_buffers()]
+    counts = [tensor for tensor in judge if tensor.dtype == torch.int64]  # of batches
+    judge = [tensor for tensor in judge if tensor.dtype != torch.int64]
+    assert len(codebook) >= 3
+    assert len(counts) > 0
+    weights = held(recipe.generator) + held(recipe.adversary.engine)
+    return digest([*codebook, *judge]) + weights + json.dumps(recipe.state_dict())
+
+
+def poisoned(world: World, zero: int) -> dict[str, Any]:
+    """Stage 1 with all that follows the batches, and in one step an encoder that gives one latent
+    that is not finite, in one micro-batch of one rank."""
+    norm = PatchGANConfig(channels=8, layers=2, norm="batch")
+    recipe = build(world, "fp32", "ema", zero, 2, lecam_weight=0.1, discriminator=norm)
+    lines = train(recipe, range(3), 5)
+    before = remembered(recipe)
+    bad = world.rank == world.world_size - 1
+    calls: list[int] = []
+
+    def spoil(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        calls.append(1)
+        if bad and len(calls) == 2:
+            output = output.clone()
+            output[0, 0, 0, 0] = float("nan")
+        return output
+
+    hook = recipe.generator.module.quant_conv.register_forward_hook(spoil)
+    lines += train(recipe, range(3, 4), 5)
+    hook.remove()
+    unmoved = remembered(recipe) == before
+    lines += train(recipe, range(4, 5), 5)
+    return {"lines": lines, "unmoved": unmoved, "moved again": remembered(recipe) != before}
+
+
 def runs(world: World) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as made:
@@ -143,6 +192,8 @@ def runs(world: World) -> dict[str, Any]:
         lines = train(recipe, range(DISC_START + 2), DISC_START + 2)
         found[f"{precision} zero{zero} vqgan"] = lines
     found["overflowing"] = overflowing(world)
+    for zero in (0, 2):
+        found[f"poisoned zero{zero}"] = poisoned(world, zero)
     return found
 
 

@@ -26,13 +26,13 @@ def found(run_worker: Callable[..., dict[str, Any]]) -> dict[str, Any]:
 @pytest.mark.parametrize("zero", range(4))
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("process", PROCESSES)
-def test_a_gradient_that_is_not_finite_on_one_rank_moves_nothing_on_any(
+def test_a_gradient_or_loss_that_is_not_finite_on_one_rank_moves_nothing_on_any(
     found: dict[str, Any], process: str, precision: str, zero: int
 ) -> None:
     run = found[process][f"{precision} zero{zero}"]
     assert run["unmoved"]
-    assert (run["in a row"], run["skipped"], run["in a row after"]) == (1, 1.0, 0)
-    assert run["scales"] == ([FIRST, FIRST / 2] if precision == "fp16" else [1.0, 1.0])
+    assert (run["in a row"], run["skipped"], run["in a row after"]) == (2, 2.0, 0)
+    assert run["scales"] == ([FIRST, FIRST / 4] if precision == "fp16" else [1.0, 1.0])
     assert run["norms"][0] == run["norms"][1]  # of the last gradient that was followed
 
 
@@ -65,7 +65,7 @@ def test_clipping_and_norms_are_those_of_the_unscaled_gradient(
 
 @pytest.mark.parametrize("zero", range(4))
 def test_the_loss_scale_is_in_the_checkpoint(found: dict[str, Any], zero: int) -> None:
-    assert found["two-1"][f"fp16 zero{zero}"]["loaded scale"] == FIRST / 2
+    assert found["two-1"][f"fp16 zero{zero}"]["loaded scale"] == FIRST / 4
 
 
 def test_gradients_at_the_reconstruction_do_not_vanish_in_fp16(found: dict[str, Any]) -> None:
@@ -97,6 +97,23 @@ def test_stage_1_in_fp16_comes_down_from_a_scale_that_is_too_large(
     assert run["scale"] == 2.0 ** (22 - sum(skipped))
     assert run["lines"][-1]["rec"] < run["lines"][0]["rec"]
     assert all(math.isfinite(value) for line in run["lines"] for value in line.values())
+
+
+@pytest.mark.parametrize("zero", [0, 2])
+@pytest.mark.parametrize("process", PROCESSES)
+def test_a_latent_that_is_not_finite_on_one_rank_leaves_nothing_behind_on_any(
+    found: dict[str, Any], process: str, zero: int
+) -> None:
+    """Neither in weights and moments of G and D, nor in the codebook's averages, LeCAM's, the
+    lagged weight and BatchNorm's statistics."""
+    run = found[process][f"poisoned zero{zero}"]
+    assert run["unmoved"]
+    assert run["moved again"]
+    *good, bad, after = run["lines"]
+    assert (bad["skipped_steps"], bad["disc_skipped_steps"]) == (1, 1)
+    assert after["skipped_steps"] == after["disc_skipped_steps"] == 0
+    assert all(math.isfinite(value) for line in (*good, after) for value in line.values())
+    assert after["lecam"] > 0
 
 
 def test_the_scale_doubles_after_a_calm_and_keeps_its_bounds() -> None:

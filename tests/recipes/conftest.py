@@ -46,14 +46,16 @@ class PlainEngine:
         betas = (optimizer.betas[0], optimizer.betas[1])
         self._optimizer = torch.optim.Adam(groups, lr=0.0, betas=betas)
         self.lr = 0.0
+        self.moved = True
 
     def __call__(self, *args: Any) -> Any:
         self.calls += 1
         return self.module(*args)
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, value: Tensor | None = None) -> None:
         self.backwards += 1
-        (loss / self.accumulation).backward()
+        spoilt = not (loss if value is None else value).isfinite()
+        (loss * torch.nan if spoilt else loss / self.accumulation).backward()
 
     def step(self) -> None:
         self._micro_batches += 1
@@ -65,7 +67,9 @@ class PlainEngine:
             for name, parameter in self.module.named_parameters()
             if parameter.grad is not None
         }
-        self._optimizer.step()
+        self.moved = all(bool(gradient.isfinite().all()) for gradient in self.gradients.values())
+        if self.moved:
+            self._optimizer.step()
         self._optimizer.zero_grad()
 
     def set_lr(self, lr: float) -> None:

@@ -38,13 +38,22 @@ class Numbers:
     def epoch_batches(self) -> Iterator[list[int]]:
         yield from ([0, 1], [2, 3], [4])
 
+    def keys(self, batch: list[int]) -> list[str]:
+        return [f"key-{position}" for position in batch]
+
 
 class Weights:
     """An engine whose only weight is a number."""
 
     def __init__(self) -> None:
         self.value = 0.0
+        self.moved = True
         self.skipped_in_a_row = 0
+
+    def skip(self, skipped: bool) -> None:
+        """What an engine remembers of an optimizer step."""
+        self.moved = not skipped
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
 
     def save(self, folder: Path, name: str) -> None:
         (folder / name).mkdir()
@@ -64,12 +73,19 @@ class Counter:
         self.seen: list[int] = []
         self.remembered = 0
         self.on_step = on_step
+        self.spoils: Callable[[int], float | None] = lambda position: None
 
     def train_step(self, micro_batches: Iterable[Any], clock: Clock) -> Iterator[dict[str, Tensor]]:
+        before, skipped = self.weights.value, False
         for batch in micro_batches:
             self.seen += batch
             self.weights.value += sum(batch)
-            yield {"loss": torch.tensor(self.weights.value)}
+            spoilt = self.spoils(batch[0])
+            skipped |= spoilt is not None
+            yield {"loss": torch.tensor(self.weights.value if spoilt is None else spoilt)}
+        if skipped:
+            self.weights.value = before
+        self.weights.skip(skipped)
         self.remembered = clock.step + 1
         self.on_step(clock)
 
@@ -133,9 +149,12 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
+def event_lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+
+
 def events(folder: Path) -> list[tuple[str, int]]:
-    lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    return [(line["event"], line["step"]) for line in lines]
+    return [(line["event"], line["step"]) for line in event_lines(folder)]
 
 
 def test_every_cadence_comes_when_it_is_due_and_at_the_end(tmp_path: Path) -> None:
@@ -248,33 +267,33 @@ def test_a_run_killed_before_its_last_checkpoint_has_exported_already(
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
+def test_a_skipped_step_is_counted_and_told_with_its_samples_but_not_in_the_means(
     tmp_path: Path, value: float
 ) -> None:
     recipe = Counter()
-
-    def breaks(clock: Clock) -> None:
-        if clock.step == 4:
-            recipe.weights.value = value
-
-    recipe.on_step = breaks
-    with pytest.raises(Diverged, match="step 6: train/loss not finite"):
-        run(tmp_path, recipe, 9, checkpoint_every=3)
-    assert events(tmp_path) == [("start", 0), ("save", 3)]
+    recipe.spoils = lambda position: value if position == 10 else None
+    assert run(tmp_path, recipe, 4, log_every=4)
+    skips = [line for line in event_lines(tmp_path) if line["event"] == "skip"]
+    assert [(line["step"], line["samples"]) for line in skips] == [(3, 12)]
+    assert (skips[0]["networks"], skips[0]["keys"]) == (["only"], ["key-10", "key-11"])
+    followed = [1, 6, 15, 28, 53, 82]  # sums of positions; the third step's were taken back
+    assert metrics(tmp_path)[0]["train/loss"] == pytest.approx(sum(followed) / len(followed))
 
 
 def test_a_run_that_only_skips_steps_ends_and_one_that_skips_some_does_not(
     tmp_path: Path,
 ) -> None:
     recipe = Counter()
-
-    def skips(clock: Clock) -> None:
-        recipe.weights.skipped_in_a_row = clock.step
-
-    recipe.on_step = skips
-    assert run(tmp_path, recipe, MOST_SKIPPED)
-    with pytest.raises(Diverged, match=f"gradient of the only was not finite {MOST_SKIPPED} times"):
-        run(tmp_path, recipe, MOST_SKIPPED + 2)
+    last_of_row = 4 * (MOST_SKIPPED + 1)
+    recipe.spoils = lambda position: math.nan if 8 <= position < last_of_row else None
+    assert run(tmp_path, recipe, MOST_SKIPPED + 3)
+    again = Counter()
+    again.spoils = lambda position: math.nan if 4 <= position < last_of_row else None
+    told = f"step {MOST_SKIPPED + 1}: a loss or gradient of the only was not finite in"
+    with pytest.raises(Diverged, match=f"{told} {MOST_SKIPPED} steps in a row"):
+        run(tmp_path / "again", again, MOST_SKIPPED + 3, checkpoint_every=1)
+    saved = [step for name, step in events(tmp_path / "again") if name == "save"]
+    assert saved[-1] == MOST_SKIPPED  # which holds the weights of step 1
 
 
 def test_another_global_batch_goes_on_where_it_divides_the_images_seen(tmp_path: Path) -> None:

@@ -58,8 +58,10 @@ class BatchNorm(nn.BatchNorm2d, Averaged):
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance * n / max(1, n - 1), self.momentum)  # unbiased, as torch's
+        variance = variance * n / max(1, n - 1)  # unbiased, as torch's
+        finite = (mean + variance).isfinite()  # else the step is skipped, and its batch left out
+        self.running_mean.lerp_(mean.where(finite, self.running_mean), self.momentum)
+        self.running_var.lerp_(variance.where(finite, self.running_var), self.momentum)
         self.num_batches_tracked += 1
 
 

@@ -84,8 +84,9 @@ class FSQuantizer(Quantizer):
         return self._joined(self._bounded(z.movedim(1, -1)).round())
 
     def _joined(self, rounded: Tensor) -> Tensor:
-        """Integers [...,d] from -L//2 on -> codes [...], the first channel's digit the lowest."""
-        digits = rounded + self._half(rounded.device)
+        """Integers [...,d] from -L//2 on -> codes [...], the first channel's digit the lowest, and
+        that of a NaN 0."""
+        digits = (rounded + self._half(rounded.device)).nan_to_num(0)
         return (digits.long() * self._places(digits.device)).sum(-1)
 
     def lookup(self, codes: Tensor) -> Tensor:
