@@ -37,7 +37,7 @@ from taming_dist.generation.pictures import sheet, to_uint8
 from taming_dist.models.export import read_kind
 from taming_dist.models.modalities import LabelMap
 from taming_dist.models.transformer import Transformer
-from taming_dist.models.vqgan import VQGAN, check_size
+from taming_dist.models.vqgan import VQGAN, check_all_coded, check_size
 from taming_dist.pretrained import lpips_network
 from taming_dist.ranges import check_ranges, ranged
 from taming_dist.training.sinks import save_png
@@ -113,6 +113,7 @@ def evaluate_vqgan(config: EvaluateConfig, device: torch.device) -> dict[str, An
     for batch in with_progress(reader.epoch_batches(), dataset.num_samples):
         images = modality.tensor(modality.take(batch.columns, device))
         codes = vqgan.encode(images)
+        check_all_coded(codes, batch.keys, f"{config.model} cannot be evaluated; retrain it")
         reconstructions = vqgan.decode_codes(codes)
         figures.update(images, reconstructions, codes)
         shown = [to_uint8(modality.picture(part)).cpu() for part in (images, reconstructions)]

@@ -6,7 +6,7 @@ Legend: b batch, c channels, h w pixels, d latent channels, i j latent grid, f p
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from taming_dist.models.autoencoder import GROUPS, AttnBlock, Decoder, Encoder, 
 from taming_dist.models.export import Exported
 from taming_dist.models.modalities import RGB, modality_config
 from taming_dist.models.quantizers import (
+    NO_CODE,
     Statistics,
     build_quantizer,
     keep_used,
@@ -144,7 +145,8 @@ class VQGAN(
     def encode(self, images: Tensor) -> Tensor:
         """Images [b,c,h,w] in [-1,1] -> codes [b,h/f,w/f], int64, those of `forward` in eval mode.
 
-        The encoder and the search run, and nothing else: no loss, no statistics, no graph.
+        The encoder and the search run, and nothing else: no loss, no statistics, no graph. Where
+        latents are not finite the code is -1, see `check_all_coded`; the device is not waited for.
         """
         return self.quantize.encode(self.latents(images.to(self.dtype)))
 
@@ -155,6 +157,17 @@ class VQGAN(
     @property
     def dtype(self) -> Any:
         return self.quant_conv.weight.dtype
+
+
+def check_all_coded(codes: Tensor, keys: Sequence[str], advice: str) -> None:
+    """UserError naming an image if one of the codes [b,...] of images `keys` is missing.
+
+    Call it once the codes are on the CPU anyway.
+    """
+    missing = (codes == NO_CODE).flatten(1).any(1).tolist()
+    if any(missing):
+        key = keys[missing.index(True)]
+        raise UserError(f"the encoder gives latents that are not finite for {key}: {advice}")
 
 
 def with_codes(

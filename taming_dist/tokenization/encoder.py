@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from taming_dist.data.images import Preprocess
 from taming_dist.data.objects import Boxes, boxes_in_views
 from taming_dist.data.reader import Batch, Reader
 from taming_dist.engine.tf32 import use_tf32
-from taming_dist.models.vqgan import VQGAN
+from taming_dist.models.vqgan import VQGAN, check_all_coded
 from taming_dist.tokenization.job import Job, Part
 from taming_dist.tokenization.progress import Progress
 
@@ -74,14 +74,23 @@ class Encoder:
             codes = [self.codes(model, batch, self.job.precision) for model in self.models]
             if rows:
                 # One batch behind: a GPU has work while this waits for what it has finished.
-                rows[-1].codes = [column.cpu() for column in rows[-1].codes]
+                rows[-1] = self._fetched(rows[-1])
             # Not the batch itself: the images of a whole part would not fit into memory.
             crops, boxes = self._places(batch)
             rows.append(_Rows(codes, batch.ids, batch.keys, batch.classes, crops, boxes))
             self.progress.advance(len(batch))
+        rows[-1:] = map(self._fetched, rows[-1:])
         for record in self._bad:
             print(f"left out: {record['key']} in {record['shard']}: {record['error']}", flush=True)
         return self._shard(part, rows)
+
+    def _fetched(self, rows: _Rows) -> _Rows:
+        """Rows with their codes on the CPU; UserError if an image has none."""
+        rows = replace(rows, codes=[column.cpu() for column in rows.codes])
+        advice = "use --precision fp32, or another model"
+        for column in rows.codes:
+            check_all_coded(column, rows.keys, advice)
+        return rows
 
     def inputs(self, model: VQGAN, batch: Batch) -> Iterator[Tensor]:
         """Each view of a batch as a model takes it, [b, c, size, size] on the device."""
@@ -147,7 +156,7 @@ class Encoder:
     def _stored(self, model: VQGAN, codes: list[Tensor]) -> np.ndarray:
         """The codes of a model as they are stored, [n, views, i, j]."""
         shape = (0, len(self.job.views.names), *self.job.grid(model))
-        joined = torch.cat([torch.empty(shape, dtype=torch.int32), *(c.cpu() for c in codes)])
+        joined = torch.cat([torch.empty(shape, dtype=torch.int32), *codes])
         return joined.numpy().astype(codes_dtype(model.config.vocabulary))
 
 

@@ -34,6 +34,14 @@ def test_every_view_is_a_sample(two_views: Path) -> None:
     assert len(batches[-1]) == 54 % 8
 
 
+def test_a_batch_can_be_told_by_the_names_of_its_images(two_views: Path) -> None:
+    reader = CodeReader(CodeDataset.open(str(two_views)), lanes=9, block=2, micro_batch=8)
+    batch = next(reader.batches(0))
+    assert batch.classes is not None  # image k is of class k
+    expected = [f"k{number}" for number in sorted(batch.classes.tolist())]
+    assert reader.keys(batch) == expected
+
+
 def test_ranks_and_resumption_read_the_same_global_batches(two_views: Path) -> None:
     dataset = CodeDataset.open(str(two_views))
 

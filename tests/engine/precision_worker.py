@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from matrix_worker import DISC_START, build
-from small_stage import digest, train, work
+from small_stage import codebook_digest, digest, train, work
 from torch import Tensor, nn
 
 from taming_dist.engine.settings import EngineConfig
@@ -141,15 +141,10 @@ def overflowing(world: World) -> dict[str, Any]:
 
 
 def remembered(recipe: VQGANRecipe) -> str:
-    """sha256 of all that a step of stage 1 moves on this rank."""
-    codebook = [tensor for _, tensor in recipe.generator.module.quantize.named_buffers()]
-    judge = [tensor for _, tensor in recipe.adversary.engine.module.named_buffers()]
-    counts = [tensor for tensor in judge if tensor.dtype == torch.int64]  # of batches
-    judge = [tensor for tensor in judge if tensor.dtype != torch.int64]
-    assert len(codebook) >= 3
-    assert len(counts) > 0
+    """sha256 of all that a step of stage 1 moves on this rank, but for BatchNorm's statistics: they
+    follow the other micro-batches."""
     weights = held(recipe.generator) + held(recipe.adversary.engine)
-    return digest([*codebook, *judge]) + weights + json.dumps(recipe.state_dict())
+    return codebook_digest(recipe) + weights + json.dumps(recipe.state_dict())
 
 
 def poisoned(world: World, zero: int) -> dict[str, Any]:
@@ -174,7 +169,13 @@ def poisoned(world: World, zero: int) -> dict[str, Any]:
     hook.remove()
     unmoved = remembered(recipe) == before
     lines += train(recipe, range(4, 5), 5)
-    return {"lines": lines, "unmoved": unmoved, "moved again": remembered(recipe) != before}
+    buffers = [tensor.isfinite().all() for tensor in recipe.adversary.engine.module.buffers()]
+    return {
+        "lines": lines,
+        "unmoved": unmoved,
+        "moved again": remembered(recipe) != before,
+        "statistics finite": bool(torch.stack(buffers).all()) and len(buffers) > 0,
+    }
 
 
 def runs(world: World) -> dict[str, Any]:

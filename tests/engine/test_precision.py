@@ -104,11 +104,12 @@ def test_stage_1_in_fp16_comes_down_from_a_scale_that_is_too_large(
 def test_a_latent_that_is_not_finite_on_one_rank_leaves_nothing_behind_on_any(
     found: dict[str, Any], process: str, zero: int
 ) -> None:
-    """Neither in weights and moments of G and D, nor in the codebook's averages, LeCAM's, the
-    lagged weight and BatchNorm's statistics."""
+    """Neither in weights and moments of G and D, nor in the codebook's averages, LeCAM's and the
+    lagged weight; BatchNorm's statistics stay finite."""
     run = found[process][f"poisoned zero{zero}"]
     assert run["unmoved"]
     assert run["moved again"]
+    assert run["statistics finite"]
     *good, bad, after = run["lines"]
     assert (bad["skipped_steps"], bad["disc_skipped_steps"]) == (1, 1)
     assert after["skipped_steps"] == after["disc_skipped_steps"] == 0

@@ -9,10 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from taming_dist.data.codes import CodeDataset
 from taming_dist.errors import UserError
-from taming_dist.tokenization.work import Worker, worker_of
+from taming_dist.models.vqgan import VQGAN
+from taming_dist.tokenization.work import Worker, tokenize, worker_of
+from tests.tokenization.conftest import make_job
 
 WORKERS = Path(__file__).with_name("workers.py")
 Contents = Callable[[Path], dict[str, bytes]]
@@ -139,3 +142,18 @@ def test_workers_killed_at_random_moments_change_no_byte(
     assert "20 " in said
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
     assert CodeDataset.open(str(tmp_path / "out")).num_samples == 64
+
+
+def test_images_that_the_model_has_no_codes_for_are_refused_with_one_line(
+    model: Path, images: Images, tmp_path: Path
+) -> None:
+    vqgan = VQGAN.from_pretrained(model)
+    with torch.no_grad():
+        vqgan.quant_conv.bias[0] = torch.inf
+    vqgan.save_pretrained(tmp_path / "broken")
+    job = make_job(tmp_path / "broken", images(1), tmp_path / "out")
+    with pytest.raises(
+        UserError, match="latents that are not finite for 0000: use --precision fp32"
+    ):
+        tokenize(job, Worker(0, 1, 0), batch=4, threads=1, stale_s=1.0)
+    assert not list((tmp_path / "out").glob("*.tar"))

@@ -11,6 +11,7 @@ from taming_dist.models.quantizers.finite_scalar import FSQuantizer, FSQuantizer
 from taming_dist.models.quantizers.gumbel import GumbelQuantizer, GumbelQuantizerConfig
 from taming_dist.models.quantizers.index import IndexQuantizer, IndexQuantizerConfig
 from taming_dist.models.quantizers.interface import (
+    NO_CODE,
     Quantized,
     Quantizer,
     ReplaceRows,
@@ -22,6 +23,7 @@ from taming_dist.models.quantizers.remap import keep_used
 from taming_dist.models.quantizers.vector import VectorQuantizer, VectorQuantizerConfig
 
 __all__ = [
+    "NO_CODE",
     "VARIANTS",
     "EMAQuantizer",
     "EMAQuantizerConfig",

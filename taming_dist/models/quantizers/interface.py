@@ -12,6 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+NO_CODE = -1
 MOST_CODES = 2**24  # how often each is used is held, and counted in fp32
 SEARCH_BYTES = 64 << 20  # the largest block of an N x K matrix that is ever held
 
@@ -72,9 +73,12 @@ class Quantizer(StaysFloat32):
     average: Average | None = None
 
     def encode(self, z: Tensor) -> Tensor:
-        """z [b,d,i,j] -> codes [b,i,j], int64: those of `forward` in evaluation, nothing beside."""
+        """z [b,d,i,j] -> codes [b,i,j], int64: those of `forward` in evaluation, nothing beside.
+
+        A latent that is not finite has none: -1.
+        """
         with torch.no_grad(), full_precision(z) as z32:
-            return self._codes_of(z32)
+            return self._codes_of(z32).where(z32.isfinite().all(1), NO_CODE)
 
     def _codes_of(self, z: Tensor) -> Tensor:
         """The codes [b,i,j] of latents [b,d,i,j] in fp32, as evaluation chooses them."""

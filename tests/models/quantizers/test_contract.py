@@ -11,6 +11,7 @@ from torch import Tensor
 
 from taming_dist.errors import UserError
 from taming_dist.models.quantizers import (
+    NO_CODE,
     VARIANTS,
     EMAQuantizerConfig,
     FSQuantizerConfig,
@@ -105,6 +106,16 @@ def test_a_latent_that_is_not_finite_shows_in_the_reconstruction_and_nowhere_els
     finite = out.z_q.isfinite().all(1)
     assert not finite[1, 3, 4]
     assert finite.sum() == finite.numel() - 1
+
+
+@every
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_latent_that_is_not_finite_has_no_code(config: Any, value: float) -> None:
+    z, quantizer = latents(config.dim), built(config).eval()
+    expected = quantizer.encode(z)
+    expected[1, 3, 4] = NO_CODE
+    z[1, 2, 3, 4] = value
+    assert torch.equal(quantizer.encode(z), expected)
 
 
 @every
