@@ -26,6 +26,7 @@ from omegaconf.errors import (
 )
 
 from taming_dist import cli
+from taming_dist.data.batching import BatchSizes, batch_sizes, check_shared
 from taming_dist.data.codes import CodesConfig
 from taming_dist.data.reader import ImagesConfig
 from taming_dist.engine.settings import EngineConfig
@@ -260,8 +261,8 @@ def to_yaml(config: Any) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
 
 
-def check(config: Config, world_size: int) -> int:
-    """Check what no part can check alone; gives the number of micro-batches per optimizer step.
+def check(config: Config, world_size: int) -> BatchSizes:
+    """Check what no part can check alone; gives the cut of the global batch.
 
     Errors: UserError naming the keys, before any process group starts.
     """
@@ -274,20 +275,11 @@ def check(config: Config, world_size: int) -> int:
         )
     if isinstance(config.model, VQGANConfig):
         check_sizes(config)
-    data: Any = config.data
-    return accumulation(data.global_batch, data.micro_batch, world_size)
-
-
-def accumulation(global_batch: int, micro_batch: int, world_size: int) -> int:
-    """Micro-batches of one rank in an optimizer step."""
-    if global_batch % (micro_batch * world_size):
-        raise UserError(
-            f"data.global_batch={global_batch} does not divide into micro-batches of "
-            f"data.micro_batch={micro_batch} on {world_size} ranks: make it a multiple of "
-            f"{micro_batch * world_size}, or set data.micro_batch to a divisor of "
-            f"{max(1, global_batch // world_size)}"
-        )
-    return global_batch // (micro_batch * world_size)
+    data: ImagesConfig | CodesConfig = config.data
+    sizes = batch_sizes(data.global_batch, data.micro_batch, world_size)
+    if isinstance(data, CodesConfig) or not data.streaming:
+        check_shared("data.lanes", data.lanes, world_size)
+    return sizes
 
 
 def check_sizes(config: Config) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from taming_dist.config import Config, to_yaml
+from taming_dist.data.batching import BatchSizes
 from taming_dist.data.codes import CodeDataset, CodeReader, CodesConfig
 from taming_dist.data.images import Preprocess
 from taming_dist.data.manifest import resolve
@@ -43,8 +44,8 @@ from taming_dist.training.sinks import Sinks, append_line, open_sinks
 class Stage(Protocol):
     """One stage: opens its data before the process group starts, builds its recipe after."""
 
-    def open_data(self, here: Place, accumulation: int, run_dir: Path) -> Data: ...
-    def build_recipe(self, world: World, accumulation: int) -> Recipe: ...
+    def open_data(self, here: Place, batch: BatchSizes, run_dir: Path) -> Data: ...
+    def build_recipe(self, world: World, batch: BatchSizes) -> Recipe: ...
 
 
 def choose_stage(config: Config) -> Stage:
@@ -62,7 +63,7 @@ class FirstStage:
         self.config = config
         self.initial: dict[str, Tensor] | None = None
 
-    def open_data(self, here: Place, accumulation: int, run_dir: Path) -> Data:
+    def open_data(self, here: Place, batch: BatchSizes, run_dir: Path) -> Data:
         data: ImagesConfig = self.config.data
         settings: dict[str, Any] = {
             "seed": self.config.run.seed,
@@ -73,27 +74,27 @@ class FirstStage:
         }
         place: dict[str, Any] = {"rank": here.rank, "world_size": here.world_size}
         self.initial = initial_weights(self.config, run_dir, VQGAN, self.config.model)
-        train = open_training(data, **place, **settings)
+        train = open_training(data, micro_batch=batch.micro_batch, **place, **settings)
         val_set, centred = resolve_images(data, "val"), Preprocess(data.size)
-        val = Reader(val_set, centred, micro_batch=data.micro_batch, **place, **settings)
+        val = Reader(val_set, centred, micro_batch=batch.micro_batch, **place, **settings)
         shown = Reader(val_set, centred, micro_batch=self.config.train.preview_images, **settings)
-        return join(train, val, shown, val_set.num_samples, here, accumulation)
+        return join(train, val, shown, val_set.num_samples, batch)
 
-    def build_recipe(self, world: World, accumulation: int) -> FirstStageRecipe:
+    def build_recipe(self, world: World, batch: BatchSizes) -> FirstStageRecipe:
         raise NotImplementedError
 
 
 class VQGANStage(FirstStage):
     """With the losses of the paper: photographs, depth maps."""
 
-    def open_data(self, here: Place, accumulation: int, run_dir: Path) -> Data:
-        data = super().open_data(here, accumulation, run_dir)
+    def open_data(self, here: Place, batch: BatchSizes, run_dir: Path) -> Data:
+        data = super().open_data(here, batch, run_dir)
         self.initial_discriminator = discriminator_weights(self.config, run_dir)
         return data
 
-    def build_recipe(self, world: World, accumulation: int) -> VQGANRecipe:
+    def build_recipe(self, world: World, batch: BatchSizes) -> VQGANRecipe:
         config = self.config
-        setup = recipe_setup(config, world, accumulation)
+        setup = recipe_setup(config, world, batch)
         initial = (self.initial, self.initial_discriminator)
         return VQGANRecipe(config.model, config.loss, setup, *initial)
 
@@ -101,8 +102,8 @@ class VQGANStage(FirstStage):
 class LabelMapStage(FirstStage):
     """One channel per class, cross-entropy, no discriminator."""
 
-    def build_recipe(self, world: World, accumulation: int) -> LabelMapRecipe:
-        setup = recipe_setup(self.config, world, accumulation)
+    def build_recipe(self, world: World, batch: BatchSizes) -> LabelMapRecipe:
+        setup = recipe_setup(self.config, world, batch)
         return LabelMapRecipe(self.config.model, self.config.loss, setup, self.initial)
 
 
@@ -115,7 +116,7 @@ class TransformerStage:
         self.codes = open_codes(config.data, "train")
         self.model = fitted(config.model, self.codes, config.data.train)
 
-    def open_data(self, here: Place, accumulation: int, run_dir: Path) -> Data:
+    def open_data(self, here: Place, batch: BatchSizes, run_dir: Path) -> Data:
         data: CodesConfig = self.config.data
         self.initial = initial_weights(self.config, run_dir, Transformer, self.model)
         val_set = open_codes(data, "val")
@@ -128,15 +129,15 @@ class TransformerStage:
         seed = self.config.run.seed
         place: dict[str, Any] = {"rank": here.rank, "world_size": here.world_size, "seed": seed}
         train = CodeReader(
-            self.codes, lanes=data.lanes, block=data.block, micro_batch=data.micro_batch, **place
+            self.codes, lanes=data.lanes, block=data.block, micro_batch=batch.micro_batch, **place
         )
-        val = CodeReader(val_set, micro_batch=data.micro_batch, **place)
+        val = CodeReader(val_set, micro_batch=batch.micro_batch, **place)
         shown = CodeReader(val_set, micro_batch=self.config.train.preview_images, seed=seed)
         self.decoder = self._load_decoder()
-        return join(train, val, shown, val_set.num_samples, here, accumulation)
+        return join(train, val, shown, val_set.num_samples, batch)
 
-    def build_recipe(self, world: World, accumulation: int) -> TransformerRecipe:
-        setup = recipe_setup(self.config, world, accumulation)
+    def build_recipe(self, world: World, batch: BatchSizes) -> TransformerRecipe:
+        setup = recipe_setup(self.config, world, batch)
         return TransformerRecipe(self.model, self.config.loss, setup, self.decoder, self.initial)
 
     def _load_decoder(self) -> VQGAN | None:
@@ -154,15 +155,14 @@ class TransformerStage:
         return vqgan
 
 
-def recipe_setup(config: Config, world: World, accumulation: int) -> Setup:
+def recipe_setup(config: Config, world: World, batch: BatchSizes) -> Setup:
     """What the recipes of both stages are given beside model and loss."""
-    batch, seed = config.data.micro_batch, config.run.seed
-    return Setup(config.optim, config.engine, world, batch, accumulation, seed)
+    cut = (batch.micro_batch, batch.accumulation)
+    return Setup(config.optim, config.engine, world, *cut, config.run.seed)
 
 
 def open_training(data: ImagesConfig, **settings: Any) -> Reader | StreamingReader:
     """The reader of data.train: by its index, or with data.streaming=true in sequence."""
-    settings["micro_batch"] = data.micro_batch
     if not data.streaming:
         dataset, preprocess = resolve_images(data, "train"), data.preprocess()
         return Reader(dataset, preprocess, lanes=data.lanes, block=data.block, **settings)
@@ -301,19 +301,17 @@ def discriminator_weights(config: Config, run_dir: Path) -> dict[str, Tensor] | 
     return state
 
 
-def join(
-    train: Any, val: Any, shown: Any, val_samples: int, here: Place, accumulation: int
-) -> Data:
+def join(train: Any, val: Any, shown: Any, val_samples: int, batch: BatchSizes) -> Data:
     """The readers as the loop takes them, with as many validation batches on every rank."""
-    if val_samples < here.world_size:
+    if val_samples < batch.world_size:
         raise UserError(
-            f"data.val has {val_samples} samples for {here.world_size} ranks: give each "
+            f"data.val has {val_samples} samples for {batch.world_size} ranks: give each "
             f"rank at least one"
         )
     train.plan.check_start(0)  # refuses lanes that do not fit, before any process group starts
-    per_rank = math.ceil(val_samples / here.world_size)
+    val_batches = math.ceil(math.ceil(val_samples / batch.world_size) / batch.micro_batch)
     preview = next(iter(shown.epoch_batches()))
-    return Data(train, val, math.ceil(per_rank / val.plan.micro_batch), preview, accumulation)
+    return Data(train, val, val_batches, preview, batch.accumulation)
 
 
 def check_run_dir(config: Config, run_dir: Path) -> None:
@@ -352,19 +350,18 @@ def first_rank_sinks(config: Config, clock: Clock, run_dir: Path) -> Sinks:
     return open_sinks(config.log, run_dir, config.run.name, clock, yaml.safe_load(to_yaml(config)))
 
 
-def describe(config: Config, world: World, data: Data, recipe: Recipe) -> str:
+def describe(config: Config, world: World, batch: BatchSizes, recipe: Recipe) -> str:
     """What follows from the configuration, for the person at the terminal."""
     sizes = ", ".join(
         f"{name} {size(engine.module)}{parts(engine.module)}"
         for name, engine in recipe.engines.items()
     )
-    batch = config.data
     return "\n".join(
         [
             f"run       {config.run.name} in {config.run.dir}",
             f"networks  {sizes}",
-            f"batch     {batch.global_batch} images = {world.world_size} ranks x "
-            f"{batch.micro_batch} x {data.accumulation} micro-batches",
+            f"batch     {batch.global_batch} images = {batch.world_size} ranks x "
+            f"{batch.micro_batch} x {batch.accumulation} micro-batches",
             f"lr        {config.optim.peak(batch.global_batch):.3g} ({config.optim.schedule})",
             f"engine    ZeRO {config.engine.zero}, {config.engine.precision}"
             f"{' with TF32' if config.engine.tf32 else ''}, {world.device.type}",

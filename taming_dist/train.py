@@ -35,11 +35,11 @@ def train(config: "Config", stop: StopRequest) -> None:
     from taming_dist.training.sinks import Sinks
 
     here = environment_place()
-    accumulation = check(config, here.world_size)
+    batch = check(config, here.world_size)
     run_dir = Path(config.run.dir)
     check_run_dir(config, run_dir)
     stage = choose_stage(config)
-    data = stage.open_data(here, accumulation, run_dir)
+    data = stage.open_data(here, batch, run_dir)
     found = newest_valid(run_dir / "checkpoints", report=lambda _: None)
     if found is not None:
         check_resumable(found, data, config.data.global_batch, here.world_size)
@@ -47,9 +47,9 @@ def train(config: "Config", stop: StopRequest) -> None:
     world = init_world(here, config.engine.tf32)
     start_log(run_dir, world.rank)
     clock = Clock(config.data.global_batch, config.train.steps)
-    recipe = stage.build_recipe(world, accumulation)
+    recipe = stage.build_recipe(world, batch)
     sinks = first_rank_sinks(config, clock, run_dir) if world.is_first else Sinks(None, [])
-    sinks.note(describe(config, world, data, recipe))
+    sinks.note(describe(config, world, batch, recipe))
     checkpoints = Checkpoints(
         run_dir / "checkpoints", world, config.train.keep_last, config.train.keep_every
     )

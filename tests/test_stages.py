@@ -198,11 +198,11 @@ def test_training_data_are_shards_a_mixture_or_with_streaming_what_has_no_index(
     data = ImagesConfig(train=str(tmp_path), micro_batch=2, size=8, lanes=1, block=1)
     for train in (str(tmp_path), [str(tmp_path)], {"a": {"shards": str(tmp_path)}}):
         data.train = train
-        assert isinstance(open_training(data), Reader)
+        assert isinstance(open_training(data, micro_batch=2), Reader)
     data.streaming, data.train = True, f"{tmp_path}/*.tar"
-    assert isinstance(open_training(data), StreamingReader)
+    assert isinstance(open_training(data, micro_batch=2), StreamingReader)
     data.train, data.val = "pipe:cat a.tar", {"a": {"shards": str(tmp_path)}}
     with pytest.raises(UserError, match=r"data\.train: 'pipe:cat a\.tar' .*data\.allow_pipe=true"):
-        open_training(data)
+        open_training(data, micro_batch=2)
     with pytest.raises(UserError, match=r"data\.val: .* give a list of specs, not a mixture"):
         resolve_images(data, "val")

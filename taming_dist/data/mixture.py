@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from taming_dist.data.batching import check_shared
 from taming_dist.data.manifest import Dataset, Part, resolve
-from taming_dist.data.order import Order, check_lanes, positions_of
+from taming_dist.data.order import Order, positions_of
 from taming_dist.errors import UserError
 
 LARGEST_CYCLE = 1000
@@ -160,7 +161,7 @@ class MixtureOrder:
 
     def check_world(self, world_size: int) -> None:
         """Raise `UserError` unless every rank gets the same number of lanes."""
-        check_lanes(self.lanes, world_size)
+        check_shared("data.lanes", self.lanes, world_size)
 
     def ids(self, start: int, stop: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
         """Global sample ids at the positions P in [start, stop) with P mod R == r, int64."""

@@ -17,6 +17,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from taming_dist.data.batching import check_shared
 from taming_dist.errors import UserError
 
 SHARDS, RING, LANES, BLOCKS, PIXELS = range(5)
@@ -52,15 +53,6 @@ def permutation(seed: int, purpose: int, *counter: int, count: int) -> np.ndarra
 def positions_of(start: int, stop: int, rank: int, world_size: int) -> np.ndarray:
     """The positions P in [start, stop) with P mod R == r, int64."""
     return np.arange(start + (rank - start) % world_size, stop, world_size, dtype=np.int64)
-
-
-def check_lanes(lanes: int, world_size: int) -> None:
-    """Raise `UserError` unless every rank gets the same number of lanes."""
-    if lanes % world_size:
-        raise UserError(
-            f"data.lanes is {lanes}, which {world_size} ranks cannot share equally: "
-            f"make it a multiple of {world_size}"
-        )
 
 
 class Order:
@@ -103,7 +95,7 @@ class Order:
 
     def check_world(self, world_size: int) -> None:
         """Raise `UserError` unless every rank gets the same number of lanes."""
-        check_lanes(self.lanes, world_size)
+        check_shared("data.lanes", self.lanes, world_size)
 
     def ids(self, start: int, stop: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
         """Global sample ids at the positions P in [start, stop) with P mod R == r, int64."""

@@ -46,9 +46,10 @@ class ImagesConfig:
     `train`, `val`: shard specs, or lists of them; `train` also a mixture, see
     `mixture.resolve_training`, or with `streaming` shards without an index, even (`allow_pipe`)
     commands of a shell, see `streaming.stream_locations`. `global_batch`: images per optimizer step
-    over all ranks. `micro_batch`: images per rank and forward pass. `size`: pixels of the square
-    crops. `crop`: random, center, or resized: a random part of the area (`crop_scale`) and shape
-    (`crop_ratio`, width by height). `lanes`, `block`: see `taming_dist.data.order`.
+    over all ranks. `micro_batch`: the most images per rank and forward pass, see `batching`.
+    `size`: pixels of the square crops. `crop`: random, center, or resized: a random part of the
+    area (`crop_scale`) and shape (`crop_ratio`, width by height). `lanes`, `block`: see
+    `taming_dist.data.order`.
     `max_bad_fraction`: more bad samples end the run.
     """
 

@@ -1,0 +1,40 @@
+"""How the global batch is cut into what one rank holds at a time."""
+
+from dataclasses import dataclass
+
+from taming_dist.errors import UserError
+
+
+@dataclass(frozen=True)
+class BatchSizes:
+    """`global_batch` images per optimizer step are `world_size` ranks x `accumulation`
+    micro-batches x `micro_batch` images."""
+
+    global_batch: int
+    world_size: int
+    micro_batch: int
+    accumulation: int
+
+
+def batch_sizes(global_batch: int, largest: int, world_size: int) -> BatchSizes:
+    """Cut into the largest equal micro-batches of at most `largest` images (data.micro_batch), both
+    at least 1.
+
+    Raises `UserError` unless the ranks can share the global batch equally.
+    """
+    check_shared("data.global_batch", global_batch, world_size)
+    per_rank = global_batch // world_size
+    fitting = (size for size in range(min(largest, per_rank), 0, -1) if per_rank % size == 0)
+    micro_batch = next(fitting)
+    return BatchSizes(global_batch, world_size, micro_batch, per_rank // micro_batch)
+
+
+def check_shared(key: str, value: int, world_size: int) -> None:
+    """Raise `UserError` naming `key` and the nearest values that fit unless `value` is a multiple
+    of the number of ranks."""
+    if value % world_size:
+        below = value // world_size * world_size
+        nearest = " or ".join(f"{key}={fit}" for fit in (below, below + world_size) if fit)
+        raise UserError(
+            f"{key}={value} is not a multiple of the number of ranks, {world_size}: use {nearest}"
+        )
