@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Stage 2, the transformer on code shards. One rank per GPU; without GPUs, one per task.
 #
-#   sbatch [--nodes=4 ...] slurm/train_transformer.sh [+experiment=flickr_transformer] [key=value ...]
+#   sbatch slurm/train_transformer.sh [+experiment=flickr_transformer] [key=value ...]
+#   sbatch --nodes=4 slurm/train_transformer.sh data.global_batch=64
 #
 # The same command starts a run and goes on with it. Slurm's warning before the time limit (USR1)
 # has the ranks save and end. See docs/operations.md.

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Stage 1, the VQGAN. One rank per GPU; without GPUs, one per task.
 #
-#   sbatch [--nodes=4 ...] slurm/train_vqgan.sh [+experiment=flickr] [key=value ...]
+#   sbatch slurm/train_vqgan.sh [+experiment=flickr] [key=value ...]
+#   sbatch --nodes=4 slurm/train_vqgan.sh data.global_batch=384
 #   sbatch --gpus-per-node=0 --ntasks-per-node=2 slurm/train_vqgan.sh +scale=laptop
 #
 # The same command starts a run and goes on with it. Slurm's warning before the time limit (USR1)

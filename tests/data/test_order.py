@@ -127,5 +127,7 @@ def test_more_lanes_than_samples_is_a_users_mistake() -> None:
 
 
 def test_ranks_that_do_not_divide_the_lanes_are_a_users_mistake() -> None:
-    with pytest.raises(UserError, match=r"data\.lanes=8 is not a multiple of the number of ranks, 3"):
+    with pytest.raises(
+        UserError, match=r"data\.lanes=8 is not a multiple of the number of ranks, 3"
+    ):
         Order(np.array([100]), seed=0, lanes=8, block=4).ids(0, 24, 0, 3)
