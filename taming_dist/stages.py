@@ -70,6 +70,7 @@ class FirstStage:
             "columns": [self.config.model.modality.column],
             "threads": data.threads,
             "max_bad_fraction": data.max_bad_fraction,
+            "damaged": data.damaged,
             "on_bad": lambda record: append_line(run_dir / "bad_samples.jsonl", record),
         }
         place: dict[str, Any] = {"rank": here.rank, "world_size": here.world_size}

@@ -35,6 +35,7 @@ from taming_dist.data.collections.layouts import LAYOUTS, open_layout
 from taming_dist.data.collections.lists import ImageList
 from taming_dist.data.collections.parquet import ParquetTables
 from taming_dist.data.conditions import require_canny
+from taming_dist.data.faults import SKIP, USE
 from taming_dist.data.files import replacing
 from taming_dist.data.making.catalogue import PLAN, Catalogue, digest_of, forget, list_images
 from taming_dist.data.making.lock import Lock, locking
@@ -131,6 +132,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     change.add_argument(
         "--min-side", type=int, default=8, metavar="N", help="leave out smaller ones (8)"
     )
+    change.add_argument(
+        "--damaged",
+        choices=(SKIP, USE),
+        default=SKIP,
+        help="of a JPEG that lost a part: leave it out (skip), or store what is left (use)",
+    )
     shards = parser.add_argument_group("the shards")
     shards.add_argument("--prefix", metavar="NAME", help="of <prefix>-000000.tar ... (train)")
     shards.add_argument(
@@ -222,6 +229,7 @@ def choose_recipe(args: argparse.Namespace, collection: Collection) -> Recipe:
         canny=args.edges == CANNY,
         low_resolution=low_resolution_factor(args),
         label_shift=collection.label_shift,
+        use_damaged=args.damaged == USE,
     )
 
 

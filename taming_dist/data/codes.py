@@ -377,6 +377,10 @@ class CodeReader:
         """The names of the images that a batch's samples are views of."""
         return self.dataset.keys(batch.ids.numpy())
 
+    def counts(self) -> dict[str, int]:
+        """Nothing: codes that cannot be read end the run, see `Batching.counts`."""
+        return {}
+
     def _gathering(self) -> Plan:
         """The plan whose batches are several of this reader's."""
         limit = min(GATHERED_SAMPLES, self.dataset.num_samples // self.plan.world_size)

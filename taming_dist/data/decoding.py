@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from taming_dist.data.encoded import Encoded
-from taming_dist.data.faults import BrokenData
+from taming_dist.data.encoded import Channels, Encoded
+from taming_dist.data.faults import BrokenData, LostData
 from taming_dist.data.fetching import Shards, Ticket, fetch
 from taming_dist.data.images import COLUMNS, Column, Preprocess, View, in_proportion
 from taming_dist.data.loader import Plan, prefetched
@@ -47,14 +47,16 @@ class Scratch(threading.local):
 class Filled:
     """What was written to the rows of a batch, from the first row on: one of `keys` for each.
 
-    `asked` samples were tried; `bad` has {shard, key, offset, error} of those that are broken;
-    `objects` has those of each row, if they were asked for.
+    `asked` samples were tried; `bad` has {shard, key, offset, error} of those that are broken, and
+    `damaged` of those whose picture is used though a part of it is lost; `objects` has those of
+    each row, if they were asked for.
     """
 
     asked: int
     keys: list[str]
     bad: list[dict[str, Any]]
     objects: list[Boxes]
+    damaged: list[dict[str, Any]]
 
 
 class Part(NamedTuple):
@@ -88,7 +90,8 @@ class Decoder:
 
     `columns` of `images.COLUMNS` are read, in their order there; `read_class` gives the class of a
     sample from its files, or is None; `with_objects`: what the json of a sample says of them is
-    read, and a sample without it is broken.
+    read, and a sample without it is broken; `use_damaged`: so is one whose picture is lost in part,
+    unless this is set.
     """
 
     dataset: Dataset
@@ -97,6 +100,7 @@ class Decoder:
     columns: tuple[str, ...]
     read_class: Callable[[Files], int] | None
     with_objects: bool = False
+    use_damaged: bool = False
 
     @property
     def layout(self) -> Layout:
@@ -127,18 +131,21 @@ class Decoder:
         # long. So all samples are opened before the first is decoded, and noted after the last.
         samples = [self.open(t.id, t.epoch, t.take()) for t in tickets]
         good: list[Sample] = []
-        bad: list[dict[str, Any]] = []
+        filled = Filled(len(samples), [], [], [], [])
         for sample in samples:
             try:
-                self.decode(sample, rows, len(good))
-                good.append(sample)
+                lost = self.decode(sample, rows, len(good))
             except BrokenData as error:
-                bad.append(self._record(sample, error))
+                filled.bad.append(self._record(sample, error))
                 if replace:
-                    good.append(self._replace(sample, rows, len(good), bad))
+                    good.append(self._replace(sample, rows, len(good), filled))
+            else:
+                good.append(sample)
+                self._note_losses(sample, lost, filled)
         note(good, rows)
-        objects = [boxes for sample in good for boxes in sample.objects]
-        return Filled(len(samples), [sample.key for sample in good], bad, objects)
+        filled.keys = [sample.key for sample in good]
+        filled.objects = [boxes for sample in good for boxes in sample.objects]
+        return filled
 
     def open(self, id: int, epoch: int, data: Bytes) -> Sample:
         """Read all of a sample but its pixels."""
@@ -159,16 +166,27 @@ class Decoder:
             return Sample(id, epoch, key, error=str(error))
         return Sample(id, epoch, key, parts, view.crop(*whole), number, objects)
 
-    def decode(self, sample: Sample, rows: Rows, row: int) -> None:
-        """Decode the pixels of a sample into a row; `BrokenData` if it is broken."""
+    def decode(self, sample: Sample, rows: Rows, row: int) -> LostData | None:
+        """Decode the pixels of a sample into a row; `BrokenData` if it is broken.
+
+        Returns what is lost of its picture, if damaged pictures are used.
+        """
         if sample.error is not None:
             raise BrokenData(sample.error)
+        lost = None
         buffer = self._scratch.pixels
         for column, file, view, method in sample.parts:
-            pixels = file.pixels("BGR" if view.flipped else "RGB", buffer)
+            channels: Channels = "BGR" if view.flipped else "RGB"
+            try:
+                pixels = file.pixels(channels, buffer)
+            except LostData as error:
+                if not self.use_damaged:
+                    raise
+                lost, pixels = error, file.pixels(channels, despite_losses=True)
             view.cut(pixels, rows.columns[column][row], method)
+        return lost
 
-    def _replace(self, sample: Sample, rows: Rows, row: int, bad: list[dict[str, Any]]) -> Sample:
+    def _replace(self, sample: Sample, rows: Rows, row: int, filled: Filled) -> Sample:
         """Decode the next good one of a sample's shard in its place."""
         shard, index = self._shards.locate_one(sample.id)
         count = self.dataset.shards[shard].samples
@@ -177,12 +195,17 @@ class Decoder:
             data = self._shards.read(shard, place, 1)[0]
             other = self.open(sample.id - index + place, sample.epoch, data)
             try:
-                self.decode(other, rows, row)
+                lost = self.decode(other, rows, row)
             except BrokenData as error:
-                bad.append(self._record(other, error))
+                filled.bad.append(self._record(other, error))
             else:
+                self._note_losses(other, lost, filled)
                 return other
         raise UserError(f"no sample of {self._shards.location(shard)} can be read")
+
+    def _note_losses(self, sample: Sample, lost: LostData | None, filled: Filled) -> None:
+        if lost is not None:
+            filled.damaged.append(self._record(sample, lost))
 
     def _record(self, sample: Sample, error: BrokenData) -> dict[str, Any]:
         """What is to be known of a bad sample."""

@@ -1,15 +1,15 @@
 """Images and maps in their files: first the size is read, and later the pixels.
 
 simplejpeg decodes what it can (bit-identical to Pillow, 1.5 times as fast), Pillow the rest. EXIF
-rotation is not applied, as in the original. Whatever is wrong with a file is `BrokenData`. Imports
-no torch: the process that decodes has to start quickly.
+rotation is not applied, as in the original. Whatever is wrong with a file is `BrokenData`; where
+only a part of a JPEG is lost it is `LostData`, and the rest can still be had. Imports no torch: the
+process that decodes has to start quickly.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import struct
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar, cast
@@ -18,17 +18,13 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from taming_dist.data.faults import BrokenData
+from taming_dist.data.faults import BrokenData, LostData
+from taming_dist.data.jpeg import END, MAGIC, jpeg_size, lost_data
 from taming_dist.data.storage import Bytes
 
 Reading = TypeVar("Reading", bound=Callable[..., Any])
 Channels = Literal["RGB", "BGR"]
 MAX_PIXELS = 2**26  # 8192 x 8192: larger images are taken for decompression bombs
-JPEG_MAGIC = b"\xff\xd8"
-SEGMENT, FRAME = struct.Struct(">BBH"), struct.Struct(">BHHB")
-FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended, progressive
-# Tables of Huffman codes and of quantization, restart interval, comment, what applications add.
-BEFORE_FRAMES = frozenset((0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)))
 FORMATS = ("JPEG", "PNG", "WEBP")  # the few of Pillow's decoders that data may reach
 
 
@@ -40,9 +36,15 @@ class Encoded(Protocol):
         """Height and width."""
         ...
 
-    def pixels(self, channels: Channels = "RGB", buffer: np.ndarray | None = None) -> np.ndarray:
-        """Decode, once: an image to uint8 [h, w, 3], a map to [h, w]. A `buffer`, uint8, is used if
-        it is large enough. Raises `BrokenData` if the bytes are cut or damaged."""
+    def pixels(
+        self,
+        channels: Channels = "RGB",
+        buffer: np.ndarray | None = None,
+        despite_losses: bool = False,
+    ) -> np.ndarray:
+        """Decode: an image to uint8 [h, w, 3], a map to [h, w]. A `buffer`, uint8, is used if it is
+        large enough. Raises `BrokenData` if the bytes are cut or damaged, and `LostData` if another
+        call may decode what is left, `despite_losses`."""
         ...
 
 
@@ -99,7 +101,7 @@ def open_depth(data: Bytes, max_pixels: int = MAX_PIXELS) -> Encoded:
     1 is the largest number that the file's bits can hold; nothing is rescaled per image.
     """
     modes = ("L", "I", "I;16", "I;16B")
-    return _Depth(_open_map(data, modes, "one channel of 8 or 16 bits", max_pixels).image)
+    return _Depth(*_open_map(data, modes, "one channel of 8 or 16 bits", max_pixels))
 
 
 class _Jpeg(NamedTuple):
@@ -108,26 +110,38 @@ class _Jpeg(NamedTuple):
     data: Bytes
     size: tuple[int, int]
 
-    def pixels(self, channels: Channels = "RGB", buffer: np.ndarray | None = None) -> np.ndarray:
+    def pixels(
+        self,
+        channels: Channels = "RGB",
+        buffer: np.ndarray | None = None,
+        despite_losses: bool = False,
+    ) -> np.ndarray:
         if buffer is not None and 3 * self.size[0] * self.size[1] > len(buffer):
             buffer = None
         try:
             pixels = simplejpeg.decode_jpeg(self.data, colorspace=channels, buffer=buffer)
-        except ValueError:  # only nearly a JPEG
-            pixels = self._pixels_by_pillow(channels)
+        except ValueError:  # damaged, or only nearly a JPEG
+            pixels = self._unusual_pixels(channels, despite_losses)
         if pixels.shape[:2] != self.size:
             raise BrokenData("the headers of the image contradict each other")
         return pixels
 
     @as_broken_data("image")
-    def _pixels_by_pillow(self, channels: Channels) -> np.ndarray:
-        return _open_with_pillow(self.data, max_pixels=math.prod(self.size)).pixels(channels)
+    def _unusual_pixels(self, channels: Channels, despite_losses: bool) -> np.ndarray:
+        if not despite_losses:
+            _check_losses(self.data)
+        try:
+            return simplejpeg.decode_jpeg(self.data, colorspace=channels, strict=False)
+        except ValueError:  # beyond libjpeg's simple interface
+            opened = _open_with_pillow(self.data, max_pixels=math.prod(self.size))
+            return opened.pixels(channels, despite_losses=despite_losses)
 
 
 class _Opened(NamedTuple):
     """A file that Pillow has opened."""
 
     image: Image.Image
+    data: Bytes
 
     @property
     def size(self) -> tuple[int, int]:
@@ -138,9 +152,20 @@ class _Image(_Opened):
     """An image that Pillow has opened."""
 
     @as_broken_data("image")
-    def pixels(self, channels: Channels = "RGB", buffer: np.ndarray | None = None) -> np.ndarray:
-        with self.image:
-            pixels = np.array(self.image.convert("RGB"))
+    def pixels(
+        self,
+        channels: Channels = "RGB",
+        buffer: np.ndarray | None = None,
+        despite_losses: bool = False,
+    ) -> np.ndarray:
+        image = self.image
+        if self.data[:2] == MAGIC:
+            if not despite_losses:
+                _check_losses(self.data)
+            elif bytes(self.data[-2:]) != END:  # Pillow refuses a JPEG that just stops
+                image = _opened(b"".join((self.data, END)), math.prod(self.size))
+        with image:
+            pixels = np.array(image.convert("RGB"))
         return pixels if channels == "RGB" else np.ascontiguousarray(pixels[..., ::-1])
 
 
@@ -148,7 +173,12 @@ class _Map(_Opened):
     """A map that Pillow has opened."""
 
     @as_broken_data("map")
-    def pixels(self, channels: Channels = "RGB", buffer: np.ndarray | None = None) -> np.ndarray:
+    def pixels(
+        self,
+        channels: Channels = "RGB",
+        buffer: np.ndarray | None = None,
+        despite_losses: bool = False,
+    ) -> np.ndarray:
         with self.image:
             return np.array(self.image)
 
@@ -156,51 +186,41 @@ class _Map(_Opened):
 class _Depth(_Map):
     """A depth map that Pillow has opened."""
 
-    def pixels(self, channels: Channels = "RGB", buffer: np.ndarray | None = None) -> np.ndarray:
+    def pixels(
+        self,
+        channels: Channels = "RGB",
+        buffer: np.ndarray | None = None,
+        despite_losses: bool = False,
+    ) -> np.ndarray:
         depth = super().pixels()
         return depth.astype(np.float32) / np.float32(255 if depth.dtype == np.uint8 else 65535)
-
-
-def jpeg_size(data: Bytes) -> tuple[int, int] | None:
-    """Height and width by the frame header of a Huffman-coded JPEG (ITU-T T.81, B.2.2).
-
-    None if it is no JPEG, has other channels than grey or three of 8 bits, or anything unusual
-    before the frame. simplejpeg reads headers too, but lets go of Python's lock for each: a thread
-    that waits for it would wake up every time, mostly in vain (4 % of all time).
-    """
-    if data[:2] != JPEG_MAGIC:
-        return None
-    position = 2
-    while position + 10 <= len(data):
-        mark, kind, length = SEGMENT.unpack_from(data, position)
-        if mark == 0xFF and kind in FRAMES:
-            precision, height, width, channels = FRAME.unpack_from(data, position + 4)
-            usual = precision == 8 and height and width and channels in (1, 3)
-            return (height, width) if usual else None
-        if mark != 0xFF or kind not in BEFORE_FRAMES:
-            return None
-        position += 2 + length
-    return None
 
 
 def _open_with_pillow(data: Bytes, max_pixels: int) -> _Image:
     image = _opened(data, max_pixels)
     if image.mode[0] in "IF":
         raise BrokenData(f"pixels of mode {image.mode}: only 8 bits are read")
-    return _Image(image)
+    return _Image(image, data)
 
 
 def _open_map(data: Bytes, modes: Sequence[str], needed: str, max_pixels: int) -> _Map:
     image = _opened(data, max_pixels)
     if image.mode not in modes:
         raise BrokenData(f"a map of mode {image.mode}, but {needed} is needed")
-    return _Map(image)
+    return _Map(image, data)
 
 
 def _opened(data: Bytes, max_pixels: int) -> Image.Image:
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     _check_size(image.height, image.width, max_pixels)
     return image
+
+
+def _check_losses(data: Bytes) -> None:
+    """Raise `LostData` if not all of the picture is in a JPEG."""
+    lost = lost_data(data)
+    if lost is not None:
+        raise LostData(f"the image is damaged: {lost}")
 
 
 def _check_size(height: int, width: int, max_pixels: int) -> None:

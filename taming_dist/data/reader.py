@@ -17,6 +17,7 @@ import torch
 from omegaconf import MISSING
 
 from taming_dist.data.decoding import Decoder, Filled, choose_class_column, decode_in_threads
+from taming_dist.data.faults import SKIP, USE
 from taming_dist.data.images import (
     COLUMNS,
     CenterCrop,
@@ -50,7 +51,8 @@ class ImagesConfig:
     `size`: pixels of the square crops. `crop`: random, center, or resized: a random part of the
     area (`crop_scale`) and shape (`crop_ratio`, width by height). `lanes`, `block`: see
     `taming_dist.data.order`.
-    `max_bad_fraction`: more bad samples end the run.
+    `max_bad_fraction`: more bad samples end the run. `damaged`: a JPEG of which a part is lost is
+    bad (skip), or what is left of it is used and noted (use).
     """
 
     train: Any = MISSING
@@ -68,6 +70,7 @@ class ImagesConfig:
     block: int = ranged(64, at_least=1)
     threads: int = ranged(2, at_least=1, at_most=MOST_THREADS)
     max_bad_fraction: float = ranged(0.001, at_least=0, at_most=1)
+    damaged: str = SKIP
 
     def __post_init__(self) -> None:
         check_ranges(self, "data")
@@ -115,19 +118,26 @@ class Batch:
 
 
 def log_bad_sample(record: dict[str, Any]) -> None:
-    """Say in the log that a sample could not be read: shard, key, offset, error."""
-    logging.getLogger(__name__).warning("bad sample: %s", json.dumps(record))
+    """Say in the log that a sample is bad or damaged: shard, key, offset, error."""
+    kind = "damaged" if record.get("used") else "bad"
+    logging.getLogger(__name__).warning("%s sample: %s", kind, json.dumps(record))
 
 
 class Batching:
     """What every reader does with decoded samples: counts them, reports bad ones, makes batches.
 
     `on_bad` is called with {shard, key, offset, error}; more bad ones than `max_bad_fraction` of
-    the samples are a `UserError`.
+    the samples are a `UserError`. `damaged` as in `ImagesConfig`: pictures that are used though a
+    part of them is lost are told with {..., used: true}, and are not bad.
     """
 
-    def __init__(self, on_bad: Callable[[dict[str, Any]], None], max_bad_fraction: float) -> None:
+    def __init__(
+        self, on_bad: Callable[[dict[str, Any]], None], max_bad_fraction: float, damaged: str
+    ) -> None:
+        if damaged not in (SKIP, USE):
+            raise UserError(f"data.damaged is {damaged!r} but must be {SKIP} or {USE}")
         self.num_bad = 0
+        self.num_damaged = 0  # of those that are used
         self.num_read = 0
         self._on_bad, self._max_bad_fraction = on_bad, max_bad_fraction
 
@@ -135,12 +145,22 @@ class Batching:
         """The names of a batch's samples."""
         return batch.keys
 
-    def count(self, asked: int, bad: list[dict[str, Any]]) -> None:
-        """Note that `asked` samples were tried, and `bad` ones among them."""
+    def counts(self) -> dict[str, int]:
+        """How many samples this rank could not read, and how many damaged ones it has used, since
+        the run was started or resumed."""
+        return {"bad_samples": self.num_bad, "damaged_used": self.num_damaged}
+
+    def count(
+        self, asked: int, bad: Sequence[dict[str, Any]], damaged: Sequence[dict[str, Any]]
+    ) -> None:
+        """Note that `asked` samples were tried, and bad and damaged ones among them."""
         self.num_read += asked
         self.num_bad += len(bad)
+        self.num_damaged += len(damaged)
         for record in bad:
             self._on_bad(record)
+        for record in damaged:
+            self._on_bad(record | {"used": True})
         judged = max(self.num_read, LEAST_SAMPLES_JUDGED)
         if bad and self.num_bad > self._max_bad_fraction * judged:
             last = bad[-1]
@@ -189,6 +209,7 @@ class Reader(Batching):
         threads: int = 2,
         on_bad: Callable[[dict[str, Any]], None] = log_bad_sample,
         max_bad_fraction: float = 0.001,
+        damaged: str = SKIP,
     ) -> None:
         if threads < 1:
             raise UserError(f"data.threads is {threads} but must be at least 1")
@@ -204,7 +225,7 @@ class Reader(Batching):
             micro_batch,
             dataset.parts,
         )
-        super().__init__(on_bad, max_bad_fraction)
+        super().__init__(on_bad, max_bad_fraction, damaged)
         self._threads = threads
         warn_of_partial_classes(dataset)
         self.decoder = Decoder(
@@ -214,6 +235,7 @@ class Reader(Batching):
             check_columns(columns, dataset),
             choose_class_column(dataset),
             with_objects,
+            use_damaged=damaged == USE,
         )
 
     @property
@@ -240,7 +262,7 @@ class Reader(Batching):
 
     def _account(self, filled: Filled, rows: Rows) -> Batch:
         """Report what is bad, and make a batch of what is good."""
-        self.count(filled.asked, filled.bad)
+        self.count(filled.asked, filled.bad, filled.damaged)
         batch = self.batch(filled.keys, rows, self.has_classes)
         return replace(batch, objects=filled.objects) if self.decoder.with_objects else batch
 

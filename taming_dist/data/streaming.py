@@ -28,7 +28,7 @@ from braceexpand import braceexpand
 
 from taming_dist.data import storage
 from taming_dist.data.decoding import Decoder, class_of, note
-from taming_dist.data.faults import BrokenData
+from taming_dist.data.faults import SKIP, USE, BrokenData
 from taming_dist.data.images import Preprocess
 from taming_dist.data.loader import Plan
 from taming_dist.data.manifest import Dataset
@@ -116,7 +116,8 @@ class _Sample:
 class _Decoded:
     key: str
     rows: Rows | None
-    bad: list[dict[str, Any]]
+    bad: Sequence[dict[str, Any]] = ()
+    damaged: Sequence[dict[str, Any]] = ()
 
 
 class StreamingReader(Batching):
@@ -135,13 +136,14 @@ class StreamingReader(Batching):
         threads: int = 2,
         on_bad: Callable[[dict[str, Any]], None] = log_bad_sample,
         max_bad_fraction: float = 0.001,
+        damaged: str = SKIP,
     ) -> None:
-        super().__init__(on_bad, max_bad_fraction)
+        super().__init__(on_bad, max_bad_fraction, damaged)
         if threads < 1:
             raise UserError(f"data.threads is {threads} but must be at least 1")
         self.plan = StreamPlan(locations, seed, rank, world_size, micro_batch)
         self._preprocess, self._threads = preprocess, threads
-        self._columns = in_order(columns)
+        self._columns, self._use_damaged = in_order(columns), damaged == USE
         if rank == 0:
             logging.getLogger(__name__).warning(
                 "data.streaming=true: batches depend on the number of ranks, and a run that "
@@ -179,7 +181,14 @@ class StreamingReader(Batching):
             raise UserError(f"a sample of {place} is damaged: {error}") from error
         plan = Plan(np.empty(0, dtype=np.int64), "", self.plan.seed, 1, 1, 0, 1, 1)
         dataset = Dataset(locations=(), shards=(), indexes=())
-        return Decoder(dataset, plan, self._preprocess, self._columns, read_class)
+        return Decoder(
+            dataset,
+            plan,
+            self._preprocess,
+            self._columns,
+            read_class,
+            use_damaged=self._use_damaged,
+        )
 
     def _decode_ahead(
         self, samples: Iterator[_Sample], decoder: Decoder, pool: ThreadPoolExecutor
@@ -190,8 +199,8 @@ class StreamingReader(Batching):
             pending.append(pool.submit(decode_one, decoder, sample))
             if len(pending) > 2 * self.plan.micro_batch:
                 decoded = pending.popleft().result()
-                self.count(1, decoded.bad)
-                if not decoded.bad:
+                self.count(1, decoded.bad, decoded.damaged)
+                if decoded.rows is not None:
                     yield decoded
 
 
@@ -199,13 +208,14 @@ def decode_one(decoder: Decoder, sample: _Sample) -> _Decoded:
     """The image, maps and class of one sample, or what is wrong with it."""
     layout, opened = decoder.layout, decoder.open(sample.number, 0, sample.data)
     rows, key = layout.rows(memoryview(bytearray(layout.bytes))), opened.key
+    place = {"shard": storage.shown(sample.location), "key": key, "offset": sample.offset}
     try:
-        decoder.decode(opened, rows, 0)
+        lost = decoder.decode(opened, rows, 0)
     except BrokenData as error:
-        place = {"shard": storage.shown(sample.location), "key": key, "offset": sample.offset}
-        return _Decoded(key, None, [place | {"error": str(error)}])
+        return _Decoded(key, None, bad=[place | {"error": str(error)}])
     note([opened], rows)
-    return _Decoded(key, rows, [])
+    damaged = [] if lost is None else [place | {"error": str(lost)}]
+    return _Decoded(key, rows, damaged=damaged)
 
 
 def copies(locations: Iterator[str]) -> Iterator[tuple[str, Path]]:

@@ -16,7 +16,7 @@ from taming_dist.engine.world import World
 from taming_dist.errors import UserError
 from taming_dist.ranges import check_ranges, ranged
 from taming_dist.training.clock import Clock
-from taming_dist.training.metrics import Means
+from taming_dist.training.metrics import Means, totals
 from taming_dist.training.recipe import Recipe, Scalars
 from taming_dist.training.signals import StopRequest
 from taming_dist.training.sinks import Sinks
@@ -49,6 +49,7 @@ class Source(Protocol):
     def batches(self, from_sample: int) -> Iterator[Any]: ...
     def epoch_batches(self) -> Iterator[Any]: ...
     def keys(self, batch: Any) -> list[str]: ...
+    def counts(self) -> dict[str, int]: ...
 
 
 @dataclasses.dataclass
@@ -99,6 +100,7 @@ def fit(
         if clock.due(config.log_every) or saving:
             record |= prefixed("train", means.take(world) | recipe.window_metrics())
             record |= prefixed("throughput", timer.take())
+            record |= prefixed("data", totals(data.train.counts(), world))
         if clock.due(config.preview_every) or last:
             sinks.image(clock, recipe.preview(data.preview))
         if clock.due(config.validate_every) or clock.finished:

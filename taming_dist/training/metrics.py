@@ -1,6 +1,6 @@
 """Averages of training metrics between two log points, over all ranks, without a sync per step."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -36,6 +36,14 @@ class Means:
         values = world.mean(means).tolist()
         self._sums, self._counts = {}, {}
         return dict(zip(names, values, strict=True))
+
+
+def totals(counts: Mapping[str, int], world: World) -> dict[str, float]:
+    """Sums over all ranks of what each has counted, the same names on all (collective)."""
+    if not counts:
+        return {}
+    values = torch.tensor(list(counts.values()), dtype=torch.float64, device=world.device)
+    return dict(zip(counts, world.sum(values).tolist(), strict=True))
 
 
 class CodeUsage:

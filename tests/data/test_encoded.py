@@ -6,8 +6,9 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from taming_dist.data.encoded import jpeg_size, open_depth, open_image, open_labels
-from taming_dist.data.faults import BrokenData
+from taming_dist.data.encoded import open_depth, open_image, open_labels
+from taming_dist.data.faults import BrokenData, LostData
+from taming_dist.data.jpeg import jpeg_size
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
 
@@ -73,7 +74,7 @@ def test_the_size_is_known_before_the_pixels_are_read() -> None:
     assert open_labels(encode(Image.fromarray(PIXELS[:, :, 0]), "PNG")).size == (12, 20)
     cut = encode(Image.fromarray(PIXELS), "JPEG")[:-200]
     assert open_image(cut).size == (12, 20)
-    with pytest.raises(BrokenData, match="truncated"):
+    with pytest.raises(LostData, match="damaged: premature end of data segment"):
         open_image(cut).pixels()
 
 
@@ -117,13 +118,34 @@ def test_an_image_whose_headers_contradict_each_other_is_broken_data() -> None:
 
 
 def test_what_only_pillow_reads_of_a_jpeg_is_read_by_pillow() -> None:
-    data = bytearray(encode(Image.fromarray(PIXELS), "JPEG"))
-    data[-58] ^= 0xFF  # the data of the picture end too early, as in some files of ImageNet
-    with pytest.raises(ValueError, match="extraneous"):
+    data = bytearray(encode(Image.new("RGB", (24, 8), (128, 128, 128)), "JPEG", subsampling=0))
+    frame, scan = data.index(b"\xff\xc0"), data.index(b"\xff\xda")
+    data[frame + 14] = 0x21  # two blocks of one channel to each of the others
+    bits = "001010" + "0000" * 3  # each block: no change, and nothing else in it
+    data[scan + 14 :] = int(2 * bits + "1" * 4, 2).to_bytes(5, "big") + b"\xff\xd9"
+    with pytest.raises(ValueError, match="subsampling"):
         simplejpeg.decode_jpeg(data)
-    for channels in ("RGB", "BGR"):
-        expected = by_pillow(data)[..., :: 1 if channels == "RGB" else -1]
-        assert np.array_equal(open_image(data).pixels(channels), expected)
+    assert np.array_equal(open_image(data).pixels(), np.full((8, 24, 3), 128))
+
+
+def png_chunk(png: bytes, kind: bytes) -> slice:
+    """Where the data of the first chunk of a kind are."""
+    start = png.index(kind) + 4
+    return slice(start, start + int.from_bytes(png[start - 8 : start - 4], "big"))
+
+
+def test_a_png_is_damaged_if_its_pixels_are_and_not_if_only_a_checksum_is() -> None:
+    whole = encode(Image.fromarray(PIXELS), "PNG")
+    data = png_chunk(whole, b"IDAT")
+    changed = bytearray(whole)
+    changed[data.stop - 20] ^= 1
+    for damaged in (whole[: data.stop - 30], whole[: data.stop - 30] + whole[-12:], changed):
+        with pytest.raises(BrokenData):
+            open_image(damaged).pixels()
+    # The pixels have a checksum of their own (RFC 1950, Adler-32), which is right.
+    changed = bytearray(whole)
+    changed[data.stop] ^= 1
+    assert np.array_equal(open_image(changed).pixels(), PIXELS)
 
 
 @pytest.mark.parametrize(("dtype", "top"), [(np.uint8, 255), (np.uint16, 65535)])

@@ -16,6 +16,8 @@ from taming_dist.data.images import Preprocess, RandomCrop, RandomResizedCrop
 from taming_dist.data.manifest import resolve
 from taming_dist.data.reader import Batch, ImagesConfig, Reader
 from taming_dist.errors import UserError
+from tests.data.damage import END, cut, encode
+from tests.data.shard_files import writing_shards
 
 Write = Callable[..., Path]
 SAMPLES, LANES = 90, 8
@@ -239,3 +241,54 @@ def test_a_crop_that_does_not_exist_is_a_users_mistake(options: dict, message: s
 def test_a_number_below_one_is_a_users_mistake(shards: Path, key: str) -> None:
     with pytest.raises(UserError, match=rf"data\.{key} is 0"):
         reader(shards, **{key: 0})
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Whole JPEGs, one cut in half with an end mark, and one with filling before its end mark."""
+    folder, whole = tmp_path_factory.mktemp("damaged"), encode("JPEG")
+    with writing_shards(folder, "train", 12) as write:
+        for number in range(12):
+            files = {3: cut(whole), 5: whole[:-2] + bytes(5) + END}
+            write(f"{number:04d}", {"jpg": files.get(number, whole)})
+    return folder
+
+
+@pytest.mark.parametrize("choice", ["skip", "use"])
+def test_damaged_pictures_are_left_out_or_used_and_counted_either_way(
+    damaged: Path, choice: str
+) -> None:
+    told: list[dict[str, Any]] = []
+    options: dict[str, Any] = {"on_bad": told.append, "damaged": choice, "lanes": 4}
+    source = reader(damaged, preprocess=Preprocess(144), max_bad_fraction=0.001, **options)
+    found = [key for batch in source.epoch_batches() for key in batch.keys]
+    assert ("0003" in found) == (choice == "use")
+    assert {f"{number:04d}" for number in range(12)} - set(found) <= {"0003"}
+    (record,) = told
+    assert record["key"] == "0003"
+    assert record["error"] == "the image is damaged: premature end of data segment"
+    assert record.get("used", False) == (choice == "use")
+    used = int(choice == "use")
+    assert source.counts() == {"bad_samples": 1 - used, "damaged_used": used}
+
+
+def test_what_is_used_of_a_damaged_picture_are_its_pixels(damaged: Path) -> None:
+    used = reader(damaged, preprocess=Preprocess(144), micro_batch=1, damaged="use", on_bad=id)
+    images = [batch.columns["image"] for batch in used.epoch_batches()]
+    assert torch.equal(images[3][..., :16, :], images[4][..., :16, :])
+    assert not torch.equal(images[3], images[4])
+
+
+def test_training_replaces_damaged_pictures_or_uses_them(damaged: Path) -> None:
+    for choice, bad, used in (("skip", 1, 0), ("use", 0, 1)):
+        options = {"damaged": choice, "lanes": 4, "block": 3, "on_bad": lambda record: None}
+        source = reader(damaged, preprocess=Preprocess(16), micro_batch=4, **options)
+        found = [key for batch in islice(source.batches(), 3) for key in batch.keys]
+        assert ("0003" in found) == bool(used)
+        counted = source.counts()
+        assert (counted["bad_samples"], counted["damaged_used"]) == (bad, used)
+
+
+def test_another_choice_for_damaged_pictures_is_one_line(damaged: Path) -> None:
+    with pytest.raises(UserError, match="data.damaged is 'keep' but must be skip or use"):
+        reader(damaged, damaged="keep")

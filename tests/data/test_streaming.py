@@ -11,6 +11,7 @@ from taming_dist.data.reader import Batch
 from taming_dist.data.storage import Patience, StorageError, copy_in_sequence
 from taming_dist.data.streaming import StreamingReader, StreamPlan, stream_locations
 from taming_dist.errors import UserError
+from tests.data.damage import cut, encode
 from tests.data.pictures import jpeg
 from tests.data.shard_files import writing_shards
 
@@ -145,3 +146,19 @@ def test_a_spec_that_cannot_be_streamed_is_refused(folder: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             stream_locations(spec, allow_pipe=False)
+
+
+@pytest.mark.parametrize("choice", ["skip", "use"])
+def test_a_damaged_picture_is_left_out_or_used_and_counted(tmp_path: Path, choice: str) -> None:
+    with writing_shards(tmp_path, "s", SAMPLES) as write:
+        for number in range(SAMPLES):
+            whole = encode("JPEG")
+            write(f"{number}", {"jpg": cut(whole) if number == 3 else whole})
+    told: list[dict[str, Any]] = []
+    locations = (str(tmp_path / "s-000000.tar"),)
+    options: dict[str, Any] = {"micro_batch": 3, "on_bad": told.append, "damaged": choice}
+    reader = StreamingReader(locations, Preprocess(8), **options)
+    found = keys(list(islice(reader.batches(), 3)))
+    assert ("3" in found) == (choice == "use")
+    assert told[0]["key"] == "3"
+    assert told[0].get("used", False) == (choice == "use")

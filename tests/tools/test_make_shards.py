@@ -27,6 +27,7 @@ from taming_dist.data.manifest import Manifest, resolve
 from taming_dist.data.reader import Batch, Reader
 from taming_dist.data.shards import read_members
 from taming_dist.errors import UserError
+from tests.data import damage
 
 TOOL = Path(__file__).parents[2] / "tools" / "make_shards.py"
 tool = runpy.run_path(str(TOOL))
@@ -119,6 +120,22 @@ def test_what_cannot_be_read_is_listed_and_counted(
     assert manifest.details["left_out"] == {"other file": 1, "truncated": 1, "unreadable": 1}
     assert "12 images" in out
     assert "3 files left out" in out
+
+
+def test_damaged_pictures_are_left_out_or_what_is_left_is_stored_and_counted(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = damage.encode("JPEG")
+    (images / "cat" / "half.jpg").write_bytes(damage.cut(whole))
+    (images / "cat" / "filled.jpg").write_bytes(whole[:-2] + bytes(3) + damage.END)
+    manifest = make(images, tmp_path / "skipped")
+    assert manifest.details["left_out"] == {"damaged": 1}
+    assert "left out: cat/half.jpg: the image is damaged: premature end" in capsys.readouterr().out
+    manifest = make(images, tmp_path / "used", "--damaged", "use")
+    assert manifest.details["left_out"] == {}
+    assert manifest.details["notes"] == {"damaged": 1}
+    assert "of the images: 1 damaged" in capsys.readouterr().out
+    assert sum(len(batch) for batch in read(tmp_path / "used")) == 14
 
 
 def test_larger_images_are_scaled_down_with_their_label_maps(tmp_path: Path) -> None:

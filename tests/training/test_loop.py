@@ -41,6 +41,9 @@ class Numbers:
     def keys(self, batch: list[int]) -> list[str]:
         return [f"key-{position}" for position in batch]
 
+    def counts(self) -> dict[str, int]:
+        return {"bad_samples": 3}
+
 
 class Weights:
     """An engine whose only weight is a number."""

@@ -15,9 +15,11 @@ from PIL import Image, UnidentifiedImageError
 
 from taming_dist.data import encoded
 from taming_dist.data.encoded import FORMATS, MAX_PIXELS
+from taming_dist.data.faults import LostData
 from taming_dist.data.images import resize_short_side
 
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
+DAMAGED = "damaged"
 ARRAY_MAGIC = b"\x93NUMPY"
 ORIENTATION = 0x0112
 Turn = Callable[[np.ndarray], np.ndarray]
@@ -96,8 +98,11 @@ class Picture:
     notes: tuple[str, ...]
 
 
-def open_picture(data: bytes) -> Picture:
-    """Decode an image whatever its file is like; `Unfit` if it cannot be used."""
+def open_picture(data: bytes, use_damaged: bool = False) -> Picture:
+    """Decode an image whatever its file is like; `Unfit` if it cannot be used.
+
+    `use_damaged`: what is left of a damaged JPEG becomes a layer of its own, else it is unfit.
+    """
     if not data:
         raise Unfit("empty", "the file is empty")
     if data.startswith(ARRAY_MAGIC):
@@ -110,7 +115,14 @@ def open_picture(data: bytes) -> Picture:
         if extension == "png" and data[24] == 16:
             layer = Layer("png", _to_8_bits(image), None)
             return Picture(layer, turn, (*notes, "16 bits to 8"))
-        return Picture(Layer(extension, encoded.open_image(data).pixels(), data), turn, notes)
+        opened = encoded.open_image(data)
+        try:
+            return Picture(Layer(extension, opened.pixels(), data), turn, notes)
+        except LostData:
+            if not use_damaged:
+                raise
+        rest = Layer("jpg", opened.pixels(despite_losses=True), None)
+        return Picture(rest, turn, (*notes, DAMAGED))
 
 
 def open_labels(data: bytes, shift: int) -> Layer:
@@ -157,6 +169,8 @@ def _as_unfit() -> Iterator[None]:
         raise
     except UnidentifiedImageError as error:
         raise Unfit("unreadable", "no JPEG, PNG or WebP file") from error
+    except LostData as error:
+        raise Unfit(DAMAGED, str(error)) from error
     except Image.DecompressionBombError as error:
         raise Unfit("too large", "refused as a decompression bomb") from error
     except Exception as error:

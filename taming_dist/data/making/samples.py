@@ -31,6 +31,7 @@ class Recipe:
     `short_side`: larger images are scaled down to it. `quality`: of JPEGs that are made here.
     `min_side`: smaller images are left out. `canny`: compute edges. `low_resolution`: compute an
     image that is smaller by this factor. `label_shift`: added to label maps, modulo 256.
+    `use_damaged`: what is left of a damaged JPEG is stored, else it is left out.
     """
 
     short_side: int | None = None
@@ -39,6 +40,7 @@ class Recipe:
     canny: bool = False
     low_resolution: int | None = None
     label_shift: int = 0
+    use_damaged: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Sample:
 
 def make_sample(catalogue: Catalogue, record: Record, recipe: Recipe) -> Sample:
     """Make the files of a sample; raises `Unfit` if the image or a pair cannot be used."""
-    picture = open_picture(catalogue.read_image(record))
+    picture = open_picture(catalogue.read_image(record), recipe.use_damaged)
     if min(picture.layer.shape) < recipe.min_side:
         height, width = picture.layer.shape
         raise Unfit("tiny", f"{width} x {height} pixels: less than {recipe.min_side} on a side")

@@ -16,6 +16,7 @@ from taming_dist.data.making.layers import (
     open_labels,
     open_picture,
 )
+from tests.data import damage
 
 rng = np.random.default_rng(0)
 PIXELS = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
@@ -117,7 +118,8 @@ def frames(format: str) -> bytes:
         (b"", "empty"),
         (b"no image at all", "unreadable"),
         (encode(PIXELS, "GIF"), "unreadable"),
-        (encode(PIXELS, "JPEG")[:-200], "truncated"),
+        (encode(PIXELS, "JPEG")[:-200], "damaged"),
+        (damage.cut(encode(PIXELS, "JPEG")), "damaged"),
         (encode(PIXELS, "PNG")[:-200], "truncated"),
         (encode(PIXELS, "WEBP")[:-200], "unreadable"),
         (frames("PNG"), "animated"),
@@ -130,6 +132,16 @@ def test_what_cannot_be_used_is_named_by_its_kind(data: bytes, kind: str) -> Non
         open_picture(data)
     assert caught.value.kind == kind
     assert caught.value.reason
+
+
+def test_what_is_left_of_a_damaged_jpeg_becomes_a_whole_one_where_it_is_wanted() -> None:
+    whole = damage.encode("JPEG")
+    picture = open_picture(damage.cut(whole), use_damaged=True)
+    assert picture.notes == ("damaged",)
+    stored = open_image(picture.layer.encode(95)).pixels()
+    there = open_image(whole).pixels()[:48]
+    assert np.abs(stored[:48].astype(int) - there).mean() < 4
+    assert open_picture(whole, use_damaged=True).layer.encode(95) is whole
 
 
 def test_a_photo_with_a_preview_behind_it_is_no_animation() -> None:
