@@ -31,6 +31,7 @@ def train(config: "Config", stop: StopRequest) -> None:
     from taming_dist.engine.zero import init_world, shutdown
     from taming_dist.stages import check_run_dir, choose_stage, describe, first_rank_sinks
     from taming_dist.training.clock import Clock
+    from taming_dist.training.leftovers import remove_leftovers
     from taming_dist.training.loop import check_resumable, fit
     from taming_dist.training.sinks import Sinks
 
@@ -44,6 +45,8 @@ def train(config: "Config", stop: StopRequest) -> None:
     if found is not None:
         check_resumable(found, data, config.data.global_batch, here.world_size)
 
+    if here.rank == 0:
+        remove_leftovers(run_dir)
     world = init_world(here, config.engine.tf32)
     start_log(run_dir, world.rank)
     clock = Clock(config.data.global_batch, config.train.steps)

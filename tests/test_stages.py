@@ -133,7 +133,7 @@ def test_without_run_init_nothing_is_loaded(tmp_path: Path) -> None:
 
 
 def test_a_run_that_goes_on_needs_the_export_no_more(tmp_path: Path) -> None:
-    Checkpoints(tmp_path / "checkpoints", HERE).save(3, {}, {})
+    Checkpoints(tmp_path / "checkpoints", HERE).save(3, {}, {"images": 12})
     assert initial_weights(starting_from("gone"), tmp_path, VQGAN, vqgan()) is None
 
 

@@ -278,11 +278,11 @@ def test_a_run_leaves_what_the_documents_promise(runs: Runs, outputs: dict[str, 
     } <= names
     assert not list(folder.rglob("*.tmp"))
     kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
-    assert kept[-1] == f"step-{steps[-1]:08d}"
+    assert kept[-1] == f"images-{4 * steps[-1]:012d}"
     assert len(kept) == 2
     drawn = sorted(path.name for path in (folder / "images").iterdir())
     due = [step for step in steps if step % 4 == 0 or step == steps[-1]]
-    assert drawn == [f"step-{step:08d}.png" for step in due]
+    assert drawn == [f"images-{4 * step:012d}.png" for step in due]
 
 
 # The three places that metrics go to

@@ -274,7 +274,7 @@ Line = tuple[list[float], list[float]]
 
 def charts(rows: Records, summary: Mapping[str, Any]) -> str:
     """Every chart that the metrics of a run have something for, all over the same steps."""
-    end = max((row["step"] for row in rows), default=1)
+    end = max((row["samples"] for row in rows), default=1)
     drawn = []
     is_vqgan = any("train/rec" in row for row in rows)
     for chart in VQGAN_CHARTS if is_vqgan else TOKEN_CHARTS:
@@ -293,12 +293,12 @@ def _lines(rows: Records, chart: Chart) -> dict[str, Line]:
     lines = {}
     for name, label in chart.lines.items():
         points = [
-            (row["step"], row[name])
+            (row["samples"], row[name])
             for row in rows
             if isinstance(row.get(name), int | float) and math.isfinite(row[name])
         ]
         if points:
-            lines[label] = ([step for step, _ in points], [value for _, value in points])
+            lines[label] = ([samples for samples, _ in points], [value for _, value in points])
     return lines
 
 
@@ -335,7 +335,7 @@ def _svg(lines: Mapping[str, Line], chart: Chart, end: float) -> str:
             axes.plot(*line, color=colour, linewidth=1.6, marker=marker, markersize=3.5)
         axes.grid(axis="y", linewidth=0.6)
         axes.set_axisbelow(True)
-        axes.set_xlabel("optimizer steps")
+        axes.set_xlabel("images seen")
         axes.set_xlim(0, end)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

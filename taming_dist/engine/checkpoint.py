@@ -1,12 +1,15 @@
-"""Checkpoints: a folder per step that is either whole or not there.
+"""Checkpoints: folders that are either whole or not there, named after the images seen.
 
-Layout: checkpoints/step-00001000/ holds a folder per engine (DeepSpeed's files) and meta.json,
-written last: step, state and the list of files with their sizes. It is built as step-*.tmp and
-renamed, so a run that dies while saving leaves the previous checkpoint as the newest valid one.
+Layout: checkpoints/images-000000012000/ holds a folder per engine (DeepSpeed's files) and
+meta.json, written last: step, state and the list of files with their sizes. It is built as
+images-*.tmp and renamed, so a run that dies while saving leaves the previous checkpoint as the
+newest valid one. Steps would not do for names: with another global batch they count anew. Runs of
+before have folders such as step-00001000, whose images are in their meta.json.
 """
 
 import dataclasses
 import json
+import math
 import os
 import re
 import shutil
@@ -16,7 +19,9 @@ from typing import Any, Protocol
 
 from taming_dist.errors import UserError
 
-NAME = re.compile(r"step-(\d{8,})")
+NAME = re.compile(r"images-(\d{12,})")
+NAME_OF_BEFORE = re.compile(r"step-(\d{8,})")
+UNFINISHED = ("images-*.tmp", "step-*.tmp")
 FORMAT = "taming_dist.checkpoint.v1"
 
 
@@ -42,7 +47,9 @@ class Ranks(Protocol):
 class Checkpoints:
     """The checkpoints of a run. Every method is a collective: all ranks call it.
 
-    `keep_last` newest are kept, and every `keep_every`-th step for good (0: none).
+    The `keep_last` newest by images seen are kept, and that of every `keep_every`-th step for good
+    (0: none). Which those are is decided and noted when they are saved, because the same images are
+    another step after the global batch was changed.
     """
 
     folder: Path
@@ -51,8 +58,11 @@ class Checkpoints:
     keep_every: int = 0
 
     def save(self, step: int, engines: Mapping[str, Saved], state: dict[str, Any]) -> Path:
-        """Write the checkpoint of `step`; `state` is plain JSON and is given back by `load`."""
-        final = self.folder / f"step-{step:08d}"
+        """Write a checkpoint, after `step` optimizer steps.
+
+        `state` is plain JSON and is given back by `load`; its `images` are the images seen.
+        """
+        final = self.folder / f"images-{state['images']:012d}"
         building = final.with_name(final.name + ".tmp")
         if self.world.is_first:
             shutil.rmtree(building, ignore_errors=True)
@@ -63,7 +73,7 @@ class Checkpoints:
         self.world.barrier()
         if self.world.is_first:
             self._finish(building, final, step, state)
-            self.prune()
+            self.prune(final)
         self.world.barrier()
         return final
 
@@ -74,6 +84,7 @@ class Checkpoints:
         meta = {
             "format": FORMAT,
             "step": step,
+            "kept_for_good": self._is_kept(step),
             "world_size": self.world.world_size,
             "state": state,
             "files": {str(path.relative_to(building)): path.stat().st_size for path in files},
@@ -103,24 +114,36 @@ class Checkpoints:
             engine.load(path, name)
         return state
 
-    def prune(self) -> None:
-        """Delete what is not to be kept; meta.json goes first: no torn folder ever looks whole.
+    def prune(self, saved: Path) -> None:
+        """Delete what is not to be kept, and never `saved`, which was written just now.
 
-        What runs that died while saving left goes too: it is as large as a checkpoint.
+        meta.json goes first: no torn folder ever looks whole.
         """
-        for path in self.folder.glob("step-*.tmp"):
-            shutil.rmtree(path, ignore_errors=True)
         whole = [path for path in all_checkpoints(self.folder) if find_fault(path) is None]
         for path in whole[: -max(1, self.keep_last)]:
-            if not (self.keep_every and _step(path) % self.keep_every == 0):
+            meta = read_meta(path)
+            # Runs of before noted the step only; it is that of the global batch of then.
+            if path != saved and not meta.get("kept_for_good", self._is_kept(meta["step"])):
                 _remove(path)
+
+    def _is_kept(self, step: int) -> bool:
+        return self.keep_every > 0 and step % self.keep_every == 0
 
 
 def all_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoint folders of a run, whole or not, by step."""
+    """The checkpoint folders of a run, whole or not, by images seen."""
     if not folder.is_dir():
         return []
-    return sorted((path for path in folder.iterdir() if NAME.fullmatch(path.name)), key=_step)
+    names = (NAME, NAME_OF_BEFORE)
+    found = (path for path in folder.iterdir() if any(name.fullmatch(path.name) for name in names))
+    return sorted(found, key=lambda path: (_images(path), NAME.fullmatch(path.name) is not None))
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what runs that died while saving have left: each is as large as a checkpoint."""
+    for pattern in UNFINISHED:
+        for path in folder.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def newest_valid(folder: Path, report: Callable[[str], None]) -> Path | None:
@@ -166,10 +189,16 @@ def find_fault(path: Path) -> str | None:
     return None
 
 
-def _step(path: Path) -> int:
+def _images(path: Path) -> float:
+    """Images seen. A folder of before whose meta.json cannot be read may be the newest: infinity,
+    so that it is reported rather than passed over in silence."""
     match = NAME.fullmatch(path.name)
-    assert match is not None
-    return int(match[1])
+    if match is not None:
+        return int(match[1])
+    try:
+        return read_meta(path)["state"]["images"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def _remove(path: Path) -> None:

@@ -1,6 +1,7 @@
 """How a trained model leaves a run: run.dir/export, loadable without training code or DeepSpeed."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,8 @@ from torch import Tensor
 from taming_dist.errors import UserError
 from taming_dist.models.export import assemble
 
+UNFINISHED = ".export-"  # how the folder of an export begins that is being written
+
 # Beside a VQGAN, where its discriminator was kept (by tools/import_checkpoint.py); a run may start
 # from it too.
 DISCRIMINATOR_FILE = "discriminator.safetensors"
@@ -19,10 +22,16 @@ DISCRIMINATOR_FILE = "discriminator.safetensors"
 def write_export(model: type, config: Any, state: dict[str, Tensor], folder: Path) -> None:
     """Write config.json and model.safetensors to `folder`, each file whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as building:
+    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder.parent) as building:
         assemble(model, config, state).save_pretrained(building)
         for name in sorted(os.listdir(building)):
             os.replace(Path(building) / name, folder / name)
+
+
+def remove_unfinished_exports(run_dir: Path) -> None:
+    """Delete what a run that died while it wrote its export has left beside it."""
+    for path in run_dir.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def check_tensors(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from taming_dist.data.loader import Plan
-from taming_dist.engine.checkpoint import Checkpoints, read_state
+from taming_dist.engine.checkpoint import Checkpoints, read_meta, read_state
 from taming_dist.engine.world import World
 from taming_dist.errors import UserError
 from taming_dist.ranges import check_ranges, ranged
@@ -121,7 +121,7 @@ def fit(
 def resume(
     recipe: Recipe, data: Data, clock: Clock, checkpoints: Checkpoints, sinks: Sinks
 ) -> None:
-    """Go on from the newest valid checkpoint, if there is one."""
+    """Continue from the newest valid checkpoint, if there is one."""
     path = checkpoints.latest_valid(sinks.note)
     if path is None:
         sinks.rewind(clock)  # a run that died before its first checkpoint may have logged already
@@ -133,6 +133,17 @@ def resume(
     recipe.load_state_dict(state["recipe"])
     sinks.rewind(clock)
     sinks.event("resume", clock, checkpoint=path.name)
+    note_other_batch(clock, read_meta(path)["step"], sinks)
+
+
+def note_other_batch(clock: Clock, steps_then: int, sinks: Sinks) -> None:
+    """Say what another global batch does to what is given in steps."""
+    if steps_then and clock.images // steps_then != clock.global_batch:
+        sinks.note(
+            f"data.global_batch was {clock.images // steps_then} and is {clock.global_batch}: "
+            f"{clock.images} images seen are step {clock.step} of {clock.total_steps} now; all "
+            f"that is given in steps counts steps of {clock.global_batch} images"
+        )
 
 
 def check_resumable(path: Path, data: Data, global_batch: int, world_size: int) -> None:

@@ -7,6 +7,7 @@ The only import of wandb.
 import dataclasses
 import json
 import os
+import re
 import secrets
 import sys
 import time
@@ -19,6 +20,7 @@ from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from taming_dist.data.files import replacing, write_bytes
 from taming_dist.errors import UserError
 from taming_dist.training.clock import Clock
 
@@ -57,10 +59,10 @@ class Sinks:
             sink.log(clock, record)
 
     def image(self, clock: Clock, picture: Tensor | None) -> None:
-        """A preview, uint8 [3,h,w]: images/step-00001000.png."""
+        """A preview, uint8 [3,h,w]: images/images-000000012000.png, by images seen."""
         if self.run_dir is None or picture is None:
             return
-        path = self.run_dir / "images" / f"step-{clock.step:08d}.png"
+        path = self.run_dir / "images" / f"images-{clock.images:012d}.png"
         save_png(picture, path)
         for sink in self._sinks:
             sink.image(clock, path)
@@ -78,7 +80,7 @@ class Sinks:
             print(text, flush=True)
 
     def rewind(self, clock: Clock) -> None:
-        """The run goes on from an earlier step: what was logged after it did not happen."""
+        """The run resumes from an earlier moment: what was logged after it did not happen."""
         for sink in self._sinks:
             sink.rewind(clock)
 
@@ -90,9 +92,8 @@ class Sinks:
 def save_png(picture: Tensor, path: Path) -> None:
     """Write uint8 [3,h,w] as PNG, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    building = path.with_suffix(".tmp")
-    Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()).save(building, format="PNG")
-    os.replace(building, path)
+    with replacing(path) as file:
+        Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()).save(file, format="PNG")
 
 
 def append_line(path: Path, values: dict[str, Any]) -> None:
@@ -123,19 +124,17 @@ class MetricsFile:
         pass
 
     def rewind(self, clock: Clock) -> None:
-        """Cut what was logged after the resumed step, and a line that was torn by a crash."""
+        """Cut what was logged after the images seen, and a line that was torn by a crash."""
         if not self.path.is_file():
             return
         kept = []
         for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
-                if json.loads(line)["step"] <= clock.step:
+                if json.loads(line)["samples"] <= clock.images:
                     kept.append(line + "\n")
             except ValueError:
                 continue
-        building = self.path.with_suffix(".tmp")
-        building.write_text("".join(kept), encoding="utf-8")
-        os.replace(building, self.path)
+        write_bytes(self.path, "".join(kept).encode())
 
     def close(self) -> None:
         pass
@@ -184,8 +183,9 @@ class Console:
 class WandB:
     """Weights & Biases, rank 0 only. Any failure of it is reported once and switches it off.
 
-    Steps are logged as numbers of our own (`trainer/step`), because W&B drops what goes back in its
-    own step count after a resume. The run id is kept in run.dir, so that a resumed run goes on.
+    The axis is a number of our own, the images seen (`trainer/samples`): W&B drops what goes back
+    in its own step count after a resume, and steps go back when the global batch is raised. The run
+    id is kept in run.dir, so that a resumed run is the same run there.
     """
 
     def __init__(self, config: LogConfig, run_dir: Path, name: str, values: dict[str, Any]) -> None:
@@ -198,8 +198,10 @@ class WandB:
 
         self._wandb = wandb
         id_file = run_dir / "wandb-id"
-        run_id = id_file.read_text() if id_file.is_file() else secrets.token_hex(4)
-        id_file.write_text(run_id)
+        run_id = read_id(id_file)
+        if run_id is None:
+            run_id = secrets.token_hex(4)
+            write_bytes(id_file, run_id.encode())
         self._run = wandb.init(
             project=config.project,
             name=name,
@@ -210,20 +212,17 @@ class WandB:
             config=values,
             settings=wandb.Settings(init_timeout=60, console="off", x_disable_stats=True),
         )
-        self._run.define_metric("trainer/step")
-        self._run.define_metric("*", step_metric="trainer/step")
+        self._run.define_metric("trainer/samples")
+        self._run.define_metric("*", step_metric="trainer/samples")
 
     def log(self, clock: Clock, record: dict[str, float]) -> None:
-        stamp = {"trainer/step": clock.step, "trainer/samples": clock.images}
-        self._guard(lambda: self._run and self._run.log(record | stamp))
+        self._guard(lambda: self._run and self._run.log(record | stamp(clock)))
 
     def image(self, clock: Clock, path: Path) -> None:
         self._guard(
             lambda: (
                 self._run
-                and self._run.log(
-                    {"preview": self._wandb.Image(str(path)), "trainer/step": clock.step}
-                )
+                and self._run.log({"preview": self._wandb.Image(str(path))} | stamp(clock))
             )
         )
 
@@ -239,6 +238,19 @@ class WandB:
         except Exception as error:  # whatever happens in W&B, training goes on
             self._run = None
             print(f"W&B is off: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+
+
+def read_id(path: Path) -> str | None:
+    """The run's id at W&B; None where there is none yet, or none that it could have."""
+    if not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8", errors="replace").strip()
+    return text if re.fullmatch(r"[\w-]{1,64}", text, re.ASCII) else None
+
+
+def stamp(clock: Clock) -> dict[str, int]:
+    """The present moment, as W&B gets it."""
+    return {"trainer/step": clock.step, "trainer/samples": clock.images}
 
 
 def wandb_mode(config: LogConfig) -> Any:

@@ -10,7 +10,12 @@ from typing import Any
 import pytest
 
 from taming_dist.engine import checkpoint
-from taming_dist.engine.checkpoint import Checkpoints, find_fault
+from taming_dist.engine.checkpoint import (
+    Checkpoints,
+    all_checkpoints,
+    find_fault,
+    remove_unfinished,
+)
 from taming_dist.errors import UserError
 
 
@@ -65,6 +70,10 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def images(path: Path) -> int:
+    return json.loads((path / "meta.json").read_text())["state"]["images"]
+
+
 def silent(text: str) -> None:
     raise AssertionError(f"nothing was to be reported: {text}")
 
@@ -73,7 +82,7 @@ def test_a_loaded_checkpoint_gives_back_engines_and_state(checkpoints: Checkpoin
     save(checkpoints, 3, 12)
     newest = checkpoints.latest_valid(silent)
     assert newest is not None
-    assert newest.name == "step-00000012"
+    assert newest.name == "images-000000000096"
     engines = {"generator": FakeEngine(), "discriminator": FakeEngine()}
     assert checkpoints.load(newest, engines) == {"images": 96}
     assert [engine.value for engine in engines.values()] == ["G12", "D12"]
@@ -83,11 +92,13 @@ def test_there_is_none_before_the_first_was_saved(checkpoints: Checkpoints) -> N
     assert checkpoints.latest_valid(silent) is None
 
 
-def test_steps_are_compared_as_numbers_also_beyond_eight_digits(checkpoints: Checkpoints) -> None:
-    save(checkpoints, 99_999_999, 100_000_000)
+def test_images_are_compared_as_numbers_also_beyond_twelve_digits(
+    checkpoints: Checkpoints,
+) -> None:
+    save(checkpoints, 124_999_999_999, 125_000_000_000)
     newest = checkpoints.latest_valid(silent)
     assert newest is not None
-    assert newest.name == "step-100000000"
+    assert newest.name == "images-1000000000000"
 
 
 def truncate(path: Path) -> None:
@@ -113,28 +124,32 @@ def test_a_broken_newer_one_is_reported_and_skipped(
     checkpoints: Checkpoints, folder: Path, damage: Callable[[Path], object], message: str
 ) -> None:
     save(checkpoints, 3, 9)
-    damage(folder / "step-00000009")
+    damage(folder / "images-000000000072")
     said: list[str] = []
     found = checkpoints.latest_valid(said.append)
-    assert found == folder / "step-00000003"
+    assert found == folder / "images-000000000024"
     assert len(said) == 1
-    assert "step-00000009" in said[0]
+    assert "images-000000000072" in said[0]
     assert message in said[0]
 
 
 def test_an_unfinished_folder_is_ignored(checkpoints: Checkpoints, folder: Path) -> None:
     save(checkpoints, 3)
-    shutil.copytree(folder / "step-00000003", folder / "step-00000009.tmp")
+    shutil.copytree(folder / "images-000000000024", folder / "images-000000000072.tmp")
     (folder / "notes.txt").write_text("mine")
-    assert checkpoints.latest_valid(silent) == folder / "step-00000003"
+    assert checkpoints.latest_valid(silent) == folder / "images-000000000024"
     save(checkpoints, 9)  # a second attempt begins afresh
-    assert find_fault(folder / "step-00000009") is None
+    assert find_fault(folder / "images-000000000072") is None
 
 
-def test_the_next_save_removes_what_a_dead_run_left(checkpoints: Checkpoints, folder: Path) -> None:
-    (folder / "step-00000007.tmp" / "generator").mkdir(parents=True)
+def test_what_dead_runs_left_is_removed_and_nothing_else(
+    checkpoints: Checkpoints, folder: Path
+) -> None:
     save(checkpoints, 9)
-    assert names(folder) == ["step-00000009"]
+    for name in ("images-000000000080.tmp", "step-00000010.tmp", "mine.tmp"):
+        (folder / name / "generator").mkdir(parents=True)
+    remove_unfinished(folder)
+    assert names(folder) == ["images-000000000072", "mine.tmp"]
 
 
 @pytest.mark.parametrize("moment", ["_sync", "os.replace", "_remove"])
@@ -150,17 +165,17 @@ def test_a_run_killed_while_saving_keeps_the_checkpoint_before(
         patched.setattr(os if moment == "os.replace" else checkpoint, moment.split(".")[-1], killed)
         with pytest.raises(Killed):
             save(checkpoints, 9)
-    assert checkpoints.latest_valid(silent) == folder / "step-00000003"
+    assert checkpoints.latest_valid(silent) == folder / "images-000000000024"
     save(checkpoints, 9)
-    assert checkpoints.latest_valid(silent) == folder / "step-00000009"
+    assert checkpoints.latest_valid(silent) == folder / "images-000000000072"
 
 
 def test_saving_a_step_again_replaces_it(checkpoints: Checkpoints, folder: Path) -> None:
     save(checkpoints, 3)
-    checkpoints.save(3, {"generator": FakeEngine("again")}, {"images": 1})
-    assert find_fault(folder / "step-00000003") is None
+    checkpoints.save(3, {"generator": FakeEngine("again")}, {"images": 24})
+    assert find_fault(folder / "images-000000000024") is None
     engine = FakeEngine()
-    checkpoints.load(folder / "step-00000003", {"generator": engine})
+    checkpoints.load(folder / "images-000000000024", {"generator": engine})
     assert engine.value == "again"
 
 
@@ -177,16 +192,81 @@ def test_pruning_keeps_the_last_ones_and_every_nth(
     folder: Path, keep_last: int, keep_every: int, expected: list[int]
 ) -> None:
     save(Checkpoints(folder, Alone(), keep_last, keep_every), 2, 4, 6, 8, 10)
-    assert names(folder) == [f"step-{step:08d}" for step in expected]
+    assert names(folder) == [f"images-{8 * step:012d}" for step in expected]
+
+
+def test_progress_is_kept_when_the_global_batch_changes(folder: Path) -> None:
+    """Twice the batch halves the steps: step 510 comes after the 998 and 1000 of before."""
+    checkpoints = Checkpoints(folder, Alone(), keep_last=2, keep_every=500)
+    for step in (500, 998, 1000):
+        checkpoints.save(step, {}, {"images": 8 * step})
+    saved = checkpoints.save(510, {}, {"images": 16 * 510})
+    assert checkpoints.latest_valid(silent) == saved
+    assert [images(path) for path in all_checkpoints(folder)] == [4000, 8000, 8160]
+    checkpoints.save(520, {}, {"images": 16 * 520})
+    assert [images(path) for path in all_checkpoints(folder)] == [4000, 8000, 8160, 8320]
+
+
+def test_what_is_kept_for_good_is_decided_when_it_is_saved(folder: Path) -> None:
+    save(Checkpoints(folder, Alone(), keep_last=1, keep_every=3), 3, 4)
+    save(Checkpoints(folder, Alone(), keep_last=1, keep_every=0), 5, 6)
+    assert [images(path) for path in all_checkpoints(folder)] == [24, 48]
+
+
+def test_the_one_just_saved_stays_also_where_newer_ones_are_there(folder: Path) -> None:
+    """As where the newer ones were taken away, and are put back while the run goes on."""
+    checkpoints = Checkpoints(folder, Alone(), keep_last=1)
+    save(checkpoints, 9)
+    folder.rename(folder.with_name("away"))
+    save(checkpoints, 3)
+    for path in folder.with_name("away").iterdir():
+        path.rename(folder / path.name)
+    save(checkpoints, 4)
+    assert [images(path) for path in all_checkpoints(folder)] == [32, 72]
+
+
+def save_as_before(folder: Path, step: int, global_batch: int) -> Path:
+    """A checkpoint as runs wrote it that named them by step."""
+    written = Checkpoints(folder, Alone(), keep_last=100)
+    engine = {"generator": FakeEngine(f"G{step}")}
+    path = written.save(step, engine, {"images": step * global_batch})
+    meta = json.loads((path / "meta.json").read_text())
+    del meta["kept_for_good"]
+    (path / "meta.json").write_text(json.dumps(meta))
+    return path.rename(folder / f"step-{step:08d}")
+
+
+def test_checkpoints_named_by_step_are_found_resumed_and_pruned_by_their_images(
+    folder: Path,
+) -> None:
+    before = [save_as_before(folder, step, global_batch=8) for step in (500, 998, 1000)]
+    checkpoints = Checkpoints(folder, Alone(), keep_last=2, keep_every=500)
+    assert checkpoints.latest_valid(silent) == before[2]
+    engine = FakeEngine()
+    assert checkpoints.load(before[2], {"generator": engine}) == {"images": 8000}
+    assert engine.value == "G1000"
+    saved = checkpoints.save(501, {"generator": FakeEngine()}, {"images": 8016})
+    assert checkpoints.latest_valid(silent) == saved
+    assert all_checkpoints(folder) == [before[0], before[2], saved]
+
+
+def test_a_broken_one_named_by_step_is_reported(folder: Path) -> None:
+    older, broken = (save_as_before(folder, step, 8) for step in (3, 9))
+    (broken / "meta.json").unlink()
+    said: list[str] = []
+    assert Checkpoints(folder, Alone()).latest_valid(said.append) == older
+    assert said == [
+        "skipping checkpoint step-00000009: meta.json is missing or broken (FileNotFoundError)"
+    ]
 
 
 def test_pruning_does_not_count_broken_ones_as_kept(folder: Path) -> None:
     checkpoints = Checkpoints(folder, Alone(), keep_last=2)
     save(checkpoints, 2, 4)
-    truncate(folder / "step-00000004")
+    truncate(folder / "images-000000000032")
     save(checkpoints, 6)
-    assert find_fault(folder / "step-00000002") is None
-    assert find_fault(folder / "step-00000006") is None
+    assert find_fault(folder / "images-000000000016") is None
+    assert find_fault(folder / "images-000000000048") is None
 
 
 def test_deleting_removes_meta_first_so_that_no_torn_folder_looks_whole(
@@ -200,17 +280,17 @@ def test_deleting_removes_meta_first_so_that_no_torn_folder_looks_whole(
 
     monkeypatch.setattr(shutil, "rmtree", killed)
     with pytest.raises(Killed):
-        checkpoints.prune()
-    assert find_fault(folder / "step-00000002") is not None
-    assert (folder / "step-00000002" / "generator" / "weights.pt").is_file()
-    assert find_fault(folder / "step-00000004") is None
+        checkpoints.prune(folder / "images-000000000032")
+    assert find_fault(folder / "images-000000000016") is not None
+    assert (folder / "images-000000000016" / "generator" / "weights.pt").is_file()
+    assert find_fault(folder / "images-000000000032") is None
 
 
 def test_the_list_of_files_is_the_whole_folder_but_for_meta(
     checkpoints: Checkpoints, folder: Path
 ) -> None:
     save(checkpoints, 5)
-    meta = json.loads((folder / "step-00000005" / "meta.json").read_text())
+    meta = json.loads((folder / "images-000000000040" / "meta.json").read_text())
     assert meta["files"] == {"generator/weights.pt": 2, "discriminator/weights.pt": 2}
     assert meta["step"] == 5
     assert meta["world_size"] == 1
@@ -222,19 +302,19 @@ def test_another_number_of_ranks_is_refused_in_one_line(
     save(checkpoints, 5)
     others = Checkpoints(folder, Alone(world_size=2))
     with pytest.raises(UserError, match="was written by 1 ranks and this run has 2"):
-        others.load(folder / "step-00000005", {})
+        others.load(folder / "images-000000000040", {})
 
 
 def test_a_checkpoint_of_another_stage_is_refused(checkpoints: Checkpoints, folder: Path) -> None:
     save(checkpoints, 5)
     with pytest.raises(UserError, match="holds no transformer"):
-        checkpoints.load(folder / "step-00000005", {"transformer": FakeEngine()})
+        checkpoints.load(folder / "images-000000000040", {"transformer": FakeEngine()})
 
 
 def test_other_ranks_take_the_first_ones_word_and_report_nothing(
     checkpoints: Checkpoints, folder: Path
 ) -> None:
     save(checkpoints, 3, 9)
-    chosen = folder / "step-00000003"  # as where the first rank finds the newer one broken
+    chosen = folder / "images-000000000024"  # as where the first rank finds the newer one broken
     other = Checkpoints(folder, Alone(2, is_first=False, sent=chosen))
     assert other.latest_valid(silent) == chosen

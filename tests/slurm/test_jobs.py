@@ -123,7 +123,7 @@ def test_a_signal_has_the_ranks_save_and_the_same_command_goes_on(cluster, folde
     assert 5 < last < 100000
     assert events[-1]["finished"] is False
     assert [line["step"] for line in lines(run / "metrics.jsonl")] == list(range(1, last + 1))
-    assert (run / "checkpoints" / f"step-{last:08d}" / "meta.json").is_file()
+    assert (run / "checkpoints" / f"images-{4 * last:012d}" / "meta.json").is_file()
 
 
 @pytest.fixture(scope="module")

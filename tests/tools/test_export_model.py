@@ -205,7 +205,7 @@ def test_a_run_gives_its_export_and_its_step(tool: Callable[..., str], tmp_path:
         tool(export_model, run, "--out", tmp_path / "copy")
     model = saved(run / "export")
     world = World(0, 1, 0, torch.device("cpu"))
-    Checkpoints(run / "checkpoints", world).save(42, {}, {})
+    Checkpoints(run / "checkpoints", world).save(42, {}, {"images": 168})
     tool(export_model, run, "--out", tmp_path / "copy")
     assert VQGAN.from_pretrained(tmp_path / "copy").fingerprint == model.fingerprint
     tool(export_model, run, "--out", tmp_path / "t", "--format", "taming")

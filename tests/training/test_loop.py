@@ -167,7 +167,7 @@ def test_every_cadence_comes_when_it_is_due_and_at_the_end(tmp_path: Path) -> No
     assert [line["step"] for line in metrics(tmp_path) if "val/count" in line] == [4, 7]
     assert events(tmp_path) == [("start", 0), ("save", 3), ("save", 6), ("save", 7)]
     assert recipe.calls.count("preview shown") == 1
-    assert (tmp_path / "images" / "step-00000007.png").is_file()
+    assert (tmp_path / "images" / "images-000000000028.png").is_file()
     assert (tmp_path / "export" / "value").read_text() == str(recipe.weights.value)
 
 
@@ -299,18 +299,24 @@ def test_a_run_that_only_skips_steps_ends_and_one_that_skips_some_does_not(
     assert saved[-1] == MOST_SKIPPED  # which holds the weights of step 1
 
 
-def test_another_global_batch_goes_on_where_it_divides_the_images_seen(tmp_path: Path) -> None:
+def test_another_global_batch_goes_on_where_it_divides_the_images_seen(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     run(tmp_path, Counter(), 3)
     again = Counter()
-    run(tmp_path, again, 4, batch=6)
+    run(tmp_path, again, 4, batch=6, log_every=1)
     assert again.seen == list(range(12, 24))
+    assert "was 4 and is 6: 12 images seen are step 2 of 4 now" in capsys.readouterr().out
+    assert [line["samples"] for line in metrics(tmp_path)] == [12, 18, 24]
+    run(tmp_path, Counter(), 4, batch=6)
+    assert capsys.readouterr().out == ""
     with pytest.raises(UserError, match=r"data\.global_batch=10 does not divide the 24 images"):
         run(tmp_path, Counter(), 9, batch=10)
 
 
 def test_a_run_of_other_data_is_refused(tmp_path: Path) -> None:
     run(tmp_path, Counter(), 1)
-    meta = tmp_path / "checkpoints" / "step-00000001" / "meta.json"
+    meta = tmp_path / "checkpoints" / "images-000000000004" / "meta.json"
     meta.write_text(meta.read_text().replace('"seed": 7', '"seed": 8'))
     with pytest.raises(UserError, match=r"run\.seed"):
         run(tmp_path, Counter(), 2)

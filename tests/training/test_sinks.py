@@ -1,6 +1,7 @@
 """Sinks one by one: other ranks are silent, W&B cannot stop a run, files are cut and replaced."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -77,13 +78,35 @@ def test_rewinding_cuts_later_and_torn_lines_and_keeps_the_rest_byte_for_byte(
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
+def test_rewinding_goes_by_images_because_steps_change_with_the_global_batch(
+    tmp_path: Path,
+) -> None:
+    sink = MetricsFile(tmp_path)
+    for step in (3, 4):
+        sink.log(at(step), {"a": 1.0})
+    doubled = Clock(global_batch=8, total_steps=10, images=16)
+    sink.rewind(doubled)
+    doubled.tick()
+    sink.log(doubled, {"a": 1.0})
+    sink.rewind(Clock(global_batch=4, total_steps=10, images=16))
+    assert steps(tmp_path) == [3, 4]
+
+
+def test_previews_of_another_global_batch_take_no_places_of_earlier_ones(tmp_path: Path) -> None:
+    sinks = Sinks(tmp_path, [])
+    for clock in (at(3), Clock(global_batch=8, total_steps=10, images=24)):
+        sinks.image(clock, torch.zeros(3, 2, 2, dtype=torch.uint8))
+    names = sorted(path.name for path in (tmp_path / "images").iterdir())
+    assert names == ["images-000000000012.png", "images-000000000024.png"]
+
+
 def test_a_preview_is_written_whole_as_png(tmp_path: Path) -> None:
     picture = torch.randint(0, 256, (3, 4, 6), dtype=torch.uint8)
     sinks = Sinks(tmp_path, [])
     sinks.image(CLOCK, picture)
     sinks.image(at(4), None)
     (path,) = (tmp_path / "images").iterdir()
-    assert path.name == "step-00000003.png"
+    assert path.name == "images-000000000012.png"
     assert np.array_equal(np.asarray(Image.open(path)), picture.permute(1, 2, 0).numpy())
 
 
@@ -172,6 +195,25 @@ def test_a_resumed_run_goes_on_under_the_same_id(
     assert begun[0]["id"] == begun[1]["id"]
     assert {settings["resume"] for settings in begun} == {"allow"}
     assert {settings["mode"] for settings in begun} == {"offline"}
+
+
+@pytest.mark.parametrize("damage", [b"", b"\n", b"\0\0\0\0", b"\xff\xfe", b"a/b"])
+def test_an_empty_or_damaged_id_is_replaced_by_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes
+) -> None:
+    begun: list[str] = []
+
+    def init(id: str, **_: Any) -> Any:
+        begun.append(id)
+        return SimpleNamespace(define_metric=lambda *_, **__: None, finish=lambda: None)
+
+    fake_wandb(monkeypatch, init)
+    (tmp_path / "wandb-id").write_bytes(damage)
+    for _ in range(2):
+        WandB(LogConfig(wandb="offline"), tmp_path, "run", {"seed": 1}).close()
+    assert re.fullmatch("[0-9a-f]{8}", begun[0])
+    assert begun[1] == begun[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["wandb-id"]
 
 
 def test_a_disabled_wandb_is_not_even_imported(
