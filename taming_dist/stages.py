@@ -78,9 +78,17 @@ class FirstStage:
         self.initial = initial_weights(self.config, run_dir, VQGAN, self.config.model)
         train = open_training(data, micro_batch=batch.micro_batch, **place, **settings)
         val_set, centred = resolve_images(data, "val"), Preprocess(data.size)
-        val = Reader(val_set, centred, micro_batch=batch.micro_batch, **place, **settings)
+        most = self.config.train.validate_images
+        val = Reader(
+            val_set,
+            centred,
+            micro_batch=batch.micro_batch,
+            most_evaluated=most,
+            **place,
+            **settings,
+        )
         shown = Reader(val_set, centred, micro_batch=self.config.train.preview_images, **settings)
-        return join(train, val, shown, val_set.num_samples, batch)
+        return join(train, val, shown, batch)
 
     def build_recipe(self, world: World, batch: BatchSizes) -> FirstStageRecipe:
         raise NotImplementedError
@@ -133,10 +141,11 @@ class TransformerStage:
         train = CodeReader(
             self.codes, lanes=data.lanes, block=data.block, micro_batch=batch.micro_batch, **place
         )
-        val = CodeReader(val_set, micro_batch=batch.micro_batch, **place)
+        most = self.config.train.validate_images
+        val = CodeReader(val_set, micro_batch=batch.micro_batch, most_evaluated=most, **place)
         shown = CodeReader(val_set, micro_batch=self.config.train.preview_images, seed=seed)
         self.decoder = self._load_decoder()
-        return join(train, val, shown, val_set.num_samples, batch)
+        return join(train, val, shown, batch)
 
     def build_recipe(self, world: World, batch: BatchSizes) -> TransformerRecipe:
         setup = recipe_setup(self.config, world, batch)
@@ -303,15 +312,17 @@ def discriminator_weights(config: Config, run_dir: Path) -> dict[str, Tensor] | 
     return state
 
 
-def join(train: Any, val: Any, shown: Any, val_samples: int, batch: BatchSizes) -> Data:
+def join(train: Any, val: Any, shown: Any, batch: BatchSizes) -> Data:
     """The readers as the loop takes them, with as many validation batches on every rank."""
-    if val_samples < batch.world_size:
+    samples = val.plan.num_evaluated
+    if samples < batch.world_size:
+        key = "data.val" if samples == val.plan.num_samples else "train.validate_images"
         raise UserError(
-            f"data.val has {val_samples} samples for {batch.world_size} ranks: give each "
-            f"rank at least one"
+            f"{key} gives {samples} samples for {batch.world_size} ranks: give each rank at least "
+            f"one"
         )
     train.plan.check_start(0)  # refuses lanes that do not fit, before any process group starts
-    val_batches = math.ceil(math.ceil(val_samples / batch.world_size) / batch.micro_batch)
+    val_batches = math.ceil(math.ceil(samples / batch.world_size) / batch.micro_batch)
     preview = next(iter(shown.epoch_batches()))
     return Data(train, val, val_batches, preview, batch.accumulation)
 

@@ -178,8 +178,10 @@ def run_python(arguments: Sequence[str]) -> tuple[int, float]:
 
 def summarize(out: Path, journal: Journal) -> dict[str, Any]:
     """summary.json: the figures of the chain, from what its commands wrote."""
-    rows = map(json.loads, (out / "vqgan" / "metrics.jsonl").read_text().splitlines())
-    measured = [row for row in rows if "val/lpips" in row]
+    moments: dict[int, dict[str, Any]] = {}  # training and validation have a line each
+    for row in map(json.loads, (out / "vqgan" / "metrics.jsonl").read_text().splitlines()):
+        moments.setdefault(row["samples"], {}).update(row)
+    measured = [moment for moment in moments.values() if "val/lpips" in moment]
     before = [row for row in measured if not has_gan(row)]
     figures = {
         **json.loads((out / "evaluation" / "vqgan" / "metrics.json").read_text()),

@@ -338,6 +338,7 @@ class CodeReader:
     """The codes of a data set as this rank's batches, in the order that images are read in.
 
     `columns`: which of OPTIONS the batches have too; `UserError` if the data set lacks one.
+    `most_evaluated`: see `Plan`.
     """
 
     def __init__(
@@ -350,6 +351,7 @@ class CodeReader:
         rank: int = 0,
         world_size: int = 1,
         micro_batch: int,
+        most_evaluated: int = 0,
         columns: Sequence[str] = (),
     ) -> None:
         dataset.require(columns)
@@ -363,6 +365,7 @@ class CodeReader:
             rank,
             world_size,
             micro_batch,
+            most_evaluated=most_evaluated,
         )
 
     def batches(self, from_sample: int = 0) -> Iterator[CodeBatch]:
@@ -370,7 +373,8 @@ class CodeReader:
         return self._read(self._gathering().training(from_sample))
 
     def epoch_batches(self) -> Iterator[CodeBatch]:
-        """Every sample once over all ranks, in order; the last batch may be short."""
+        """Every sample, or `most_evaluated` of them, once over all ranks, in order; the last batch
+        may be short."""
         return self._read(self._gathering().evaluation())
 
     def keys(self, batch: CodeBatch) -> list[str]:

@@ -39,7 +39,10 @@ class Selection:
 
 @dataclass(frozen=True)
 class Plan:
-    """Cuts the order of samples into this rank's micro-batches."""
+    """Cuts the order of samples into this rank's micro-batches.
+
+    `most_evaluated`: evaluation reads at most so many samples (0: all), evenly spread.
+    """
 
     samples_per_shard: np.ndarray
     fingerprint: str
@@ -50,6 +53,7 @@ class Plan:
     world_size: int
     micro_batch: int
     parts: tuple[Part, ...] = ()
+    most_evaluated: int = 0
 
     def __post_init__(self) -> None:
         if self.micro_batch < 1:
@@ -61,6 +65,16 @@ class Plan:
         order = order_of(self.samples_per_shard, self.parts, self.seed, self.lanes, self.block)
         order.check_world(self.world_size)
         return order
+
+    @property
+    def num_samples(self) -> int:
+        """Of the data set."""
+        return int(self.samples_per_shard.sum())
+
+    @property
+    def num_evaluated(self) -> int:
+        """How many samples evaluation of the whole data set reads, over all ranks."""
+        return min(self.num_samples, self.most_evaluated or self.num_samples)
 
     def training(self, from_sample: int) -> Iterator[Selection]:
         """Endless micro-batches, from the global position `from_sample` on."""
@@ -99,9 +113,10 @@ class Plan:
         return Selection(ids, self.order.epochs(positions))
 
     def evaluation(self, start: int = 0, stop: int | None = None) -> Iterator[Selection]:
-        """Every sample of [start, stop) once over all ranks; the last micro-batch may be short."""
-        last = int(self.samples_per_shard.sum()) if stop is None else stop
-        ids = sequential_ids(start, last, self.rank, self.world_size)
+        """Every sample of [start, stop) once over all ranks, or `most_evaluated` of them; the last
+        micro-batch may be short."""
+        last = self.num_samples if stop is None else stop
+        ids = sequential_ids(start, last, self.rank, self.world_size, self.most_evaluated)
         for first in range(0, len(ids), self.micro_batch):
             chosen = ids[first : first + self.micro_batch]
             yield Selection(chosen, np.zeros_like(chosen))

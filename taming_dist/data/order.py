@@ -172,6 +172,15 @@ def _groups(labels: np.ndarray) -> Iterator[tuple[int, np.ndarray | slice]]:
         yield int(label), labels == label
 
 
-def sequential_ids(start: int, stop: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
-    """The order of evaluation: every sample of [start, stop) once, rank r reads each R-th."""
-    return np.arange(start + rank, stop, world_size, dtype=np.int64)
+def sequential_ids(
+    start: int, stop: int, rank: int = 0, world_size: int = 1, most: int = 0
+) -> np.ndarray:
+    """The order of evaluation: every sample of [start, stop) once, rank r reads each R-th.
+
+    If they are more than `most` (0: no bound), so many of them, evenly spread, the same on any
+    number of ranks.
+    """
+    samples = stop - start
+    count = min(samples, most) if most else samples
+    places = np.arange(rank, count, world_size, dtype=np.int64)
+    return start + places * samples // max(1, count)

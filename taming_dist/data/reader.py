@@ -188,9 +188,10 @@ class Reader(Batching):
     """The images of a data set as this rank's batches.
 
     Args: `dataset` from `manifest.resolve`; `preprocess`; `seed`, `lanes`, `block` fix the order;
-    `micro_batch` images per batch of this rank; `columns` of `images.COLUMNS` are read beside the
-    class, and `with_objects` those in the json, nothing else is decoded; `on_bad` is called with
-    {shard, key, offset, error} in the consumer's thread, in the order of the samples.
+    `micro_batch` images per batch of this rank; `most_evaluated`, see `Plan`; `columns` of
+    `images.COLUMNS` are read beside the class, and `with_objects` those in the json, nothing else
+    is decoded; `on_bad` is called with {shard, key, offset, error} in the consumer's thread, in the
+    order of the samples.
     """
 
     def __init__(
@@ -204,6 +205,7 @@ class Reader(Batching):
         rank: int = 0,
         world_size: int = 1,
         micro_batch: int,
+        most_evaluated: int = 0,
         columns: Sequence[str] = ("image",),
         with_objects: bool = False,
         threads: int = 2,
@@ -224,6 +226,7 @@ class Reader(Batching):
             world_size,
             micro_batch,
             dataset.parts,
+            most_evaluated,
         )
         super().__init__(on_bad, max_bad_fraction, damaged)
         self._threads = threads
@@ -252,7 +255,8 @@ class Reader(Batching):
         return decode_in_process(self.decoder, from_sample, self._threads, self._account)
 
     def epoch_batches(self, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
-        """Every image of [start, stop) once over all ranks, in order, bad ones left out."""
+        """Every image of [start, stop), or `most_evaluated` of them, once over all ranks, in order,
+        bad ones left out."""
         decoded = decode_in_threads(self.decoder, start, stop, self._threads)
         with closing(decoded):
             for filled, rows in decoded:

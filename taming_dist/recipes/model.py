@@ -63,14 +63,17 @@ class ModelRecipe:
     def validate(self, batches: Iterable[tuple[Any, bool]]) -> dict[str, float]:
         figures = self._figures()
         figures.sums = figures.sums.to(self.world.device)
+        images = torch.zeros((), dtype=torch.float64, device=self.world.device)
         with self.engine.evaluated() as model:
             for batch, counts in batches:
                 with self.engine.autocast():
                     measured = self._measured(model, batch)
                 if counts:
                     figures.update(*measured)
+                    images += len(batch)
         self.world.sum(figures.sums)
-        return {name.removeprefix("val_"): value for name, value in figures.compute().items()}
+        found = {name.removeprefix("val_"): value for name, value in figures.compute().items()}
+        return found | {"images": float(self.world.sum(images))}
 
     def _figures(self) -> Figures:
         """What is measured on the validation set."""

@@ -29,8 +29,8 @@ class Recipe(Protocol):
         ...
 
     def validate(self, batches: Iterable[tuple[Any, bool]]) -> dict[str, float]:
-        """Metrics over the validation set. A batch with False beside it only keeps ranks in step
-        and does not count."""
+        """Metrics over the validation set, and how many `images` they cover. A batch with False
+        beside it only keeps ranks in step and does not count."""
         ...
 
     def preview(self, batch: Any) -> Tensor | None:

@@ -11,7 +11,7 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -57,6 +57,11 @@ class Sinks:
         """Numbers by name, such as train/rec, at the present step."""
         for sink in self._sinks:
             sink.log(clock, record)
+
+    def has_logged(self, clock: Clock, group: str) -> bool:
+        """Whether metrics.jsonl has metrics of a group, such as val, of the present moment; False
+        on every rank but the first."""
+        return self.run_dir is not None and MetricsFile(self.run_dir).has(clock, group)
 
     def image(self, clock: Clock, picture: Tensor | None) -> None:
         """A preview, uint8 [3,h,w]: images/images-000000012000.png, by images seen."""
@@ -111,7 +116,7 @@ def append_line(path: Path, values: dict[str, Any]) -> None:
 
 
 class MetricsFile:
-    """metrics.jsonl: one object per log point, with step, samples and time."""
+    """metrics.jsonl: one object per log point or validation, with step, samples and time."""
 
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / "metrics.jsonl"
@@ -125,16 +130,26 @@ class MetricsFile:
 
     def rewind(self, clock: Clock) -> None:
         """Cut what was logged after the images seen, and a line that was torn by a crash."""
-        if not self.path.is_file():
-            return
-        kept = []
+        if self.path.is_file():
+            kept = [line for line, values in self._read() if values["samples"] <= clock.images]
+            write_bytes(self.path, "".join(f"{line}\n" for line in kept).encode())
+
+    def has(self, clock: Clock, group: str) -> bool:
+        """Whether there is a line of the present moment with metrics of a group, such as val."""
+        return self.path.is_file() and any(
+            values["samples"] == clock.images
+            and any(name.startswith(f"{group}/") for name in values)
+            for _, values in self._read()
+        )
+
+    def _read(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Each line and what it says; lines that a crash has torn are left out."""
         for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
-                if json.loads(line)["samples"] <= clock.images:
-                    kept.append(line + "\n")
+                values = json.loads(line)
             except ValueError:
                 continue
-        write_bytes(self.path, "".join(kept).encode())
+            yield line, values
 
     def close(self) -> None:
         pass

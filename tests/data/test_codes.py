@@ -42,6 +42,24 @@ def test_a_batch_can_be_told_by_the_names_of_its_images(two_views: Path) -> None
     assert reader.keys(batch) == expected
 
 
+@pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 8), (3, 2)])
+def test_a_bounded_evaluation_reads_the_same_samples_on_any_ranks_in_any_batches(
+    two_views: Path, world_size: int, micro_batch: int
+) -> None:
+    dataset, ids = CodeDataset.open(str(two_views)), []
+    for rank in range(world_size):
+        source = CodeReader(
+            dataset,
+            rank=rank,
+            world_size=world_size,
+            micro_batch=micro_batch,
+            most_evaluated=18,
+        )
+        assert source.plan.num_evaluated == 18
+        ids += [id for batch in source.epoch_batches() for id in batch.ids.tolist()]
+    assert sorted(ids) == list(range(0, 54, 3))
+
+
 def test_ranks_and_resumption_read_the_same_global_batches(two_views: Path) -> None:
     dataset = CodeDataset.open(str(two_views))
 

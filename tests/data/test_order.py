@@ -73,6 +73,21 @@ def test_evaluation_reads_every_sample_once() -> None:
     assert sorted(sum(parts, [])) == list(range(11))
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_a_bounded_evaluation_reads_the_same_evenly_spread_samples_on_any_ranks(
+    world_size: int,
+) -> None:
+    parts = [
+        sequential_ids(3, 103, rank, world_size, most=7).tolist() for rank in range(world_size)
+    ]
+    assert sorted(sum(parts, [])) == [3, 17, 31, 45, 60, 74, 88]
+
+
+@pytest.mark.parametrize("most", [0, 11, 12, 1000])
+def test_a_bound_that_is_no_bound_reads_every_sample(most: int) -> None:
+    assert sequential_ids(0, 11, most=most).tolist() == list(range(11))
+
+
 def test_permutations_stay_the_same_for_ever() -> None:
     # A change here would silently break the resumption of every running experiment.
     assert permutation(7, 1, 3, count=8).tolist() == [1, 7, 2, 6, 4, 0, 3, 5]

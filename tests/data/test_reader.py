@@ -137,6 +137,20 @@ def test_evaluation_reads_every_image_once_over_all_ranks(shards: Path) -> None:
     assert sorted(ids) == list(range(SAMPLES))
 
 
+@pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 4), (2, 4), (4, 3)])
+def test_a_bounded_evaluation_reads_the_same_images_on_any_ranks_in_any_batches(
+    shards: Path, world_size: int, micro_batch: int
+) -> None:
+    ids = []
+    for rank in range(world_size):
+        source = reader(
+            shards, rank=rank, world_size=world_size, micro_batch=micro_batch, most_evaluated=18
+        )
+        assert source.plan.num_evaluated == 18
+        ids += [id for batch in source.epoch_batches() for id in batch.ids.tolist()]
+    assert sorted(ids) == list(range(0, SAMPLES, SAMPLES // 18))
+
+
 def test_evaluation_needs_no_lanes(shards: Path) -> None:
     assert sum(len(batch) for batch in reader(shards, lanes=256).epoch_batches()) == SAMPLES
     with pytest.raises(UserError, match=r"data\.lanes"):

@@ -51,8 +51,8 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_metrics(
         folder / "vqgan",
         [
-            {"step": 10, "samples": 80, "train/loss": 1.0, "train/rec": 0.4, "train/perceptual": 0.5},
-            {"step": 20, "samples": 160, "train/loss": 0.8, "train/rec": 0.3, "train/perceptual": 0.4,
+            {"samples": 80, "train/loss": 1.0, "train/rec": 0.4, "train/perceptual": 0.5},
+            {"samples": 160, "train/loss": 0.8, "train/rec": 0.3, "train/perceptual": 0.4,
              "train/gan_g": 0.1, "train/gan_d": 1.0, "train/adaptive_weight": 2.0,
              "train/codebook_usage": 0.5, "val/psnr": 18.0},
         ],
@@ -60,8 +60,8 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_metrics(
         folder / "transformer",
         [
-            {"step": 10, "samples": 80, "train/loss": 5.0},
-            {"step": 20, "samples": 160, "train/loss": 4.5, "val/nll": 4.6},
+            {"samples": 80, "train/loss": 5.0},
+            {"samples": 160, "train/loss": 4.5, "val/nll": 4.6},
         ],
     )
     for number in range(2):

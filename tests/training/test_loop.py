@@ -1,5 +1,6 @@
 """The loop on a recipe that only counts: what happens when, how a run ends and goes on."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +17,15 @@ from taming_dist.engine.checkpoint import Checkpoints
 from taming_dist.engine.world import World
 from taming_dist.errors import UserError
 from taming_dist.training.clock import Clock
-from taming_dist.training.loop import MOST_SKIPPED, Data, Diverged, LoopConfig, fit, in_step
+from taming_dist.training.loop import (
+    MOST_SKIPPED,
+    Data,
+    Diverged,
+    LoopConfig,
+    fit,
+    in_step,
+    make_up_validation,
+)
 from taming_dist.training.signals import StopRequest
 from taming_dist.training.sinks import MetricsFile, Sinks
 
@@ -156,6 +165,11 @@ def event_lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
 
 
+def trained(folder: Path) -> list[int]:
+    """The images seen of each line on training."""
+    return [line["samples"] for line in metrics(folder) if "train/loss" in line]
+
+
 def events(folder: Path) -> list[tuple[str, int]]:
     return [(line["event"], line["step"]) for line in event_lines(folder)]
 
@@ -163,7 +177,7 @@ def events(folder: Path) -> list[tuple[str, int]]:
 def test_every_cadence_comes_when_it_is_due_and_at_the_end(tmp_path: Path) -> None:
     recipe = Counter()
     assert run(tmp_path, recipe, 7, log_every=2, checkpoint_every=3, validate_every=4)
-    assert [line["step"] for line in metrics(tmp_path)] == [2, 3, 4, 6, 7]
+    assert [line["step"] for line in metrics(tmp_path)] == [2, 3, 4, 4, 6, 7, 7]
     assert [line["step"] for line in metrics(tmp_path) if "val/count" in line] == [4, 7]
     assert events(tmp_path) == [("start", 0), ("save", 3), ("save", 6), ("save", 7)]
     assert recipe.calls.count("preview shown") == 1
@@ -179,8 +193,9 @@ def test_every_image_is_seen_once_in_order_and_logged_means_cover_all_steps(
     assert recipe.seen == list(range(24))
     sums = [sum(range(2 * n + 2)) for n in range(12)]  # the loss of every micro-batch
     expected = [sum(sums[:6]) / 6, sum(sums[6:]) / 6]
-    assert [line["train/loss"] for line in metrics(tmp_path)] == pytest.approx(expected)
-    assert [line["samples"] for line in metrics(tmp_path)] == [12, 24]
+    losses = [line["train/loss"] for line in metrics(tmp_path) if "train/loss" in line]
+    assert losses == pytest.approx(expected)
+    assert trained(tmp_path) == [12, 24]
     line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     assert line["throughput/images_per_s"] > 0
     assert 0 <= line["throughput/data_wait_fraction"] <= 1
@@ -211,7 +226,7 @@ def test_what_a_dead_run_logged_after_its_checkpoint_did_not_happen(tmp_path: Pa
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 6, "train/lo')  # torn by the crash
     run(tmp_path, Counter(), 8, log_every=1, checkpoint_every=3)
-    assert [line["step"] for line in metrics(tmp_path)] == list(range(1, 9))
+    assert trained(tmp_path) == [4 * step for step in range(1, 9)]
 
 
 def test_a_run_that_died_before_its_first_checkpoint_starts_its_metrics_anew(
@@ -223,9 +238,9 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_its_metrics_anew(
 
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, Counter(dies), 4, log_every=1)
-    assert [line["step"] for line in metrics(tmp_path)] == [1, 2]
+    assert trained(tmp_path) == [4, 8]
     run(tmp_path, Counter(), 4, log_every=1)
-    assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3, 4]
+    assert trained(tmp_path) == [4, 8, 12, 16]
 
 
 def test_a_signal_saves_at_the_end_of_the_step_and_the_run_goes_on_there(tmp_path: Path) -> None:
@@ -235,13 +250,90 @@ def test_a_signal_saves_at_the_end_of_the_step_and_the_run_goes_on_there(tmp_pat
         if clock.step == 2:
             stop.name = "SIGTERM"
 
-    assert not run(tmp_path, Counter(asks), 6, stop, log_every=2, validate_every=5)
+    assert not run(tmp_path, Counter(asks), 6, stop, log_every=2)
     assert events(tmp_path) == [("start", 0), ("save", 3), ("signal", 3)]
     assert [line["step"] for line in metrics(tmp_path)] == [2, 3]
-    assert "val/count" not in metrics(tmp_path)[-1]  # there is no time for it
     again = Counter()
     assert run(tmp_path, again, 6)
     assert again.seen == list(range(12, 24))
+
+
+VALIDATED = {"log_every": 1, "checkpoint_every": 2, "validate_every": 2}
+
+
+@pytest.fixture
+def undisturbed(tmp_path: Path) -> list[dict[str, Any]]:
+    """The metrics of six steps, validated after every other."""
+    (tmp_path / "undisturbed").mkdir()
+    run(tmp_path / "undisturbed", Counter(), 6, **VALIDATED)
+    return metrics(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("step", [2, 4, 6])
+def test_a_run_killed_while_it_validates_has_saved_and_validates_that_step_first(
+    tmp_path: Path, undisturbed: list[dict[str, Any]], step: int
+) -> None:
+    killed = Counter()
+
+    def dies(batches: Iterable[tuple[Any, bool]]) -> dict[str, float]:
+        if killed.remembered == step:
+            next(iter(batches))
+            raise KeyboardInterrupt
+        return Counter.validate(killed, batches)
+
+    killed.validate = dies  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, killed, 6, **VALIDATED)
+    assert events(tmp_path)[-1] == ("save", step)
+    again = Counter()
+    assert run(tmp_path, again, 6, **VALIDATED)
+    assert again.seen == list(range(4 * step, 24))
+    assert again.calls[0] == "validate"
+    assert metrics(tmp_path) == undisturbed
+
+
+def test_a_run_asked_to_stop_validates_at_its_next_start(
+    tmp_path: Path, undisturbed: list[dict[str, Any]]
+) -> None:
+    stop = StopRequest()
+
+    def asks(clock: Clock) -> None:
+        if clock.step == 3:
+            stop.name = "SIGTERM"
+
+    stopped = Counter(asks)
+    assert not run(tmp_path, stopped, 6, stop, **VALIDATED)
+    assert stopped.calls.count("validate") == 1  # after step 2; after 4 there is no time for it
+    assert run(tmp_path, Counter(), 6, **VALIDATED)
+    assert metrics(tmp_path) == undisturbed
+
+
+def test_what_was_validated_is_not_validated_again(tmp_path: Path) -> None:
+    run(tmp_path, Counter(), 4, **VALIDATED)
+    again = Counter()
+    run(tmp_path, again, 6, **VALIDATED)
+    assert again.calls == ["preview shown", "export", "validate"]
+
+
+def test_every_rank_validates_where_the_first_finds_nothing_logged(tmp_path: Path) -> None:
+    run(tmp_path, Counter(), 4, **VALIDATED)
+
+    @dataclasses.dataclass(frozen=True)
+    class Second(World):
+        """A rank that is told by the first what that has found."""
+
+        told: bool = False
+
+        def broadcast(self, value: Any) -> Any:
+            assert value is False  # it has no files of its own
+            return self.told
+
+    for told, expected in ((True, []), (False, ["validate"])):
+        world = Second(1, 1, 1, torch.device("cpu"), told)
+        recipe, clock = Counter(), Clock(4, 4, images=16)
+        data = Data(Numbers(), Numbers(), val_batches=4, preview=None, accumulation=2)
+        make_up_validation(recipe, data, clock, LoopConfig(), Sinks(None, []), world)
+        assert recipe.calls == expected
 
 
 def test_a_finished_run_started_again_does_nothing(tmp_path: Path) -> None:
@@ -307,7 +399,7 @@ def test_another_global_batch_goes_on_where_it_divides_the_images_seen(
     run(tmp_path, again, 4, batch=6, log_every=1)
     assert again.seen == list(range(12, 24))
     assert "was 4 and is 6: 12 images seen are step 2 of 4 now" in capsys.readouterr().out
-    assert [line["samples"] for line in metrics(tmp_path)] == [12, 18, 24]
+    assert trained(tmp_path) == [12, 18, 24]
     run(tmp_path, Counter(), 4, batch=6)
     assert capsys.readouterr().out == ""
     with pytest.raises(UserError, match=r"data\.global_batch=10 does not divide the 24 images"):
