@@ -17,7 +17,7 @@ from torch import Tensor
 from taming_dist.config import Config, to_yaml
 from taming_dist.data.batching import BatchSizes
 from taming_dist.data.codes import CodeDataset, CodeReader, CodesConfig
-from taming_dist.data.files import write_bytes
+from taming_dist.data.files import write_bytes, writing
 from taming_dist.data.images import Preprocess
 from taming_dist.data.manifest import resolve
 from taming_dist.data.mixture import resolve_training
@@ -357,7 +357,8 @@ def check_run_dir(config: Config, run_dir: Path) -> None:
 
 def first_rank_sinks(config: Config, clock: Clock, run_dir: Path) -> Sinks:
     """The sinks of rank 0, and config.yaml written."""
-    write_bytes(run_dir / "config.yaml", to_yaml(config).encode())
+    with writing(run_dir):
+        write_bytes(run_dir / "config.yaml", to_yaml(config).encode())
     return open_sinks(config.log, run_dir, config.run.name, clock, yaml.safe_load(to_yaml(config)))
 
 

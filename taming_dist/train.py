@@ -69,6 +69,7 @@ def train(config: "Config", stop: StopRequest) -> None:
 
 def start_log(run_dir: Path, rank: int) -> None:
     """Each rank's log goes to logs/rank-N.log, the first rank's warnings to stderr as well."""
+    logging.raiseExceptions = False  # where a disk is full the log is, and one line says so
     (run_dir / "logs").mkdir(parents=True, exist_ok=True)
     root = logging.getLogger("taming_dist")
     root.setLevel(logging.INFO)

@@ -11,7 +11,6 @@ where it was when the same command is given again. docs/making-shards.md has all
 """
 
 import argparse
-import errno
 import json
 import os
 import re
@@ -36,7 +35,7 @@ from taming_dist.data.collections.lists import ImageList
 from taming_dist.data.collections.parquet import ParquetTables
 from taming_dist.data.conditions import require_canny
 from taming_dist.data.faults import SKIP, USE
-from taming_dist.data.files import replacing
+from taming_dist.data.files import replacing, writing
 from taming_dist.data.making.catalogue import PLAN, Catalogue, digest_of, forget, list_images
 from taming_dist.data.making.lock import Lock, locking
 from taming_dist.data.making.maker import Job, Report, ShardMaker, Split, cut, run, split_by_key
@@ -45,7 +44,6 @@ from taming_dist.data.manifest import IMAGES_FORMAT, MANIFEST, Manifest
 from taming_dist.errors import UserError
 
 UNFINISHED, LOCK, LEFT_OUT = "unfinished", "unfinished.lock", "left_out.jsonl"
-CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 REPORT_EVERY_S = 5.0
 PRINTED_FILES = 20
 LEAST_SHARDS_IN_PARALLEL = 4  # with fewer, starting workers takes longer than it saves
@@ -67,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         # Asked without the lock too, for whole shards in folders where nobody may write.
         if not (args.out / UNFINISHED).exists() and is_done(args, collection, recipe):
             return
-        with locking(args.out / LOCK) as lock:
+        with writing(args.out, "--out "), locking(args.out / LOCK) as lock:
             if is_done(args, collection, recipe):
                 forget(args.out / UNFINISHED)  # of a run that was killed at its very end
             else:
@@ -75,13 +73,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here")
         sys.exit(128 + signal.SIGINT)
-    except OSError as error:
-        if error.errno not in CANNOT_WRITE:
-            raise
-        raise UserError(
-            f"--out {args.out} cannot be written ({error.strerror}): mend that, then give the "
-            f"same command again"
-        ) from error
 
 
 def make_all(args: argparse.Namespace, collection: Collection, recipe: Recipe, lock: Lock) -> None:

@@ -1,10 +1,63 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and what is said where they cannot be written."""
 
+import errno
 import os
+import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from safetensors import SafetensorError
+
+from taming_dist.errors import UserError
+
+# Why a folder that was fit for writing takes no more, and what to do about it.
+FIXES = {
+    errno.ENOSPC: "make room on its disk",
+    errno.EDQUOT: "make room within your quota",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EROFS: "have its disk mounted for writing",
+}
+PROBE_BYTES = 2**20
+
+
+@contextmanager
+def writing(folder: Path, option: str = "") -> Iterator[None]:
+    """Around what writes to `folder`: a full disk and its like become a `UserError` that names it.
+
+    `option`: what chose the folder, as it is typed in front of it.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        cause = cause_of(error, folder)
+        if cause is None or cause.errno not in FIXES:
+            raise
+        raise UserError(
+            f"{option}{folder} cannot be written ({cause.strerror}): {FIXES[cause.errno]}, then "
+            f"give the same command again"
+        ) from error
+
+
+def cause_of(error: Exception, folder: Path) -> OSError | None:
+    """What the system said to whatever failed to write to `folder`; None if it was not asked."""
+    if isinstance(error, OSError):
+        return error
+    told = re.search(r"\(os error (\d+)\)", str(error))  # safetensors and all that is in Rust
+    if told is not None:
+        return OSError(int(told[1]), os.strerror(int(told[1])))
+    if "inline_container.cc" in str(error):
+        # torch.save gives no reason. The file that it began is still there, so what filled the disk
+        # does so now.
+        try:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(bytes(PROBE_BYTES))
+                file.flush()
+        except OSError as reason:
+            return reason
+    return None
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from taming_dist.data.files import writing
 from taming_dist.errors import UserError
 from taming_dist.models.export import assemble
 
@@ -21,11 +22,12 @@ DISCRIMINATOR_FILE = "discriminator.safetensors"
 
 def write_export(model: type, config: Any, state: dict[str, Tensor], folder: Path) -> None:
     """Write config.json and model.safetensors to `folder`, each file whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder.parent) as building:
-        assemble(model, config, state).save_pretrained(building)
-        for name in sorted(os.listdir(building)):
-            os.replace(Path(building) / name, folder / name)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder.parent) as building:
+            assemble(model, config, state).save_pretrained(building)
+            for name in sorted(os.listdir(building)):
+                os.replace(Path(building) / name, folder / name)
 
 
 def remove_unfinished_exports(run_dir: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from taming_dist.data.files import writing
 from taming_dist.data.loader import Plan
 from taming_dist.engine.checkpoint import Checkpoints, read_meta, read_state
 from taming_dist.engine.world import World
@@ -194,7 +195,8 @@ def save(recipe: Recipe, data: Data, clock: Clock, checkpoints: Checkpoints, sin
         "data": data.train.plan.state(clock.images),
         "recipe": recipe.state_dict(),
     }
-    path = checkpoints.save(clock.step, recipe.engines, state)
+    with writing(checkpoints.folder):
+        path = checkpoints.save(clock.step, recipe.engines, state)
     sinks.event("save", clock, checkpoint=path.name)
 
 

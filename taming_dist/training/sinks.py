@@ -20,7 +20,7 @@ from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from taming_dist.data.files import replacing, write_bytes
+from taming_dist.data.files import replacing, write_bytes, writing
 from taming_dist.errors import UserError
 from taming_dist.training.clock import Clock
 
@@ -96,9 +96,10 @@ class Sinks:
 
 def save_png(picture: Tensor, path: Path) -> None:
     """Write uint8 [3,h,w] as PNG, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()).save(file, format="PNG")
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()).save(file, format="PNG")
 
 
 def append_line(path: Path, values: dict[str, Any]) -> None:
@@ -106,13 +107,14 @@ def append_line(path: Path, values: dict[str, Any]) -> None:
 
     The folder is made where it is missing.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+b") as file:
-        if file.tell() > 0:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-        file.write(json.dumps(values).encode() + b"\n")
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a+b") as file:
+            if file.tell() > 0:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+            file.write(json.dumps(values).encode() + b"\n")
 
 
 class MetricsFile:
@@ -132,7 +134,8 @@ class MetricsFile:
         """Cut what was logged after the images seen, and a line that was torn by a crash."""
         if self.path.is_file():
             kept = [line for line, values in self._read() if values["samples"] <= clock.images]
-            write_bytes(self.path, "".join(f"{line}\n" for line in kept).encode())
+            with writing(self.path.parent):
+                write_bytes(self.path, "".join(f"{line}\n" for line in kept).encode())
 
     def has(self, clock: Clock, group: str) -> bool:
         """Whether there is a line of the present moment with metrics of a group, such as val."""
