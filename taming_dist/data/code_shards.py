@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import torch
 import xxhash
 
 from taming_dist.data.faults import BrokenData
 from taming_dist.data.files import replacing
 from taming_dist.data.manifest import CODES_FORMAT, Manifest, Shard
 from taming_dist.data.objects import Boxes
-from taming_dist.data.shards import TarWriter, map_file, measure, walk
+from taming_dist.data.shards import TarWriter, measure, walk
 from taming_dist.errors import UserError
 
 CODES, CLASSES, SOURCES, CONDITIONS = "codes", "cls", "src", "cond"
@@ -296,9 +297,23 @@ def _counts(arrays: Mapping[str, np.ndarray], codes: np.ndarray) -> dict[str, in
 
 def _contents(path: Path, in_memory: bool) -> memoryview:
     try:
-        return memoryview(path.read_bytes()) if in_memory else map_file(path)
+        return memoryview(path.read_bytes()) if in_memory else _map(path)
     except FileNotFoundError as error:
         raise UserError(damaged(path, "it is missing")) from error
+
+
+def _map(path: Path) -> memoryview:
+    """Map a file into memory, read-only, for as long as a view of it lives.
+
+    By torch, for Python's own mappings hold a descriptor each: a data set of many shards would not
+    leave any within the usual limit of 1024.
+    """
+    with open(path, "rb") as file:
+        size = file.seek(0, 2)
+        if size == 0:
+            return memoryview(b"")
+        mapped = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+    return memoryview(mapped.numpy()).toreadonly()
 
 
 class _Keys(Sequence[str]):

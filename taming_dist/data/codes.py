@@ -31,7 +31,7 @@ from taming_dist.data.objects import Boxes
 from taming_dist.errors import UserError
 from taming_dist.ranges import check_ranges, ranged
 
-# Enough for the lanes of a rank to stay in their shards, few enough for a limit of 1024 files.
+# Enough for the lanes of a rank to stay in their shards; a system allows some 65,000 mappings.
 OPEN_SHARDS = 512
 # The columns that are read only if they are asked for, and the option that writes each.
 OPTIONS = {CROPS: "--coordinates", BOXES: "--boxes"}

@@ -6,6 +6,7 @@ each is read once, in the order of first need, and its samples are kept until th
 many samples are read anew as are taken, so memory is bounded and reading is even.
 """
 
+import resource
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future
@@ -18,8 +19,14 @@ from taming_dist.data.loader import Selection
 from taming_dist.data.manifest import Dataset
 from taming_dist.data.storage import Bytes, Source, shown
 
-# Enough for the lanes of a rank to stay in their shards, few enough for a limit of 1024 files.
-OPEN_SHARDS = 512
+OPEN_SHARDS = 512  # enough for the lanes of a rank to stay in their shards
+
+
+def most_open_shards() -> int:
+    """How many shards a reader keeps open: two readers, as a run has, leave a third of the files
+    that the system allows a process (ulimit -n) for everything else."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return OPEN_SHARDS if limit == resource.RLIM_INFINITY else max(1, min(OPEN_SHARDS, limit // 3))
 
 
 class Shards:
@@ -28,7 +35,7 @@ class Shards:
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
         self._ends = np.cumsum(dataset.samples_per_shard)
-        self._open = lru_cache(maxsize=OPEN_SHARDS)(self._open_shard)
+        self._open = lru_cache(maxsize=most_open_shards())(self._open_shard)
 
     def locate(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Shard and place in it of global sample ids."""

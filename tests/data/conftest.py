@@ -1,11 +1,14 @@
 """What several tests of data need: small image shards, reading them without a process of its own,
 and small code shards whose codes tell which sample they are."""
 
+import gc
 import io
-from collections.abc import Callable, Collection
+import os
+import resource
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +80,19 @@ def train_inline() -> Callable[..., list[tuple[Filled, Rows]]]:
             return list(decoding.map(fill, batches))
 
     return read
+
+
+@pytest.fixture
+def few_files() -> Iterator[int]:
+    """Lowers the limit of open files, as `ulimit -n` does; gives how many more may be opened."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    gc.collect()
+    spare = 60
+    opened = {int(name) for name in os.listdir("/proc/self/fd")}
+    free = (number for number in count() if number not in opened)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next(islice(free, spare, None)), limits[1]))
+    yield spare
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 class Codes:

@@ -150,22 +150,23 @@ def test_samples_come_as_they_are_asked_for(two_views: Path, ids: list[int]) -> 
     assert rows.classes.tolist() == [id // 2 for id in ids]
 
 
-def test_shards_are_opened_when_needed_and_few_stay_open(
+def test_shards_are_mapped_when_needed_few_stay_so_and_no_file_stays_open(
     codes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("taming_dist.data.codes.OPEN_SHARDS", 3)
     shards = [codes.shard(range(4 * k, 4 * k + 4)) for k in range(12)]
     dataset = CodeDataset.open(str(codes.write(tmp_path / "c", *shards)))
 
-    def open_files() -> int:
+    def mapped_files() -> int:
         links = (os.path.realpath(link) for link in Path("/proc/self/fd").iterdir())
-        return sum(link.startswith(str(tmp_path)) for link in links)
+        assert not any(link.startswith(str(tmp_path)) for link in links)
+        return Path("/proc/self/maps").read_text().count(str(tmp_path))
 
-    assert open_files() == 1
+    assert mapped_files() == 1
     for _ in range(2):
         rows = dataset.take(np.arange(48)[::-1])
         assert rows.codes[:, 0, 0].tolist() == [number % 32 for number in range(47, -1, -1)]
-    assert open_files() == 3
+    assert mapped_files() == 3
 
 
 @pytest.mark.parametrize(
@@ -267,3 +268,14 @@ def test_a_fuzzed_manifest_gives_the_same_codes_or_a_refusal(
         pass
     finally:
         path.write_bytes(whole)
+
+
+def test_more_shards_than_files_may_be_open_are_read_in_any_order(
+    tmp_path: Path, codes: type, few_files: int
+) -> None:
+    shards = [codes.shard(range(k, k + 1)) for k in range(2 * few_files)]
+    sets = [CodeDataset.open(str(codes.write(tmp_path / name, *shards))) for name in "ab"]
+    ids = np.random.default_rng(0).permutation(2 * few_files)
+    for _ in range(2):  # verified, then mapped again
+        for dataset in sets:
+            assert np.array_equal(dataset.take(ids).codes[:, 0, 0], ids % codes.vocabulary)

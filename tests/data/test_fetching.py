@@ -10,6 +10,7 @@ import pytest
 from taming_dist.data.fetching import Shards, fetch, plan_runs
 from taming_dist.data.loader import Plan, Selection
 from taming_dist.data.manifest import resolve
+from taming_dist.data.shards import read_sample
 from taming_dist.data.storage import Bytes
 
 Write = Callable[..., Path]
@@ -119,3 +120,15 @@ def test_what_reading_raises_comes_out_where_the_sample_is_taken(shards: Shards)
     tickets = fetch(plan(shards).rounds(0, 32), Unreadable(shards.dataset), AtOnce(), 32, 8)
     with pytest.raises(OSError, match="the disk is gone"):
         next(tickets).take()
+
+
+def test_more_shards_than_files_may_be_open_are_read_by_two_readers(
+    tmp_path: Path, write_images: Write, few_files: int
+) -> None:
+    folders = [write_images(tmp_path / name, samples=2 * few_files, shard=1) for name in "ab"]
+    readers = [Shards(resolve(str(folder))) for folder in folders]
+    for _ in range(2):
+        for number in range(2 * few_files):
+            for shards in readers:
+                key, _files = read_sample(shards.read(number, 0, 1)[0])
+                assert key == f"{number:04d}"
