@@ -1,14 +1,17 @@
 """How every command ends: one clear line and exit code 2 for the user's mistakes."""
 
 import argparse
-import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
-from taming_dist.errors import UserError
+from taming_dist.announce import announce, announced
+from taming_dist.errors import Diverged, LostRank, UserError
 
 EXIT_USER_ERROR = 2
+EXIT_ERROR = 1  # as Python has it for exceptions that nobody catches
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,19 +22,40 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; --help lists all arguments")
 
 
-def fail(message: str) -> None:
-    """Print `error: message` as one line (on the first rank only) and exit with code 2."""
-    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
-    if rank == "0":
-        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+def fail(message: str) -> NoReturn:
+    """Print `error: message` as one line, once for all ranks that fail alike, and exit with 2."""
+    announce(message)
     sys.exit(EXIT_USER_ERROR)
 
 
 def run(main: Callable[[], None]) -> None:
     """Run the main function of a tool; a user's mistake becomes one line and exit code 2."""
-    try:
+    with one_line():
         main()
+
+
+@contextmanager
+def one_line(log: Path | None = None) -> Iterator[None]:
+    """End the process in one line, whose reader needs no traceback, for the errors that have one.
+
+    Other errors are raised further; with `log`, a file that has their traceback, they too end in
+    one line, which names it.
+    """
+    try:
+        yield
     except UserError as error:
         fail(str(error))
-    except PermissionError as error:
-        fail(f"no permission for {error.filename}: choose another folder or mend its permissions")
+    except Diverged as error:
+        announce(str(error))
+        sys.exit(EXIT_ERROR)
+    except LostRank as error:
+        if not announced():  # what it is about comes first, and then this is no news
+            announce(str(error))
+        sys.exit(EXIT_ERROR)
+    except Exception as error:
+        if isinstance(error, PermissionError) and error.filename is not None:
+            fail(f"no permission for {error.filename}: choose another folder or fix permissions")
+        if log is None:
+            raise
+        announce(f"{type(error).__name__}: {error}", f" (the traceback is in {log})")
+        sys.exit(EXIT_ERROR)

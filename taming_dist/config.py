@@ -142,17 +142,11 @@ def hydra_entry(
 @contextmanager
 def one_line() -> Iterator[None]:
     """Mistakes of the user, in the configuration or in what it names, end in one line, exit 2."""
-    try:
-        yield
-    except UserError as error:
-        cli.fail(str(error))
-    except (HydraException, OmegaConfBaseException) as error:
-        cli.fail(explain(error))
-    except PermissionError as error:
-        cli.fail(
-            f"no permission for {error.filename}: choose another folder (run.dir or out) "
-            f"or mend its permissions"
-        )
+    with cli.one_line():
+        try:
+            yield
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(explain(error)) from error
 
 
 def scaled(config: DictConfig, config_name: str) -> DictConfig:

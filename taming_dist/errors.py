@@ -1,8 +1,22 @@
-"""The one exception for mistakes of the user: wrong keys, missing files, sizes that do not fit."""
+"""The errors that end a command in one line: what its reader needs is the message, no traceback."""
 
 
 class UserError(Exception):
-    """A mistake the user can mend; the message is one line naming the key or file and the mend.
+    """A mistake the user can fix; the message is one line naming the key or file and the fix.
 
     Entry points print it as `error: ...` and exit with code 2 (see `taming_dist.cli`).
+    """
+
+
+class Diverged(Exception):
+    """Too many steps in a row had a loss or gradient that is not finite, and were skipped.
+
+    The same on all ranks; exit code 1.
+    """
+
+
+class LostRank(Exception):
+    """Another rank ended while this one was waiting for it; exit code 1.
+
+    The error to look for is the other rank's.
     """

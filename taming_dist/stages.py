@@ -24,8 +24,9 @@ from taming_dist.data.mixture import resolve_training
 from taming_dist.data.reader import ImagesConfig, Reader
 from taming_dist.data.streaming import StreamingReader, stream_locations
 from taming_dist.engine.checkpoint import newest_valid
-from taming_dist.engine.world import Place, World
+from taming_dist.engine.world import World
 from taming_dist.errors import UserError
+from taming_dist.launch import Place
 from taming_dist.models.discriminators import build_discriminator
 from taming_dist.models.export import Exported
 from taming_dist.models.transformer import Transformer, TransformerConfig

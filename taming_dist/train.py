@@ -4,8 +4,6 @@ Composes configuration, data, recipe and loop; computes nothing itself. The same
 run and resumes it, alone, under torchrun, or as one srun task per GPU.
 """
 
-import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,10 +25,11 @@ def train(config: "Config", stop: StopRequest) -> None:
     """Check everything, then join the process group, build the stage and run the loop."""
     from taming_dist.config import check
     from taming_dist.engine.checkpoint import Checkpoints, newest_valid
-    from taming_dist.engine.world import environment_place
     from taming_dist.engine.zero import init_world, shutdown
+    from taming_dist.launch import environment_place
     from taming_dist.stages import check_run_dir, choose_stage, describe, first_rank_sinks
     from taming_dist.training.clock import Clock
+    from taming_dist.training.ending import ending
     from taming_dist.training.leftovers import remove_leftovers
     from taming_dist.training.loop import check_resumable, fit
     from taming_dist.training.sinks import Sinks
@@ -48,39 +47,23 @@ def train(config: "Config", stop: StopRequest) -> None:
     if here.rank == 0:
         remove_leftovers(run_dir)
     world = init_world(here, config.engine.tf32)
-    start_log(run_dir, world.rank)
     clock = Clock(config.data.global_batch, config.train.steps)
-    recipe = stage.build_recipe(world, batch)
-    sinks = first_rank_sinks(config, clock, run_dir) if world.is_first else Sinks(None, [])
-    sinks.note(describe(config, world, batch, recipe))
-    checkpoints = Checkpoints(
-        run_dir / "checkpoints", world, config.train.keep_last, config.train.keep_every
-    )
-    export = run_dir / "export"
-    finished = fit(recipe, data, clock, config.train, checkpoints, sinks, stop, world, export)
-    sinks.event("exit", clock, finished=finished)
-    sinks.close()
-    ending = (
-        f"the trained model is in {export}" if finished else "the same command goes on from here"
-    )
-    sinks.note(f"stopped at step {clock.step} of {clock.total_steps}: {ending}")
+    with ending(run_dir, world, clock) as opened:
+        recipe = stage.build_recipe(world, batch)
+        sinks = Sinks(None, [])
+        if world.is_first:
+            sinks = opened.enter_context(first_rank_sinks(config, clock, run_dir))
+        sinks.note(describe(config, world, batch, recipe))
+        checkpoints = Checkpoints(
+            run_dir / "checkpoints", world, config.train.keep_last, config.train.keep_every
+        )
+        export = run_dir / "export"
+        finished = fit(recipe, data, clock, config.train, checkpoints, sinks, stop, world, export)
+        reason = "finished" if finished else f"stopped by {stop.name or 'a signal to another rank'}"
+        sinks.event("exit", clock, finished=finished, reason=reason)
+    left = f"the trained model is in {export}" if finished else "the same command goes on from here"
+    sinks.note(f"stopped at step {clock.step} of {clock.total_steps}: {left}")
     shutdown()
-
-
-def start_log(run_dir: Path, rank: int) -> None:
-    """Each rank's log goes to logs/rank-N.log, the first rank's warnings to stderr as well."""
-    logging.raiseExceptions = False  # where a disk is full the log is, and one line says so
-    (run_dir / "logs").mkdir(parents=True, exist_ok=True)
-    root = logging.getLogger("taming_dist")
-    root.setLevel(logging.INFO)
-    file = logging.FileHandler(run_dir / "logs" / f"rank-{rank}.log")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root.addHandler(file)
-    if rank == 0:
-        console = logging.StreamHandler(sys.stderr)
-        console.setLevel(logging.WARNING)
-        console.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-        root.addHandler(console)
 
 
 if __name__ == "__main__":

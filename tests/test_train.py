@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import socket
 import struct
@@ -88,12 +89,13 @@ class Runs:
         self.folder = folder
         self.processes: list[subprocess.Popen] = []
 
-    def start(self, *overrides: str, **variables: str) -> subprocess.Popen:
+    def start(self, *overrides: str, node: str = ".", **variables: str) -> subprocess.Popen:
+        """Start a rank in a folder below this one."""
         environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
         environment |= {"OMP_NUM_THREADS": "1", "NETRC": "/dev/null"} | variables
         process = subprocess.Popen(
             [sys.executable, "-m", "taming_dist.train", *overrides],
-            cwd=self.folder,
+            cwd=self.folder / node,
             env=environment,
             text=True,
             stdout=subprocess.PIPE,
@@ -152,14 +154,18 @@ def stopped_at(runs: Runs) -> int:
     return asked["step"]
 
 
+def meeting_of_two() -> dict[str, str]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    return {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+
+
 @pytest.fixture(scope="module")
 def outputs(runs: Runs, stopped_at: int) -> dict[str, str]:
     """What `parts`, resumed, and `whole`, on one rank, and `pair`, on two, printed."""
     steps = f"train.steps={stopped_at + 3}"
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
-    master = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    master = meeting_of_two()
     alone = ("parts", "whole")
     started = {name: runs.start(*SETTINGS, f"run.name={name}", steps) for name in alone}
     found = {name: finish(started[name]) for name in alone}
@@ -272,6 +278,9 @@ def test_events_tell_the_story(runs: Runs, outputs: dict[str, str], stopped_at: 
         ("exit", end),
     ]
     assert told == first + second
+    ends = [line for line in runs.lines("parts", "events.jsonl") if line["event"] == "exit"]
+    assert [line["reason"] for line in ends] == ["stopped by SIGINT", "finished"]
+    assert [line["finished"] for line in ends] == [False, True]
 
 
 def test_a_run_leaves_what_the_documents_promise(runs: Runs, outputs: dict[str, str]) -> None:
@@ -385,3 +394,42 @@ def test_another_number_of_ranks_is_refused_for_now(runs: Runs, outputs: dict[st
     _, err = process.communicate(timeout=100)
     assert process.returncode == 2
     assert "was written by 2 ranks and this run has 1" in err.splitlines()[-1]
+
+
+def test_an_error_of_one_rank_in_the_middle_of_training_ends_both_and_is_heard_once(
+    runs: Runs, tmp_path: Path
+) -> None:
+    """Each rank reads the disk of its own node, and the disk of rank 1 goes bad."""
+    folder = runs.folder / "outputs" / "broken"
+    settings = [*SETTINGS, f"run.dir={folder}", "run.name=broken", "train.steps=100000"]
+    settings += ["data.micro_batch=2", "log.wandb=disabled", "train.checkpoint_every=0"]
+    settings += ["train.validate_every=0", "train.preview_every=0"]
+    master = meeting_of_two() | {"TMPDIR": str(tmp_path)}
+    ranks = []
+    for rank in ("0", "1"):
+        node = f"node{rank}"
+        for split in ("train", "val"):
+            shutil.copytree(runs.folder / split, runs.folder / node / split)
+        ranks.append(runs.start(*settings, node=node, RANK=rank, LOCAL_RANK=rank, **master))
+    wait_for(lambda: len(runs.lines("broken")) >= 3, ranks[0])
+    for shard in (runs.folder / "node1" / "train").glob("*.tar"):
+        with open(shard, "r+b") as file:
+            damaged = file.read().replace(b"\x89PNG", b"\0\0\0\0")
+            file.seek(0)
+            file.write(damaged)
+
+    # long before the timeout of the process group, which is half an hour
+    errors = [process.communicate(timeout=60)[1].splitlines() for process in ranks]
+    assert [process.returncode for process in ranks] == [1, 2]
+    (line,) = [line for lines in errors for line in lines if not line.startswith("WARNING")]
+    assert line.startswith("error: rank 1: ")
+    assert "train/images-00000" in line
+
+    events = runs.lines("broken", "events.jsonl")
+    assert [event["event"] for event in events] == ["start", "error", "exit"]
+    assert events[1]["rank"] == 1
+    assert events[1]["step"] >= 2
+    assert line == f"error: rank 1: {events[1]['reason']}"
+    assert events[2]["reason"].startswith("another rank has ended")
+    assert events[1]["reason"] in (folder / "logs" / "rank-1.log").read_text()
+    assert "Traceback" in (folder / "logs" / "rank-0.log").read_text()

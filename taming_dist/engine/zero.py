@@ -26,8 +26,9 @@ from taming_dist.engine.blocks import compile_blocks, recompute_blocks
 from taming_dist.engine.ema import WeightAverage
 from taming_dist.engine.scaling import LossScale
 from taming_dist.engine.settings import PRECISIONS, EngineConfig, deepspeed_config
-from taming_dist.engine.world import DEFAULT_TIMEOUT, Place, World, choose_device, rendezvous
+from taming_dist.engine.world import DEFAULT_TIMEOUT, World, choose_device, rendezvous
 from taming_dist.errors import UserError
+from taming_dist.launch import Place
 from taming_dist.models.export import assemble
 
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from taming_dist.data.manifest import Manifest
-from taming_dist.engine.world import choose_device, place
+from taming_dist.engine.world import choose_device
 from taming_dist.errors import UserError
+from taming_dist.launch import place
 from taming_dist.tokenization.claims import Claims
 from taming_dist.tokenization.encoder import Encoder
 from taming_dist.tokenization.job import Job, Part

@@ -14,7 +14,7 @@ from taming_dist.data.files import writing
 from taming_dist.data.loader import Plan
 from taming_dist.engine.checkpoint import Checkpoints, read_meta, read_state
 from taming_dist.engine.world import World
-from taming_dist.errors import UserError
+from taming_dist.errors import Diverged, UserError
 from taming_dist.ranges import check_ranges, ranged
 from taming_dist.training.clock import Clock
 from taming_dist.training.metrics import Means, totals
@@ -69,10 +69,6 @@ class Data:
     val_batches: int
     preview: Any
     accumulation: int
-
-
-class Diverged(RuntimeError):
-    """Too many steps in a row had a loss or gradient that is not finite, and were skipped."""
 
 
 def fit(

@@ -11,6 +11,14 @@ from types import FrameType
 ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
+def outlast_the_launcher() -> None:
+    """Have SIGTERM change nothing any more, for a rank that is about to end with its own status.
+
+    Launchers end all ranks as soon as one has failed, and a rank takes a second or two to end.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Python would give up a handler while it ends
+
+
 class StopRequest:
     """Remembers the first signal; a second Ctrl-C ends the process at once."""
 

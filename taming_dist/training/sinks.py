@@ -43,7 +43,7 @@ class Sink(Protocol):
     def log(self, clock: Clock, record: dict[str, float]) -> None: ...
     def image(self, clock: Clock, path: Path) -> None: ...
     def rewind(self, clock: Clock) -> None: ...
-    def close(self) -> None: ...
+    def close(self, failed: bool) -> None: ...
 
 
 class Sinks:
@@ -73,7 +73,7 @@ class Sinks:
             sink.image(clock, path)
 
     def event(self, name: str, clock: Clock, **details: Any) -> None:
-        """A line of events.jsonl: start, resume, save, signal, skip, exit."""
+        """A line of events.jsonl: start, resume, save, signal, skip, error, exit."""
         if self.run_dir is None:
             return
         line = {"event": name, "step": clock.step, "samples": clock.images, "time": time.time()}
@@ -89,9 +89,12 @@ class Sinks:
         for sink in self._sinks:
             sink.rewind(clock)
 
-    def close(self) -> None:
+    def __enter__(self) -> "Sinks":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         for sink in self._sinks:
-            sink.close()
+            sink.close(failed=error is not None)
 
 
 def save_png(picture: Tensor, path: Path) -> None:
@@ -154,7 +157,7 @@ class MetricsFile:
                 continue
             yield line, values
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         pass
 
 
@@ -193,7 +196,7 @@ class Console:
         if clock.step:
             self._terminal.print(f"resumed at step {clock.step} of {clock.total_steps}")
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         if self._bar is not None:
             self._bar.stop()
 
@@ -247,8 +250,8 @@ class WandB:
     def rewind(self, clock: Clock) -> None:
         pass
 
-    def close(self) -> None:
-        self._guard(lambda: self._run and self._run.finish())
+    def close(self, failed: bool) -> None:
+        self._guard(lambda: self._run and self._run.finish(exit_code=int(failed)))
 
     def _guard(self, action: Callable[[], Any]) -> None:
         try:

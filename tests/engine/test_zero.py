@@ -13,7 +13,7 @@ FROZEN = """
 import os, time
 from datetime import timedelta
 import torch
-from taming_dist.engine.world import environment_place
+from taming_dist.launch import environment_place
 from taming_dist.engine.zero import init_world, load_deepspeed
 world = init_world(environment_place(), timeout=timedelta(seconds=4))
 assert load_deepspeed().ops.__compatible_ops__["deepspeed_shm_comm"] is False

@@ -102,6 +102,22 @@ def test_a_mistyped_override_ends_the_job_with_one_line(cluster, folder):
     assert "stepz" in said[0]
 
 
+def test_an_error_of_one_rank_in_training_ends_the_job_with_its_line_and_status(cluster, folder):
+    """Each node has the images on a disk of its own, and the disk of the second one is bad."""
+    cluster.run("srun", "--nodes=2", "cp", "-r", folder / "train", "/mnt/train", cwd=folder)
+    damage = "LC_ALL=C sed -i s/PNG/xxx/g /mnt/train/*.tar"
+    cluster.run("srun", "--nodelist=node2", "bash", "-c", damage, cwd=folder)
+    job = train_vqgan(cluster, folder, "run.dir=broken", "data.train=/mnt/train")
+    assert job.wait() == 2, job.text
+    said = [line for line in job.text.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1, job.text
+    assert said[0].startswith("error: rank 1: ")
+    assert "/mnt/train" in said[0]
+    assert "Traceback" not in job.text
+    told = [(line["event"], line.get("rank")) for line in lines(folder / "broken/events.jsonl")]
+    assert told == [("start", None), ("error", 1), ("exit", None)]
+
+
 def test_a_signal_has_the_ranks_save_and_the_same_command_goes_on(cluster, folder, trained):
     run, _ = trained
     job = train_vqgan(cluster, folder, "train.steps=100000")

@@ -15,12 +15,11 @@ from torch import Tensor
 from taming_dist.data.loader import Plan
 from taming_dist.engine.checkpoint import Checkpoints
 from taming_dist.engine.world import World
-from taming_dist.errors import UserError
+from taming_dist.errors import Diverged, UserError
 from taming_dist.training.clock import Clock
 from taming_dist.training.loop import (
     MOST_SKIPPED,
     Data,
-    Diverged,
     LoopConfig,
     fit,
     in_step,

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -47,7 +48,8 @@ def test_every_rank_but_the_first_is_silent(
     sinks.event("save", CLOCK)
     sinks.note("hello")
     sinks.rewind(CLOCK)
-    sinks.close()
+    with sinks:
+        pass
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr() == ("", "")
 
@@ -115,7 +117,7 @@ def test_the_console_prints_plain_lines_where_it_is_no_terminal(
 ) -> None:
     console = Console(CLOCK, "run")
     console.log(CLOCK, {"train/loss": 1 / 3, "train/gan_d": float("inf"), "a[b]": 2e-7})
-    console.close()
+    console.close(failed=False)
     expected = "step 3/10  a[b] 2e-07  train/gan_d inf  train/loss 0.333333\n"
     assert capsys.readouterr().out == expected
 
@@ -169,11 +171,10 @@ def test_whatever_breaks_in_wandb_is_said_once_and_the_metrics_go_on(
     message: str,
 ) -> None:
     fake_wandb(monkeypatch, run if run is not None else SimpleNamespace())
-    sinks = open_sinks(LogConfig(wandb="offline"), tmp_path, "run", CLOCK, {})
-    for step in (1, 2):
-        sinks.log(at(step), {"a": 1.0})
-        sinks.image(at(step), torch.zeros(3, 2, 2, dtype=torch.uint8))
-    sinks.close()
+    with open_sinks(LogConfig(wandb="offline"), tmp_path, "run", CLOCK, {}) as sinks:
+        for step in (1, 2):
+            sinks.log(at(step), {"a": 1.0})
+            sinks.image(at(step), torch.zeros(3, 2, 2, dtype=torch.uint8))
     assert steps(tmp_path) == [1, 2]
     err = capsys.readouterr().err
     assert err.count("W&B is off") == 1
@@ -187,11 +188,11 @@ def test_a_resumed_run_goes_on_under_the_same_id(
 
     def init(**settings: Any) -> Any:
         begun.append(settings)
-        return SimpleNamespace(define_metric=lambda *_, **__: None, finish=lambda: None)
+        return SimpleNamespace(define_metric=lambda *_, **__: None, finish=lambda **_: None)
 
     fake_wandb(monkeypatch, init)
     for _ in range(2):
-        WandB(LogConfig(wandb="offline"), tmp_path, "run", {"seed": 1}).close()
+        WandB(LogConfig(wandb="offline"), tmp_path, "run", {"seed": 1}).close(failed=False)
     assert begun[0]["id"] == begun[1]["id"]
     assert {settings["resume"] for settings in begun} == {"allow"}
     assert {settings["mode"] for settings in begun} == {"offline"}
@@ -205,12 +206,12 @@ def test_an_empty_or_damaged_id_is_replaced_by_a_new_one(
 
     def init(id: str, **_: Any) -> Any:
         begun.append(id)
-        return SimpleNamespace(define_metric=lambda *_, **__: None, finish=lambda: None)
+        return SimpleNamespace(define_metric=lambda *_, **__: None, finish=lambda **_: None)
 
     fake_wandb(monkeypatch, init)
     (tmp_path / "wandb-id").write_bytes(damage)
     for _ in range(2):
-        WandB(LogConfig(wandb="offline"), tmp_path, "run", {"seed": 1}).close()
+        WandB(LogConfig(wandb="offline"), tmp_path, "run", {"seed": 1}).close(failed=False)
     assert re.fullmatch("[0-9a-f]{8}", begun[0])
     assert begun[1] == begun[0]
     assert [path.name for path in tmp_path.iterdir()] == ["wandb-id"]
@@ -271,3 +272,21 @@ def test_a_line_after_a_torn_one_stands_on_its_own(tmp_path: Path) -> None:
     append_line(path, {"event": "resume"})
     lines = path.read_text().splitlines()
     assert [json.loads(lines[0]), json.loads(lines[2])] == [{"event": "start"}, {"event": "resume"}]
+
+
+@pytest.mark.parametrize("error", [None, OSError("no space left on device")])
+def test_wandb_is_told_whether_the_run_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    codes: list[int] = []
+    run = SimpleNamespace(
+        define_metric=lambda *_, **__: None, finish=lambda exit_code: codes.append(exit_code)
+    )
+    fake_wandb(monkeypatch, run)
+    with (
+        suppress(OSError),
+        open_sinks(LogConfig(wandb="offline"), tmp_path, "run", CLOCK, {}),
+    ):
+        if error is not None:
+            raise error
+    assert codes == [int(error is not None)]

@@ -86,8 +86,8 @@ def work(end: Connection, place: dict[str, str], zero: int, precision: str) -> N
 def measure(zero: int, precision: str) -> dict[str, float]:
     """Bytes that this rank holds in the middle of a step of two micro-batches, by their use."""
     from taming_dist.engine.settings import EngineConfig
-    from taming_dist.engine.world import environment_place
     from taming_dist.engine.zero import init_world, shutdown
+    from taming_dist.launch import environment_place
     from taming_dist.models.quantizers import VectorQuantizerConfig
     from taming_dist.models.vqgan import VQGANConfig
     from taming_dist.recipes.setup import Setup

@@ -69,9 +69,9 @@ def encoding(steps: int) -> dict[str, float]:
 
 def stage1_steps(steps: int) -> dict[str, float]:
     """The demo's step before and after the GAN counts, with random LPIPS weights (same work)."""
-    from taming_dist.engine import world as worlds
     from taming_dist.engine.settings import EngineConfig
     from taming_dist.engine.zero import init_world, shutdown
+    from taming_dist.launch import environment_place
     from taming_dist.models.quantizers import EMAQuantizerConfig
     from taming_dist.models.vqgan import VQGANConfig
     from taming_dist.recipes.setup import Setup
@@ -79,7 +79,7 @@ def stage1_steps(steps: int) -> dict[str, float]:
     from taming_dist.training.clock import Clock
     from taming_dist.training.optimization import OptimConfig
 
-    world = init_world(worlds.environment_place())
+    world = init_world(environment_place())
     model = VQGANConfig(
         EMAQuantizerConfig(codes=512, dim=8), SIZE, channels=32, multipliers=[1, 2, 2], blocks=1,
         attention_resolutions=[], latent_channels=64,

@@ -1,0 +1,131 @@
+"""Error lines on stderr: what several ranks have to say appears once.
+
+No collective and no network: ranks that are well may be waiting in a collective, and ranks that
+meet an error early have never met each other. The ranks of a node agree through small files in its
+temporary folder, where `<launch>-<line>.<rank>` says that a rank has this line to say, and
+`<launch>-<line>.said` that some rank says it.
+"""
+
+import hashlib
+import os
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from taming_dist.errors import UserError
+from taming_dist.launch import Place, place
+
+WAIT_S = 2.0  # for the other ranks to come to the same error
+KEPT_S = 86_400.0  # files of launches that are older are removed
+LAUNCH = (
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "TORCHELASTIC_RUN_ID",
+    "TORCHELASTIC_RESTART_COUNT",
+    "SLURM_JOB_ID",
+    "SLURM_STEP_ID",
+    "SLURM_RESTART_COUNT",
+    # where a controller counts its jobs from one again
+    "SLURM_CLUSTER_NAME",
+    "SLURM_SUBMIT_DIR",
+    "SLURM_STEP_LAUNCHER_PORT",
+)
+
+
+def announce(message: str, detail: str = "") -> None:
+    """Print `error: message detail` as one line, unless another rank of this launch does.
+
+    With the rank's number, unless all ranks have the same message. `detail` may differ.
+    """
+    text = " ".join(message.split())
+    here = _place()
+    speaker = "" if here.world_size == 1 else _speaker(text, here)
+    if speaker is not None:
+        print(f"error: {speaker}{text}{detail}", file=sys.stderr, flush=True)
+
+
+def announced() -> bool:
+    """Whether a rank of this launch, on this node, has announced anything."""
+    with suppress(OSError):  # no temporary folder
+        return any(_folder().glob(f"{_launch()}-*.said"))
+    return False
+
+
+def _speaker(text: str, here: Place) -> str | None:
+    """How the line of this rank begins; None if another rank says it."""
+    own = f"rank {here.rank}: "
+    try:
+        everyone = _wait_for_others(text, here)
+        if not _claim(_file(text, "said")):
+            return None
+    except OSError:  # no temporary folder to agree in: better said twice than not at all
+        return own
+    return "" if everyone else own
+
+
+def _wait_for_others(text: str, here: Place) -> bool:
+    """Whether every rank has the same to say; the wait ends early if that is so, or it is said."""
+    _folder().mkdir(mode=0o700, exist_ok=True)
+    _remove_old()
+    _file(text, str(here.rank)).touch(mode=0o600)
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        everyone = all(_file(text, str(rank)).exists() for rank in range(here.world_size))
+        if everyone or _file(text, "said").exists() or time.monotonic() > deadline:
+            return everyone
+        time.sleep(0.05)
+
+
+def _claim(path: Path) -> bool:
+    """Make a file; False if another rank has made it."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except FileExistsError:
+        return False
+    return True
+
+
+def _place() -> Place:
+    """The place of this process, or that of a single one where the launcher's variables are wrong;
+    where the first rank listens is of no interest."""
+    try:
+        return place({"MASTER_ADDR": "", "MASTER_PORT": "0", **os.environ})
+    except UserError:
+        return Place(0, 1, 0, "", 0)
+
+
+def _launch() -> str:
+    """The same on all ranks that one launcher has started on a node, and on no others."""
+    facts = [os.environ.get(name, "") for name in LAUNCH]
+    if "SLURM_STEP_ID" not in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
+        # Of Slurm's tasks each has a parent of its own, and the step's number is enough.
+        facts += [str(os.getppid()), _start_time(os.getppid())]
+    return _digest("\n".join(facts))
+
+
+def _start_time(process: int) -> str:
+    """When a process has started, so that its number, used again, is not taken for it."""
+    with suppress(OSError):  # there is no /proc but on Linux
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    return ""
+
+
+def _folder() -> Path:
+    return Path(tempfile.gettempdir()) / f"taming_dist-{os.getuid()}"
+
+
+def _file(text: str, suffix: str) -> Path:
+    return _folder() / f"{_launch()}-{_digest(text)}.{suffix}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]
+
+
+def _remove_old() -> None:
+    for path in _folder().iterdir():
+        with suppress(FileNotFoundError):  # another rank does the same
+            if time.time() - path.stat().st_mtime > KEPT_S:
+                path.unlink()

@@ -1,0 +1,58 @@
+"""The place of this process among the ranks of a run, known before torch is imported.
+
+The launcher says it through the environment: torchrun's variables, or Slurm's (one srun task per
+GPU or CPU rank), or nothing at all for a single process.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+
+from taming_dist.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """The place of this process in the run, and where rank 0 listens."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    master_addr: str
+    master_port: int
+
+
+def place(environment: Mapping[str, str]) -> Place:
+    """Read the place from a launcher's environment; torchrun's variables win over Slurm's.
+
+    Errors: UserError when only a part of the variables is there.
+    """
+    if "RANK" in environment or "WORLD_SIZE" in environment:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        rank, size, local = (_number(environment, name, "torchrun sets it") for name in names)
+    elif "SLURM_PROCID" in environment and "SLURM_STEP_ID" in environment:
+        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+        rank, size, local = (_number(environment, name, "srun sets it") for name in names)
+    else:
+        return Place(0, 1, 0, "127.0.0.1", 0)
+    # torchrun keeps the store of even a single rank, at an address of its own.
+    if size == 1 and not ("RANK" in environment and "MASTER_ADDR" in environment):
+        return Place(0, 1, local, "127.0.0.1", 0)
+    port = _number(environment, "MASTER_PORT", "slurm/*.sh and torchrun set it")
+    if "MASTER_ADDR" not in environment:
+        raise UserError(
+            "MASTER_ADDR is not set: start through torchrun or slurm/*.sh, which set it"
+        )
+    return Place(rank, size, local, environment["MASTER_ADDR"], port)
+
+
+def _number(environment: Mapping[str, str], name: str, who: str) -> int:
+    value = environment.get(name, "")
+    if not value.isdigit():
+        raise UserError(f"{name}={value!r} is no number: {who}; start through the launcher")
+    return int(value)
+
+
+def environment_place() -> Place:
+    """The place of this process by its own environment."""
+    return place(os.environ)
