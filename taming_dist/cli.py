@@ -1,14 +1,16 @@
 """How every command ends: one clear line and exit code 2 for the user's mistakes."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from taming_dist.announce import announce, announced
 from taming_dist.errors import Diverged, LostRank, UserError
+from taming_dist.ranges import LARGEST_SEED, Kind, Range
 
 EXIT_USER_ERROR = 2
 EXIT_ERROR = 1  # as Python has it for exceptions that nobody catches
@@ -20,6 +22,34 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise `UserError`; argparse would print ten lines of usage first."""
         raise UserError(f"{message}; --help lists all arguments")
+
+
+def number(kind: type, **limits: float) -> Callable[[str], Any]:
+    """The `type` of an argument that is an int or a float; the limits are those of `Range`."""
+    allowed = Range(**limits)  # type: ignore[arg-type]
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = text
+        advice = allowed.advice(value, Kind(kind, is_list=False, optional=False))
+        if advice:
+            raise argparse.ArgumentTypeError(f"{text!r} given, {advice}")
+        return value
+
+    return parse
+
+
+COUNT = number(int, at_least=1)
+SEED = number(int, at_least=0, at_most=LARGEST_SEED)
+
+
+def file_prefix(text: str) -> str:
+    """The `type` of an argument that file names start with: it can lead into no other folder."""
+    if not re.fullmatch(r"[\w-]+", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r} given, use letters, digits, _ and - only")
+    return text
 
 
 def fail(message: str) -> NoReturn:

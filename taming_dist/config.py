@@ -37,7 +37,7 @@ from taming_dist.models.quantizers import VARIANTS
 from taming_dist.models.transformer import TransformerConfig
 from taming_dist.models.vqgan import VQGANConfig, check_size
 from taming_dist.pretrained import check_frozen_features
-from taming_dist.ranges import check_ranges, ranged
+from taming_dist.ranges import LARGEST_SEED, check_ranges, ranged
 from taming_dist.recipes.label_maps import LabelMapLossConfig
 from taming_dist.recipes.transformer import TokenLossConfig
 from taming_dist.recipes.vqgan import VQGANLossConfig
@@ -55,7 +55,7 @@ class RunConfig:
 
     name: str = MISSING
     dir: str = "outputs/${run.name}"
-    seed: int = ranged(23, at_least=0, at_most=2**64 - 1)
+    seed: int = ranged(23, at_least=0, at_most=LARGEST_SEED)
     init: str = ""
 
     def __post_init__(self) -> None:

@@ -18,6 +18,7 @@ from taming_dist.errors import UserError
 
 RANGE = "range"  # the key in a field's metadata
 LARGEST_INT = 2**63 - 1  # what tensors and files hold
+LARGEST_SEED = 2**64 - 1
 
 
 class Kind(NamedTuple):
@@ -53,16 +54,21 @@ class Range:
 
     def check(self, key: str, value: Any, kind: Kind) -> None:
         """UserError naming the key unless the value is of the kind and within the range."""
+        advice = self.advice(value, kind)
+        if advice:
+            raise UserError(f"{key}={'null' if value is None else value}: {advice}")
+
+    def advice(self, value: Any, kind: Kind) -> str:
+        """What to use instead of the value; nothing if it is of the kind and within the range."""
         if value is None and kind.optional:
-            return
+            return ""
         is_list = isinstance(value, list | tuple)
         parts = value if is_list else [value]
         if is_list == kind.is_list and self._holds_all(parts, kind):
-            return
-        words = self.words(kind)
+            return ""
         if self.at_most is None and any(too_large(part) for part in parts):
-            words = f"no number above {LARGEST_INT}"
-        raise UserError(f"{key}={'null' if value is None else value}: use {words}")
+            return f"use no number above {LARGEST_INT}"
+        return f"use {self.words(kind)}"
 
     def _holds_all(self, parts: Any, kind: Kind) -> bool:
         if kind.is_list and not (self.length in (None, len(parts)) if parts else self.empty):

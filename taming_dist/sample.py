@@ -33,7 +33,7 @@ from taming_dist.generation.pictures import sheet, to_uint8
 from taming_dist.generation.sampling import Sampling
 from taming_dist.models.transformer import Transformer
 from taming_dist.models.vqgan import VQGAN
-from taming_dist.ranges import check_ranges, ranged
+from taming_dist.ranges import LARGEST_SEED, check_ranges, ranged
 from taming_dist.training.sinks import save_png
 
 SHEET_COLUMNS = 10
@@ -57,7 +57,7 @@ class SampleConfig:
     vqgan: str = MISSING
     out: str = MISSING
     n: int = ranged(64, at_least=1)
-    seed: int = ranged(0, at_least=0, at_most=2**64 - 1)
+    seed: int = ranged(0, at_least=0, at_most=LARGEST_SEED)
     class_id: int | None = ranged(None, at_least=0)
     condition: str | None = None
     size: str | None = None

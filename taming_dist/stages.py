@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -88,8 +88,11 @@ class FirstStage:
             **place,
             **settings,
         )
-        shown = Reader(val_set, centred, micro_batch=self.config.train.preview_images, **settings)
-        return join(train, val, shown, batch)
+        # nothing is written before the start: validation reports what it cannot read
+        unread: list[dict[str, Any]] = []
+        settings |= {"on_bad": unread.append, "micro_batch": self.config.train.preview_images}
+        shown = Reader(val_set, centred, **settings)
+        return join(train, val, shown, batch, unread)
 
     def build_recipe(self, world: World, batch: BatchSizes) -> FirstStageRecipe:
         raise NotImplementedError
@@ -313,8 +316,11 @@ def discriminator_weights(config: Config, run_dir: Path) -> dict[str, Tensor] | 
     return state
 
 
-def join(train: Any, val: Any, shown: Any, batch: BatchSizes) -> Data:
-    """The readers as the loop takes them, with as many validation batches on every rank."""
+def join(
+    train: Any, val: Any, shown: Any, batch: BatchSizes, unread: Sequence[dict[str, Any]] = ()
+) -> Data:
+    """The readers as the loop takes them, with as many validation batches on every rank; `unread`
+    are the samples that `shown` cannot read."""
     samples = val.plan.num_evaluated
     if samples < batch.world_size:
         key = "data.val" if samples == val.plan.num_samples else "train.validate_images"
@@ -324,7 +330,12 @@ def join(train: Any, val: Any, shown: Any, batch: BatchSizes) -> Data:
         )
     train.plan.check_start(0)  # refuses lanes that do not fit, before any process group starts
     val_batches = math.ceil(math.ceil(samples / batch.world_size) / batch.micro_batch)
-    preview = next(iter(shown.epoch_batches()))
+    preview = next(shown.epoch_batches(), None)
+    if preview is None:
+        raise UserError(
+            f"data.val: none of its {val.plan.num_samples} samples can be read; the first, "
+            f"{unread[0]['key']} in {unread[0]['shard']}: {unread[0]['error']}"
+        )
     return Data(train, val, val_batches, preview, batch.accumulation)
 
 

@@ -1,3 +1,5 @@
+import argparse
+import ast
 import runpy
 import sys
 from pathlib import Path
@@ -38,3 +40,44 @@ def test_other_errors_stay_loud_but_for_those_whose_traceback_is_in_a_log(
             f"error: {type(error).__name__}: {text} "
             f"(the traceback is in {tmp_path / 'rank-0.log'})\n"
         )
+
+
+@pytest.mark.parametrize(
+    ("kind", "limits", "text", "found"),
+    [
+        (int, {"at_least": 1}, "1", 1),
+        (int, {"at_least": 1}, "0", "'0' given, use a whole number from 1"),
+        (int, {"at_least": 1}, "1.5", "'1.5' given, use a whole number from 1"),
+        (float, {"above": 0, "below": 1}, "0.25", 0.25),
+        (float, {"above": 0, "below": 1}, "1", "'1' given, use a number above 0 and below 1"),
+        (float, {"at_least": 0}, "nan", "'nan' given, use a number from 0"),
+        (float, {"at_least": 0}, "inf", "'inf' given, use a number from 0"),
+    ],
+)
+def test_an_argument_that_is_a_number_has_a_range(
+    kind: type, limits: dict[str, float], text: str, found: float | str
+) -> None:
+    parse = cli.number(kind, **limits)
+    if not isinstance(found, str):
+        assert parse(text) == found
+        return
+    with pytest.raises(argparse.ArgumentTypeError) as refusal:
+        parse(text)
+    assert str(refusal.value) == found
+
+
+def test_no_tool_takes_a_number_without_a_range() -> None:
+    plain = []
+    for path in TOOLS.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            is_type = isinstance(node, ast.keyword) and node.arg == "type"
+            if is_type and isinstance(node.value, ast.Name) and node.value.id in ("int", "float"):
+                plain.append(f"{path.name}:{node.value.lineno}")
+    assert plain == []
+
+
+@pytest.mark.parametrize("text", ["a/b", "../x", "..", "", "/tmp/x", "a.b", "a b"])
+def test_a_prefix_of_file_names_leads_into_no_other_folder(text: str) -> None:
+    assert cli.file_prefix("codes-train_2") == "codes-train_2"
+    with pytest.raises(argparse.ArgumentTypeError, match="use letters, digits, _ and - only"):
+        cli.file_prefix(text)

@@ -268,6 +268,27 @@ def test_a_mistyped_command_line_is_refused_in_one_line(
         ("data.val=nowhere/*.tar", "data.val: "),
         ("data.val=empty", "data.val: "),
         ("data.train='images/images-{000000..000009}.tar'", "images-000002.tar"),
+        ("data.train=null", "data.train: null is not a shard spec: give a folder"),
+        ("data.train=2024", "data.train: 2024 is not a shard spec: give a folder"),
+        ("data.train=[null]", "data.train: [None] is not a shard spec"),
+        ("data.train={a:{shards:null}}", "data.train: a.shards: null is not a shard spec"),
+        ("data.val=null", "data.val: null is not a shard spec"),
+        ("data.max_bad_fraction=2", "data.max_bad_fraction=2.0: use a number from 0 to 1"),
+        ("optim.betas=[0.5]", "optim.betas=[0.5]: use 2 numbers from 0 to below 1"),
+        ("optim.betas=[0.9,1.0]", "optim.betas=[0.9, 1.0]: use 2 numbers from 0 to below 1"),
+        ("optim.weight_decay=-1", "optim.weight_decay=-1.0: use a number from 0"),
+        ("optim.lr=-1e-3", "optim.lr=-0.001: use a number from 0"),
+        ("optim.lr=nan", "optim.lr=nan: use a number from 0"),
+        ("optim.clip=inf", "optim.clip=inf: use a number from 0"),
+        ("model.multipliers=[]", "model.multipliers=[]: use one or more whole numbers from 1"),
+        ("model.multipliers=[1,0]", "model.multipliers=[1, 0]: use one or more whole numbers"),
+        ("model.channels=0", "model.channels=0: use a whole number from 1"),
+        ("model.channels=30", "model.channels=30: use a multiple of 32"),
+        ("model.quantizer.codes=0", "model.quantizer.codes=0: use a whole number from 1 to"),
+        ("model.dropout=1", "model.dropout=1.0: use a number from 0 to below 1"),
+        ("train.log_every=-1", "train.log_every=-1: use a whole number from 0"),
+        ("engine.zero=4", "engine.zero=4: use a whole number from 0 to 3"),
+        ("loss.discriminator.layers=0", "loss.discriminator.layers=0: use a whole number from 1"),
     ],
 )
 def test_values_that_do_not_fit_are_refused_before_anything_is_written(
@@ -276,6 +297,17 @@ def test_values_that_do_not_fit_are_refused_before_anything_is_written(
     make_images(elsewhere / "images")
     (elsewhere / "empty").mkdir()
     assert expected in refused(*IMAGES, override)
+
+
+def test_a_validation_set_without_a_sample_that_can_be_read_is_refused(
+    refused: Refuse, elsewhere: Path
+) -> None:
+    make_images(elsewhere / "images")
+    with writing_shards(elsewhere / "damaged", "images", 8) as write:
+        write("0000", {"png": b"not a picture"})
+    said = refused(*IMAGES, "data.val=damaged")
+    assert "data.val: none of its 1 samples can be read" in said
+    assert "0000" in said
 
 
 def test_missing_shards_name_the_command_that_makes_them(refused: Refuse) -> None:

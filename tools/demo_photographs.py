@@ -57,11 +57,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Make the crops, unless they are there already."""
     parser = cli.Parser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the crops")
-    parser.add_argument("--size", type=int, default=64, help="pixels of a crop's side")
-    parser.add_argument("--crops", type=int, default=250, help="training crops per photograph")
+    parser.add_argument("--size", type=cli.COUNT, default=64, help="pixels of a crop's side")
+    parser.add_argument(
+        "--crops", type=cli.COUNT, default=250, help="training crops per photograph"
+    )
     args = parser.parse_args(argv)
-    if min(args.size, args.crops) < 1:
-        raise UserError("--size and --crops must be at least 1")
     num_crops = {"train": args.crops, "val": max(1, round(args.crops * VAL_SHARE))}
     settings = {"size": args.size, "crops": num_crops, "photographs": sorted(PHOTOGRAPHS)}
     if is_done(args.out, settings):

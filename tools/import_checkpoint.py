@@ -72,19 +72,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the export")
     add("--config", type=Path, metavar="YAML", help="the original's YAML file of the model")
     add("--only", choices=sorted(STAGES), help="one VQGAN out of a transformer's checkpoint")
-    add("--resolution", type=positive, help="pixels, if there is no YAML file (default: 256)")
-    add("--heads", type=positive, help="of a transformer's attention, if there is no YAML file")
-    add("--classes", type=int, help="of a transformer's condition, if there is no YAML file; or 0")
+    add("--resolution", type=cli.COUNT, help="pixels, if there is no YAML file (default: 256)")
+    add("--heads", type=cli.COUNT, help="of a transformer's attention, if there is no YAML file")
+    add(
+        "--classes",
+        type=cli.number(int, at_least=0),
+        help="of a transformer's condition, if there is no YAML file; or 0",
+    )
     add("--vqgan", type=Path, metavar="EXPORT", help="of a transformer whose checkpoint lacks it")
     add("--discriminator", action="store_true", help="keep it too, beside the VQGAN")
     return parser.parse_args(argv)
-
-
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
 
 
 def convert_transformer(

@@ -34,10 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "a store lists its files, globs",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, help="where manifest and indexes of URLs go")
-    parser.add_argument("--workers", type=int, default=1, help="shards read at the same time")
+    parser.add_argument("--workers", type=cli.COUNT, default=1, help="shards read at the same time")
     args = parser.parse_args(argv)
-    if args.workers < 1:
-        raise UserError(f"--workers is {args.workers} but must be at least 1")
     damaged = sum(
         index_folder(folder, locations, args.workers)
         for folder, locations in group(args.shards, args.out).items()

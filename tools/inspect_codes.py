@@ -50,11 +50,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("codes", metavar="DIR", help="code shards")
     parser.add_argument("--model", metavar="EXPORT", help="the VQGAN that wrote them")
     parser.add_argument("--out", type=Path, help="folder of the page [DIR/inspection]")
-    parser.add_argument("--samples", type=int, default=32, help="how many are decoded")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of samples")
+    parser.add_argument("--samples", type=cli.COUNT, default=32, help="how many are decoded")
+    parser.add_argument("--seed", type=cli.SEED, default=0, help="of the choice of samples")
     args = parser.parse_args(argv)
-    if args.samples < 1:
-        raise UserError(f"--samples is {args.samples} but must be at least 1")
     dataset = CodeDataset.open(args.codes)
     model = None if args.model is None else load_model(args.model, dataset, args.codes)
     counts = count(dataset)

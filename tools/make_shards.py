@@ -116,12 +116,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--low-resolution", metavar="DIR|N", help="smaller images, or compute them, N times smaller"
     )
     change = parser.add_argument_group("what is done with them")
-    change.add_argument("--short-side", type=int, metavar="N", help="scale larger images down to N")
     change.add_argument(
-        "--quality", type=int, default=95, metavar="N", help="of JPEGs made here (95)"
+        "--short-side", type=cli.COUNT, metavar="N", help="scale larger images down to N"
     )
     change.add_argument(
-        "--min-side", type=int, default=8, metavar="N", help="leave out smaller ones (8)"
+        "--quality",
+        type=cli.number(int, at_least=1, at_most=100),
+        default=95,
+        metavar="N",
+        help="of JPEGs made here (95)",
+    )
+    change.add_argument(
+        "--min-side", type=cli.COUNT, default=8, metavar="N", help="leave out smaller ones (8)"
     )
     change.add_argument(
         "--damaged",
@@ -130,18 +136,23 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="of a JPEG that lost a part: leave it out (skip), or store what is left (use)",
     )
     shards = parser.add_argument_group("the shards")
-    shards.add_argument("--prefix", metavar="NAME", help="of <prefix>-000000.tar ... (train)")
     shards.add_argument(
-        "--shard-samples", type=int, metavar="N", help="at most so many images in each (1024)"
+        "--prefix", type=cli.file_prefix, metavar="NAME", help="of <prefix>-000000.tar ... (train)"
+    )
+    shards.add_argument(
+        "--shard-samples", type=cli.COUNT, metavar="N", help="at most so many images in each (1024)"
     )
     shards.add_argument(
         "--shard-bytes", type=parse_bytes, metavar="N[K|M|G]", help="at most so many bytes in each"
     )
     shards.add_argument(
-        "--val-fraction", type=float, metavar="F", help="split by key: out/train and out/val"
+        "--val-fraction",
+        type=cli.number(float, above=0, below=1),
+        metavar="F",
+        help="split by key: out/train and out/val",
     )
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes (all CPUs, if worth it)"
+        "--workers", type=cli.COUNT, metavar="N", help="processes (all CPUs, if worth it)"
     )
     args = parser.parse_args(argv)
     check(args)
@@ -156,17 +167,7 @@ def parse_bytes(text: str) -> int:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raise `UserError` on values that cannot be."""
-    for name in ("short_side", "shard_samples", "quality", "min_side", "workers"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {value} but must be at least 1")
-    if args.quality > 100:
-        raise UserError(f"--quality is {args.quality} but must be at most 100")
-    if args.prefix is not None and not re.fullmatch(r"[\w-]+", args.prefix, re.ASCII):
-        raise UserError(f"--prefix is {args.prefix!r}: use letters, digits, _ and - only")
-    if args.val_fraction is not None and not 0 < args.val_fraction < 1:
-        raise UserError(f"--val-fraction is {args.val_fraction} but must be between 0 and 1")
+    """Raise `UserError` on arguments that do not go together."""
     if args.val_fraction is not None and args.prefix is not None:
         raise UserError("--val-fraction calls the shards train-* and val-*: leave --prefix out")
     if args.root is not None and args.list is None:

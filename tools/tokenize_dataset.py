@@ -14,7 +14,6 @@ from pathlib import Path
 from taming_dist import cli
 from taming_dist.data.decoding import check_objects
 from taming_dist.data.manifest import resolve
-from taming_dist.errors import UserError
 from taming_dist.models.vqgan import VQGAN, check_size
 from taming_dist.tokenization.claims import STALE_S
 from taming_dist.tokenization.job import Job
@@ -47,28 +46,29 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="also write where the objects of the .json of each image lie in each crop",
     )
     parser.add_argument("--views", choices=VIEWS, default="center", help="crops of each image")
-    parser.add_argument("--crops", type=int, default=8, help="how many, with --views random")
-    parser.add_argument("--seed", type=int, default=0, help="of --views random")
-    parser.add_argument("--size", type=int, help="pixels of the square crop [as in training]")
-    parser.add_argument("--batch", type=int, default=64, help="images at a time")
+    parser.add_argument("--crops", type=cli.COUNT, default=8, help="how many, with --views random")
+    parser.add_argument("--seed", type=cli.SEED, default=0, help="of --views random")
+    parser.add_argument("--size", type=cli.COUNT, help="pixels of the square crop [as in training]")
+    parser.add_argument("--batch", type=cli.COUNT, default=64, help="images at a time")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--shard-samples", type=int, default=16384, help="images per code shard")
-    parser.add_argument("--prefix", default="codes-train", help="shards are <prefix>-000000.tar")
-    parser.add_argument("--threads", type=int, default=2, help="decoding threads per process")
+    parser.add_argument(
+        "--shard-samples", type=cli.COUNT, default=16384, help="images per code shard"
+    )
+    parser.add_argument(
+        "--prefix",
+        type=cli.file_prefix,
+        default="codes-train",
+        help="shards are <prefix>-000000.tar",
+    )
+    parser.add_argument("--threads", type=cli.COUNT, default=2, help="decoding threads per process")
     parser.add_argument(
         "--stale-after",
-        type=float,
+        type=cli.number(float, above=0),
         default=STALE_S,
         metavar="SECONDS",
         help="work of a worker that was silent for so long is taken over",
     )
-    args = parser.parse_args(argv)
-    for name in ("batch", "shard_samples", "threads"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
-    if args.stale_after <= 0:
-        raise UserError("--stale-after must be more than 0 seconds")
-    return args
+    return parser.parse_args(argv)
 
 
 def make_job(args: argparse.Namespace) -> Job:

@@ -257,6 +257,18 @@ def _is_sound(offsets: np.ndarray, size: int) -> bool:
     return bool(within and not (offsets % 512).any() and (np.diff(offsets) >= 512).all())
 
 
+def specs_of(given: Any) -> list[str]:
+    """One shard spec or a list of them as a list; `UserError` for what is none."""
+    specs = [given] if isinstance(given, str) else given
+    if isinstance(specs, list | tuple) and all(isinstance(spec, str) for spec in specs):
+        return list(specs)
+    shown = "null" if given is None else given
+    raise UserError(
+        f"{shown} is not a shard spec: give a folder, a glob, a brace expansion, a URL or a list "
+        f"of these (a folder whose name is a number as ./2024)"
+    )
+
+
 def resolve(spec: str | Sequence[str], format: str = IMAGES_FORMAT) -> Dataset:
     """Find the shards that a spec names and check each against its manifest.
 
@@ -264,8 +276,7 @@ def resolve(spec: str | Sequence[str], format: str = IMAGES_FORMAT) -> Dataset:
     paths or URLs. Raises `UserError` naming the file and the mend if there is no shard, a shard
     is missing, in no manifest, of another size than its manifest says, or of another `format`.
     """
-    specs = [spec] if isinstance(spec, str) else list(spec)
-    places = [place for single in specs for place in _expand(single)]
+    places = [place for single in specs_of(spec) for place in _expand(single)]
     if not places:
         raise UserError(f"the shard spec {spec!r} names no shards: give a folder, a glob or a list")
     manifests: dict[str, Manifest] = {}

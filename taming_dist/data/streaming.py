@@ -31,7 +31,7 @@ from taming_dist.data.decoding import Decoder, class_of, note
 from taming_dist.data.faults import SKIP, USE, BrokenData
 from taming_dist.data.images import Preprocess
 from taming_dist.data.loader import Plan
-from taming_dist.data.manifest import Dataset
+from taming_dist.data.manifest import Dataset, specs_of
 from taming_dist.data.order import permutation, random_words
 from taming_dist.data.reader import Batch, Batching, in_order, log_bad_sample
 from taming_dist.data.shards import map_file, read_sample, scan
@@ -50,7 +50,7 @@ def stream_locations(spec: Any, allow_pipe: bool) -> tuple[str, ...]:
     if isinstance(spec, Mapping):
         raise UserError("data.streaming=true reads no mixture: give a shard spec or a list")
     found: list[str] = []
-    for single in filter(str.strip, [spec] if isinstance(spec, str) else spec):
+    for single in filter(str.strip, specs_of(spec)):
         if single.startswith("pipe:") and not allow_pipe:
             raise UserError(f"{single!r} is a command of a shell: allow it by data.allow_pipe=true")
         if not single.startswith("pipe:"):

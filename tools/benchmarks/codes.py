@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from taming_dist import cli
 from taming_dist.data.code_shards import CodeShard, write_codes_manifest
 from taming_dist.data.codes import CodeDataset, CodeReader
 from taming_dist.data.manifest import IMAGES_FORMAT, Manifest, resolve
@@ -30,9 +31,11 @@ MANY = 10_000_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--shards", type=int, default=16, help="code shards of 16,384 samples")
-    parser.add_argument("--repeats", type=int, default=5, help="measurements of each kind")
-    parser.add_argument("--images", type=int, default=64, help="images that are tokenized")
+    parser.add_argument(
+        "--shards", type=cli.COUNT, default=16, help="code shards of 16,384 samples"
+    )
+    parser.add_argument("--repeats", type=cli.COUNT, default=5, help="measurements of each kind")
+    parser.add_argument("--images", type=cli.COUNT, default=64, help="images that are tokenized")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -26,6 +26,8 @@ from typing import Any
 import numpy as np
 import psutil
 
+from taming_dist import cli
+
 SIZE, BATCH, SHARD = 256, 64, 256
 CONSUMED_PER_S = 200
 FIRST = 1024  # images that are read before the clock starts
@@ -33,9 +35,11 @@ TURN = 256  # images of the reader, then of simplejpeg alone, and so on
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--images", type=int, default=4096, help="images read per case and round")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of all cases")
-    parser.add_argument("--threads", type=int, default=2, help="decoding threads or workers")
+    parser.add_argument(
+        "--images", type=cli.COUNT, default=4096, help="images read per case and round"
+    )
+    parser.add_argument("--rounds", type=cli.COUNT, default=3, help="rounds of all cases")
+    parser.add_argument("--threads", type=cli.COUNT, default=2, help="decoding threads or workers")
     parser.add_argument("--case", choices=sorted(CASES), help=argparse.SUPPRESS)
     parser.add_argument("--shards", type=Path, help=argparse.SUPPRESS)
 

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from taming_dist import cli
+
 SIZE = (500, 375)  # width and height
 DISTINCT = 50
 CASES = {"as they are": (), "scaled to 256": ("--short-side", "256")}
@@ -29,8 +31,8 @@ WORKERS = (1, 2)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=cli.COUNT, default=2000)
+    parser.add_argument("--rounds", type=cli.COUNT, default=3)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

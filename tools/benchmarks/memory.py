@@ -19,13 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from taming_dist import cli
+
 CHANNELS, SIZE, HALF_LIFE = 64, 32, 1000
 COLUMNS = ("weights", "gradients", "optimizer", "other", "average")
 MEGABYTE = 1e6
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--ranks", type=cli.COUNT, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
 
 

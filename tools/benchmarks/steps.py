@@ -17,11 +17,13 @@ from unittest import mock
 
 import torch
 
+from taming_dist import cli
+
 BATCH, SIZE = 16, 32
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--steps", type=int, default=12, help="timed steps per case")
+    parser.add_argument("--steps", type=cli.COUNT, default=12, help="timed steps per case")
     parser.add_argument("--case", help=argparse.SUPPRESS)
 
 
