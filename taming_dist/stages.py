@@ -24,6 +24,7 @@ from taming_dist.data.mixture import resolve_training
 from taming_dist.data.reader import ImagesConfig, Reader
 from taming_dist.data.streaming import StreamingReader, stream_locations
 from taming_dist.engine.checkpoint import newest_valid
+from taming_dist.engine.tf32 import EXACT
 from taming_dist.engine.world import World
 from taming_dist.errors import UserError
 from taming_dist.launch import Place
@@ -388,7 +389,7 @@ def describe(config: Config, world: World, batch: BatchSizes, recipe: Recipe) ->
             f"{batch.micro_batch} x {batch.accumulation} micro-batches",
             f"lr        {config.optim.peak(batch.global_batch):.3g} ({config.optim.schedule})",
             f"engine    ZeRO {config.engine.zero}, {config.engine.precision}"
-            f"{' with TF32' if config.engine.tf32 else ''}, {world.device.type}",
+            f"{' with TF32' if config.engine.allowed_tf32 != EXACT else ''}, {world.device.type}",
         ]
     )
 

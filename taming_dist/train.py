@@ -46,7 +46,7 @@ def train(config: "Config", stop: StopRequest) -> None:
 
     if here.rank == 0:
         remove_leftovers(run_dir)
-    world = init_world(here, config.engine.tf32)
+    world = init_world(here, config.engine.allowed_tf32)
     clock = Clock(config.data.global_batch, config.train.steps)
     with ending(run_dir, world, clock) as opened:
         recipe = stage.build_recipe(world, batch)

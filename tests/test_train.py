@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 from taming_dist import train
-from taming_dist.engine.tf32 import use_tf32
+from taming_dist.engine.tf32 import TF32_CHOICES, use_tf32
 from taming_dist.models.vqgan import VQGAN
 from tests.data.shard_files import writing_shards
 
@@ -183,9 +183,9 @@ def outputs(runs: Runs, stopped_at: int) -> dict[str, str]:
     return found | {name: finish(started[name]) for name in ("pair0", "pair1")}
 
 
-@pytest.mark.parametrize("tf32", [True, False])
+@pytest.mark.parametrize("asked", ["none", "all"])
 def test_a_run_uses_tf32_where_its_configuration_says_so(
-    runs: Runs, monkeypatch: pytest.MonkeyPatch, tf32: bool
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, asked: str
 ) -> None:
     class Reached(Exception):
         pass
@@ -194,14 +194,14 @@ def test_a_run_uses_tf32_where_its_configuration_says_so(
         raise Reached
 
     monkeypatch.chdir(runs.folder)
-    monkeypatch.setattr(sys, "argv", ["train.py", *SETTINGS, f"engine.tf32={tf32}"])
+    monkeypatch.setattr(sys, "argv", ["train.py", *SETTINGS, f"engine.tf32={asked}"])
     monkeypatch.setattr("taming_dist.engine.zero.rendezvous", lambda here: {})
     monkeypatch.setattr("taming_dist.engine.zero.load_deepspeed", reached)
-    use_tf32(not tf32)
+    use_tf32(TF32_CHOICES["none" if asked == "all" else "all"])
     with pytest.raises(Reached):
         train.main()
-    assert torch.backends.cuda.matmul.allow_tf32 is tf32
-    assert torch.backends.cudnn.allow_tf32 is tf32
+    assert torch.backends.cuda.matmul.allow_tf32 is (asked == "all")
+    assert torch.backends.cudnn.allow_tf32 is (asked == "all")
 
 
 def stable(lines: list[Line]) -> list[Line]:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from taming_dist.engine.blocks import check_compiler
+from taming_dist.engine.tf32 import TF32, TF32_CHOICES
 from taming_dist.errors import UserError
 from taming_dist.ranges import check_ranges, ranged
 
@@ -19,16 +20,17 @@ BUCKET = 2**24
 class EngineConfig:
     """`zero`: ZeRO stage 0 to 3; `precision`: fp32, bf16 or fp16 (autocast; weights stay fp32).
 
-    `tf32` lets GPUs round the inputs of what is computed in fp32 to TF32: the networks at
-    precision=fp32, and under any precision LPIPS, the adaptive weight and the codebook's search.
-    Without it fp32 is exact everywhere.
+    `tf32` says what GPUs may round to TF32 of what is computed in fp32: `none`, `convolutions` (of
+    the networks at precision=fp32; of LPIPS, R1 and the adaptive weight at any) or `all` (matrix
+    products as well: linear layers, the codebook's search). `auto` is none at precision=fp32, which
+    so means exact fp32, and convolutions at bf16 and fp16, which keep as few bits themselves.
 
     `persist_below`: at stage 3 parameters of fewer elements stay whole on every rank. `recompute`:
     activation checkpointing of the networks' blocks; `compile`: torch.compile of each of them."""
 
     zero: int = ranged(0, at_least=0, at_most=3)
     precision: str = "fp32"
-    tf32: bool = False
+    tf32: str = "auto"
     persist_below: int = ranged(100_000, at_least=0)
     recompute: bool = False
     compile: bool = False
@@ -37,8 +39,17 @@ class EngineConfig:
         check_ranges(self, "engine")
         if self.precision not in PRECISIONS:
             raise UserError(f"engine.precision={self.precision}: use fp32, bf16 or fp16")
+        if self.tf32 not in ("auto", *TF32_CHOICES):
+            raise UserError(f"engine.tf32={self.tf32}: use auto, none, convolutions or all")
         if self.compile:
             check_compiler(torch.cuda.is_available())
+
+    @property
+    def allowed_tf32(self) -> TF32:
+        """What `tf32` stands for."""
+        if self.tf32 == "auto":
+            return TF32_CHOICES["none" if self.precision == "fp32" else "convolutions"]
+        return TF32_CHOICES[self.tf32]
 
 
 def deepspeed_config(

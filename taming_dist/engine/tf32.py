@@ -1,30 +1,48 @@
-"""What fp32 means on a GPU: exact, or with the inputs of products rounded to TF32.
+"""What fp32 means on a GPU: exact, or with the inputs of some operations rounded to TF32.
 
 TF32 keeps 10 of fp32's 23 bits of mantissa and runs on tensor cores (NVIDIA Ampere and newer).
 Left alone, torch uses it in cuDNN's convolutions and not in matrix products.
 """
 
+import dataclasses
 import warnings
 from typing import Any
 
 import torch
 
 
-def use_tf32(allowed: bool) -> None:
-    """Let every fp32 convolution, recurrent layer and matrix product of this process use TF32 on a
-    GPU, or none; whatever was set before. On the CPU fp32 is exact in either case.
+@dataclasses.dataclass(frozen=True)
+class TF32:
+    """Which fp32 operations of a process may use TF32."""
+
+    convolutions: bool
+    products: bool
+
+
+EXACT = TF32(convolutions=False, products=False)
+TF32_CHOICES = {
+    "none": EXACT,
+    "convolutions": TF32(convolutions=True, products=False),
+    "all": TF32(convolutions=True, products=True),
+}
+
+
+def use_tf32(allowed: TF32) -> None:
+    """Let the fp32 convolutions (and recurrent layers) and matrix products of this process use
+    TF32 on a GPU, or not; whatever was set before. On the CPU fp32 is exact in any case.
 
     From 2.9 on torch has a flag for each kind of operation beside the old ones, and raises where
     one is read (torch.compile does) while the other says something else: so both are set.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Please use the new API settings")
-        torch.set_float32_matmul_precision("high" if allowed else "highest")
-        torch.backends.cudnn.allow_tf32 = allowed
+        torch.set_float32_matmul_precision("high" if allowed.products else "highest")
+        torch.backends.cudnn.allow_tf32 = allowed.convolutions
     backends: Any = torch.backends  # its types know the old names only
     if not hasattr(backends, "fp32_precision"):
         return
-    for operation in (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn):
-        operation.fp32_precision = "tf32" if allowed else "ieee"
+    backends.cuda.matmul.fp32_precision = "tf32" if allowed.products else "ieee"
+    for operation in (backends.cudnn.conv, backends.cudnn.rnn):
+        operation.fp32_precision = "tf32" if allowed.convolutions else "ieee"
     for operation in (backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn):
         operation.fp32_precision = "ieee"

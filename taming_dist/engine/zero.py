@@ -26,6 +26,7 @@ from taming_dist.engine.blocks import compile_blocks, recompute_blocks
 from taming_dist.engine.ema import WeightAverage
 from taming_dist.engine.scaling import LossScale
 from taming_dist.engine.settings import PRECISIONS, EngineConfig, deepspeed_config
+from taming_dist.engine.tf32 import EXACT, TF32
 from taming_dist.engine.world import DEFAULT_TIMEOUT, World, choose_device, rendezvous
 from taming_dist.errors import UserError
 from taming_dist.launch import Place
@@ -57,7 +58,7 @@ class Optimizer(Protocol):
     clip: float
 
 
-def init_world(here: Place, tf32: bool = False, timeout: timedelta = DEFAULT_TIMEOUT) -> World:
+def init_world(here: Place, tf32: TF32 = EXACT, timeout: timedelta = DEFAULT_TIMEOUT) -> World:
     """Join the process group (nccl on GPUs, else gloo), also for a single process."""
     os.environ.update(rendezvous(here))
     device = choose_device(here.local_rank, tf32)

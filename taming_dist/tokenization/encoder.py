@@ -15,7 +15,7 @@ from taming_dist.data.code_shards import CodeShard, codes_dtype
 from taming_dist.data.images import Preprocess
 from taming_dist.data.objects import Boxes, boxes_in_views
 from taming_dist.data.reader import Batch, Reader
-from taming_dist.engine.tf32 import use_tf32
+from taming_dist.engine.tf32 import EXACT, use_tf32
 from taming_dist.models.vqgan import VQGAN, check_all_coded
 from taming_dist.tokenization.job import Job, Part
 from taming_dist.tokenization.progress import Progress
@@ -47,7 +47,7 @@ class Encoder:
         self, job: Job, device: torch.device, batch: int, threads: int, progress: Progress
     ) -> None:
         self.job, self.device, self.batch, self.progress = job, device, batch, progress
-        use_tf32(False)
+        use_tf32(EXACT)
         torch.backends.cudnn.deterministic = True
         self.models = (
             [job.model] if job.condition_model is None else [job.model, job.condition_model]
