@@ -1,6 +1,7 @@
 """How every command ends: one clear line and exit code 2 for the user's mistakes."""
 
 import argparse
+import io
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -71,6 +72,8 @@ def one_line(log: Path | None = None) -> Iterator[None]:
     Other errors are raised further; with `log`, a file that has their traceback, they too end in
     one line, which names it.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be of any bytes
     try:
         yield
     except UserError as error:

@@ -8,7 +8,6 @@ for a VQGAN before it reconstructions.png and, one by one, images/000-input.png 
 images/000-reconstruction.png.
 """
 
-import json
 import sys
 import tempfile
 import time
@@ -24,10 +23,10 @@ from torch import Tensor
 
 from taming_dist.config import conf_dir, hydra_entry
 from taming_dist.data.codes import CodeBatch, CodeDataset, CodeReader
-from taming_dist.data.files import write_bytes
 from taming_dist.data.images import Preprocess
 from taming_dist.data.manifest import resolve
 from taming_dist.data.reader import MOST_THREADS, Batch, Reader
+from taming_dist.data.strict_json import write_json
 from taming_dist.engine.world import choose_device
 from taming_dist.errors import UserError
 from taming_dist.evaluation.label_maps import LabelMapFigures
@@ -84,7 +83,7 @@ def main(config: EvaluateConfig) -> None:
         figures = evaluate(config, device)
     record = {"model": config.model, "data": config.data} | figures
     path = Path(config.out) / "metrics.json"
-    write_bytes(path, (json.dumps(record, indent=1) + "\n").encode())
+    write_json(path, record)
     for name, value in figures.items():
         print(f"{name:24} {value:.6g}" if isinstance(value, float) else f"{name:24} {value}")
     print(f"wrote {path}")
@@ -103,6 +102,7 @@ def evaluate_vqgan(config: EvaluateConfig, device: torch.device) -> dict[str, An
         dataset,
         Preprocess(size),
         columns=[modality.column],
+        with_classes=False,
         micro_batch=config.batch,
         threads=config.threads,
         max_bad_fraction=config.max_bad_fraction,

@@ -7,7 +7,6 @@ Source: arXiv 2012.09841, section 4.
 """
 
 import dataclasses
-import json
 import math
 import re
 import sys
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from taming_dist.config import hydra_entry
 from taming_dist.data.codes import CodeDataset
-from taming_dist.data.files import write_bytes
+from taming_dist.data.strict_json import write_json
 from taming_dist.engine.world import choose_device
 from taming_dist.errors import UserError
 from taming_dist.generation.generator import Generator, Samples
@@ -212,7 +211,7 @@ def write_record(
             {"file": f"{index:06d}.png", "class": class_id} for index, class_id in enumerate(ids)
         ],
     }
-    write_bytes(out / "samples.json", (json.dumps(record, indent=1) + "\n").encode())
+    write_json(out / "samples.json", record)
 
 
 if __name__ == "__main__":

@@ -71,6 +71,7 @@ class FirstStage:
         settings: dict[str, Any] = {
             "seed": self.config.run.seed,
             "columns": [self.config.model.modality.column],
+            "with_classes": False,
             "threads": data.threads,
             "max_bad_fraction": data.max_bad_fraction,
             "damaged": data.damaged,
@@ -237,7 +238,11 @@ def fitted(model: TransformerConfig, codes: CodeDataset, spec: str) -> Transform
             )
     if model.condition == "class":
         if not codes.classes_present:
-            raise UserError(f"model.condition=class, but the codes of {spec} have no classes")
+            raise UserError(
+                f"model.condition=class, but the codes of {spec} have no classes: make image "
+                f"shards with labels (tools/make_shards.py --labels folders) and tokenize them"
+            )
+        codes.check_classes()
         found["classes"] = model.classes or max(codes.num_classes, len(codes.class_names or ()))
         if codes.num_classes > found["classes"]:
             raise UserError(

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from taming_dist.config import Config, RunConfig
+from taming_dist.data.batching import BatchSizes
 from taming_dist.data.reader import ImagesConfig, Reader
 from taming_dist.data.streaming import StreamingReader
 from taming_dist.engine.checkpoint import Checkpoints
@@ -28,6 +29,7 @@ from taming_dist.recipes.setup import Setup
 from taming_dist.recipes.transformer import TokenLossConfig, TransformerRecipe
 from taming_dist.recipes.vqgan import VQGANLossConfig
 from taming_dist.stages import (
+    FirstStage,
     discriminator_weights,
     initial_weights,
     open_training,
@@ -206,3 +208,19 @@ def test_training_data_are_shards_a_mixture_or_with_streaming_what_has_no_index(
         open_training(data, micro_batch=2)
     with pytest.raises(UserError, match=r"data\.val: .* give a list of specs, not a mixture"):
         resolve_images(data, "val")
+
+
+def test_the_first_stage_needs_no_classes(tmp_path: Path) -> None:
+    with writing_shards(tmp_path / "data", "images", 4) as write:
+        for number, cls in enumerate((b"cat", b"1.0", b"", b"-1")):
+            file = io.BytesIO()
+            Image.new("RGB", (32, 32), (number, 0, 0)).save(file, "PNG")
+            write(f"{number}", {"png": file.getvalue(), "cls": cls})
+    shards = str(tmp_path / "data")
+    data = ImagesConfig(shards, shards, global_batch=4, micro_batch=4, size=32, lanes=1, block=4)
+    config = Config(run=RunConfig(name="a"), data=data, model=vqgan())
+    opened = FirstStage(config).open_data(HERE, BatchSizes(4, 1, 4, 1), tmp_path / "run")
+    batch = next(opened.train.batches(0))
+    assert sorted(batch.keys) == ["0", "1", "2", "3"]
+    assert batch.classes is None
+    assert opened.train.num_bad == 0

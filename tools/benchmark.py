@@ -9,7 +9,6 @@ Every module of tools/benchmarks is a benchmark, named by the first argument. It
 --out keeps the figures as JSON.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from pathlib import Path
 from benchmarks import codes, data, making, memory, steps
 
 from taming_dist import cli
-from taming_dist.data.files import write_bytes
+from taming_dist.data.strict_json import write_json
 
 BENCHMARKS = {"codes": codes, "data": data, "making": making, "memory": memory, "steps": steps}
 
@@ -33,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     figures = BENCHMARKS[arguments.benchmark].run(arguments)
     if arguments.out is not None and figures is not None:
-        write_bytes(arguments.out, json.dumps(figures, indent=1).encode())
+        write_json(arguments.out, figures)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from typing import Any
 from report import write_report
 
 from taming_dist import cli
-from taming_dist.data.files import write_bytes
 from taming_dist.data.manifest import Manifest
+from taming_dist.data.strict_json import write_json
 from taming_dist.errors import UserError
 from taming_dist.pretrained import BACKBONES
 
@@ -158,7 +158,7 @@ class Journal:
             sys.exit(128 + signal.SIGINT)
 
     def _save(self) -> None:
-        write_bytes(self.path, json.dumps(self.records, indent=1).encode())
+        write_json(self.path, self.records)
 
 
 def run_python(arguments: Sequence[str]) -> tuple[int, float]:
@@ -219,7 +219,7 @@ def main() -> None:
         else:
             journal.run(phase)
     summary = summarize(out, journal)
-    write_bytes(out / "summary.json", json.dumps(summary, indent=1).encode())
+    write_json(out / "summary.json", summary)
     write_report(
         out / "report.html", summary, out / "vqgan", out / "transformer",
         out / "evaluation" / "vqgan", out / "samples",

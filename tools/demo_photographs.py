@@ -19,7 +19,7 @@ from PIL import Image
 from PIL.Image import Resampling
 
 from taming_dist import cli
-from taming_dist.data.files import write_bytes
+from taming_dist.data.strict_json import write_json
 from taming_dist.errors import UserError
 
 PHOTOGRAPHS = {
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             seed = [number, 0 if split == "train" else 1]
             crops = draw_crops(region, args.size, num_crops[split], np.random.default_rng(seed))
             save(crops, args.out / split, name)
-    write_bytes(args.out / DONE, (json.dumps(settings, indent=1) + "\n").encode())
+    write_json(args.out / DONE, settings)
     total = {split: count * len(PHOTOGRAPHS) for split, count in num_crops.items()}
     print(f"{total['train']} training and {total['val']} validation crops in {args.out}")
 

@@ -7,7 +7,6 @@ that wrote the codes also samples.png, random samples decoded.
 """
 
 import base64
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,8 @@ from report import PAGE, STYLE, section  # this folder is on the path of a scrip
 from taming_dist import cli
 from taming_dist.data.codes import CodeDataset
 from taming_dist.data.files import write_bytes
+from taming_dist.data.names import printable
+from taming_dist.data.strict_json import write_json
 from taming_dist.engine.world import choose_device
 from taming_dist.errors import UserError
 from taming_dist.generation.pictures import sheet, to_uint8
@@ -66,11 +67,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         ids = chosen.choice(dataset.num_samples, number, replace=False)
         save_png(decode(model, dataset, np.sort(ids)), out / "samples.png")
         png = (out / "samples.png").read_bytes()
-    write_bytes(out / "figures.json", (json.dumps(figures, indent=1) + "\n").encode())
+    write_json(out / "figures.json", figures)
     write_bytes(out / "index.html", page(args.codes, dataset, counts, figures, png).encode())
     for name, value in figures.items():
         print(f"{name:22} {value:.6g}" if isinstance(value, float) else f"{name:22} {value}")
-    print(f"wrote {out / 'index.html'}")
+    print(f"wrote {printable(str(out / 'index.html'))}")
 
 
 def load_model(folder: str, dataset: CodeDataset, codes: str) -> VQGAN:
@@ -136,7 +137,7 @@ def page(
         parts.append(section("Random samples, decoded", image))
     if len(counts.classes):
         parts.append(section("Classes", class_table(dataset, counts.classes)))
-    title = f"Codes: {escape(Path(name).name or name)}"
+    title = f"Codes: {escape(printable(Path(name).name or name))}"
     return PAGE.format(title=title, style=STYLE, body="\n".join(parts))
 
 

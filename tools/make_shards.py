@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from taming_dist import cli
-from taming_dist.data.collections.entry import Collection
+from taming_dist.data.collections.entry import HIDDEN, Collection
 from taming_dist.data.collections.folders import ClassFolders, ImageFolder, Paired
 from taming_dist.data.collections.layouts import LAYOUTS, open_layout
 from taming_dist.data.collections.lists import ImageList
@@ -41,6 +41,8 @@ from taming_dist.data.making.lock import Lock, locking
 from taming_dist.data.making.maker import Job, Report, ShardMaker, Split, cut, run, split_by_key
 from taming_dist.data.making.samples import Recipe
 from taming_dist.data.manifest import IMAGES_FORMAT, MANIFEST, Manifest
+from taming_dist.data.names import printable
+from taming_dist.data.strict_json import json_safe
 from taming_dist.errors import UserError
 
 UNFINISHED, LOCK, LEFT_OUT = "unfinished", "unfinished.lock", "left_out.jsonl"
@@ -106,7 +108,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the shards")
     parser.add_argument("--root", type=Path, metavar="DIR", help="what a list's paths start from")
     parser.add_argument(
-        "--labels", choices=["folders"], help="folders: class = first folder, by sorted name"
+        "--labels",
+        choices=["folders", "none"],
+        help="folders: class = first folder of --images, in natural order of names; none: no class",
     )
     pairs = parser.add_argument_group("what belongs to the images: same names below a folder")
     pairs.add_argument("--segmentations", type=Path, metavar="DIR", help="label maps, .png")
@@ -172,20 +176,23 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--val-fraction calls the shards train-* and val-*: leave --prefix out")
     if args.root is not None and args.list is None:
         raise UserError("--root is for --list: leave it out")
-    if args.labels is not None and args.images is None:
+    if args.labels == "folders" and args.images is None:
         raise UserError("--labels folders is for --images: leave it out")
+    if args.labels == "none" and args.layout is not None:
+        raise UserError("--labels none is for --list and --parquet: leave it out")
 
 
 def choose_collection(args: argparse.Namespace) -> Collection:
     """The images that the arguments name, with what belongs to them."""
     collection: Collection
+    with_labels = args.labels != "none"
     if args.list is not None:
-        collection = ImageList(args.list, args.root)
+        collection = ImageList(args.list, args.root, with_labels)
     elif args.layout is not None:
         collection = open_layout(args.layout)
     elif args.parquet is not None:
-        collection = ParquetTables(args.parquet)
-    elif args.labels is not None:
+        collection = ParquetTables(args.parquet, with_labels)
+    elif args.labels == "folders":
         collection = ClassFolders(args.images)
     else:
         collection = ImageFolder(args.images)
@@ -262,7 +269,8 @@ def is_done(args: argparse.Namespace, collection: Collection, recipe: Recipe) ->
             f"another"
         )
     num_images = sum(shard.samples for manifest in manifests for shard in manifest.shards)
-    print(f"{args.out} is complete: {count(num_images, 'image')}; nothing to do")
+    line = f"{args.out} is complete: {count(num_images, 'image')}; nothing to do"
+    print(printable(line))
     return True
 
 
@@ -276,10 +284,11 @@ def folders_of(args: argparse.Namespace) -> list[tuple[Path, str]]:
 def prepare(work: Path, collection: Collection, settings: str) -> Catalogue:
     """The catalogue of an interrupted run of the same command, or a new one."""
     if not (work / PLAN).exists():
-        print(f"listing {collection.where}", flush=True)
+        print(printable(f"listing {collection.where}"), flush=True)
         return list_images(work, collection, settings)
     catalogue = Catalogue(work)
-    print(f"going on with {count(len(catalogue), 'image')} listed in {work}", flush=True)
+    line = f"going on with {count(len(catalogue), 'image')} listed in {work}"
+    print(printable(line), flush=True)
     return catalogue
 
 
@@ -378,19 +387,27 @@ def finish(
 
 
 def write_left_out(path: Path, catalogue: Catalogue, reports: list[Report]) -> Counter[str]:
-    """Write a line for each file that was left out, print the first ones, count them by kind."""
+    """Write a line for each file that was left out, print the first ones, count them by kind.
+
+    What is hidden is printed by its last name, once: some network drives have it in every folder.
+    """
     kinds: Counter[str] = Counter()
+    hidden: Counter[str] = Counter()
     with replacing(path) as file:
         for entry in chain(catalogue.left_out(), *(report.left_out for report in reports)):
-            file.write(json.dumps(asdict(entry)).encode() + b"\n")
+            file.write(json.dumps(json_safe(asdict(entry)), allow_nan=False).encode() + b"\n")
             kinds[entry.kind] += 1
-            if kinds.total() <= PRINTED_FILES:
-                name = entry.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-                print(f"left out: {name}: {entry.reason}")
+            if entry.kind == HIDDEN:
+                hidden[entry.name.rstrip("/").rpartition("/")[2]] += 1
+            elif kinds.total() - hidden.total() <= PRINTED_FILES:
+                print(printable(f"left out: {entry.name}: {entry.reason}"))
+    if hidden:
+        names = (f"{name} ({number})" for name, number in hidden.most_common(PRINTED_FILES))
+        print(printable(f"left out, hidden or of a system: {', '.join(names)}; see {path}"))
     if not kinds:
         path.unlink()
-    elif kinds.total() > PRINTED_FILES:
-        print(f"left out: {kinds.total() - PRINTED_FILES} more, all listed in {path}")
+    elif (others := kinds.total() - hidden.total()) > PRINTED_FILES:
+        print(printable(f"left out: {others - PRINTED_FILES} more, all listed in {path}"))
     return kinds
 
 
@@ -405,10 +422,11 @@ def summarize(out: Path, reports: list[Report], kinds: Counter[str], seconds: fl
     """Say how many images there are and what was notable; speed is that of this run alone."""
     num_written = sum(report.shard.samples for report in reports if report.shard)
     num_made = sum(r.shard.samples for r in reports if r.shard and not r.was_kept)
-    print(
+    line = (
         f"{count(num_written, 'image')} in {out} ({num_made / seconds:.0f} images/s); "
         f"{count(kinds.total(), 'file')} left out"
     )
+    print(printable(line))
     kept = sum(report.was_kept for report in reports)
     if kept:
         print(f"  {count(kept, 'shard')} of an interrupted run checked and kept")

@@ -45,6 +45,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="also write where the objects of the .json of each image lie in each crop",
     )
+    parser.add_argument(
+        "--no-classes", action="store_true", help="do not read the classes of the images"
+    )
     parser.add_argument("--views", choices=VIEWS, default="center", help="crops of each image")
     parser.add_argument("--crops", type=cli.COUNT, default=8, help="how many, with --views random")
     parser.add_argument("--seed", type=cli.SEED, default=0, help="of --views random")
@@ -95,6 +98,7 @@ def make_job(args: argparse.Namespace) -> Job:
         shard_samples=args.shard_samples,
         coordinates=args.coordinates,
         boxes=args.boxes,
+        classes=not args.no_classes,
     )
 
 

@@ -20,8 +20,10 @@ import xxhash
 from taming_dist.data.faults import BrokenData
 from taming_dist.data.files import replacing
 from taming_dist.data.manifest import CODES_FORMAT, Manifest, Shard
+from taming_dist.data.names import printable
 from taming_dist.data.objects import Boxes
-from taming_dist.data.shards import TarWriter, measure, walk
+from taming_dist.data.shards import TarWriter, map_file, measure, walk
+from taming_dist.data.strict_json import json_safe
 from taming_dist.errors import UserError
 
 CODES, CLASSES, SOURCES, CONDITIONS = "codes", "cls", "src", "cond"
@@ -95,7 +97,8 @@ class CodeShard:
     def write(self, file: BinaryIO, name: str) -> Shard:
         """Write the shard that is to be called `name`; return its entry for the manifest."""
         stem = Path(name).stem
-        facts = json.dumps(self.complete_facts(), indent=1, sort_keys=True)
+        known = json_safe(self.complete_facts())
+        facts = json.dumps(known, indent=1, sort_keys=True, allow_nan=False)
         tar = TarWriter(file)
         tar.add(f"{stem}.json", facts.encode())
         for column, array in self.arrays.items():
@@ -306,18 +309,24 @@ def _map(path: Path) -> memoryview:
     """Map a file into memory, read-only, for as long as a view of it lives.
 
     By torch, for Python's own mappings hold a descriptor each: a data set of many shards would not
-    leave any within the usual limit of 1024.
+    leave any within the usual limit of 1024. (Under a name that is not UTF-8, which torch does not
+    take, they have to do.)
     """
+    if printable(str(path)) != str(path):
+        return map_file(path)
     with open(path, "rb") as file:
         size = file.seek(0, 2)
         if size == 0:
             return memoryview(b"")
         mapped = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
-    return memoryview(mapped.numpy()).toreadonly()
+    return mapped.numpy().data.toreadonly()
 
 
 class _Keys(Sequence[str]):
-    """The lines of keys.txt, taken apart only when somebody asks for them."""
+    """The lines of keys.txt, taken apart only when somebody asks for them.
+
+    Bytes that are not UTF-8, as in shards of before keys were escaped, are escaped here.
+    """
 
     def __init__(self, data: memoryview) -> None:
         self._data = data
@@ -326,14 +335,14 @@ class _Keys(Sequence[str]):
         return int(np.count_nonzero(np.frombuffer(self._data, dtype=np.uint8) == ord("\n")))
 
     def __getitem__(self, index: Any) -> Any:
-        return bytes(self._data).decode("utf-8", "surrogateescape").split("\n")[:-1][index]
+        return bytes(self._data).decode("utf-8", "backslashreplace").split("\n")[:-1][index]
 
 
 def _join_keys(keys: Sequence[str]) -> bytes:
     for key in keys:
         if "\n" in key:
             raise UserError(f"the key {key!r} has a line break: rename it in the image shards")
-    return "".join(f"{key}\n" for key in keys).encode("utf-8", "surrogateescape")
+    return "".join(f"{printable(key)}\n" for key in keys).encode()
 
 
 def _digest(array: np.ndarray) -> str:

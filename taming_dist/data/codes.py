@@ -8,19 +8,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import MISSING
 
+from taming_dist.data.agreement import (
+    check_agreement,
+    check_classes,
+    check_column,
+    number_of_classes,
+    shared_facts,
+)
 from taming_dist.data.code_shards import (
     BOXES,
     CLASSES,
     CONDITIONS,
     CROPS,
-    SHARED_FACTS,
     CodeShard,
     codes_dtype,
     open_verified,
@@ -123,12 +128,12 @@ class CodeDataset:
         dataset = resolve(spec, CODES_FORMAT)
         folders = list(dict.fromkeys(path.parent for path in dataset.paths))
         details = [Manifest.load(folder).details for folder in folders]
-        known = [_shared(each, folder) for each, folder in zip(details, folders, strict=True)]
+        known = [shared_facts(each, folder) for each, folder in zip(details, folders, strict=True)]
         for folder, facts in zip(folders, known, strict=True):
-            _check_agreement(folder, facts, folders[0], known[0])
+            check_agreement(folder, facts, folders[0], known[0])
         for column in (CLASSES, CONDITIONS, CROPS, BOXES):
-            _check_column(dataset, column)
-        num_classes = max(_number_of_classes(each, folders[0]) for each in details)
+            check_column(dataset, column)
+        num_classes = max(number_of_classes(each, folders[0]) for each in details)
         found = cls(dataset, known[0], num_classes, in_memory)
         found.shard(0)
         return found
@@ -156,6 +161,10 @@ class CodeDataset:
                     f"the codes in {self._paths[0].parent} have no column {column}: run "
                     f"tools/tokenize_dataset.py with {OPTIONS[column]}, and another --out"
                 )
+
+    def check_classes(self) -> None:
+        """Raise `UserError` naming the first image whose class no model can have."""
+        check_classes(self._paths)
 
     def take(self, ids: np.ndarray, columns: Sequence[str] = ()) -> Rows:
         """The samples `ids` int64 [b]; each shard is visited once, its rows in ascending order.
@@ -239,7 +248,7 @@ class CodeDataset:
         if self._was_verified[number]:
             return CodeShard.open(path, self._in_memory)
         shard = open_verified(path, entry, self._in_memory)
-        _check_agreement(path, _shared(shard.facts, path), path.parent, self.facts)
+        check_agreement(path, shared_facts(shard.facts, path), path.parent, self.facts)
         if any((name in shard.arrays) != self._has(name) for name in (CLASSES, CROPS, BOXES)):
             raise UserError(f"{path} has other columns than its manifest says: make it again")
         self._was_verified[number] = True
@@ -253,60 +262,6 @@ def _copy_rows(column: np.ndarray, samples: np.ndarray, out: np.ndarray) -> None
         raise IndexError(f"sample {samples[-1]} of a shard that has {len(views)}")
     # Every mode but "raise" writes straight to `out`, which takes a tenth less time.
     views.take(samples, axis=0, out=out, mode="clip")
-
-
-def _shared(facts: Mapping[str, Any], source: Path) -> dict[str, Any]:
-    """The facts that all shards of a data set have in common; `UserError` if they are damaged."""
-    shared = {name: facts[name] for name in SHARED_FACTS if name in facts}
-    try:
-        _check_facts(shared)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{source} does not say what its codes are ({error}): delete its manifest and run "
-            f"tools/tokenize_dataset.py again"
-        ) from error
-    return shared
-
-
-def _number_of_classes(details: Mapping[str, Any], folder: Path) -> int:
-    found = details.get("num_classes")
-    if type(found) is not int or found < 0:
-        raise UserError(f"{folder} does not say how many classes it has: tokenize again")
-    return found
-
-
-def _check_facts(facts: Mapping[str, Any]) -> None:
-    """Raise what python raises for facts of another form."""
-    numbers = [facts["vocab"], facts["views"], *facts["grid"]]
-    fingerprints = [facts["tokenizer"]["fingerprint"]]
-    sides = len(facts["grid"])
-    if "condition" in facts:
-        condition = facts["condition"]
-        numbers += [condition["vocab"], *condition["grid"]]
-        fingerprints.append(condition["fingerprint"])
-        sides += len(condition["grid"]) - 2
-    if sides != 2 or any(type(number) is not int or number < 1 for number in numbers):
-        raise ValueError("a vocabulary, grid or number of views that there is not")
-    if not all(isinstance(fingerprint, str) for fingerprint in fingerprints):
-        raise ValueError("a fingerprint that is no text")
-
-
-def _check_agreement(
-    one: Path, facts: Mapping[str, Any], other: Path, others: Mapping[str, Any]
-) -> None:
-    for name in SHARED_FACTS:
-        if facts.get(name) != others.get(name):
-            raise UserError(
-                f"{one} and {other} do not go together: their {name} is {facts.get(name)} and "
-                f"{others.get(name)}; make both with the same tools/tokenize_dataset.py command"
-            )
-
-
-def _check_column(dataset: Dataset, column: str) -> None:
-    having = [bool(entry.columns.get(column)) for entry in dataset.shards if entry.samples]
-    if len(set(having)) > 1:
-        one, other = (dataset.paths[having.index(there)] for there in (True, False))
-        raise UserError(f"only one of {one} and {other} has a column {column}: use one of the two")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ the process that decodes has to start quickly.
 """
 
 import json
+import re
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -18,8 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from taming_dist.data.classes import class_fault, whole_number
 from taming_dist.data.encoded import Channels, Encoded
-from taming_dist.data.faults import BrokenData, LostData
+from taming_dist.data.faults import BrokenClass, BrokenData, LostData
 from taming_dist.data.fetching import Shards, Ticket, fetch
 from taming_dist.data.images import COLUMNS, Column, Preprocess, View, in_proportion
 from taming_dist.data.loader import Plan, prefetched
@@ -33,6 +35,7 @@ from taming_dist.errors import UserError
 Files = dict[str, memoryview]
 READ_AHEAD = 2**30  # bytes of encoded samples that a rank holds at most
 MAX_JSON = 2**22  # bytes of the json of one sample
+CLASS_ID = re.compile(rb"\s*[+-]?[0-9]{1,100}\s*")
 READING_THREADS = 8  # they wait most of the time: for a disk little, for a distant store long
 
 
@@ -89,9 +92,9 @@ class Decoder:
     """Which samples become which rows; can be pickled.
 
     `columns` of `images.COLUMNS` are read, in their order there; `read_class` gives the class of a
-    sample from its files, or is None; `with_objects`: what the json of a sample says of them is
-    read, and a sample without it is broken; `use_damaged`: so is one whose picture is lost in part,
-    unless this is set.
+    sample from its files, or is None; a class that cannot be used is a `UserError`. `with_objects`:
+    what the json of a sample says of them is read, and a sample without it is broken; so is one
+    whose picture is lost in part, unless `use_damaged`.
     """
 
     dataset: Dataset
@@ -129,7 +132,7 @@ class Decoder:
         """Decode samples into rows. `replace`: the next good one of the shard for a broken one."""
         # Decoding drives Python out of the processor's caches, where it then takes three times as
         # long. So all samples are opened before the first is decoded, and noted after the last.
-        samples = [self.open(t.id, t.epoch, t.take()) for t in tickets]
+        samples = [self._open_at(t.id, t.epoch, t.take()) for t in tickets]
         good: list[Sample] = []
         filled = Filled(len(samples), [], [], [], [])
         for sample in samples:
@@ -148,7 +151,7 @@ class Decoder:
         return filled
 
     def open(self, id: int, epoch: int, data: Bytes) -> Sample:
-        """Read all of a sample but its pixels."""
+        """Read all of a sample but its pixels; raises `BrokenClass`."""
         key = ""
         try:
             key, files = read_sample(data)
@@ -160,11 +163,19 @@ class Decoder:
                 Part(name, file, view.on(*_share(file.size, whole, column)), column.method)
                 for name, file, column in zip(self.columns, found, columns, strict=True)
             ]
-            number = self.read_class(files) if self.read_class is not None else 0
             objects = [read_objects(files)] if self.with_objects else []
         except BrokenData as error:
             return Sample(id, epoch, key, error=str(error))
+        number = 0 if self.read_class is None else _class_id(self.read_class, key, files)
         return Sample(id, epoch, key, parts, view.crop(*whole), number, objects)
+
+    def _open_at(self, id: int, epoch: int, data: Bytes) -> Sample:
+        """`open`; a class that cannot be used ends the reading, and the sample is named."""
+        try:
+            return self.open(id, epoch, data)
+        except BrokenClass as error:
+            shard = self._shards.location(self._shards.locate_one(id)[0])
+            raise UserError(f"{shard}: {error}") from error
 
     def decode(self, sample: Sample, rows: Rows, row: int) -> LostData | None:
         """Decode the pixels of a sample into a row; `BrokenData` if it is broken.
@@ -193,7 +204,7 @@ class Decoder:
         for step in range(1, count):
             place = (index + step) % count
             data = self._shards.read(shard, place, 1)[0]
-            other = self.open(sample.id - index + place, sample.epoch, data)
+            other = self._open_at(sample.id - index + place, sample.epoch, data)
             try:
                 lost = self.decode(other, rows, row)
             except BrokenData as error:
@@ -301,9 +312,24 @@ def class_of(files: Files) -> Callable[[Files], int] | None:
 def _class_in_json(files: Files) -> Callable[[Files], int] | None:
     record = _parse_json(_need(files, "json"))
     for name in ("cls", "label"):
-        if isinstance(record.get(name), int):
+        if isinstance(record.get(name), int | float):
             return partial(_read_json, name=name)
     return None
+
+
+def _class_id(read_class: Callable[[Files], int], key: str, files: Files) -> int:
+    """The class of a sample; `BrokenClass` names the sample and the way out."""
+    try:
+        number = read_class(files)
+        fault = class_fault(number)
+        if fault is not None:
+            raise BrokenData(fault)
+    except BrokenData as error:
+        raise BrokenClass(
+            f"the class of the sample {key} cannot be used: {error}; make the shards with class "
+            f"ids, or leave classes out (tools/tokenize_dataset.py --no-classes)"
+        ) from error
+    return number
 
 
 def _need(files: Files, *extensions: str) -> memoryview:
@@ -325,17 +351,17 @@ def _share(size: tuple[int, int], whole: tuple[int, int], column: Column) -> tup
 
 def _read_cls(files: Files) -> int:
     data = _need(files, "cls")
-    try:
-        return int(data)
-    except ValueError as error:
-        raise BrokenData(f"its class {bytes(data[:20])!r} is no number") from error
+    if CLASS_ID.fullmatch(data) is None:
+        raise BrokenData(f"its .cls is {bytes(data[:20])!r}, which is no whole number")
+    return int(data)
 
 
 def _read_json(files: Files, name: str) -> int:
     value = _parse_json(_need(files, "json")).get(name)
-    if not isinstance(value, int):
-        raise BrokenData(f"its json has no number {name!r}")
-    return value
+    number = whole_number(value) if isinstance(value, int | float) else None
+    if number is None:
+        raise BrokenData(f"its json has no whole number {name!r}")
+    return number
 
 
 def _parse_json(data: memoryview) -> dict[str, Any]:

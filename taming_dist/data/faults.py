@@ -1,4 +1,4 @@
-"""The exception of damaged bytes, which are reported and replaced, unlike a user's mistake."""
+"""The exceptions of samples: of bytes that are damaged, and of a class that is none."""
 
 SKIP, USE = "skip", "use"  # what may be done with pictures of which a part is lost
 
@@ -12,3 +12,11 @@ class BrokenData(Exception):
 
 class LostData(BrokenData):
     """Picture data are lost, but not all: the rest can be decoded, see `encoded.Encoded.pixels`."""
+
+
+class BrokenClass(Exception):
+    """The class of a sample that cannot be used, where classes were asked for.
+
+    No other sample takes its place, as for a damaged image: wrong classes come from a mistake that
+    concerns many. Whoever knows the shard turns it into a `UserError`.
+    """

@@ -21,7 +21,9 @@ from braceexpand import braceexpand
 
 from taming_dist.data import storage
 from taming_dist.data.files import write_bytes
+from taming_dist.data.names import printable
 from taming_dist.data.storage import MissingFile, Source, is_url, shown
+from taming_dist.data.strict_json import json_safe
 from taming_dist.errors import UserError
 
 IMAGES_FORMAT = "taming_dist.images.v1"
@@ -85,10 +87,12 @@ class Manifest:
             "shards": [_record(shard) for shard in self.shards],
         }
         if self.classes is not None:
-            record["classes"] = list(self.classes)
+            record["classes"] = list(map(printable, self.classes))
         if self.details:
-            record["details"] = self.details
-        write_bytes(folder / MANIFEST, (json.dumps(record, indent=1) + "\n").encode(), writer)
+            record["details"] = json_safe(self.details)
+        # Not `write_json`: names of shards are those of files, whatever bytes they consist of.
+        text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+        write_bytes(folder / MANIFEST, text.encode(), writer)
 
     @classmethod
     def load(cls, folder: Path | str) -> "Manifest":
@@ -119,7 +123,8 @@ class Manifest:
         manifest = cls(
             format=record["format"],
             shards=shards,
-            classes=None if classes is None else tuple(classes),
+            # Of before class names were escaped there are some that no UTF-8 can hold.
+            classes=None if classes is None else tuple(map(printable, classes)),
             details=dict(record.get("details", {})),
         )
         if len(manifest.by_name) != len(shards):

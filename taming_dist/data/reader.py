@@ -31,6 +31,7 @@ from taming_dist.data.manifest import Dataset
 from taming_dist.data.objects import Boxes
 from taming_dist.data.slots import Rows
 from taming_dist.data.storage import folder_of, shown
+from taming_dist.data.strict_json import json_safe
 from taming_dist.data.worker import decode_in_process
 from taming_dist.errors import UserError
 from taming_dist.ranges import check_ranges, ranged
@@ -120,7 +121,8 @@ class Batch:
 def log_bad_sample(record: dict[str, Any]) -> None:
     """Say in the log that a sample is bad or damaged: shard, key, offset, error."""
     kind = "damaged" if record.get("used") else "bad"
-    logging.getLogger(__name__).warning("%s sample: %s", kind, json.dumps(record))
+    text = json.dumps(json_safe(record), allow_nan=False)
+    logging.getLogger(__name__).warning("%s sample: %s", kind, text)
 
 
 class Batching:
@@ -189,9 +191,10 @@ class Reader(Batching):
 
     Args: `dataset` from `manifest.resolve`; `preprocess`; `seed`, `lanes`, `block` fix the order;
     `micro_batch` images per batch of this rank; `most_evaluated`, see `Plan`; `columns` of
-    `images.COLUMNS` are read beside the class, and `with_objects` those in the json, nothing else
-    is decoded; `on_bad` is called with {shard, key, offset, error} in the consumer's thread, in the
-    order of the samples.
+    `images.COLUMNS` are read, `with_classes` the class where every sample has one, and
+    `with_objects` those in the json; nothing else is decoded; `on_bad` is called with {shard, key,
+    offset, error} in the consumer's thread, in the order of the samples. A class that cannot be
+    read is a `UserError`.
     """
 
     def __init__(
@@ -207,6 +210,7 @@ class Reader(Batching):
         micro_batch: int,
         most_evaluated: int = 0,
         columns: Sequence[str] = ("image",),
+        with_classes: bool = True,
         with_objects: bool = False,
         threads: int = 2,
         on_bad: Callable[[dict[str, Any]], None] = log_bad_sample,
@@ -230,20 +234,21 @@ class Reader(Batching):
         )
         super().__init__(on_bad, max_bad_fraction, damaged)
         self._threads = threads
-        warn_of_partial_classes(dataset)
+        if with_classes:
+            warn_of_partial_classes(dataset)
         self.decoder = Decoder(
             dataset,
             self.plan,
             preprocess,
             check_columns(columns, dataset),
-            choose_class_column(dataset),
+            choose_class_column(dataset) if with_classes else None,
             with_objects,
             use_damaged=damaged == USE,
         )
 
     @property
     def has_classes(self) -> bool:
-        """Whether batches come with classes: every sample has one."""
+        """Whether batches come with classes: they were asked for, and every sample has one."""
         return self.decoder.read_class is not None
 
     def batches(self, from_sample: int = 0) -> Iterator[Batch]:

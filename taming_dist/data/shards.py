@@ -22,6 +22,7 @@ import xxhash
 from taming_dist.data.faults import BrokenData
 from taming_dist.data.files import replacing
 from taming_dist.data.manifest import Shard, write_index
+from taming_dist.data.names import escape
 from taming_dist.data.storage import Bytes, is_url, local_copy, shown
 from taming_dist.errors import UserError
 
@@ -49,9 +50,10 @@ class Member(NamedTuple):
 def split_name(name: str) -> tuple[str, str] | None:
     """Split a member's name into key and extension, at the first dot of the basename.
 
+    Both are UTF-8 text whatever bytes the name consists of, see `names.escape`.
     None for what webdataset passes over too: no extension, no stem, or a `__name__` of metadata.
     """
-    folder, slash, base = name.rpartition("/")
+    folder, slash, base = escape(name).rpartition("/")
     stem, dot, extension = base.partition(".")
     if not stem or not dot or (name.startswith("__") and name.endswith("__")):
         return None

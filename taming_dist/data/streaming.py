@@ -28,7 +28,7 @@ from braceexpand import braceexpand
 
 from taming_dist.data import storage
 from taming_dist.data.decoding import Decoder, class_of, note
-from taming_dist.data.faults import SKIP, USE, BrokenData
+from taming_dist.data.faults import SKIP, USE, BrokenClass, BrokenData
 from taming_dist.data.images import Preprocess
 from taming_dist.data.loader import Plan
 from taming_dist.data.manifest import Dataset, specs_of
@@ -133,6 +133,7 @@ class StreamingReader(Batching):
         world_size: int = 1,
         micro_batch: int,
         columns: Sequence[str] = ("image",),
+        with_classes: bool = True,
         threads: int = 2,
         on_bad: Callable[[dict[str, Any]], None] = log_bad_sample,
         max_bad_fraction: float = 0.001,
@@ -144,6 +145,7 @@ class StreamingReader(Batching):
         self.plan = StreamPlan(locations, seed, rank, world_size, micro_batch)
         self._preprocess, self._threads = preprocess, threads
         self._columns, self._use_damaged = in_order(columns), damaged == USE
+        self._with_classes = with_classes
         if rank == 0:
             logging.getLogger(__name__).warning(
                 "data.streaming=true: batches depend on the number of ranks, and a run that "
@@ -173,9 +175,9 @@ class StreamingReader(Batching):
                 yield _Sample(next(numbers), location, start, bytes(buffer[start:end]))
 
     def _decoder(self, first: _Sample) -> Decoder:
-        """Decodes single samples; classes are read if the first of them has one."""
+        """Decodes single samples; classes are read, if at all, where the first of them has one."""
         try:
-            read_class = class_of(read_sample(first.data)[1])
+            read_class = class_of(read_sample(first.data)[1]) if self._with_classes else None
         except BrokenData as error:
             place = storage.shown(first.location)
             raise UserError(f"a sample of {place} is damaged: {error}") from error
@@ -206,8 +208,12 @@ class StreamingReader(Batching):
 
 def decode_one(decoder: Decoder, sample: _Sample) -> _Decoded:
     """The image, maps and class of one sample, or what is wrong with it."""
-    layout, opened = decoder.layout, decoder.open(sample.number, 0, sample.data)
-    rows, key = layout.rows(memoryview(bytearray(layout.bytes))), opened.key
+    try:
+        opened = decoder.open(sample.number, 0, sample.data)
+    except BrokenClass as error:
+        raise UserError(f"{storage.shown(sample.location)}: {error}") from error
+    layout, key = decoder.layout, opened.key
+    rows = layout.rows(memoryview(bytearray(layout.bytes)))
     place = {"shard": storage.shown(sample.location), "key": key, "offset": sample.offset}
     try:
         lost = decoder.decode(opened, rows, 0)

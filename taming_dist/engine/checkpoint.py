@@ -90,7 +90,7 @@ class Checkpoints:
             "files": {str(path.relative_to(building)): path.stat().st_size for path in files},
         }
         with open(building / "meta.json", "w", encoding="utf-8") as file:
-            json.dump(meta, file, indent=1)
+            json.dump(meta, file, indent=1, allow_nan=False)
         _sync(building / "meta.json")
         _remove(final)  # left by a run that was sent back to an earlier step
         os.replace(building, final)

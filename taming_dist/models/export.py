@@ -59,7 +59,7 @@ class Exported(nn.Module, PyTorchModelHubMixin):
     def _save_pretrained(self, save_directory: Any) -> None:
         super()._save_pretrained(save_directory)
         with open(save_directory / "config.json", "w", encoding="utf-8") as file:
-            json.dump(self.canonical_config(), file, indent=2, sort_keys=True)
+            json.dump(self.canonical_config(), file, indent=2, sort_keys=True, allow_nan=False)
             file.write("\n")
 
     def canonical_config(self) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class Claims:
             path.unlink(missing_ok=True)
             return self.take(name)
         with os.fdopen(descriptor, "w") as file:
-            json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file)
+            json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file, allow_nan=False)
         self._held.add(path)
         return True
 

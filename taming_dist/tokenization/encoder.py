@@ -13,6 +13,7 @@ from torch import Tensor
 
 from taming_dist.data.code_shards import CodeShard, codes_dtype
 from taming_dist.data.images import Preprocess
+from taming_dist.data.names import printable
 from taming_dist.data.objects import Boxes, boxes_in_views
 from taming_dist.data.reader import Batch, Reader
 from taming_dist.engine.tf32 import EXACT, use_tf32
@@ -59,6 +60,7 @@ class Encoder:
             job.dataset,
             Preprocess(job.views.square),
             columns=[model.config.modality.column for model in self.models],
+            with_classes=job.classes,
             with_objects=job.boxes,
             micro_batch=batch,
             threads=threads,
@@ -81,7 +83,8 @@ class Encoder:
             self.progress.advance(len(batch))
         rows[-1:] = map(self._fetched, rows[-1:])
         for record in self._bad:
-            print(f"left out: {record['key']} in {record['shard']}: {record['error']}", flush=True)
+            line = f"left out: {record['key']} in {record['shard']}: {record['error']}"
+            print(printable(line), flush=True)
         return self._shard(part, rows)
 
     def _fetched(self, rows: _Rows) -> _Rows:

@@ -36,7 +36,8 @@ class Job:
     Shard k holds the samples k * `shard_samples` and following, whatever the number of workers.
     `condition_model` encodes what the transformer is conditioned on, label maps for example.
     `coordinates` and `boxes`: whether the shards also say where each view lies in its image, and
-    where the objects lie in each view.
+    where the objects lie in each view. `classes`: whether they say the class of each image, if all
+    images have one.
     """
 
     model: VQGAN
@@ -50,6 +51,7 @@ class Job:
     shard_samples: int
     coordinates: bool = False
     boxes: bool = False
+    classes: bool = True
 
     @cached_property
     def parts(self) -> list[Part]:
@@ -84,6 +86,8 @@ class Job:
         for name in ("coordinates", "boxes"):
             if getattr(self, name):
                 settings["preprocessing"][name] = True
+        if not self.classes:
+            settings["preprocessing"]["classes"] = False
         if self.condition_model is not None:
             settings["condition"] = {
                 "fingerprint": self.condition_model.fingerprint,

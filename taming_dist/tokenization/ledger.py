@@ -17,8 +17,8 @@ from taming_dist.data.code_shards import (
     open_verified,
     write_codes_manifest,
 )
-from taming_dist.data.files import write_bytes
 from taming_dist.data.manifest import CODES_FORMAT, MANIFEST, Manifest, Shard
+from taming_dist.data.strict_json import write_json
 from taming_dist.errors import UserError
 from taming_dist.tokenization.job import Job, Part
 
@@ -176,8 +176,8 @@ class Ledger:
 
     def _record(self, part: Part, entry: Shard, facts: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        record = json.dumps(_record_of(entry, facts), indent=1)
-        write_bytes(self.folder / f"{part.name}.json", record.encode(), self.worker)
+        path = self.folder / f"{part.name}.json"
+        write_json(path, _record_of(entry, facts), self.worker)
         self.entries[part.path.name] = entry
 
     def _discard(self, part: Part) -> None:

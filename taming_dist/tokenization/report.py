@@ -14,6 +14,8 @@ import torch
 from taming_dist.data.code_shards import CodeShard
 from taming_dist.data.files import write_bytes
 from taming_dist.data.manifest import Manifest
+from taming_dist.data.names import printable
+from taming_dist.data.strict_json import json_safe
 from taming_dist.losses.tokens import unigram_entropy
 from taming_dist.tokenization.encoder import Encoder, psnr
 from taming_dist.tokenization.job import Job
@@ -52,7 +54,8 @@ def write_report(job: Job, manifest: Manifest, encoder: Encoder) -> str:
         **_prove(job, encoder),
         "histogram": counts.tolist(),
     }
-    write_bytes(job.out / REPORT, (json.dumps(record) + "\n").encode())
+    line = json.dumps(json_safe(record), allow_nan=False)  # the histogram is no column of numbers
+    write_bytes(job.out / REPORT, f"{line}\n".encode())
     text = _text(job, record)
     write_bytes(job.out / "report.txt", text.encode())
     return text
@@ -97,7 +100,7 @@ def _squared_errors(job: Job, encoder: Encoder, batch: Any, codes: torch.Tensor)
 def _text(job: Job, record: dict[str, Any]) -> str:
     lines = [
         f"{record['images']} images in {record['shards']} code shards, "
-        f"{record['left_out']} left out: {job.out}"
+        f"{record['left_out']} left out: {printable(str(job.out))}"
     ]
     for name in FIGURES:
         value = record[name]

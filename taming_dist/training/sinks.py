@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from taming_dist.data.files import replacing, write_bytes, writing
+from taming_dist.data.strict_json import json_safe
 from taming_dist.errors import UserError
 from taming_dist.training.clock import Clock
 
@@ -108,7 +109,7 @@ def save_png(picture: Tensor, path: Path) -> None:
 def append_line(path: Path, values: dict[str, Any]) -> None:
     """Append one JSON object on a line of its own, also after one that a crash has torn.
 
-    The folder is made where it is missing.
+    The folder is made where it is missing. A number that is not finite is left out: JSON has none.
     """
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +118,7 @@ def append_line(path: Path, values: dict[str, Any]) -> None:
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":
                     file.write(b"\n")
-            file.write(json.dumps(values).encode() + b"\n")
+            file.write(json.dumps(json_safe(values), allow_nan=False).encode() + b"\n")
 
 
 class MetricsFile:

@@ -170,6 +170,41 @@ def test_classes_are_read_from_json_too(tmp_path: Path, write_images: Write) -> 
     assert batch.classes.tolist() == (batch.ids + 1).tolist()
 
 
+BROKEN_CLASSES = {
+    b"cat": r"its \.cls is b'cat', which is no whole number",
+    b"1.0": r"its \.cls is b'1\.0', which is no whole number",
+    b"": r"its \.cls is b'', which is no whole number",
+    b"-1": "the class -1 is outside of 0 to",
+    b"8589934592": "the class 8589934592 is outside of 0 to",
+    b"9" * 5000: r"its \.cls is b'9",
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN_CLASSES, ids=lambda broken: repr(broken[:12]))
+def test_a_class_that_cannot_be_used_concerns_only_those_who_ask_for_classes(
+    tmp_path: Path, write_images: Write, broken: bytes
+) -> None:
+    folder = write_images(tmp_path, 30, cls=lambda n: broken if n == 7 else b"1")
+    message = (
+        rf"train-000000\.tar: the class of the sample 0007 cannot be used: {BROKEN_CLASSES[broken]}"
+    )
+    with pytest.raises(UserError, match=message):
+        list(reader(folder).epoch_batches())
+    source = reader(folder, with_classes=False)
+    assert sum(len(batch) for batch in source.epoch_batches()) == 30
+    assert (source.num_bad, source.has_classes) == (0, False)
+
+
+@pytest.mark.parametrize("label", [1.5, None, "1", 2**33])
+def test_a_class_in_json_that_is_no_class_id_is_named(
+    tmp_path: Path, write_images: Write, label: Any
+) -> None:
+    labels = [2.0, 1, 2, label, 0]
+    folder = write_images(tmp_path, 5, json=lambda n: json.dumps({"label": labels[n]}).encode())
+    with pytest.raises(UserError, match="the class of the sample 0003 cannot be used"):
+        list(reader(folder).epoch_batches())
+
+
 def test_evaluation_leaves_bad_samples_out(tmp_path: Path, write_images: Write) -> None:
     source = reader(write_images(tmp_path, bad=(0, 1, 2, 3, 50)), max_bad_fraction=1.0)
     ids = [id for batch in source.epoch_batches() for id in batch.ids.tolist()]

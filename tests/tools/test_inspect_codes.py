@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import runpy
 from pathlib import Path
@@ -91,3 +92,17 @@ def test_another_vqgan_than_the_one_that_wrote_the_codes_is_refused(
     with pytest.raises(UserError, match=f"--model .* was written by {'f' * 64}"):
         inspect([str(codes), "--model", str(model)])
     assert not (codes / "inspection").exists()
+
+
+def test_names_of_any_bytes_are_shown(
+    inspect: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also those of a manifest that was written before names of classes were escaped."""
+    codes = write_codes(tmp_path / os.fsdecode(b"cod\xe9s"), "f")
+    manifest = (codes / "manifest.json").read_text()
+    (codes / "manifest.json").write_text(manifest.replace('"a<b"', '"caf\\udce9"'))
+    inspect([str(codes)])
+    page = (codes / "inspection" / "index.html").read_text(encoding="utf-8")
+    assert "<td>caf\\xe9</td>" in page
+    assert "Codes: cod\\xe9s" in page
+    assert "cod\\xe9s/inspection/index.html" in capsys.readouterr().out

@@ -544,3 +544,59 @@ def test_the_tool_ends_with_code_2_and_one_line_on_a_mistake(tmp_path: Path) -> 
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {tmp_path}/none: there is no such folder")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("labels", [(), ("--labels", "folders")])
+def test_hidden_and_system_folders_are_listed_once_and_not_used(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], labels: tuple[str, ...]
+) -> None:
+    for name in (".ipynb_checkpoints", "__MACOSX", "cat/@eaDir", "ant/@eaDir"):
+        picture(images / name / "0.png")
+        picture(images / name / "1.png")
+    manifest = make(images, tmp_path / "out", *labels)
+    out = capsys.readouterr().out
+    (line,) = [line for line in out.splitlines() if "@eaDir" in line]
+    assert line.startswith("left out, hidden or of a system: @eaDir (2), ")
+    assert "12 images" in out
+    assert manifest.details["left_out"] == {"hidden": 4}
+    assert manifest.classes == (("ant", "cat") if labels else None)
+    listed = (tmp_path / "out" / "left_out.jsonl").read_text().splitlines()
+    assert sorted(json.loads(line)["name"] for line in listed) == [
+        ".ipynb_checkpoints/", "__MACOSX/", "ant/@eaDir/", "cat/@eaDir/",
+    ]  # fmt: skip
+
+
+def test_a_folder_of_hidden_images_only_is_one_line(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / ".thumbs" / "0.png")
+    with pytest.raises(UserError, match=r"\.thumbs/: a hidden or system folder: rename it"):
+        make(tmp_path / "images", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("label", [2**33, -1])
+def test_a_class_out_of_range_is_refused_and_nothing_stays(
+    images: Path, tmp_path: Path, label: int
+) -> None:
+    (tmp_path / "a.csv").write_text(f"path,label\ncat/0.v1.png,0\ncat/1.v1.png,{label}\n")
+    out = tmp_path / "out"
+    arguments = ["--list", str(tmp_path / "a.csv"), "--root", str(images), "--out", str(out)]
+    with pytest.raises(UserError, match=rf"cat/1\.v1\.png: the class {label} is outside of 0 to"):
+        make_shards(arguments)
+    assert not out.exists()
+    make_shards([*arguments, "--labels", "none"])
+    assert "cls" not in Manifest.load(out).shards[0].columns
+
+
+def test_names_of_any_bytes_are_utf8_in_all_that_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    for name in (b"m\xfcde/0.png", b"wach/0.png"):
+        picture(folder / os.fsdecode(name))
+    (folder / os.fsdecode(b"m\xfcde/\xff.txt")).touch()
+    manifest = make(folder, folder / "out", "--labels", "folders")
+    assert manifest.classes == ("m\\xfcde", "wach")
+    assert "m\\xfcde/\\xff.txt" in capsys.readouterr().out
+    for name in ("manifest.json", "left_out.jsonl"):
+        lines = (folder / "out" / name).read_text(encoding="utf-8").splitlines()
+        assert not any("\\udc" in line for line in lines)

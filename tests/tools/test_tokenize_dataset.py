@@ -1,9 +1,11 @@
+import dataclasses
 import io
 import json
 import os
 import runpy
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from taming_dist.data.code_shards import CodeShard
+from taming_dist.data.code_shards import CodeShard, write_codes_manifest
 from taming_dist.data.codes import CodeDataset
 from taming_dist.data.images import Preprocess
 from taming_dist.data.manifest import resolve
@@ -19,7 +21,9 @@ from taming_dist.data.reader import Reader
 from taming_dist.errors import UserError
 from taming_dist.models.modalities import RGB
 from taming_dist.models.quantizers import VectorQuantizerConfig
+from taming_dist.models.transformer import TransformerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.stages import fitted
 from tests.data.shard_files import writing_shards
 
 TOOL = Path(__file__).parents[2] / "tools" / "tokenize_dataset.py"
@@ -48,7 +52,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def write_images(folder: Path, bad: tuple[int, ...] = ()) -> Path:
+def write_images(
+    folder: Path, bad: tuple[int, ...] = (), classes: Mapping[int, bytes] | None = None
+) -> Path:
     generator = np.random.default_rng(0)
     with writing_shards(folder, "train", 8, classes=("a", "b", "c")) as write:
         for number in range(SAMPLES):
@@ -56,7 +62,8 @@ def write_images(folder: Path, bad: tuple[int, ...] = ()) -> Path:
             pixels = generator.integers(0, 256, (16, 20, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(out, "PNG")
             data = b"broken" if number in bad else out.getvalue()
-            write(f"{number:04d}", {"png": data, "cls": b"%d" % (number % 3)})
+            cls = (classes or {}).get(number, b"%d" % (number % 3))
+            write(f"{number:04d}", {"png": data, "cls": cls})
     return folder
 
 
@@ -227,3 +234,38 @@ def test_it_runs_as_a_script_and_ends_with_code_2_on_a_mistake(model: Path, tmp_
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("broken", [b"8589934592", b"-1", b"cat", b"1.0", b""])
+def test_a_class_that_cannot_be_used_names_its_sample_and_leaves_nothing_half_written(
+    model: Path, tmp_path: Path, broken: bytes
+) -> None:
+    shards = write_images(tmp_path / "images", classes={13: broken})
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="the class of the sample 0013 .*--no-classes"):
+        run(model, shards, out)
+    # What was finished before is whole: it holds no image of that class.
+    names = {path.name for path in out.iterdir()}
+    assert names <= {".parts", "codes-train-000000.tar", "codes-train-000001.tar"}
+    with pytest.raises(UserError, match="holds codes with the preprocessing"):
+        run(model, shards, out, "--no-classes")
+    run(model, shards, tmp_path / "plain", "--no-classes")
+    assert not CodeDataset.open(str(tmp_path / "plain")).classes_present
+
+
+def test_classes_of_codes_that_were_written_before_they_had_a_range_are_named(
+    model: Path, shards: Path, tmp_path: Path
+) -> None:
+    run(model, shards, tmp_path / "out", "--shard-samples", "30")
+    name = "codes-train-000000.tar"
+    shard = CodeShard.open(tmp_path / "out" / name, in_memory=True)
+    assert shard.classes is not None
+    classes = shard.classes.copy()
+    classes[5] = -1
+    dataclasses.replace(shard, classes=classes).save(tmp_path / "out" / name)
+    write_codes_manifest(tmp_path / "out", [name], ("a", "b", "c"))
+    codes = CodeDataset.open(str(tmp_path / "out"))
+    config = TransformerConfig(16, [8, 8], condition="class", layers=1, heads=2, width=8)
+    with pytest.raises(UserError, match=r"the class -1 is outside of 0 to .* \(the image 0005\)"):
+        fitted(config, codes, "out")
+    assert fitted(dataclasses.replace(config, condition="none"), codes, "out").vocabulary == 16

@@ -54,6 +54,20 @@ def test_every_rank_but_the_first_is_silent(
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_number_that_is_not_finite_is_left_out_of_the_line(tmp_path: Path) -> None:
+    MetricsFile(tmp_path).log(CLOCK, {"train/loss": float("nan"), "train/lr": 0.5})
+    append_line(tmp_path / "bad_samples.jsonl", {"key": "caf\\xe9", "shard": "/caf\udce9"})
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    record = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+    assert "train/loss" not in record
+    assert record["train/lr"] == 0.5
+    bad = json.loads((tmp_path / "bad_samples.jsonl").read_text(encoding="utf-8"))
+    assert bad == {"key": "caf\\xe9", "shard": "/caf\\xe9"}
+
+
 def test_a_metrics_line_has_step_samples_time_and_the_numbers(tmp_path: Path) -> None:
     MetricsFile(tmp_path).log(CLOCK, {"train/loss": 0.1 + 0.2})
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()

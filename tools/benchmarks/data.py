@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any] | None:
         from taming_dist.memory import keep_freed_memory
 
         keep_freed_memory()  # as every command does
-        print(json.dumps(CASES[arguments.case](arguments)))
+        print(json.dumps(CASES[arguments.case](arguments), allow_nan=False))
         return None
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:

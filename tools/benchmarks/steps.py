@@ -30,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any] | None:
     """Run every case in a process of its own, alternating, and print the medians."""
     if arguments.case:
-        print(json.dumps(measure(arguments.case == "default", arguments.steps)))
+        measured = measure(arguments.case == "default", arguments.steps)
+        print(json.dumps(measured, allow_nan=False))
         return None
     figures = {}
     for case in ("default", "kept"):

@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from taming_dist.data.classes import class_fault
 from taming_dist.data.shards import IMAGE_EXTENSIONS
+from taming_dist.errors import UserError
 
 OTHER_FILE = "other file"  # the kind of what is no image by its name
+HIDDEN = "hidden"  # the kind of what is hidden, or belongs to a system rather than to the data
 ARRAY = "npy"  # CelebA-HQ is handed round as arrays
 
 
@@ -17,8 +20,9 @@ class Entry:
     """One image to be stored and what belongs to it.
 
     `name`: unique in the data set, with the extension; the key is made of it. `image`: a file, or
-    its bytes. `cls`: class id. `pairs`: files by column ("seg", "depth", "edges", "lr").
-    `facts`: what goes into `<key>.json`; `objects` in it have boxes as fractions of the image.
+    its bytes. `cls`: class id; `UserError` if it is out of range. `pairs`: files by column ("seg",
+    "depth", "edges", "lr"). `facts`: what goes into `<key>.json`; `objects` in it have boxes as
+    fractions of the image.
     """
 
     name: str
@@ -26,6 +30,14 @@ class Entry:
     cls: int | None = None
     pairs: Mapping[str, Path] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        fault = None if self.cls is None else class_fault(self.cls)
+        if fault is not None:
+            raise UserError(
+                f"{self.name}: {fault}: correct its label, or make shards without classes "
+                f"(--labels none)"
+            )
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,26 @@ def is_image(name: str) -> bool:
     """Whether a file's extension is that of an image."""
     stem, _, extension = name.rpartition("/")[2].lower().rpartition(".")
     return bool(stem) and (extension in IMAGE_EXTENSIONS or extension == ARRAY)
+
+
+# What desktops, archives, network drives and notebooks leave behind, in lower case.
+SYSTEM_NAMES = frozenset((
+    "__macosx", "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot",
+    "$recycle.bin", "system volume information", "lost+found", "__pycache__",
+    "thumbs.db", "desktop.ini",
+))  # fmt: skip
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden, or belongs to a system; by its name without folders."""
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
+
+
+def hidden(name: str) -> LeftOut:
+    """The record of a hidden file or, with a slash behind its name, a folder."""
+    if name.endswith("/"):
+        return LeftOut(name, HIDDEN, "a hidden or system folder: rename it to use what is in it")
+    return LeftOut(name, HIDDEN, "a hidden file: rename it to use it")
 
 
 def no_image(name: str) -> LeftOut:

@@ -5,12 +5,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from taming_dist.data.collections.entry import Collection, Entry, LeftOut, is_image, no_image
+from taming_dist.data.collections.entry import (
+    Collection,
+    Entry,
+    LeftOut,
+    hidden,
+    is_hidden,
+    is_image,
+    no_image,
+)
+from taming_dist.data.names import escape, natural_order
 from taming_dist.errors import UserError
 
 
 class ImageFolder(Collection):
-    """Every image below a folder; a name is the path relative to it."""
+    """Every image below a folder that is not hidden; a name is the path relative to it."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(str(folder))
@@ -18,7 +27,10 @@ class ImageFolder(Collection):
 
     def __iter__(self) -> Iterator[Entry | LeftOut]:
         for name in filter(self._wanted, walk_files(self.folder)):
-            yield self._entry(name) if is_image(name) else no_image(name)
+            if not is_image(name):
+                yield hidden(name) if name.endswith("/") else no_image(name)
+            else:
+                yield hidden(name) if is_hidden(name.rpartition("/")[2]) else self._entry(name)
 
     def _wanted(self, name: str) -> bool:
         return True
@@ -28,16 +40,17 @@ class ImageFolder(Collection):
 
 
 class ClassFolders(ImageFolder):
-    """Images in folders that are their classes; ids number the sorted names.
+    """Images in folders that are their classes; ids number the names in natural order.
 
-    The classes are the first-level folders that hold any file, or the `classes` that are given.
+    The classes are the first-level folders that hold any file; what is hidden does not count.
     Raises `UserError` on an image that lies in none of them.
     """
 
-    def __init__(self, folder: Path, classes: tuple[str, ...] | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.classes = class_folders(folder) if classes is None else classes
-        self._ids = {name: number for number, name in enumerate(self.classes)}
+        names = class_folders(folder)
+        self.classes = tuple(map(escape, names))
+        self._ids = {name: number for number, name in enumerate(names)}
 
     def _entry(self, name: str) -> Entry:
         first, slash, _ = name.partition("/")
@@ -95,16 +108,21 @@ def require_file(path: Path) -> Path:
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
-    """The sorted names of the folders in `folder` that hold any file."""
+    """The names, in natural order, of the folders in `folder` that hold any file."""
     with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if _is_folder(entry)]
-    return tuple(sorted(name for name in names if any(True for _ in walk_files(folder / name))))
+        names = [e.name for e in entries if _is_folder(e) and not is_hidden(e.name)]
+    return tuple(sorted((n for n in names if _holds_files(folder / n)), key=natural_order))
+
+
+def _holds_files(folder: Path) -> bool:
+    return any(not is_hidden(name.rstrip("/").rpartition("/")[2]) for name in walk_files(folder))
 
 
 def walk_files(folder: Path) -> Iterator[str]:
     """Every file below a folder as a relative name, in no order; links are followed.
 
-    No directory is held as a list. Raises `UserError` if a folder links to one above itself.
+    A hidden folder is not looked into: its name comes with a slash behind it. No directory is held
+    as a list. Raises `UserError` if a folder links to one above itself.
     """
     pending = [("", frozenset({_identity(folder)}))]
     while pending:
@@ -113,6 +131,9 @@ def walk_files(folder: Path) -> Iterator[str]:
             for entry in entries:
                 if not _is_folder(entry):
                     yield prefix + entry.name
+                    continue
+                if is_hidden(entry.name):
+                    yield f"{prefix}{entry.name}/"
                     continue
                 identity = _identity(Path(entry.path))
                 if identity in above:

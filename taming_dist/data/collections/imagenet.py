@@ -78,5 +78,6 @@ def _read_truth(path: Path) -> dict[str, str]:
 
 def _read_names(path: Path) -> dict[str, str]:
     """What each synset is called."""
-    lines = (line.split(maxsplit=1) for line in path.read_text().splitlines())
+    text = path.read_text(encoding="utf-8", errors="backslashreplace")
+    lines = (line.split(maxsplit=1) for line in text.splitlines())
     return {parts[0]: parts[1].strip() for parts in lines if len(parts) == 2}

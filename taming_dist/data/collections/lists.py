@@ -12,8 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
+from taming_dist.data.classes import is_missing, number_labels
 from taming_dist.data.collections.entry import Collection, Entry, LeftOut, is_image, no_image
 from taming_dist.data.collections.folders import require_file, require_folder
+from taming_dist.data.strict_json import json_safe
 from taming_dist.errors import UserError
 
 PATH, LABEL = "path", "label"
@@ -24,21 +26,25 @@ Row = dict[str, Any]
 class ImageList(Collection):
     """The images that a list names, relative to a folder, by default the list's own.
 
-    Labels that are all numbers are class ids; else they are names, and ids number them sorted.
-    Raises `UserError` naming the line that is wrong.
+    Labels are read as `classes.number_labels` has it, or not at all without `with_labels`. Raises
+    `UserError` naming the line that is wrong.
     """
 
-    def __init__(self, path: Path, root: Path | None = None) -> None:
+    def __init__(self, path: Path, root: Path | None = None, with_labels: bool = True) -> None:
         super().__init__(str(path))
         self.path = require_file(path)
         self._root = require_folder(root or path.parent)
         if path.suffix.lower() not in PARSERS:
             raise UserError(f"{path}: the name of a list ends in {', '.join(PARSERS)}")
+        self._with_labels = with_labels
         labels = {row.get(LABEL) for _, row in self._rows()}
-        self._has_labels = labels != {None} and bool(labels)
-        self._ids = None if all(map(_is_id, labels)) else number_names(labels - {None})
-        if self._has_labels and self._ids is not None:
-            self.classes = tuple(self._ids)
+        try:
+            numbering = number_labels(labels)
+        except ValueError as error:
+            raise UserError(
+                f"{path}: {error}, or make shards without classes (--labels none)"
+            ) from error
+        self._ids, self.classes = numbering.ids, numbering.names
 
     def __iter__(self) -> Iterator[Entry | LeftOut]:
         for number, row in self._rows():
@@ -47,7 +53,7 @@ class ImageList(Collection):
             cls = self._class_id(row.pop(LABEL, None), number)
             pairs = {PAIRS[field]: self._root / row.pop(field) for field in PAIRS if field in row}
             if is_image(name):
-                yield Entry(name, self._root / path, cls, pairs, row)
+                yield Entry(name, self._root / path, cls, pairs, json_safe(row))
             else:
                 yield no_image(name)
 
@@ -59,7 +65,9 @@ class ImageList(Collection):
                 self.path, encoding="utf-8-sig", errors="surrogateescape", newline=""
             ) as file:
                 for number, row in PARSERS[self.path.suffix.lower()](file):
-                    filled = {key: value for key, value in row.items() if value not in (None, "")}
+                    filled = {key: value for key, value in row.items() if not is_missing(value)}
+                    if not self._with_labels:
+                        filled.pop(LABEL, None)
                     fault = _fault(filled)
                     if fault:
                         raise UserError(f"{self.path}, line {number}: {fault}")
@@ -68,27 +76,18 @@ class ImageList(Collection):
             raise UserError(f"{self.path}, behind line {number}: {error}") from error
 
     def _class_id(self, label: Any, number: int) -> int | None:
-        if not self._has_labels:
+        if not self._ids:
             return None
         if label is None:
             raise UserError(f"{self.path}, line {number}: no label, but other lines have one")
-        return int(label) if self._ids is None else self._ids[str(label)]
-
-
-def number_names(labels: set[Any]) -> dict[str, int]:
-    """Class ids by name: the sorted names are numbered."""
-    return {name: number for number, name in enumerate(sorted(map(str, labels)))}
-
-
-def _is_id(label: Any) -> bool:
-    return label is None or (isinstance(label, int) and label >= 0) or str(label).isdecimal()
+        return self._ids[label]
 
 
 def _fault(row: Row) -> str:
     """What is wrong with a line; nothing, if it can be used."""
     if not isinstance(row.get(PATH), str):
         return f"no field {PATH!r}"
-    if not isinstance(row.get(LABEL, 0), int | str):
+    if not isinstance(row.get(LABEL, 0), int | float | str):
         return f"{LABEL!r} is neither a number nor a text"
     if "cls" in row:
         return f"a field 'cls': call it {LABEL!r}"
@@ -98,7 +97,18 @@ def _fault(row: Row) -> str:
         return f"{', '.join(PAIRS)} have to be paths"
     if any("\0" in row.get(field, "") for field in (PATH, *PAIRS)):
         return "a path with a zero byte"
+    if not all(map(_is_path, (row.get(field, "") for field in (PATH, *PAIRS)))):
+        return "a path with half a character, which no file can have"
     return ""
+
+
+def _is_path(text: str) -> bool:
+    """Whether a text can be a path: undecodable bytes can, half of a pair of UTF-16 cannot."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _lines(file: TextIO) -> Iterator[tuple[int, Row]]:

@@ -8,6 +8,7 @@ Categories are numbered as in the original: by their ids, sorted as text.
 
 import csv
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from itertools import groupby
@@ -136,10 +137,13 @@ class OpenImages(Collection):
 def describe(category: int, box: list[float], flags: Mapping[str, int]) -> dict[str, Any]:
     """An object as it stands in a sample's json; a thousandth of a pixel is precise enough.
 
-    `flags`: 1, 0 or -1 (unknown), by name. Raises `ValueError` on other numbers.
+    `flags`: 1, 0 or -1 (unknown), by name. Raises `ValueError` on other numbers, and on a box
+    with a side that is not finite.
     """
     if not set(flags.values()) <= {HOLDS, HOLDS_NOT, UNKNOWN}:
         raise ValueError(f"flags {dict(flags)}")
+    if not all(map(math.isfinite, box)):
+        raise ValueError(f"a box {box}")
     found: dict[str, Any] = {"category": category, "box": [round(value, 6) for value in box]}
     for field, value in (("flags", HOLDS), ("unknown_flags", UNKNOWN)):
         names = [name for name, said in flags.items() if said == value]

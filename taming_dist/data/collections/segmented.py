@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+from taming_dist.data.classes import number_names
 from taming_dist.data.collections.entry import Collection, Entry
 from taming_dist.data.collections.folders import ImageFolder, Paired, require_file, require_folder
-from taming_dist.data.collections.lists import ImageList, number_names
+from taming_dist.data.collections.lists import ImageList
 from taming_dist.data.collections.splits import find, spellings
+from taming_dist.data.names import escape
 from taming_dist.errors import UserError
 
 SCENES = "sceneCategories.txt"
@@ -32,8 +34,8 @@ class Ade20k(ImageFolder):
         super().__init__(root / "images" / split)
         lines = [line.split() for line in require_file(root / SCENES).read_text().splitlines()]
         self._scenes = {parts[0]: parts[1] for parts in lines if len(parts) == 2}
-        self._ids = number_names(set(self._scenes.values()))
-        self.classes = tuple(self._ids)
+        self._ids = number_names(self._scenes.values())
+        self.classes = tuple(map(escape, self._ids))
 
     def _entry(self, name: str) -> Entry:
         scene = self._scenes.get(Path(name).stem)

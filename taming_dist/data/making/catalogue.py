@@ -23,10 +23,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import xxhash
 
-from taming_dist.data.collections.entry import OTHER_FILE, Collection, Entry, LeftOut
-from taming_dist.data.files import write_bytes
+from taming_dist.data.collections.entry import HIDDEN, OTHER_FILE, Collection, Entry, LeftOut
 from taming_dist.data.making.layers import Unfit
 from taming_dist.data.shards import BLOCK
+from taming_dist.data.strict_json import write_json
 from taming_dist.errors import UserError
 
 MAX_KEY = 80  # a USTAR name has 100 bytes, extension included
@@ -124,12 +124,13 @@ def list_images(folder: Path, collection: Collection, settings: str) -> Catalogu
         for entry in collection:
             listed = _stat(entry, contents) if isinstance(entry, Entry) else entry
             if isinstance(listed, LeftOut):
-                left_out.write(json.dumps(asdict(listed)) + "\n")
-                if listed.kind != OTHER_FILE:
-                    unusable = unusable or listed
+                left_out.write(json.dumps(asdict(listed), allow_nan=False) + "\n")
+                if listed.kind != OTHER_FILE and (unusable is None or unusable.kind == HIDDEN):
+                    unusable = listed
                 continue
             record, fingerprint = listed
-            records.write(line := json.dumps(asdict(record)).encode() + b"\n")
+            line = json.dumps(asdict(record), allow_nan=False).encode() + b"\n"
+            records.write(line)
             row = (*hashes(record.name), _tar_bytes(record), end)
             for column, value in zip(columns.values(), row, strict=True):
                 column.append(value)
@@ -143,7 +144,7 @@ def list_images(folder: Path, collection: Collection, settings: str) -> Catalogu
     for name, values in arrays.items():
         np.save(folder / f"{name}.npy", values)
     plan = {"settings": settings, "digest": _digest(total, settings)}
-    write_bytes(folder / PLAN, json.dumps(plan).encode())
+    write_json(folder / PLAN, plan)
     return Catalogue(folder)
 
 

@@ -25,13 +25,13 @@ import numpy as np
 import xxhash
 
 from taming_dist.data.collections.entry import LeftOut
-from taming_dist.data.files import write_bytes
 from taming_dist.data.making.catalogue import Catalogue, key_of
 from taming_dist.data.making.layers import Unfit
 from taming_dist.data.making.lock import Lock
 from taming_dist.data.making.samples import Recipe, make_sample
 from taming_dist.data.manifest import IDX, Shard
 from taming_dist.data.shards import measure, write_shard
+from taming_dist.data.strict_json import write_json
 from taming_dist.errors import UserError
 
 
@@ -136,7 +136,7 @@ class ShardMaker:
             notes=dict(notes),
             left_out=tuple(left_out),
         )
-        write_bytes(self._report_path(job), json.dumps(asdict(report)).encode())
+        write_json(self._report_path(job), asdict(report))
         return report
 
     def _samples(

@@ -69,7 +69,7 @@ def make_sample(catalogue: Catalogue, record: Record, recipe: Recipe) -> Sample:
     layers = [image, *maps, *computed(image.pixels, recipe)]
     files = {layer.extension: layer.encode(recipe.quality) for layer in layers}
     if record.facts:
-        files["json"] = json.dumps(record.facts, separators=(",", ":")).encode()
+        files["json"] = json.dumps(record.facts, separators=(",", ":"), allow_nan=False).encode()
     if record.cls is not None:
         files["cls"] = str(record.cls).encode()
     changes = (("turned upright", turn is not None), ("scaled", is_scaled))

@@ -82,6 +82,12 @@ def test_what_is_no_image_is_left_out(tmp_path: Path) -> None:
         ("a.jsonl", '{"path": 3}\n', "no field 'path'"),
         ("a.jsonl", '{"path": "a.jpg", "label": [1]}\n', "line 1: 'label' is"),
         ("a.jsonl", '{"path": "a.jpg", "depth": 3}\n', "have to be paths"),
+        ("a.csv", "path,label\na.jpg,-1\n", "a.jpg: the class -1 is outside of 0 to"),
+        ("a.jsonl", '{"path": "a.jpg", "label": 8589934592}\n', "a.jpg: the class 8589934592 is"),
+        ("a.csv", "path,label\na.jpg,0.5\nb.jpg,1\n", r"'0\.5' is no class.*--labels none"),
+        ("a.jsonl", '{"path": "a.jpg", "label": 0.5}\n', r"0\.5 is no class.*--labels none"),
+        ("a.jsonl", '{"path": "a", "label": 1}\n{"path": "b", "label": "k"}', "1 is a number, but"),
+        ("a.jsonl", '{"path": "\\ud800.jpg"}\n', "line 1: a path with half a character"),
         ("a.jsonl", '{"path": "a\\u0000.jpg"}\n', "a path with a zero byte"),
         ("a.xlsx", "", "ends in .txt, .csv, .tsv, .jsonl"),
     ],
@@ -90,3 +96,28 @@ def test_mistakes_name_the_line(tmp_path: Path, name: str, text: str, message: s
     path = write(tmp_path, name, text)
     with pytest.raises(UserError, match=message):
         list(ImageList(path))
+
+
+def test_labels_are_numbers_of_any_spelling_or_names_in_natural_order(tmp_path: Path) -> None:
+    spelled = write(tmp_path, "a.csv", "path,label\na.jpg,2.0\nb.jpg,10\n")
+    assert [entry.cls for entry in entries(spelled)] == [2, 10]
+    lines = '{"path": "a.jpg", "label": 2.0}\n{"path": "b.jpg", "label": true}\n'
+    assert [entry.cls for entry in entries(write(tmp_path, "b.jsonl", lines))] == [2, 1]
+    names = write(tmp_path, "c.csv", "path,label\na.jpg,k10\nb.jpg,k2\n")
+    assert ImageList(names).classes == ("k2", "k10")
+
+
+def test_labels_need_not_be_read(tmp_path: Path) -> None:
+    lines = '{"path": "a.jpg", "label": [1]}\n{"path": "b.jpg", "label": -3}\n'
+    found = list(ImageList(write(tmp_path, "a.jsonl", lines), with_labels=False))
+    assert [(e.cls, e.facts) for e in found if isinstance(e, Entry)] == [(None, {}), (None, {})]
+
+
+def test_facts_are_json_whatever_the_list_holds(tmp_path: Path) -> None:
+    line = '{"path": "a.jpg", "score": NaN, "box": [0, -Infinity, 1e999], "size": {"x": NaN}}\n'
+    (entry,) = entries(write(tmp_path, "a.jsonl", line))
+    assert entry.facts == {"box": [0, None, None], "size": {}}
+    (tmp_path / "b.csv").write_bytes(b"path,caption\ncaf\xe9.jpg,un caf\xe9\n")
+    (entry,) = entries(tmp_path / "b.csv")
+    assert entry.facts == {"caption": "un caf\\xe9"}
+    assert entry.name == "caf\udce9.jpg"
