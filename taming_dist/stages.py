@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -343,34 +342,6 @@ def join(
             f"{unread[0]['key']} in {unread[0]['shard']}: {unread[0]['error']}"
         )
     return Data(train, val, val_batches, preview, batch.accumulation)
-
-
-def check_run_dir(config: Config, run_dir: Path) -> None:
-    """The run directory, or the folder it will be made in, must be writable, and what is in it must
-    be a run of the same model. Nothing is made here: a refused start leaves nothing behind."""
-    path = run_dir.absolute()
-    there = next(folder for folder in (path, *path.parents) if folder.exists())
-    if not there.is_dir():
-        raise UserError(f"run.dir={run_dir} is no folder: choose another run.dir")
-    if not os.access(there, os.W_OK):
-        raise UserError(f"run.dir={run_dir}: no permission to write there; choose another run.dir")
-    file = run_dir / "config.yaml"
-    if not file.is_file():
-        return
-    before, now = yaml.safe_load(file.read_text()), yaml.safe_load(to_yaml(config))
-    for part in ("model", "engine"):
-        # a key that is younger than the run had the value that its class gives it
-        fields = dataclasses.fields(getattr(config, part))
-        held = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
-        held |= before.get(part) or {}
-        for key, value in now[part].items():
-            if part == "engine" and key != "zero":
-                continue
-            if held.get(key) != value:
-                raise UserError(
-                    f"run.dir={run_dir} holds a run with {part}.{key}={held.get(key)}, and "
-                    f"this one has {value}: set it back, or choose another run.name"
-                )
 
 
 def first_rank_sinks(config: Config, clock: Clock, run_dir: Path) -> Sinks:

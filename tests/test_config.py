@@ -19,7 +19,7 @@ from taming_dist.models.discriminators import DinoConfig, StyleGANConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.transformer import TransformerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
-from taming_dist.stages import check_run_dir, choose_stage
+from taming_dist.stages import choose_stage
 from tests.data.shard_files import writing_shards
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
@@ -332,6 +332,8 @@ def test_a_run_directory_of_another_model_or_stage_of_zero_is_refused(
     (elsewhere / "outputs" / "flickr" / "config.yaml").write_text(text)
     assert "model.blocks=1, and this one has 2" in refused(*IMAGES, "model.blocks=2")
     assert "engine.zero=0, and this one has 3" in refused(*IMAGES, "engine=zero3")
+    said = refused(*IMAGES, "loss.discriminator.channels=8")
+    assert "loss.discriminator.channels=16, and this one has 8: set it back" in said
     make_codes(elsewhere / "codes")
     assert "outputs/flickr" in refused(*CODES, "run.name=flickr")
 
@@ -406,18 +408,6 @@ def test_there_may_be_more_classes_than_codes_unless_they_share_a_table(
     assert choose_stage(compose(*imagenet)).model.classes == 1000
     with pytest.raises(UserError, match=r"model\.classes: 1000 .* vocabulary=16, whose table they"):
         choose_stage(compose(*imagenet, "model.condition_table=shared"))
-
-
-def test_a_run_from_before_a_key_had_what_the_keys_class_gives_it(
-    compose: Compose, tmp_path: Path
-) -> None:
-    classes = (*CODES, "model.condition=class")
-    text = to_yaml(compose(*classes))
-    assert "  condition_table: own\n" in text
-    (tmp_path / "config.yaml").write_text(text.replace("  condition_table: own\n", ""))
-    with pytest.raises(UserError, match=r"condition_table=shared, and this one has own: set it"):
-        check_run_dir(compose(*classes), tmp_path)
-    check_run_dir(compose(*classes, "model.condition_table=shared"), tmp_path)
 
 
 # The arithmetic

@@ -29,7 +29,7 @@ class DinoConfig:
     checkpoint, hub to download that, or random (tests only). `depths`: after which of its 12 blocks
     there is a head; `norm` in the heads: batch, group or none."""
 
-    weights: str = "hub"
+    weights: str = dataclasses.field(default="hub", metadata={"may_change": True})  # a place
     depths: list[int] = ranged([2, 5, 8, 11], at_least=0, at_most=DEPTH - 1)
     norm: str = "batch"
 

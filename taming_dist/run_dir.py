@@ -1,0 +1,128 @@
+"""What a run directory must be for a run to start or to resume in it."""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from taming_dist.config import Config
+from taming_dist.errors import UserError
+from taming_dist.models.discriminators import DISCRIMINATORS
+from taming_dist.models.transformer import TransformerConfig
+from taming_dist.models.vqgan import VQGANConfig
+
+# A network's config class by what it is called; those with a field `name` say it themselves.
+KINDS: dict[str, Any] = {"vqgan": VQGANConfig, "transformer": TransformerConfig} | {
+    name: config for name, (config, _) in DISCRIMINATORS.items()
+}
+
+
+class Difference(NamedTuple):
+    """A key with its value in the run that is there and in the one that wants to resume it."""
+
+    key: str
+    before: Any
+    now: Any
+
+
+def check_run_dir(config: Config, run_dir: Path) -> None:
+    """The run directory, or the folder it will be made in, must be writable, and what is in it must
+    be a run that this one can resume. Nothing is made here: a refused start leaves nothing behind.
+    """
+    path = run_dir.absolute()
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not there.is_dir():
+        raise UserError(f"run.dir={run_dir} is no folder: choose another run.dir")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"run.dir={run_dir}: no permission to write there; choose another run.dir")
+    file = run_dir / "config.yaml"
+    if not file.is_file():
+        return
+    found = next(differences(config, read_config(file)), None)
+    if found is not None:
+        raise UserError(
+            f"run.dir={run_dir} holds a run with {found.key}={found.before}, and this one has "
+            f"{found.now}: set it back, or choose another run.name"
+        )
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """The config.yaml of an earlier start as plain values; UserError if it is damaged."""
+    parts = {field.name for field in dataclasses.fields(Config)} - {"scale"}
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        found, why = None, " ".join(str(error).split())
+    else:
+        why = "it is empty" if found is None else "it is not the configuration of a run"
+    if not isinstance(found, dict) or not all(isinstance(found.get(part), dict) for part in parts):
+        raise UserError(
+            f"{file} is damaged ({why}): delete it if the run is the one that you mean to resume, "
+            f"or choose another run.name"
+        )
+    return found
+
+
+def differences(config: Config, before: dict[str, Any]) -> Iterator[Difference]:
+    """What a checkpoint of the run `before` depends on and `config` has otherwise: all of its
+    networks' configs, the ZeRO stages, the kind of optimizer, and whether weights are averaged."""
+    yield from differing("model", before["model"], config.model)
+    if hasattr(config.loss, "discriminator"):
+        held = before["loss"].get("discriminator")
+        yield from differing("loss.discriminator", held, config.loss.discriminator)
+    yield from differing("engine.zero", before["engine"].get("zero"), config.engine.zero)
+    yield from differing("optim.name", before["optim"].get("name"), config.optim.name)
+    held = before["optim"].get("ema_half_life", 0)
+    yield from switched("optim.ema_half_life", held, config.optim.ema_half_life)
+    if config.engine.zero == 3 and hasattr(config.loss, "r1_weight"):
+        # R1 keeps the discriminator at stage 2
+        held = before["loss"].get("r1_weight", 0)
+        yield from switched("loss.r1_weight", held, config.loss.r1_weight)
+
+
+def switched(key: str, before: Any, now: Any) -> Iterator[Difference]:
+    """The key if its value, for which 0 means off, was switched on or off."""
+    if bool(before) != bool(now):
+        yield Difference(key, before, now)
+
+
+def differing(key: str, before: Any, now: Any) -> Iterator[Difference]:
+    """Where the plain values `before` of a config class differ from the config `now`, key by key.
+
+    A key that is younger than the run had the value that its class gives it. A field that is marked
+    with `may_change`, such as the place of a file, does not count.
+    """
+    if not dataclasses.is_dataclass(now) or isinstance(now, type):
+        if before != now:
+            yield Difference(key, kind(before), kind(now))
+        return
+    fields = sorted(dataclasses.fields(now), key=lambda field: field.name != "name")
+    if not isinstance(before, dict) or set(before) - {field.name for field in fields}:
+        yield Difference(key, kind(before), kind(dataclasses.asdict(now)))
+        return
+    for field in fields:
+        if not field.metadata.get("may_change"):
+            held = before[field.name] if field.name in before else default(field)
+            yield from differing(f"{key}.{field.name}", held, getattr(now, field.name))
+
+
+def default(field: Any) -> Any:
+    """The plain value that a config class gives a field."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
+
+
+def kind(value: Any) -> Any:
+    """A value as the user knows it: the plain values of a config by the name of its class."""
+    if not isinstance(value, dict):
+        return "null" if value is None else value
+    names = (
+        name
+        for name, config in KINDS.items()
+        if set(value) <= {field.name for field in dataclasses.fields(config)}
+    )
+    return value.get("name") or next(names, "another kind")

@@ -1,0 +1,117 @@
+"""A run directory is resumed by a run whose networks and optimizer are those of its checkpoints."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from taming_dist.config import Config, to_yaml
+from taming_dist.errors import UserError
+from taming_dist.run_dir import check_run_dir
+
+Compose = Callable[..., Config]
+
+STAGE_1 = ("+experiment=flickr", "+scale=laptop")
+STAGE_2 = ("+experiment=flickr_transformer", "+scale=laptop")
+EMA = (*STAGE_1, "model/quantizer=ema")
+DINO = (*STAGE_1, "loss/discriminator=dino")
+
+
+@pytest.mark.parametrize(
+    ("before", "change", "key", "was", "now"),
+    [
+        (STAGE_1, "loss.discriminator.channels=8", "loss.discriminator.channels", "16", "8"),
+        (STAGE_1, "loss.discriminator.norm=group", "loss.discriminator.norm", "batch", "group"),
+        (STAGE_1, "loss.discriminator=null", "loss.discriminator", "patchgan", "null"),
+        (STAGE_1, "loss/discriminator=dino", "loss.discriminator", "patchgan", "dino"),
+        (DINO, "loss.discriminator.depths=[1,5]", "loss.discriminator.depths", "", "[1, 5]"),
+        (STAGE_1, "model.channels=64", "model.channels", "32", "64"),
+        (STAGE_1, "model.quantizer.codes=512", "model.quantizer.codes", "1024", "512"),
+        (STAGE_1, "model/quantizer=ema", "model.quantizer", "", "ema"),
+        (STAGE_1, "model/quantizer=fsq", "model.quantizer", "vector", "fsq"),
+        (EMA, "model.quantizer.initial=data", "model.quantizer.initial", "random", "data"),
+        (STAGE_1, "model/modality=edges", "model.modality.name", "rgb", "edges"),
+        (STAGE_1, "optim.name=adamw", "optim.name", "adam", "adamw"),
+        (STAGE_1, "optim.ema_half_life=1000", "optim.ema_half_life", "0", "1000"),
+        (STAGE_1, "engine=zero2", "engine.zero", "0", "2"),
+        ((*STAGE_1, "engine=zero3"), "loss.r1_weight=1", "loss.r1_weight", "0.0", "1.0"),
+        (STAGE_2, "model.layers=2", "model.layers", "4", "2"),
+        (STAGE_2, "model.condition=class", "model.condition", "", "class"),
+    ],
+)
+def test_what_a_checkpoint_depends_on_is_compared_and_named_in_one_line(
+    compose: Compose,
+    tmp_path: Path,
+    before: tuple[str, ...],
+    change: str,
+    key: str,
+    was: str,
+    now: str,
+) -> None:
+    (tmp_path / "config.yaml").write_text(to_yaml(compose(*before)))
+    with pytest.raises(UserError) as refusal:
+        check_run_dir(compose(*before, change), tmp_path)
+    said = str(refusal.value)
+    assert f" holds a run with {key}={was}" in said
+    assert f", and this one has {now}: set it back, or choose another run.name" in said
+    assert "\n" not in said
+
+
+def test_a_discriminator_that_the_run_did_without_is_named(
+    compose: Compose, tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text(to_yaml(compose(*STAGE_1, "loss.discriminator=null")))
+    with pytest.raises(UserError, match=r"loss\.discriminator=null, and this one has patchgan: "):
+        check_run_dir(compose(*STAGE_1), tmp_path)
+
+
+def test_a_run_of_the_other_stage_is_named(compose: Compose, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(to_yaml(compose(*STAGE_2)))
+    with pytest.raises(UserError, match=r"model=transformer, and this one has vqgan: set it back"):
+        check_run_dir(compose(*STAGE_1), tmp_path)
+
+
+def test_what_no_checkpoint_depends_on_may_change(compose: Compose, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(to_yaml(compose(*DINO, "optim.ema_half_life=10")))
+    changed = ["optim.lr=2e-5", "optim.weight_decay=0.1", "optim.clip=1", "optim.ema_half_life=20"]
+    changed += ["train.steps=7", "train.log_every=3", "train.keep_last=9", "run.name=renamed"]
+    changed += ["data.global_batch=16", "data.micro_batch=4", "data.flip=false", "data.train=moved"]
+    changed += ["loss.perceptual_weight=0.5", "loss.disc_start=9", "loss.disc_weight=0.1"]
+    changed += ["loss.gan=vanilla", "loss.adaptive=lagged", "loss.lecam_weight=0.1"]
+    changed += ["loss.discriminator.weights=moved.pth", "engine.precision=bf16"]
+    check_run_dir(compose(*DINO, *changed), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (b"", "it is empty"),
+        (b"model: {channels: ", "while parsing"),
+        (b"model:\n  channels: 1\n", "it is not the configuration of a run"),
+        (b"- a list", "it is not the configuration of a run"),
+        (b"\xff\xfe\x00", "can't decode"),
+        (b"a\x00b", "special characters"),
+    ],
+)
+def test_a_damaged_config_file_is_one_line(
+    compose: Compose, tmp_path: Path, text: bytes, why: str
+) -> None:
+    (tmp_path / "config.yaml").write_bytes(text)
+    with pytest.raises(UserError) as refusal:
+        check_run_dir(compose(*STAGE_1), tmp_path)
+    said = str(refusal.value)
+    assert said.startswith(f"{tmp_path / 'config.yaml'} is damaged (")
+    assert why in said
+    assert "\n" not in said
+
+
+def test_a_run_from_before_a_key_had_what_the_keys_class_gives_it(
+    compose: Compose, tmp_path: Path
+) -> None:
+    classes = (*STAGE_2, "model.condition=class")
+    text = to_yaml(compose(*classes))
+    assert "  condition_table: own\n" in text
+    (tmp_path / "config.yaml").write_text(text.replace("  condition_table: own\n", ""))
+    with pytest.raises(UserError, match=r"condition_table=shared, and this one has own: set it"):
+        check_run_dir(compose(*classes), tmp_path)
+    check_run_dir(compose(*classes, "model.condition_table=shared"), tmp_path)
