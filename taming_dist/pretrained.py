@@ -24,10 +24,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from taming_dist.access import require_readable
 from taming_dist.errors import UserError
 from taming_dist.losses.perceptual import LPIPS
 from taming_dist.models.discriminators import DinoConfig
 from taming_dist.models.discriminators.dino import SIDE, DinoFeatures
+from taming_dist.placeholders import refuse_placeholder
 
 _log = logging.getLogger(__name__)
 _declared: list[torch.library.Library] = []
@@ -249,7 +251,10 @@ def frozen_features(discriminator: Any) -> DinoFeatures | None:
 def check_frozen_features(discriminator: Any) -> None:
     """UserError if the file with the frozen weights of a discriminator is not there."""
     weights = discriminator.weights if isinstance(discriminator, DinoConfig) else "hub"
-    if weights not in ("hub", "random") and not Path(weights).is_file():
+    if weights in ("hub", "random"):
+        return
+    require_readable(weights)
+    if not Path(weights).is_file():
         raise UserError(
             f"loss.discriminator.weights={weights}: there is no such file; give the public DINO "
             f"ViT-S/16 checkpoint (.pth or .safetensors), or hub to download it"
@@ -257,6 +262,7 @@ def check_frozen_features(discriminator: Any) -> None:
 
 
 def _read_dino(file: Path) -> dict[str, Tensor]:
+    refuse_placeholder(file, "the weights of DINO")
     try:
         if file.suffix == ".safetensors":
             return load_file(file)

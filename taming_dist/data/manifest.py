@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from braceexpand import braceexpand
 
+from taming_dist.access import require_readable
 from taming_dist.data import storage
 from taming_dist.data.files import write_bytes
 from taming_dist.data.names import printable
@@ -306,6 +307,9 @@ def _expand(spec: str) -> list[tuple[str, str]]:
     if not spec.strip():
         return []
     storage.check_scheme(spec)
+    if not is_url(spec):
+        require_readable(spec)
+        require_readable(storage.folder_of(spec))
     try:
         is_there = not is_url(spec) and Path(spec).exists()
         patterns = [spec] if is_there else list(braceexpand(spec))
@@ -352,6 +356,8 @@ def _check(folder: str, name: str, manifest: Manifest) -> tuple[str, Shard]:
     """Location and manifest entry of a shard; files of this machine are looked at."""
     entry = manifest.by_name.get(name)
     location = (entry.url if entry else "") or storage.beside(folder, name)
+    if not is_url(location):
+        require_readable(location)
     if not is_url(location) and not Path(location).is_file():
         raise UserError(f"there is no shard {location}: mend the shard spec, or {_MAKE}")
     if entry is None:

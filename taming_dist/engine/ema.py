@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from taming_dist.access import usual_mode
+
 WARM_UP_STEPS = 10  # the average of a young run forgets faster: its early weights are noise
 
 
@@ -38,7 +40,8 @@ class WeightAverage:
     def save(self, file: Path) -> None:
         """Write this rank's part."""
         tensors = {f"{index:05d}": shard for index, shard in enumerate(self.shards)}
-        save_file(tensors | {"steps": torch.tensor(self.steps)}, file)
+        with usual_mode(file):
+            save_file(tensors | {"steps": torch.tensor(self.steps)}, file)
 
     def load(self, file: Path) -> None:
         """Read what `save` wrote."""

@@ -14,7 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from taming_dist.access import require_readable, usual_mode
 from taming_dist.errors import UserError
+from taming_dist.placeholders import refuse_placeholder
 
 # Classes that lightning 1 uses as names of its callbacks' states.
 CALLBACKS = "pytorch_lightning.callbacks."
@@ -32,8 +34,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: there is no such file, it is damaged, or it holds objects that are not tensors.
     """
+    require_readable(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
+    refuse_placeholder(path, "a checkpoint")
     contents = _read_safe(path) if path.suffix == ".safetensors" else _unpickle(path)
     state = contents.get("state_dict", contents) if isinstance(contents, dict) else None
     if not isinstance(state, dict) or not state:
@@ -83,6 +87,7 @@ def read_description(path: Path) -> dict[str, Any]:
     Raises:
         UserError: there is no such file, or it does not describe a model.
     """
+    require_readable(path)
     try:
         contents = yaml.safe_load(path.read_text(encoding="utf-8"))
         return dict(contents["model"]["params"])
@@ -108,7 +113,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Write a .safetensors file, whole or not at all."""
-    with replacing(path) as building:
+    with replacing(path) as building, usual_mode(building):
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, building)
 
 

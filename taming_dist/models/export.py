@@ -18,7 +18,11 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from taming_dist.access import require_readable, usual_mode
 from taming_dist.errors import UserError
+from taming_dist.placeholders import refuse_placeholder
+
+WEIGHTS = "model.safetensors"
 
 
 class Exported(nn.Module, PyTorchModelHubMixin):
@@ -41,6 +45,7 @@ class Exported(nn.Module, PyTorchModelHubMixin):
             f"{folder}: no such export folder (training writes config.json and "
             f"model.safetensors to <run.dir>/export) and no model on the hub"
         )
+        require_readable(folder)
         if os.path.isdir(folder):
             check_export(str(folder), cls.kind)
         elif not re.fullmatch(r"[\w-]+/[\w.-]+", str(folder)):
@@ -57,7 +62,8 @@ class Exported(nn.Module, PyTorchModelHubMixin):
             ) from error
 
     def _save_pretrained(self, save_directory: Any) -> None:
-        super()._save_pretrained(save_directory)
+        with usual_mode(save_directory / WEIGHTS):
+            super()._save_pretrained(save_directory)
         with open(save_directory / "config.json", "w", encoding="utf-8") as file:
             json.dump(self.canonical_config(), file, indent=2, sort_keys=True, allow_nan=False)
             file.write("\n")
@@ -91,6 +97,8 @@ def assemble(model: type, config: Any, state: dict[str, Tensor]) -> Any:
 def read_kind(folder: str) -> str:
     """The kind of the export in `folder`, "vqgan" or "transformer"; UserError if it is none."""
     path = os.path.join(folder, "config.json")
+    require_readable(folder)
+    require_readable(path)
     try:
         with open(path, encoding="utf-8") as file:
             return str(json.load(file)["kind"])
@@ -106,5 +114,8 @@ def check_export(folder: str, kind: str) -> None:
     found = read_kind(folder)
     if found != kind:
         raise UserError(f"{folder} is an export of a {found}, but a {kind} is needed here")
-    if not os.path.isfile(os.path.join(folder, "model.safetensors")):
-        raise UserError(f"{folder} has no model.safetensors: the export is incomplete")
+    weights = os.path.join(folder, WEIGHTS)
+    if not os.path.isfile(weights):
+        raise UserError(f"{folder} has no {WEIGHTS}: the export is incomplete")
+    require_readable(weights)
+    refuse_placeholder(weights, "the weights of a model")

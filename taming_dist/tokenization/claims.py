@@ -54,7 +54,7 @@ class Claims:
         """Claim a piece of work; False if a living worker has it."""
         path = self._folder / f"{name}.claim"
         try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         except FileExistsError:
             if not self._is_abandoned(path):
                 return False

@@ -75,7 +75,7 @@ def _try(path: Path) -> int | None:
     """The file, open and locked; None if others have it, or are just removing it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except FileNotFoundError:  # they took the folder away
         return None
     if _lock(descriptor, path.parent) and _is_at(path, descriptor):
