@@ -9,16 +9,16 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import hydra
 from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import (
     InterpolationToMissingValueError,
     MissingMandatoryValue,
@@ -36,6 +36,7 @@ from taming_dist.models.modalities import MODALITIES, LabelMap
 from taming_dist.models.quantizers import VARIANTS
 from taming_dist.models.transformer import TransformerConfig
 from taming_dist.models.vqgan import VQGANConfig, check_size
+from taming_dist.overrides import check_readable, kept_as_typed, parse, quoted
 from taming_dist.pretrained import check_frozen_features
 from taming_dist.ranges import LARGEST_SEED, check_ranges, ranged
 from taming_dist.recipes.label_maps import LabelMapLossConfig
@@ -60,6 +61,10 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, "run")
+        if ".." in Path(self.name).parts:
+            raise UserError(f"run.name={self.name} leaves the folder of all runs: give run.dir=...")
+        if not self.dir.strip() or not f"{self.name}{self.dir}".isprintable():
+            raise UserError(f"run.dir={self.dir!r} is no folder: give its path, or a run.name")
 
 
 @dataclasses.dataclass
@@ -75,7 +80,8 @@ class Config:
     optim: OptimConfig = MISSING
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
-    scale: Any = None  # what +scale=NAME stood for; see `scaled`
+    scale: dict[str, Any] | None = None  # what +scale=NAME stands for, until it is known for which
+    scaled: list[str] = dataclasses.field(default_factory=list)  # stage; then what it changes
 
 
 # stage -> its model, loss and data
@@ -126,17 +132,34 @@ def hydra_entry(
     for group, schemas in (groups or {}).items():
         for name, node in schemas.items():
             store.store(group=group, name=name, node=node)
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us instead of Hydra's printer
-
-    @hydra.main(version_base="1.3", config_path=str(folder or conf_dir()), config_name=config_name)
-    def entry(config: DictConfig) -> None:
-        with one_line():  # before Hydra sees the error and adds lines of its own
-            if config.get("scale"):
-                config = scaled(config, config_name)
-            main(typed(config, schema))
-
+    path = str(folder or conf_dir())
     with one_line():
-        entry()
+        line = parse(sys.argv[1:])
+        overrides = [kept_as_typed(override, schema, groups or {}) for override in line.overrides]
+        for override in overrides:
+            check_readable(override)
+        if line.config_dir:
+            where = Path(line.config_dir).absolute().as_uri()
+            overrides.append(f"hydra.searchpath=[{quoted(where)}]")
+        if any(override.startswith("+scale=") for override in overrides):
+            with hydra.initialize_config_dir(path, version_base="1.3"):
+                overrides = scaled(hydra.compose(config_name, overrides), overrides)
+        if line.shows:
+            show(path, config_name, [*overrides, *line.options])
+            return
+        with hydra.initialize_config_dir(path, version_base="1.3"):
+            config = hydra.compose(config_name, overrides)
+        main(typed(config, schema))
+
+
+def show(folder: str, config_name: str, argv: Sequence[str]) -> None:
+    """Have Hydra do what its own options ask for, such as --cfg job."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us instead of its printer
+    before, sys.argv = sys.argv, [sys.argv[0], *argv]
+    try:
+        hydra.main(version_base="1.3", config_path=folder, config_name=config_name)(print)()
+    finally:
+        sys.argv = before
 
 
 @contextmanager
@@ -149,25 +172,32 @@ def one_line() -> Iterator[None]:
             raise UserError(explain(error)) from error
 
 
-def scaled(config: DictConfig, config_name: str) -> DictConfig:
-    """Compose anew with the values of +scale=NAME in its place on the command line.
+def scaled(config: DictConfig, overrides: list[str]) -> list[str]:
+    """The overrides with the values of +scale=NAME, composed as `config`, in place of its name.
 
-    They depend on the stage, which Hydra knows only after composing; as overrides they still give
-    way to what the user says after them.
+    They depend on the stage, which Hydra knows only after composing. What is typed wins over them,
+    wherever it stands. `scaled` of the result tells what they change.
     """
     model = OmegaConf.get_type(config.model)
     stage = next(name for name, parts in STAGES.items() if parts[0] is model)
     known = OmegaConf.to_container(config.scale)
     assert isinstance(known, dict)
-    values = OmegaConf.merge(known["all"], known[stage])
-    overrides: list[str] = []
-    for override in HydraConfig.get().overrides.task:
-        if override.startswith("+scale="):
-            lines = flatten(OmegaConf.to_container(values))
-            overrides += [line for line in lines if applies(config, line.split("=")[0])]
-        else:
-            overrides.append(override)
-    return hydra.compose(config_name, overrides)
+    values = flatten(OmegaConf.to_container(OmegaConf.merge(known["all"], known[stage])))
+    others = [override for override in overrides if not override.startswith("+scale=")]
+    typed_keys = {override.partition("=")[0].lstrip("+") for override in others}
+    changes = []
+    for key, value in values.items():
+        parents = {key[:end] for end, letter in enumerate(key + ".") if letter == "."}
+        before = json.dumps(_plain(OmegaConf.select(config, key)))
+        if parents & typed_keys or before == json.dumps(value) or not applies(config, key):
+            continue
+        others.append(f"{key}={json.dumps(value)}")
+        changes.append(f"{key}: {before} -> {json.dumps(value)}")
+    return [*others, f"scaled=[{','.join(map(quoted, changes))}]"]
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def applies(config: DictConfig, path: str) -> bool:
@@ -178,25 +208,33 @@ def applies(config: DictConfig, path: str) -> bool:
     return not parent.startswith("loss") or (node is not None and name in list(node))
 
 
-def flatten(values: Any, prefix: str = "") -> list[str]:
-    """{"a": {"b": [1, 2]}} -> ["a.b=[1,2]"], in the grammar of Hydra's command line."""
-    if isinstance(values, dict):
-        parts = [
-            flatten(value, f"{prefix}.{key}" if prefix else key) for key, value in values.items()
-        ]
-        return [line for part in parts for line in part]
-    return [f"{prefix}={json.dumps(values)}"]
+def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": [1, 2]}} -> {"a.b": [1, 2]}."""
+    if not isinstance(values, dict):
+        return {prefix: values}
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flatten(value, f"{prefix}.{key}" if prefix else key)
+    return found
 
 
 def typed(config: DictConfig, schema: type[Schema]) -> Schema:
-    """The composed configuration as its dataclass; UserError for a missing value or unknown key."""
+    """The composed configuration as its dataclass, `~` in its texts expanded; UserError for a
+    missing or empty value or an unknown key."""
     refuse_unknown_keys(config)
+    refuse_empty(config)
+    expand_home(config)
     try:
         values = OmegaConf.to_object(config)
     except (MissingMandatoryValue, InterpolationToMissingValueError) as error:
         raise UserError(_missing(config, error)) from error
     assert isinstance(values, schema)
     return values
+
+
+def is_branch(node: Any, kind: Any = DictConfig) -> bool:
+    """Whether a node of the configuration has others below it: none has `???` or null."""
+    return isinstance(node, kind) and not node._is_missing() and not node._is_none()
 
 
 def refuse_unknown_keys(config: DictConfig) -> None:
@@ -208,8 +246,32 @@ def refuse_unknown_keys(config: DictConfig) -> None:
             near = difflib.get_close_matches(str(key), fields, n=1)
             hint = f" (did you mean '{near[0]}'?)" if near else ""
             raise UserError(f"there is no key {config._get_full_key(key)}{hint}")
-        if isinstance(value, DictConfig) and not value._is_missing():
+        if is_branch(value):
             refuse_unknown_keys(value)
+
+
+def refuse_empty(config: DictConfig) -> None:
+    """A name or path that has to be given may not be empty (`run.name=`)."""
+    kind = OmegaConf.get_type(config)
+    if not dataclasses.is_dataclass(kind):
+        return
+    for field in dataclasses.fields(kind):
+        value: Any = config._get_node(field.name)
+        if is_branch(value):
+            refuse_empty(value)
+        elif field.default == MISSING and str(value).strip() == "":
+            raise UserError(f"{config._get_full_key(field.name)} is empty: give a value")
+
+
+def expand_home(config: DictConfig | ListConfig) -> None:
+    """`~` at the start of a text is the home folder, as in a shell."""
+    keys = list(config) if isinstance(config, DictConfig) else range(len(config))
+    for key in keys:
+        value: Any = config._get_node(key)
+        if is_branch(value, DictConfig | ListConfig):
+            expand_home(value)
+        elif isinstance(text := value._value(), str) and text.startswith("~"):
+            config[key] = os.path.expanduser(text)
 
 
 def _missing(config: DictConfig, error: OmegaConfBaseException) -> str:
@@ -225,7 +287,7 @@ def missing_keys(config: DictConfig) -> list[str]:
     keys = []
     for key, value in config.items_ex(resolve=False):
         assert isinstance(key, str)
-        if isinstance(value, DictConfig) and not value._is_missing():
+        if is_branch(value):
             keys += missing_keys(value)
         elif OmegaConf.is_missing(config, key) and not OmegaConf.is_interpolation(config, key):
             keys.append(config._get_full_key(key))
@@ -241,7 +303,7 @@ def explain(error: Exception) -> str:
     lines = [str(error)] if str(cause) in str(error) else [str(error), str(cause)]
     text = " ".join(" ".join(lines).split())
     text = re.sub(r" ?To append to your config use \+\S+", "", text)
-    text = re.sub(r" object_type=\w+| Config search path:.*", "", text)
+    text = re.sub(r" (?:object|reference)_type=\S+| Config search path:.*", "", text)
     node, key = getattr(cause, "parent_node", None), getattr(cause, "key", None)
     if node is not None and isinstance(key, str) and isinstance(node, DictConfig):
         near = difflib.get_close_matches(key, [str(name) for name in node], n=1)

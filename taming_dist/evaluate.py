@@ -49,7 +49,8 @@ AnyBatch = TypeVar("AnyBatch", Batch, CodeBatch)
 
 @dataclass
 class EvaluateConfig:
-    """What to measure; `model` is an export folder, `data` a shard spec, `out` gets the results.
+    """What to measure; `model` is an export folder, `data` a shard spec or a list of them, `out`
+    gets the results.
 
     `size`: pixels of the centre crops (the model's resolution if left out). `pictures`: images
     shown beside their reconstructions. `lpips_weights`: pretrained, or random (tests only).
@@ -57,7 +58,7 @@ class EvaluateConfig:
     """
 
     model: str = MISSING
-    data: str = MISSING
+    data: Any = MISSING
     out: str = MISSING
     batch: int = ranged(16, at_least=1)
     size: int | None = ranged(None, at_least=1)

@@ -47,9 +47,9 @@ class SampleConfig:
 
     A class-conditional transformer takes `class_id` for every image, or else goes through its
     classes in turn. One that is conditioned on codes takes them from the code shards `condition`,
-    the first n samples. `size` is HEIGHTxWIDTH in pixels (the trained one if left out); `batch`
-    images are made at a time, which changes speed and memory, not the images. `top_k`, `top_p` off:
-    null.
+    a spec or a list of them, the first n samples. `size` is HEIGHTxWIDTH in pixels (the trained one
+    if left out); `batch` images are made at a time, which changes speed and memory, not the images.
+    `top_k`, `top_p` off: null.
     """
 
     transformer: str = MISSING
@@ -58,7 +58,7 @@ class SampleConfig:
     n: int = ranged(64, at_least=1)
     seed: int = ranged(0, at_least=0, at_most=LARGEST_SEED)
     class_id: int | None = ranged(None, at_least=0)
-    condition: str | None = None
+    condition: Any = None
     size: str | None = None
     temperature: float = ranged(1.0, at_least=0)
     top_k: int | None = ranged(None, at_least=0)

@@ -24,11 +24,12 @@ def main() -> None:
 def train(config: "Config", stop: StopRequest) -> None:
     """Check everything, then join the process group, build the stage and run the loop."""
     from taming_dist.config import check
+    from taming_dist.description import describe
     from taming_dist.engine.checkpoint import Checkpoints, newest_valid
     from taming_dist.engine.zero import init_world, shutdown
     from taming_dist.launch import environment_place
     from taming_dist.run_dir import check_run_dir
-    from taming_dist.stages import choose_stage, describe, first_rank_sinks
+    from taming_dist.stages import choose_stage, first_rank_sinks
     from taming_dist.training.clock import Clock
     from taming_dist.training.ending import ending
     from taming_dist.training.leftovers import remove_leftovers

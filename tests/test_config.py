@@ -4,21 +4,29 @@ import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import yaml
+from hydra.core.config_store import ConfigStore
 from PIL import Image
 
 import taming_dist.train as entry
-from taming_dist.config import Config, check, conf_dir, to_yaml
+from taming_dist.config import SCHEMAS, Config, check, conf_dir, hydra_entry, to_yaml
 from taming_dist.data.batching import batch_sizes
 from taming_dist.data.code_shards import CodeShard, write_codes_manifest
+from taming_dist.description import describe
+from taming_dist.engine.world import World
 from taming_dist.errors import UserError
+from taming_dist.evaluate import EvaluateConfig
 from taming_dist.models.discriminators import DinoConfig, StyleGANConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.transformer import TransformerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.sample import SampleConfig
 from taming_dist.stages import choose_stage
 from tests.data.shard_files import writing_shards
 
@@ -122,16 +130,135 @@ def test_flickr_is_the_papers_model(compose: Compose) -> None:
     assert (gpt.layers, gpt.heads, gpt.width) == (24, 16, 1024)
 
 
-def test_what_comes_after_the_scale_wins_and_what_comes_before_gives_way(
-    compose: Compose,
-) -> None:
+def test_what_is_typed_wins_over_the_scale_wherever_it_stands(compose: Compose) -> None:
     laptop = compose("+experiment=flickr", "+scale=laptop")
     assert (laptop.data.size, laptop.model.channels, laptop.train.steps) == (64, 32, 200)
-    assert laptop.scale is None or laptop.scale == {}
-    after = compose("+experiment=flickr", "+scale=laptop", "data.size=128", "train.steps=7")
+    typed = ("data.size=128", "train.steps=7", "train.validate_every=3")
+    after = compose("+experiment=flickr", "+scale=laptop", *typed)
+    before = compose(*typed, "+experiment=flickr", "+scale=laptop")
+    assert before == after
     assert (after.data.size, after.model.channels, after.train.steps) == (128, 32, 7)
-    before = compose("+experiment=flickr", "data.size=128", "+scale=laptop")
-    assert before.data.size == 64
+    assert (after.train.validate_every, after.train.checkpoint_every) == (3, 100)
+    mapping = compose("loss.discriminator={channels: 24}", "+experiment=flickr", "+scale=laptop")
+    assert (mapping.loss.discriminator.channels, mapping.loss.discriminator.layers) == (24, 3)
+
+
+def test_a_run_says_what_was_scaled(compose: Compose) -> None:
+    config = compose("+experiment=flickr", "+scale=laptop", "data.lanes=16", "data.block=64")
+    assert "train.steps: 200000 -> 200" in config.scaled
+    assert "model.attention_resolutions: [16] -> []" in config.scaled
+    assert "optim.base_lr: 4.5e-06 -> null" in config.scaled
+    assert not any("data.lanes" in line or "data.block" in line for line in config.scaled)
+    world = World(0, 1, 0, torch.device("cpu"))
+    said = describe(config, world, check(config, 1), SimpleNamespace(engines={}))
+    assert said.splitlines()[1] == f"scaled    {', '.join(config.scaled)}"
+    assert "batch     8 images = 1 ranks x 8 x 1 micro-batches" in said
+    assert compose("+experiment=flickr").scaled == []
+
+
+def test_the_printed_configuration_is_the_scaled_one(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    line = ["+experiment=flickr", "+scale=laptop", "run.name=1e3", "--cfg", "job"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *line])
+    entry.main()
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (printed["train"]["steps"], printed["data"]["size"]) == (200, 64)
+    assert printed["run"]["name"] == "1e3"
+    assert sys.argv[1:] == line
+
+
+# Text on the command line
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "20240101_120000",
+        "1e3",
+        "true",
+        "0x10",
+        "two words",
+        "n\u00fcrnberg \u00e9",
+        "a{b[c(d=e~f#g'h\"i,j:k",
+        "back\\slash\\",
+        "$HOME",
+    ],
+)
+def test_names_and_paths_are_kept_as_typed(compose: Compose, name: str) -> None:
+    config = compose(
+        "+experiment=flickr", f"run.name={name}", f"run.init={name}", f"data.val=runs/{name}"
+    )
+    assert (config.run.name, config.run.dir) == (name, f"outputs/{name}")
+    assert (config.run.init, config.data.val) == (name, f"runs/{name}")
+    codes = compose("+experiment=flickr_transformer", f"data.vqgan={name}", f"data.train={name}")
+    assert (codes.data.vqgan, codes.data.train) == (name, name)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("https://host/set/{000..099}.tar", "https://host/set/{000..099}.tar"),
+        ("{a,b}", "{a,b}"),
+        ("2024", "2024"),
+        ("~/images", "HOME/images"),
+        ('"quoted, as Hydra has it"', "quoted, as Hydra has it"),
+        ("[a,2024, b=c]", ["a", "2024", "b=c"]),
+        ("[~/a,https://host/{0,1}.tar]", ["HOME/a", "https://host/{0,1}.tar"]),
+        (
+            "{photos:{shards:~/photos,weight:2},art: {shards:[https://host/{0..9}.tar,b]}}",
+            {
+                "photos": {"shards": "HOME/photos", "weight": 2},
+                "art": {"shards": ["https://host/{0..9}.tar", "b"]},
+            },
+        ),
+    ],
+)
+def test_shard_specs_are_texts_lists_and_mixtures_as_typed(
+    compose: Compose, monkeypatch: pytest.MonkeyPatch, value: str, expected: Any
+) -> None:
+    monkeypatch.setenv("HOME", "HOME")
+    assert compose("+experiment=flickr", f"data.train={value}").data.train == expected
+
+
+def test_references_to_other_keys_still_work_and_home_is_expanded(compose: Compose) -> None:
+    config = compose("+experiment=flickr", "run.dir=~/runs/${run.name}-a", "run.name=1e3")
+    assert config.run.dir == str(Path.home() / "runs/1e3-a")
+
+
+@pytest.mark.parametrize(
+    ("module", "overrides", "expected"),
+    [
+        (
+            "sample",
+            ["transformer=a{b", "vqgan=1e3", "out=~/o=ut", "condition=[a,b]", "n=3"],
+            {"transformer": "a{b", "vqgan": "1e3", "condition": ["a", "b"], "n": 3},
+        ),
+        (
+            "evaluate",
+            ["model=true", "data=[a,{0..9}.tar]", "out=~/o=ut", "batch=3"],
+            {"model": "true", "data": ["a", "{0..9}.tar"], "batch": 3},
+        ),
+    ],
+)
+def test_sampling_and_evaluation_keep_text_in_the_same_way(
+    elsewhere: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    module: str,
+    overrides: list[str],
+    expected: dict[str, Any],
+) -> None:
+    schema = {"sample": SampleConfig, "evaluate": EvaluateConfig}[module]
+    folder = conf_dir() / "evaluate" if module == "evaluate" else None
+    monkeypatch.setattr(sys, "argv", [module, *overrides])
+    store = ConfigStore.instance()  # as in a process of its own
+    groups = set(SCHEMAS) | {"train_schema.yaml"}
+    left = {name: node for name, node in store.repo.items() if name not in groups}
+    monkeypatch.setattr(store, "repo", left)
+    found: list[Any] = []
+    hydra_entry(module, schema, found.append, folder=folder)
+    for key, value in ({"out": str(Path.home() / "o=ut")} | expected).items():
+        assert getattr(found[0], key) == value
 
 
 def test_the_scale_knows_both_stages_and_the_optimizer_has_one_rate(compose: Compose) -> None:
@@ -216,7 +343,23 @@ def test_the_written_configuration_says_everything(compose: Compose) -> None:
         (["+experiment=flickr", "model.multipliers=3"], ["multipliers", "3"]),
         (["+experiment=flickr", "data.flip=perhaps"], ["data.flip", "perhaps"]),
         (["+experiment=flickr", "train.steps="], ["train.steps"]),
-        (["+experiment=flickr", "train.steps"], ["train.steps"]),
+        (["+experiment=flickr", "train.steps"], ["train.steps", "key=value"]),
+        (["+experiment=flickr", "train.st\u00e9ps=3"], ["train.st\u00e9ps=3", "key=value"]),
+        (["+experiment=flickr", "optim.betas=[0.5"], ["optim.betas", """'optim.betas="[0.5"'"""]),
+        (["+experiment=flickr", "data.flip={"], ["data.flip", """'data.flip="{"'"""]),
+        (["+experiment=flickr", "optim.lr=1,2"], ["'optim.lr=1,2'", "'optim.lr=[1,2]'"]),
+        (["+experiment=flickr", "-m"], ["one command is one run", "-m"]),
+        (["+experiment=flickr", "--multirun", "run.name=a,b"], ["one command is one run"]),
+        (["+experiment=flickr", "--steps", "3"], ["--steps", "key=value"]),
+        (["+experiment=flickr", "--cfg", "jobs"], ["--cfg", "jobs"]),
+        (["+experiment=flickr", "run.name="], ["run.name is empty"]),
+        (["+experiment=flickr", "run.name= "], ["run.name is empty"]),
+        (["+experiment=flickr", "run.name=null"], ["run.name"]),
+        (["+experiment=flickr", "run.name=../x"], ["run.name=../x"]),
+        (["+experiment=flickr", "run.name=a\nb"], ["run.dir="]),
+        (["+experiment=flickr", "run.dir="], ["run.dir=''"]),
+        (["+experiment=flickr", "data.train="], ["data.train is empty"]),
+        (["+experiment=flickr", "run.dir=x/${oops"], ["run.dir", "oops"]),
         ([], ["run.name=...", "data.global_batch=...", "data.train=..."]),
         (["+experiment=flickr", "optim.lr=1e-4"], ["optim.lr", "optim.base_lr"]),
         (["+experiment=flickr", "log.wandb=yes"], ["log.wandb", "offline"]),
@@ -269,7 +412,7 @@ def test_a_mistyped_command_line_is_refused_in_one_line(
         ("data.val=empty", "data.val: "),
         ("data.train='images/images-{000000..000009}.tar'", "images-000002.tar"),
         ("data.train=null", "data.train: null is not a shard spec: give a folder"),
-        ("data.train=2024", "data.train: 2024 is not a shard spec: give a folder"),
+        ("data.train=2024", "data.train: there is no shard 2024"),
         ("data.train=[null]", "data.train: [None] is not a shard spec"),
         ("data.train={a:{shards:null}}", "data.train: a.shards: null is not a shard spec"),
         ("data.val=null", "data.val: null is not a shard spec"),

@@ -52,8 +52,8 @@ class CodesConfig:
     `in_memory`: read shards into memory and keep them, where the disk is slow and they fit.
     """
 
-    train: str = MISSING
-    val: str = MISSING
+    train: Any = MISSING
+    val: Any = MISSING
     global_batch: int = ranged(MISSING, at_least=1)
     micro_batch: int = ranged(MISSING, at_least=1)
     lanes: int = ranged(256, at_least=1)
