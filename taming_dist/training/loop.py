@@ -149,7 +149,7 @@ def validation_due(clock: Clock, config: LoopConfig) -> bool:
 
 def validate(recipe: Recipe, data: Data, clock: Clock, sinks: Sinks) -> None:
     """Log the metrics of the present step on the validation set."""
-    metrics = recipe.validate(in_step(data.val, data.val_batches))
+    metrics = recipe.validate(in_step(data.val, data.val_batches, data.preview))
     sinks.log(clock, prefixed("val", metrics))
 
 
@@ -196,15 +196,15 @@ def save(recipe: Recipe, data: Data, clock: Clock, checkpoints: Checkpoints, sin
     sinks.event("save", clock, checkpoint=path.name)
 
 
-def in_step(val: Source, count: int) -> Iterator[tuple[Any, bool]]:
+def in_step(val: Source, count: int, spare: Any) -> Iterator[tuple[Any, bool]]:
     """The validation batches, `count` on every rank: at ZeRO-3 all ranks must run alike, so a rank
-    that has fewer goes over its last batch again, without counting it."""
-    batch = None
+    that has fewer goes over its last batch again, without counting it; over the `spare` one if it
+    can read none of its own."""
+    batch = spare
     batches = val.epoch_batches()
     for _ in range(count):
         fresh = next(batches, None)
         batch = batch if fresh is None else fresh
-        assert batch is not None, "a rank has no validation sample at all"
         yield batch, fresh is not None
 
 

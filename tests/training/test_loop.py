@@ -414,5 +414,13 @@ def test_a_run_of_other_data_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_rank_with_fewer_validation_batches_repeats_the_last_without_counting_it() -> None:
-    given = list(in_step(Numbers(), 5))
+    given = list(in_step(Numbers(), 5, spare=[9]))
     assert given == [([0, 1], True), ([2, 3], True), ([4], True), ([4], False), ([4], False)]
+
+
+def test_a_rank_that_can_read_no_validation_sample_keeps_in_step_with_a_spare_batch() -> None:
+    class Unreadable(Numbers):
+        def epoch_batches(self) -> Iterator[list[int]]:
+            return iter(())
+
+    assert list(in_step(Unreadable(), 2, spare=[9])) == [([9], False), ([9], False)]
