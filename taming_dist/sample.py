@@ -143,19 +143,24 @@ def codes_of_condition(config: SampleConfig, transformer: Transformer) -> Tensor
 
 
 def prepare_folder(out: Path, n: int) -> None:
-    """Make `out` ready for n images: writable, and free of images that would mix with them."""
+    """Make `out` ready for n images: writable, and free of an earlier run's, which would be taken
+    for this one's should it end early. A larger run's are not ours to remove."""
+    earlier = [picture for picture in out.glob("*.png") if picture.stem.isdigit()]
+    for picture in earlier:
+        if int(picture.stem) >= n:
+            raise UserError(
+                f"out: {picture} is of an earlier, larger run; remove it or give another folder"
+            )
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
             pass
-        (out / "samples.json").unlink(missing_ok=True)  # it says that the folder is complete
+        (out / "samples.json").unlink(missing_ok=True)  # first: it says that the folder is complete
+        (out / "grid.png").unlink(missing_ok=True)
+        for picture in earlier:
+            picture.unlink()
     except OSError as error:
         raise UserError(f"out: cannot write to {out} ({error.strerror}), give another") from error
-    for picture in out.glob("*.png"):
-        if picture.stem.isdigit() and int(picture.stem) >= n:
-            raise UserError(
-                f"out: {picture} is of an earlier, larger run; remove it or give another folder"
-            )
 
 
 def write_pictures(parts: Iterator[Samples], out: Path) -> Tensor:

@@ -26,7 +26,7 @@ def train(config: "Config", stop: StopRequest) -> None:
     from taming_dist.config import check
     from taming_dist.description import describe
     from taming_dist.engine.checkpoint import Checkpoints, newest_valid
-    from taming_dist.engine.zero import init_world, shutdown
+    from taming_dist.engine.zero import init_world, load_deepspeed, shutdown
     from taming_dist.launch import environment_place
     from taming_dist.run_dir import check_run_dir
     from taming_dist.stages import choose_stage, first_rank_sinks
@@ -48,7 +48,9 @@ def train(config: "Config", stop: StopRequest) -> None:
 
     if here.rank == 0:
         remove_leftovers(run_dir)
-    world = init_world(here, config.engine.allowed_tf32)
+    load_deepspeed()  # takes seconds, in which a signal is remembered
+    with stop.suspended():
+        world = init_world(here, config.engine.allowed_tf32)
     clock = Clock(config.data.global_batch, config.train.steps)
     with ending(run_dir, world, clock) as opened:
         recipe = stage.build_recipe(world, batch)

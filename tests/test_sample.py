@@ -1,5 +1,6 @@
 """The sampling command on tiny exports: what it writes, and how it refuses."""
 
+import errno
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.transformer import Transformer, TransformerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
 from taming_dist.sample import SampleConfig, main
+from taming_dist.training.sinks import save_png
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +124,25 @@ def test_a_smaller_run_does_not_mix_with_a_larger_one(exports: Path, tmp_path: P
     main(config_for(exports, tmp_path))
     with pytest.raises(UserError, match=r"out: .*00000\d\.png is of an earlier, larger run"):
         main(config_for(exports, tmp_path, n=3))
+    assert len(record(tmp_path)["images"]) == 7  # the larger one is left as it was
+
+
+def test_a_run_that_ends_early_leaves_nothing_that_looks_like_its_own(
+    exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main(config_for(exports, tmp_path, seed=0))
+    first = pixels(tmp_path / "000000.png")
+
+    def broken(picture: Any, path: Path) -> None:
+        if path.stem == "000002":
+            raise OSError(errno.EIO, "Input/output error")
+        save_png(picture, path)
+
+    monkeypatch.setattr("taming_dist.sample.save_png", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        main(config_for(exports, tmp_path, seed=1))
+    assert sorted(os.listdir(tmp_path)) == ["000000.png", "000001.png"]
+    assert (pixels(tmp_path / "000000.png") != first).any()
 
 
 def test_progress_says_the_speed(

@@ -70,14 +70,10 @@ def tokenize(job: Job, worker: Worker, batch: int, threads: int, stale_s: float)
     except OSError as error:
         if error.errno not in NO_SPACE:
             raise
-        line = (
+        raise UserError(
             f"no space left in {job.out} ({error.strerror}): make room and run this command again; "
             f"{len(ledger.entries)} finished shards are kept"
-        )
-        if worker.number:
-            # Only the first worker's mistakes are printed, for they are all workers'; not this one.
-            print(f"{worker.who}{line}", flush=True)
-        raise UserError(line) from error
+        ) from error
 
 
 def _work(

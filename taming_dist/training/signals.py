@@ -6,6 +6,8 @@ rank), so nothing heavy is imported here.
 
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -29,6 +31,18 @@ class StopRequest:
         for number in ASKING:
             signal.signal(number, self._receive)
         return self
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Let Ctrl-C and SIGTERM end the process as they do by themselves: while ranks wait to meet
+        there is nothing to save, and a rank that waits in vain for one that failed must end."""
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        kept = [signal.signal(number, signal.SIG_DFL) for number in numbers]
+        try:
+            yield
+        finally:
+            for number, handler in zip(numbers, kept, strict=True):
+                signal.signal(number, handler)
 
     @property
     def asked(self) -> bool:

@@ -118,6 +118,17 @@ def test_an_error_of_one_rank_in_training_ends_the_job_with_its_line_and_status(
     assert told == [("start", None), ("error", 1), ("exit", None)]
 
 
+def test_an_error_of_one_rank_at_the_start_ends_the_others_which_wait_for_it(cluster, folder):
+    cluster.run("srun", "--nodelist=node1", "cp", "-r", folder / "train", "/mnt/first", cwd=folder)
+    job = train_vqgan(cluster, folder, "run.dir=nowhere", "data.train=/mnt/first")
+    assert job.wait() == 2, job.text
+    said = [line for line in job.text.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1, job.text
+    assert said[0].startswith("error: rank 1: ")
+    assert "/mnt/first" in said[0]
+    assert not (folder / "nowhere").exists()
+
+
 def test_a_signal_has_the_ranks_save_and_the_same_command_goes_on(cluster, folder, trained):
     run, _ = trained
     job = train_vqgan(cluster, folder, "train.steps=100000")

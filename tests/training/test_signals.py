@@ -38,3 +38,15 @@ def test_the_end_after_the_warning_does_not_cut_the_saving_short(stop: StopReque
     os.kill(os.getpid(), signal.SIGUSR1)
     os.kill(os.getpid(), signal.SIGTERM)
     assert stop.name == "SIGUSR1"
+
+
+def test_ranks_that_wait_to_meet_end_at_once_and_remember_signals_before_and_after(
+    stop: StopRequest,
+) -> None:
+    handlers = [signal.getsignal(number) for number in ASKING]
+    with stop.suspended():
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+        os.kill(os.getpid(), signal.SIGUSR1)  # Slurm's warning of the time limit can wait
+    assert [signal.getsignal(number) for number in ASKING] == handlers
+    assert stop.name == "SIGUSR1"
