@@ -45,7 +45,7 @@ def refused(
         before = sorted(elsewhere.rglob("*"))
         with monkeypatch.context() as patched:
             patched.setattr(sys, "argv", ["train.py", *overrides])
-            patched.setattr("taming_dist.engine.zero.init_world", not_reached)
+            patched.setattr("taming_dist.engine.start.init_world", not_reached)
             with pytest.raises(SystemExit) as ending:
                 entry.main()
         out, err = capsys.readouterr()

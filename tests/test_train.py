@@ -195,8 +195,8 @@ def test_a_run_uses_tf32_where_its_configuration_says_so(
 
     monkeypatch.chdir(runs.folder)
     monkeypatch.setattr(sys, "argv", ["train.py", *SETTINGS, f"engine.tf32={asked}"])
-    monkeypatch.setattr("taming_dist.engine.zero.rendezvous", lambda here: {})
-    monkeypatch.setattr("taming_dist.engine.zero.load_deepspeed", reached)
+    monkeypatch.setattr("taming_dist.engine.start.rendezvous", lambda here: {})
+    monkeypatch.setattr("taming_dist.engine.start.load_deepspeed", reached)
     use_tf32(TF32_CHOICES["none" if asked == "all" else "all"])
     with pytest.raises(Reached):
         train.main()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from taming_dist.access import usual_mode
 
+CHUNK = 2**24  # elements
 WARM_UP_STEPS = 10  # the average of a young run forgets faster: its early weights are noise
 
 
@@ -33,9 +34,15 @@ class WeightAverage:
         torch._foreach_lerp_(self.shards, [shard.detach() for shard in shards], 1 - decay)
 
     @torch.no_grad()
-    def set(self, shards: list[Tensor]) -> None:
-        """Take these weights for the average."""
-        torch._foreach_copy_(self.shards, [shard.detach() for shard in shards])
+    def exchange(self, shards: list[Tensor]) -> None:
+        """The average takes the values of the weights and they take its own, in place; what it
+        needs beside is one chunk of them."""
+        for ours, theirs in zip(self.shards, shards, strict=True):
+            chunks = (part.view(-1).split(CHUNK) for part in (ours, theirs.detach()))
+            for one, other in zip(*chunks, strict=True):
+                kept = one.clone()
+                one.copy_(other)
+                other.copy_(kept)
 
     def save(self, file: Path) -> None:
         """Write this rank's part."""

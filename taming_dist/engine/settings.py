@@ -11,8 +11,11 @@ from taming_dist.errors import UserError
 from taming_dist.ranges import check_ranges, ranged
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Elements per reduction. DeepSpeed's default of 5e8 is memory that every engine holds up to four
-# times over, many times what the networks of this package take themselves.
+# fp16 is left out: a sum over ranks of gradients that are scaled up to its range leaves it.
+REDUCTIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Elements per reduction, and of weights that ZeRO 3 has whole before or after their use.
+# DeepSpeed's default of 5e8 is memory that every engine holds up to four times over, many times
+# what the networks of this package take; those of ZeRO 3, up to 1e9, keep such networks whole.
 BUCKET = 2**24
 
 
@@ -25,12 +28,16 @@ class EngineConfig:
     products as well: linear layers, the codebook's search). `auto` is none at precision=fp32, which
     so means exact fp32, and convolutions at bf16 and fp16, which keep as few bits themselves.
 
+    `reduce`: fp32 or bf16, what gradients are rounded to before they are added up over ranks, at
+    any stage and precision.
+
     `persist_below`: at stage 3 parameters of fewer elements stay whole on every rank. `recompute`:
     activation checkpointing of the networks' blocks; `compile`: torch.compile of each of them."""
 
     zero: int = ranged(0, at_least=0, at_most=3)
     precision: str = "fp32"
     tf32: str = "auto"
+    reduce: str = "fp32"
     persist_below: int = ranged(100_000, at_least=0)
     recompute: bool = False
     compile: bool = False
@@ -41,6 +48,8 @@ class EngineConfig:
             raise UserError(f"engine.precision={self.precision}: use fp32, bf16 or fp16")
         if self.tf32 not in ("auto", *TF32_CHOICES):
             raise UserError(f"engine.tf32={self.tf32}: use auto, none, convolutions or all")
+        if self.reduce not in REDUCTIONS:
+            raise UserError(f"engine.reduce={self.reduce}: use fp32 or bf16")
         if self.compile:
             check_compiler(torch.cuda.is_available())
 
@@ -56,22 +65,30 @@ def deepspeed_config(
     engine: EngineConfig, clip: float, micro_batch: int, accumulation: int, on_gpu: bool
 ) -> dict[str, Any]:
     """DeepSpeed's configuration of one engine: a pure function, everything stated explicitly."""
-    zero: dict[str, Any] = {"stage": engine.zero}
+    zero: dict[str, Any] = {"stage": engine.zero, "reduce_bucket_size": BUCKET}
     if engine.zero > 0:
         zero |= {"contiguous_gradients": True, "overlap_comm": on_gpu}
-        zero |= {"reduce_bucket_size": BUCKET}
     if engine.zero == 3:
         zero |= {"stage3_param_persistence_threshold": engine.persist_below}
+        kept = ("prefetch_bucket_size", "max_reuse_distance", "max_live_parameters")
+        zero |= {f"stage3_{name}": BUCKET for name in kept}
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": clip if engine.zero > 0 else 0.0,  # else the engine clips
         "zero_optimization": zero,
+        "communication_data_type": engine.reduce,
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
     }
     dtype = PRECISIONS[engine.precision]
     if dtype is not None:
-        config["torch_autocast"] = {"enabled": True, "dtype": str(dtype).removeprefix("torch.")}
+        # Gradients of the modules named here, and at ZeRO 3 their weights, would go between ranks
+        # in the precision of autocast: also where a weight is used in fp32.
+        config["torch_autocast"] = {
+            "enabled": True,
+            "dtype": str(dtype).removeprefix("torch."),
+            "lower_precision_safe_modules": [],
+        }
     return config

@@ -1,52 +1,31 @@
-"""DeepSpeed: one engine per trained network, at any ZeRO stage. The only import of deepspeed.
+"""DeepSpeed: one engine per trained network, at any ZeRO stage.
 
 Traps of DeepSpeed that are closed here, each with a test: its default clips gradients to norm 1;
-its CPU backend compiles an extension at start; its groups ignore the timeout; autograd.grad through
-an engine's output fires its reduction hooks (recipes cut the graph at the reconstruction instead);
-its scaler of fp16 losses does not go with autocast (see `taming_dist.engine.scaling`).
+its setting of the bucket's size does not reach ZeRO 0, nor that of the dtype of reductions ZeRO 1
+to 3 next to autocast; autograd.grad through an engine's output fires its reduction hooks (recipes
+cut the graph at the reconstruction instead); its scaler of fp16 losses does not go with autocast
+(see `taming_dist.engine.scaling`).
 """
 
-import logging
 import math
-import os
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from datetime import timedelta
-from functools import cache
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from taming_dist.engine.blocks import compile_blocks, recompute_blocks
 from taming_dist.engine.ema import WeightAverage
+from taming_dist.engine.layouts import LAYOUTS, Layout, write_rows
+from taming_dist.engine.partition import gathered
 from taming_dist.engine.scaling import LossScale
-from taming_dist.engine.settings import PRECISIONS, EngineConfig, deepspeed_config
-from taming_dist.engine.tf32 import EXACT, TF32
-from taming_dist.engine.world import DEFAULT_TIMEOUT, World, choose_device, rendezvous
+from taming_dist.engine.settings import PRECISIONS, REDUCTIONS, EngineConfig, deepspeed_config
+from taming_dist.engine.start import load_deepspeed
+from taming_dist.engine.world import World
 from taming_dist.errors import UserError
-from taming_dist.launch import Place
-from taming_dist.models.export import assemble
-
-
-@cache
-def load_deepspeed() -> ModuleType:
-    """Import DeepSpeed, which takes seconds, when it is first needed, with its traps closed."""
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-    import deepspeed
-    from deepspeed.utils import logger
-
-    logger.setLevel(logging.WARNING)
-    # It calls collectives by the names that every torch of our range has; newer ones warn of them.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    # Only inference uses this extension; building it takes minutes on a small CPU machine, and a
-    # build that is killed leaves a lock on which every later start would hang.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed
 
 
 class Optimizer(Protocol):
@@ -56,40 +35,6 @@ class Optimizer(Protocol):
     betas: list[float]
     weight_decay: float
     clip: float
-
-
-def init_world(here: Place, tf32: TF32 = EXACT, timeout: timedelta = DEFAULT_TIMEOUT) -> World:
-    """Join the process group (nccl on GPUs, else gloo), also for a single process."""
-    os.environ.update(rendezvous(here))
-    device = choose_device(here.local_rank, tf32)
-    deepspeed = load_deepspeed()
-    from deepspeed.comm.torch import TorchBackend
-
-    # DeepSpeed's groups ignore the timeout that init_distributed is given.
-    TorchBackend.new_group = lambda self, ranks: dist.new_group(ranks, timeout=timeout)
-    deepspeed.init_distributed(
-        dist_backend="nccl" if device.type == "cuda" else "gloo",
-        timeout=timeout,
-        auto_mpi_discovery=False,
-        verbose=False,
-    )
-    return World(here.rank, here.world_size, here.local_rank, device)
-
-
-def shutdown() -> None:
-    """Leave the process group."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-@contextmanager
-def swapped(tensors: list[Tensor], values: list[Tensor]) -> Iterator[None]:
-    """Put values into tensors for the while."""
-    kept = [tensor.clone() for tensor in tensors]
-    with torch.no_grad():
-        torch._foreach_copy_(tensors, values)
-        yield
-        torch._foreach_copy_(tensors, kept)
 
 
 class Engine:
@@ -103,6 +48,8 @@ class Engine:
 
     With `ema_half_life` (images; 0 for none) an average of the weights is kept, cut up as ZeRO cuts
     the optimizer; `evaluated` and `full_state` then give the averaged weights.
+
+    `module` comes from `build_network`: at ZeRO 3 it is cut up already.
     """
 
     def __init__(
@@ -117,6 +64,7 @@ class Engine:
         ema_half_life: int = 0,
     ) -> None:
         on_gpu = world.device.type == "cuda"
+        assert config.zero < 3 or all(hasattr(p, "ds_id") for p in module.parameters())
         kind = torch.optim.AdamW if optimizer.name == "adamw" else torch.optim.Adam
         torch_optimizer = kind(
             groups,
@@ -143,9 +91,12 @@ class Engine:
             config=deepspeed_config(config, optimizer.clip, micro_batch, accumulation, on_gpu),
             dist_init_required=False,
         )
+        self._layout: Layout = LAYOUTS[config.zero](self._engine)
+        self._set_up_reduction()
         self._scale = LossScale() if config.precision == "fp16" else None
         if self._scale is not None:
             self._give_scale(self._scale.value)
+        self._unpublished = False
         self._average: WeightAverage | None = None
         if ema_half_life > 0:
             images_per_step = micro_batch * accumulation * world.world_size
@@ -157,7 +108,21 @@ class Engine:
         return self._engine.module
 
     def __call__(self, *args: Any) -> Any:
+        self._publish_late()
         return self._engine(*args)
+
+    def _set_up_reduction(self) -> None:
+        """The dtype and the size of the buckets in which gradients are added up over ranks."""
+        if self.config.zero == 0:  # where DeepSpeed leaves its setting of the size aside
+            self._engine.allreduce_gradients = partial(
+                self._engine.allreduce_gradients, bucket_size=self._engine.zero_reduce_bucket_size()
+            )
+            return
+        # Next to autocast its ZeRO optimizers leave the setting of the dtype aside.
+        optimizer, dtype = self._engine.optimizer, REDUCTIONS[self.config.reduce]
+        (bucket,) = optimizer.ipg_buckets.values()
+        optimizer.ipg_buckets = {dtype: bucket}
+        optimizer.get_param_comm_dtype = lambda parameter: dtype
 
     def _give_scale(self, scale: float) -> None:
         """Put our factor in the place of DeepSpeed's scaler; see `taming_dist.engine.scaling`."""
@@ -231,12 +196,7 @@ class Engine:
 
     def masters(self) -> list[Tensor]:
         """The fp32 numbers that this rank's optimizer moves, as DeepSpeed keeps them."""
-        optimizer = self._engine.optimizer
-        if self.config.zero == 0:
-            return [parameter.data for parameter in self.module.parameters()]
-        if self.config.zero == 3:
-            return [shard.data for shard in optimizer.fp32_partitioned_groups_flat]
-        return [shard.data for shard in optimizer.single_partition_of_fp32_groups]
+        return self._layout.masters()
 
     def set_lr(self, lr: float) -> None:
         """The learning rate of the next optimizer step, for all groups."""
@@ -269,9 +229,7 @@ class Engine:
     def assign(self, parameter: nn.Parameter, value: Tensor) -> None:
         """Set a parameter of the network to a value of its whole shape, the same on all ranks, and
         with it the optimizer's copy."""
-        everything = torch.arange(len(value), device=value.device)
-        for part, first in self._weights_held(parameter):
-            write_rows(part, first, everything, value)
+        self._write(parameter, torch.arange(len(value), device=value.device), value)
 
     @torch.no_grad()
     def replace_rows(self, parameter: nn.Parameter, rows: Tensor, values: Tensor) -> None:
@@ -279,47 +237,29 @@ class Engine:
 
         All ranks give the same; each writes the part that it holds, and nothing is sent.
         """
-        for part, first in self._weights_held(parameter):
-            write_rows(part, first, rows, values)
+        self._write(parameter, rows, values)
         for name in ("exp_avg", "exp_avg_sq"):
-            for part, first in self._optimizer_parts(parameter, name):
+            for part, first in self._layout.optimizer_parts(parameter, name):
                 write_rows(part, first, rows, torch.zeros_like(values))
         if self._average is not None:  # where the old rows would live on
-            with swapped(self.masters(), self._average.shards):
-                for part, first in self._optimizer_parts(parameter, None):
-                    write_rows(part, first, rows, values)
-                self._average.set(self.masters())
+            self._average.exchange(self.masters())
+            for part, first in self._layout.optimizer_parts(parameter, None):
+                write_rows(part, first, rows, values)
+            self._average.exchange(self.masters())
 
-    def _weights_held(self, parameter: Any) -> Iterator[tuple[Tensor, int]]:
-        """This rank's parts of a parameter and of its fp32 copy, flat, each with the index of its
-        first element in the whole."""
-        if self.config.zero > 0 and parameter.data.numel():  # at stage 3 it is empty while unused
-            yield parameter.data.view(-1), 0
-        if self.config.zero == 3:
-            share = parameter.ds_tensor.data.view(-1)
-            yield share, share.numel() * self.world.rank
-        yield from self._optimizer_parts(parameter, None)
-
-    def _optimizer_parts(self, parameter: Any, name: str | None) -> Iterator[tuple[Tensor, int]]:
-        """This rank's part of what the optimizer has of a parameter: its fp32 copy (None; at stage
-        0 the parameter itself), or a part of its state."""
-        optimizer = self._engine.optimizer
-        if self.config.zero == 0:
-            whole = optimizer.state.get(parameter, {}).get(name) if name else parameter.data
-            if whole is not None:
-                yield whole.view(-1), 0
-        elif self.config.zero == 3:
-            part, _ = optimizer._get_fp32_opt_state_partition(parameter, True, name)
-            yield part, part.numel() * self.world.rank
-        elif parameter._hp_mapping is not None:  # this rank has a part of it
-            mapping = parameter._hp_mapping
-            yield mapping.get_hp_fragment(name).view(-1), mapping.lp_fragment_address.start
+    def _write(self, parameter: nn.Parameter, rows: Tensor, values: Tensor) -> None:
+        """Write rows of a parameter and of its master, this rank's parts."""
+        for part, first in self._layout.weights(parameter):
+            write_rows(part, first, rows, values)
+        for part, first in self._layout.optimizer_parts(parameter, None):
+            write_rows(part, first, rows, values)
 
     def save(self, folder: Path, name: str) -> None:
         """Write weights, optimizer and average into folder/name/ (collective)."""
+        self._publish_late()
         ours = {} if self._scale is None else {"our_loss_scale": self._scale.state_dict()}
         self._engine.save_checkpoint(str(folder), tag=name, client_state=ours, save_latest=False)
-        if self._average is not None:
+        if self._average is not None and (self.config.zero > 0 or self.world.is_first):
             self._average.save(self._average_file(folder / name))
 
     def load(self, folder: Path, name: str) -> None:
@@ -339,70 +279,73 @@ class Engine:
             self._average.load(file)
 
     def _average_file(self, folder: Path) -> Path:
+        """This rank's part of the average; at ZeRO 0 all ranks have the same, in one file."""
+        if self.config.zero == 0:
+            return folder / "average.safetensors"
         return folder / f"average-rank-{self.world.rank:05d}.safetensors"
 
     @contextmanager
     def evaluated(self) -> Iterator[Any]:
         """The network in eval mode with the weights that count: the averaged ones where they are
-        kept, in a copy of the whole model; else the trained network itself (collective)."""
-        if self._average is None:
-            yield self.module.eval()
-            self.module.train()
-            return
-        state = self._whole_state(wanted=True)
-        yield assemble(type(self.module), self.module.config, state).to(self.world.device)
+        kept, which take the place of the trained ones for the while (collective).
+
+        At ZeRO 3 all ranks run it together.
+        """
+        training = [module for module in self.module.modules() if module.training]
+        with self._averaged():
+            self.module.eval()
+            try:
+                yield self.module
+            finally:
+                for module in training:
+                    module.training = True
+
+    def root_weights(self) -> AbstractContextManager[None]:
+        """For methods of the network other than its forward, which is where ZeRO 3 gathers: the
+        weights that belong to none of its submodules are whole for the while (collective)."""
+        return self._gathered(*self.module.parameters(recurse=False))
 
     def full_state(self) -> dict[str, Tensor] | None:
         """All weights and buffers by name, whole, on the CPU; None but on rank 0 (collective).
 
-        The weights are the averaged ones where they are kept.
+        The weights are the averaged ones where they are kept. One at a time is gathered, so that
+        no rank holds the whole network on its device at ZeRO 3.
         """
-        state = self._whole_state(wanted=self.world.is_first)
-        return state if self.world.is_first else None
-
-    def _whole_state(self, wanted: bool) -> dict[str, Tensor]:
-        """The weights that count and the buffers, on the CPU, where they are wanted; empty
-        elsewhere (collective).
-
-        One parameter at a time is gathered, so that no rank holds the whole model on its device.
-        """
-        average = self._average
-        state = {}
-        with swapped(self.masters(), average.shards) if average is not None else nullcontext():
+        state: dict[str, Tensor] = {}
+        with self._averaged():
             for name, parameter in self.module.named_parameters():
-                with self._counting(parameter) as whole:
-                    if wanted:
-                        state[name] = whole.detach().cpu().clone()
-        if wanted:
-            state |= {name: part.cpu().clone() for name, part in self.module.named_buffers()}
-        return state
+                with self._gathered(parameter):
+                    if self.world.is_first:
+                        state[name] = parameter.detach().to("cpu", copy=True)
+        if not self.world.is_first:
+            return None
+        buffers = self.module.named_buffers()
+        return state | {name: part.to("cpu", copy=True) for name, part in buffers}
 
     @contextmanager
-    def _counting(self, parameter: nn.Parameter) -> Iterator[Tensor]:
-        """A whole parameter: as the network has it, or, while the average is in the optimizer's
-        place, as the optimizer has it."""
-        if self._average is not None and self.config.zero > 0:
-            yield load_deepspeed().utils.safe_get_full_fp32_param(parameter)
-            return
-        with self._gathered(parameter):
-            yield parameter
-
-    @contextmanager
-    def _gathered(self, parameter: nn.Parameter) -> Iterator[None]:
-        if self.config.zero == 3:
-            with load_deepspeed().zero.GatheredParameters([parameter]):
-                yield
-        else:
+    def _averaged(self) -> Iterator[None]:
+        """The averaged weights, where they are kept, in the place of the trained ones."""
+        self._publish_late()
+        if self._average is None:
             yield
+            return
+        self._average.exchange(self.masters())
+        self._layout.publish()
+        try:
+            yield
+        except BaseException:
+            self._average.exchange(self.masters())
+            self._unpublished = True  # this rank may be alone in its error: nothing can be sent
+            raise
+        self._average.exchange(self.masters())
+        self._layout.publish()
 
+    def _publish_late(self) -> None:
+        """After an evaluation that failed, bring the trained weights back to where forward takes
+        them from (collective)."""
+        if self._unpublished:
+            self._layout.publish()
+            self._unpublished = False
 
-def write_rows(part: Tensor, first: int, rows: Tensor, values: Tensor) -> None:
-    """Write rows [m] of a tensor, values [m,...], into a flat part of it, in place.
-
-    The part starts at element `first` of the whole; what lies outside it is left out.
-    """
-    rows, values = rows.to(part.device), values.to(part)
-    width = values[0].numel()
-    at = (rows[:, None] * width + torch.arange(width, device=part.device)).flatten() - first
-    inside = (at >= 0) & (at < part.numel())
-    part[at[inside]] = values.flatten()[inside]
+    def _gathered(self, *parameters: nn.Parameter) -> AbstractContextManager[None]:
+        return gathered(self.config, parameters)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from taming_dist.errors import UserError
 from taming_dist.models.conditions import Condition, build_condition
 from taming_dist.models.export import Exported
+from taming_dist.models.initial import draw_normal
 from taming_dist.ranges import check_ranges, ranged
 
 INIT_STD = 0.02
@@ -262,7 +263,7 @@ class Transformer(Exported):
 
 def _initialise(module: nn.Module) -> None:
     if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=INIT_STD)
+        draw_normal(module.weight, 0.0, INIT_STD)
     if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
 

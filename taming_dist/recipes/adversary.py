@@ -1,7 +1,7 @@
 """The other half of stage 1: the discriminator D, its loss and what steadies it."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from taming_dist.models.discriminators import (
     PatchGANConfig,
     accuracy,
     average_statistics,
+    build_discriminator,
     initialize_actnorm,
     track_statistics,
 )
@@ -108,21 +109,28 @@ class Adversary:
 
     def __init__(
         self,
-        network: nn.Module,
         loss: VQGANLossConfig,
         setup: Setup,
+        image_channels: int,
         features: nn.Module | None = None,
+        initial: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """`network` is what is trained; it reads images, or the frozen `features` of them."""
+        """The trained network reads images, or the frozen `features` of them; `initial`: the
+        weights to start from, instead of random ones."""
         self.loss, self.setup, self.world = loss, setup, setup.world
         self.gan = GAN_LOSSES[loss.gan]
         self.features = nn.Identity() if features is None else features.to(self.world.device)
-        average = self.world.average()
-        if average is not None:
-            average_statistics(network, average)
         if loss.r1_weight > 0:  # ZeRO-3 lets go of the weights before they are needed again
             engine = dataclasses.replace(setup.engine, zero=min(setup.engine.zero, 2))
             setup = dataclasses.replace(setup, engine=engine)
+
+        def make() -> nn.Module:
+            return build_discriminator(loss.discriminator, image_channels)
+
+        network = setup.build(make, mix(setup.seed, 0), initial)  # a seed of its own
+        average = self.world.average()
+        if average is not None:
+            average_statistics(network, average)
         self.engine = setup.start(network)
         self._initialized = False
         self._logits: list[Tensor] = []  # mean real and fake of the micro-batches of this step

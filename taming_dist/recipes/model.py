@@ -39,10 +39,7 @@ class ModelRecipe:
         """`config`: that of the model; `initial`: the weights to start from, instead of random
         ones."""
         self.setup, self.world = setup, setup.world
-        torch.manual_seed(setup.seed)  # the same initial weights everywhere
-        model = self.model_class(config)
-        if initial is not None:
-            model.load_state_dict(initial)
+        model = setup.build(lambda: self.model_class(config), setup.seed, initial)
         self.engine = setup.start(model, self._groups(model), setup.optim.ema_half_life)
 
     def _groups(self, model: Any) -> list[dict[str, Any]] | None:

@@ -1,10 +1,13 @@
 """What every recipe is given beside its model and its loss."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from taming_dist.engine.partition import build_network
 from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.world import World
 from taming_dist.engine.zero import Engine
@@ -23,10 +26,17 @@ class Setup:
     accumulation: int = 1
     seed: int = 0
 
+    def build(
+        self, make: Callable[[], nn.Module], seed: int, initial: Mapping[str, Tensor] | None = None
+    ) -> Any:
+        """A network with weights drawn from a seed, the same everywhere, or the `initial` ones."""
+        torch.manual_seed(seed)
+        return build_network(make, self.engine, self.world, initial)
+
     def start(
         self, network: nn.Module, groups: list[dict[str, Any]] | None = None, ema_half_life: int = 0
     ) -> Engine:
-        """An engine for the network; all its parameters are one group if no `groups` are given."""
+        """An engine for a network of `build`; without `groups` all its parameters are one."""
         if groups is None:
             groups = [{"params": list(network.parameters())}]
         cut = (self.world, self.micro_batch, self.accumulation)

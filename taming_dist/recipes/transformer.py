@@ -5,6 +5,7 @@ of the VQGAN that wrote the codes, where it is given.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -16,7 +17,6 @@ from taming_dist.generation.generator import generate_tokens
 from taming_dist.generation.pictures import sheet, to_uint8
 from taming_dist.generation.sampling import Sampling, image_uniforms
 from taming_dist.losses.tokens import corrupt, token_nll
-from taming_dist.models.export import assemble
 from taming_dist.models.transformer import Transformer, TransformerConfig, decay_groups
 from taming_dist.models.vqgan import VQGAN
 from taming_dist.ranges import check_ranges, ranged
@@ -113,14 +113,16 @@ class TransformerRecipe(ModelRecipe):
         """Samples under the batch's conditions, from the same random numbers every time."""
         if self.vqgan is None:
             return None
-        state = self.transformer.full_state()
-        if state is None:
-            return None
-        network = assemble(Transformer, self.transformer.module.config, state)
-        network, decoder = network.to(self.world.device), self.vqgan.to(self.world.device)
+        device = self.world.device
         _, prefix = self._tokens(batch)
-        uniforms = image_uniforms(self.setup.seed, range(len(prefix)), network.config.num_tokens)
-        tokens = generate_tokens(network, prefix, Sampling(), uniforms.to(self.world.device))
-        images = decoder.decode_codes(tokens.unflatten(1, tuple(network.config.grid)))
+        grid = tuple(self.transformer.module.config.grid)
+        uniforms = image_uniforms(self.setup.seed, range(len(prefix)), math.prod(grid)).to(device)
+        # by all ranks: ZeRO 3 needs them all
+        with self.transformer.evaluated() as network, self.transformer.root_weights():
+            tokens = generate_tokens(network, prefix, Sampling(), uniforms)
+        if not self.world.is_first:
+            return None
+        decoder = self.vqgan.to(device)
+        images = decoder.decode_codes(tokens.unflatten(1, grid))
         pictures = decoder.config.modality.picture(images)
         return sheet(to_uint8(pictures), columns=len(pictures))

@@ -15,7 +15,6 @@ from taming_dist.engine.zero import Engine
 from taming_dist.evaluation.reconstruction import ReconstructionFigures
 from taming_dist.losses.perceptual import LPIPS
 from taming_dist.losses.reconstruction import l1, l2
-from taming_dist.models.discriminators import build_discriminator
 from taming_dist.models.quantizers import Statistics
 from taming_dist.models.vqgan import Reconstruction, VQGANConfig
 from taming_dist.pretrained import frozen_features, lpips_network
@@ -24,7 +23,6 @@ from taming_dist.recipes.adversary import Adversary, VQGANLossConfig
 from taming_dist.recipes.first_stage import FirstStageRecipe
 from taming_dist.recipes.setup import Setup
 from taming_dist.training.clock import Clock
-from taming_dist.training.optimization import mix
 from taming_dist.training.recipe import Scalars
 
 __all__ = ["VQGANLossConfig", "VQGANRecipe"]
@@ -49,12 +47,9 @@ class VQGANRecipe(FirstStageRecipe):
         self.adaptive = ADAPTIVE[loss.adaptive](self.world, loss.adaptive_min, loss.adaptive_max)
         self.adversary: Adversary | None = None
         if loss.discriminator is not None:
-            torch.manual_seed(mix(setup.seed, 0))  # whatever was drawn so far
-            network = build_discriminator(loss.discriminator, model.modality.channels)
-            if initial_discriminator is not None:
-                network.load_state_dict(initial_discriminator)
             features = frozen_features(loss.discriminator)
-            self.adversary = Adversary(network, loss, setup, features)
+            channels = model.modality.channels
+            self.adversary = Adversary(loss, setup, channels, features, initial_discriminator)
 
     @property
     def engines(self) -> Mapping[str, Engine]:

@@ -5,11 +5,13 @@ BLOCKS=compile in the environment it compiles, which takes a minute.
 """
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from small_stage import norms_of, work
 
+from taming_dist.engine.partition import build_network
 from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.world import World
 from taming_dist.engine.zero import Engine
@@ -38,8 +40,10 @@ GPT_CONFIG = TransformerConfig(
 )
 
 
-def engine_of(network: Any, world: World, **settings: Any) -> Engine:
+def engine_of(make: Callable[[], Any], world: World, **settings: Any) -> Engine:
     engine = EngineConfig(persist_below=0, **settings)
+    torch.manual_seed(0)
+    network = build_network(make, engine, world)
     groups = [{"params": list(network.parameters())}]
     made = Engine(network, groups, OptimConfig(lr=LEARNING_RATE), engine, world, 1, 1)
     made.set_lr(LEARNING_RATE)
@@ -48,8 +52,7 @@ def engine_of(network: Any, world: World, **settings: Any) -> Engine:
 
 def vqgan_steps(world: World, **settings: Any) -> dict[str, Any]:
     """Losses of three steps, the norms of the weights after them, and forward passes of blocks."""
-    torch.manual_seed(0)
-    engine = engine_of(VQGAN(VQGAN_CONFIG), world, **settings)
+    engine = engine_of(lambda: VQGAN(VQGAN_CONFIG), world, **settings)
     calls, losses = [0], []
     for block in engine.module.modules():
         if isinstance(block, ResnetBlock):
@@ -73,8 +76,7 @@ def count_convolutions(block: ResnetBlock, calls: list[int]) -> None:
 
 
 def gpt_steps(world: World, **settings: Any) -> dict[str, Any]:
-    torch.manual_seed(0)
-    engine = engine_of(Transformer(GPT_CONFIG), world, **settings)
+    engine = engine_of(lambda: Transformer(GPT_CONFIG), world, **settings)
     losses = []
     prefix = engine.module.condition.tokens(2, None, torch.device("cpu"))
     for step in range(3):

@@ -14,6 +14,7 @@ from matrix_worker import DISC_START, build
 from small_stage import codebook_digest, digest, train, work
 from torch import Tensor, nn
 
+from taming_dist.engine.partition import build_network
 from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.world import World
 from taming_dist.engine.zero import Engine
@@ -45,13 +46,14 @@ class Net(nn.Module):
 
 
 def small_engine(world: World, precision: str, zero: int) -> Engine:
+    config = EngineConfig(zero=zero, precision=precision, persist_below=0)
     torch.manual_seed(0)
-    net = Net()
+    net = build_network(Net, config, world)
     return Engine(
         net,
         [{"params": list(net.parameters())}],
         OptimConfig(lr=LEARNING_RATE, clip=CLIP),
-        EngineConfig(zero=zero, precision=precision, persist_below=0),
+        config,
         world,
         micro_batch=2,
         accumulation=ACCUMULATION,

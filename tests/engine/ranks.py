@@ -15,7 +15,7 @@ import torch
 
 import taming_dist.recipes.transformer  # noqa: F401  imported for the ranks
 import taming_dist.recipes.vqgan  # noqa: F401
-from taming_dist.engine.zero import load_deepspeed
+from taming_dist.engine.start import load_deepspeed
 
 
 def free_port() -> int:

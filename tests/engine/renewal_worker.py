@@ -11,6 +11,7 @@ import torch
 from small_stage import Lines, codebook_digest, load, save, small_recipe, train, work
 from torch import Tensor, nn
 
+from taming_dist.engine.partition import build_network
 from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.world import World
 from taming_dist.engine.zero import Engine
@@ -69,10 +70,10 @@ def replaced(world: World, zero: int, half_life: int) -> list[Any]:
     """A table whose rows 1 and 4 are replaced after a step, before and after one more step with a
     gradient of zero, which moves only what has moments. `half_life` is that of the average of the
     weights, which is then what is looked at."""
-    torch.manual_seed(0)
-    table = Table()
-    groups = [{"params": list(table.parameters())}]
     optim, config = OptimConfig(lr=0.1), EngineConfig(zero=zero, persist_below=0)
+    torch.manual_seed(0)
+    table = build_network(Table, config, world)
+    groups = [{"params": list(table.parameters())}]
     engine = Engine(table, groups, optim, config, world, 2, 1, half_life)
     engine.set_lr(0.1)
     x = torch.ones(2, 3)

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from taming_dist.engine.start import init_world, shutdown
 from taming_dist.engine.world import World
-from taming_dist.engine.zero import Engine, init_world, shutdown
+from taming_dist.engine.zero import Engine
 from taming_dist.launch import environment_place
 from taming_dist.models.discriminators import PatchGANConfig
 from taming_dist.models.vqgan import VQGANConfig

@@ -18,16 +18,49 @@ def found(run_worker: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     return run_worker(WORKER)
 
 
-@pytest.mark.parametrize("stage", ["zero0", "zero1", "zero2", "zero3"])
+STAGES = pytest.mark.parametrize("stage", ["zero0", "zero1", "zero2", "zero3"])
+
+
+def of_stage(found: dict, stage: str) -> list[dict[str, Any]]:
+    """The results of a stage in every process and with every accumulation."""
+    return [
+        result
+        for results in found.values()
+        for name, result in results.items()
+        if name.startswith(stage)
+    ]
+
+
+@STAGES
 def test_the_sharded_average_is_the_average_of_whole_weights(found: dict, stage: str) -> None:
-    for results in found.values():
-        for name, difference in results.items():
-            if name.startswith(stage):
-                assert difference["average"] < 1e-6, name
-                assert difference["export"] < 1e-6, name
-                assert difference["after loading"] < 1e-6, name
-                assert difference["trained weights moved by looking"] == 0, name
-                assert difference["average differs from the weights"] > 1e-3, name
+    for result in of_stage(found, stage):
+        for name in ("used", "export", "after loading"):
+            assert result[name] < 1e-6, name
+        assert result["answers"] < 1e-5
+        assert result["average differs from the weights"] > 1e-3
+
+
+@STAGES
+def test_an_evaluation_leaves_weights_average_and_modes_as_they_were_to_the_bit(
+    found: dict, stage: str
+) -> None:
+    assert all(result["same after looking"] for result in of_stage(found, stage))
+
+
+@STAGES
+def test_an_evaluation_that_fails_leaves_the_training_as_it_was(found: dict, stage: str) -> None:
+    for result in of_stage(found, stage):
+        assert result["masters after an error"]
+        assert result["same after an error"]
+
+
+@STAGES
+def test_every_part_of_the_average_is_written_once(found: dict, stage: str) -> None:
+    shards = [f"average-rank-{rank:05d}.safetensors" for rank in range(2)]
+    for process, count in (("one-0", 1), ("two-0", 2)):
+        for result in of_stage({process: found[process]}, stage):
+            expected = ["average.safetensors"] if stage == "zero0" else shards[:count]
+            assert result["files"] == expected
 
 
 def test_a_weight_counts_half_after_the_half_life() -> None:

@@ -12,10 +12,10 @@ EXPECTED: list[tuple[dict[str, Any], bool, dict[str, Any], dict[str, Any] | None
     ({"zero": 0}, False, {"stage": 0}, None),
     ({"zero": 1}, False, {"stage": 1, "contiguous_gradients": True, "overlap_comm": False}, None),
     (
-        {"zero": 2, "precision": "bf16"},
+        {"zero": 2, "precision": "bf16", "reduce": "bf16"},
         True,
         {"stage": 2, "contiguous_gradients": True, "overlap_comm": True},
-        {"enabled": True, "dtype": "bfloat16"},
+        {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []},
     ),
     (
         {"zero": 3, "persist_below": 7},
@@ -25,6 +25,9 @@ EXPECTED: list[tuple[dict[str, Any], bool, dict[str, Any], dict[str, Any] | None
             "contiguous_gradients": True,
             "overlap_comm": False,
             "stage3_param_persistence_threshold": 7,
+            "stage3_prefetch_bucket_size": BUCKET,  # its defaults keep whole what is below 1e9
+            "stage3_max_reuse_distance": BUCKET,
+            "stage3_max_live_parameters": BUCKET,
         },
         None,
     ),
@@ -42,11 +45,10 @@ def test_every_stage_is_configured_as_the_table_says(
 ) -> None:
     found = deepspeed_config(EngineConfig(**engine), clip, 3, 5, on_gpu)
     # its default is 5e8 elements, held up to four times over
-    assert found["zero_optimization"].pop("reduce_bucket_size", None) == (
-        BUCKET if zero["stage"] else None
-    )
+    assert found["zero_optimization"].pop("reduce_bucket_size") == BUCKET
     assert found["zero_optimization"] == zero
     assert found.get("torch_autocast") == autocast
+    assert found["communication_data_type"] == EngineConfig(**engine).reduce
     # left out, DeepSpeed would clip to norm 1; at ZeRO 0 the engine clips
     assert found["gradient_clipping"] == (clip if engine["zero"] > 0 else 0.0)
     assert found["train_micro_batch_size_per_gpu"] == 3
@@ -59,6 +61,7 @@ def test_every_stage_is_configured_as_the_table_says(
     [
         ({"zero": 4}, r"engine\.zero=4: use a whole number from 0 to 3"),
         ({"precision": "half"}, r"engine\.precision=half: use fp32, bf16 or fp16"),
+        ({"reduce": "fp16"}, r"engine\.reduce=fp16: use fp32 or bf16"),
     ],
 )
 def test_values_that_do_not_exist_are_the_users_mistake(

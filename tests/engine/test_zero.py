@@ -14,7 +14,7 @@ import os, time
 from datetime import timedelta
 import torch
 from taming_dist.launch import environment_place
-from taming_dist.engine.zero import init_world, load_deepspeed
+from taming_dist.engine.start import init_world, load_deepspeed
 world = init_world(environment_place(), timeout=timedelta(seconds=4))
 assert load_deepspeed().ops.__compatible_ops__["deepspeed_shm_comm"] is False
 from deepspeed.comm import new_group

@@ -1,7 +1,7 @@
 """Recipes on a plain engine: one process, no DeepSpeed, gradients kept to be looked at."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,9 @@ class PlainEngine:
     def evaluated(self) -> Iterator[Any]:
         yield self.module.eval()
         self.module.train()
+
+    def root_weights(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def save(self, folder: Path, name: str) -> None:
         raise AssertionError("no test of recipes saves")

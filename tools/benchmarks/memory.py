@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure every stage at every number of ranks, in processes of their own; print a table."""
     os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}  # ranks need no GPU each
-    from taming_dist.engine.zero import load_deepspeed
+    from taming_dist.engine.start import load_deepspeed
 
     load_deepspeed()  # once, for all ranks
     head = " ".join(f"{name:>10}" for name in (*COLUMNS, "sum", "expected", "peak RSS"))
@@ -88,7 +88,7 @@ def work(end: Connection, place: dict[str, str], zero: int, precision: str) -> N
 def measure(zero: int, precision: str) -> dict[str, float]:
     """Bytes that this rank holds in the middle of a step of two micro-batches, by their use."""
     from taming_dist.engine.settings import EngineConfig
-    from taming_dist.engine.zero import init_world, shutdown
+    from taming_dist.engine.start import init_world, shutdown
     from taming_dist.launch import environment_place
     from taming_dist.models.quantizers import VectorQuantizerConfig
     from taming_dist.models.vqgan import VQGANConfig

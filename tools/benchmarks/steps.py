@@ -73,7 +73,7 @@ def encoding(steps: int) -> dict[str, float]:
 def stage1_steps(steps: int) -> dict[str, float]:
     """The demo's step before and after the GAN counts, with random LPIPS weights (same work)."""
     from taming_dist.engine.settings import EngineConfig
-    from taming_dist.engine.zero import init_world, shutdown
+    from taming_dist.engine.start import init_world, shutdown
     from taming_dist.launch import environment_place
     from taming_dist.models.quantizers import EMAQuantizerConfig
     from taming_dist.models.vqgan import VQGANConfig

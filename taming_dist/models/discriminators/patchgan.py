@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from taming_dist.errors import UserError
 from taming_dist.models.discriminators.norms import NORMS
+from taming_dist.models.initial import draw_normal
 from taming_dist.ranges import check_ranges, ranged
 
 MOST_LAYERS = 16  # for images of 2^18 pixels across
@@ -68,6 +69,6 @@ class PatchGAN(nn.Module):
 
 def _initialize(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d):
-        nn.init.normal_(module.weight, 0.0, 0.02)
+        draw_normal(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):
-        nn.init.normal_(module.weight, 1.0, 0.02)
+        draw_normal(module.weight, 1.0, 0.02)

@@ -1,0 +1,70 @@
+"""Networks that ZeRO 3 cuts up over the ranks, and below it does not: made, filled, gathered."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taming_dist.engine.settings import EngineConfig, deepspeed_config
+from taming_dist.engine.start import load_deepspeed
+from taming_dist.engine.world import World
+
+
+@contextmanager
+def gathered(
+    config: EngineConfig, parameters: Sequence[nn.Parameter], writer: int | None = None
+) -> Iterator[None]:
+    """Parameters whole on every rank; what the rank `writer` makes of them stays (collective)."""
+    if config.zero < 3 or not parameters:
+        yield
+        return
+    with load_deepspeed().zero.GatheredParameters(parameters, modifier_rank=writer):
+        yield
+
+
+def build_network(
+    make: Callable[[], nn.Module],
+    config: EngineConfig,
+    world: World,
+    initial: Mapping[str, Tensor] | None = None,
+) -> Any:
+    """A network for an engine: at ZeRO 3 it is cut up over the ranks while it is made, and no rank
+    ever has the whole of it on its device (collective).
+
+    `initial`: weights and buffers to start from by name, the same on all ranks.
+    """
+    with partitioning(config, world):
+        network = make()
+    if initial is not None:
+        load_weights(network, initial, config)
+    return network
+
+
+@torch.no_grad()
+def load_weights(network: nn.Module, state: Mapping[str, Tensor], config: EngineConfig) -> None:
+    """`load_state_dict` of a network that may be cut up: one parameter at a time (collective)."""
+    parameters = dict(network.named_parameters())
+    buffers = {name: state[name] for name in state if name not in parameters}
+    absent, unknown = network.load_state_dict(buffers, strict=False)
+    assert set(absent) == set(parameters)
+    assert not unknown
+    for name, parameter in parameters.items():
+        with gathered(config, [parameter], writer=0):
+            assert parameter.shape == state[name].shape, name
+            parameter.copy_(state[name])
+
+
+@contextmanager
+def partitioning(config: EngineConfig, world: World) -> Iterator[None]:
+    """Networks that are made inside are cut up over the ranks at ZeRO 3.
+
+    Their tensors are made as they would be elsewhere, and so have the same first values.
+    """
+    if config.zero < 3:
+        yield
+        return
+    settings = deepspeed_config(config, 0.0, 1, 1, world.device.type == "cuda")
+    with load_deepspeed().zero.Init(config_dict_or_path=settings, tensor_overrides=[]):
+        yield
