@@ -114,6 +114,9 @@ class Images:
 
     images: Tensor
 
+    def __len__(self) -> int:
+        return len(self.images)
+
     @property
     def columns(self) -> dict[str, Tensor]:
         return {"image": self.images}

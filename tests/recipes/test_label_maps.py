@@ -21,6 +21,9 @@ class Labels:
 
     segmentations: Tensor
 
+    def __len__(self) -> int:
+        return len(self.segmentations)
+
     @property
     def columns(self) -> dict[str, Tensor]:
         return {"seg.png": self.segmentations}
