@@ -16,7 +16,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +89,14 @@ class Runs:
         self.folder = folder
         self.processes: list[subprocess.Popen] = []
 
-    def start(self, *overrides: str, node: str = ".", **variables: str) -> subprocess.Popen:
-        """Start a rank in a folder below this one."""
+    def start(
+        self, *overrides: str, node: str = ".", before: Sequence[str] = (), **variables: str
+    ) -> subprocess.Popen:
+        """Start a rank in a folder below this one; `before`: a command that is given its own."""
         environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
         environment |= {"OMP_NUM_THREADS": "1", "NETRC": "/dev/null"} | variables
         process = subprocess.Popen(
-            [sys.executable, "-m", "taming_dist.train", *overrides],
+            [*before, sys.executable, "-m", "taming_dist.train", *overrides],
             cwd=self.folder / node,
             env=environment,
             text=True,
@@ -365,6 +367,44 @@ def test_metrics_wandb_and_console_agree(runs: Runs, outputs: dict[str, str]) ->
         assert numbers.keys() == line.keys() - {"step", "samples", "time"}
         for name, number in numbers.items():
             assert math.isclose(float(number), line[name], rel_tol=1e-5, abs_tol=1e-30), name
+
+
+# A full disk
+
+CAN_MOUNT = subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode == 0
+ON_A_SMALL_DISK = """
+mount -t tmpfs -o size=1500k tmpfs outputs/small
+"$@"; echo "exit $?"
+ls -d outputs/small/checkpoints/*
+mount -o remount,size=64m outputs/small
+"$@" || exit
+ls -A outputs/small outputs/small/checkpoints
+"""
+
+
+@pytest.mark.skipif(not CAN_MOUNT, reason="mounting a small disk takes root")
+def test_a_full_disk_is_one_line_and_the_same_command_continues_once_there_is_room(
+    runs: Runs,
+) -> None:
+    """The export fits, the checkpoint does not; W&B writes to the same disk."""
+    (runs.folder / "outputs" / "small").mkdir(parents=True)
+    small = ("run.name=small", "train.steps=2", "loss.disc_start=9")
+    before = ("unshare", "--mount", "sh", "-c", ON_A_SMALL_DISK, "sh")
+    process = runs.start(*SETTINGS, *small, before=before)
+    out, err = process.communicate(timeout=200)
+    first, _, second = out.partition("exit 2\n")
+    assert [line for line in err.splitlines() if not line.startswith("WARNING: LPIPS")] == [
+        "error: outputs/small/checkpoints cannot be written (No space left on device): make room "
+        "on its disk, then give the same command again"
+    ]
+    assert "step 2/2  " in first
+    left, _, second = second.partition("\n")
+    assert left == "outputs/small/checkpoints/images-000000000008.tmp"
+    assert process.returncode == 0
+    assert "stopped at step 2 of 2: the trained model is in outputs/small/export" in second
+    assert "images-000000000008\n" in second
+    assert ".tmp" not in second
+    assert ".export-" not in second
 
 
 # Mistakes

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from taming_dist import cli
+from taming_dist.data.files import writing
 from taming_dist.engine.world import World, is_lost_connection
 from taming_dist.errors import Diverged, LostRank, UserError
 from taming_dist.training.clock import Clock
@@ -75,8 +76,9 @@ class RankLog(logging.FileHandler):
 def rank_log(run_dir: Path, rank: int) -> Iterator[Path]:
     """This rank's log, logs/rank-N.log; the first rank's warnings go to stderr as well."""
     path = run_dir / "logs" / f"rank-{rank}.log"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = RankLog(path)
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = RankLog(path)
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handlers: list[logging.Handler] = [file]
     if rank == 0:

@@ -6,6 +6,7 @@ The only import of wandb.
 
 import dataclasses
 import json
+import logging
 import os
 import re
 import secrets
@@ -234,6 +235,9 @@ class WandB:
             config=values,
             settings=wandb.Settings(init_timeout=60, console="off", x_disable_stats=True),
         )
+        for handler in logging.getLogger("wandb").handlers:
+            # Its own log lies in run_dir; on a full disk it would print a traceback for each line.
+            handler.handleError = lambda record: None  # type: ignore[method-assign]
         self._run.define_metric("trainer/samples")
         self._run.define_metric("*", step_metric="trainer/samples")
 
