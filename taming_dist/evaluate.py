@@ -23,6 +23,7 @@ from torch import Tensor
 
 from taming_dist.config import conf_dir, hydra_entry
 from taming_dist.data.codes import CodeBatch, CodeDataset, CodeReader
+from taming_dist.data.files import writing
 from taming_dist.data.images import Preprocess
 from taming_dist.data.manifest import resolve
 from taming_dist.data.reader import MOST_THREADS, Batch, Reader
@@ -80,11 +81,12 @@ def main(config: EvaluateConfig) -> None:
     """
     device = choose_device()
     evaluate = evaluate_vqgan if read_kind(config.model) == "vqgan" else evaluate_transformer
-    with torch.inference_mode():
-        figures = evaluate(config, device)
-    record = {"model": config.model, "data": config.data} | figures
     path = Path(config.out) / "metrics.json"
-    write_json(path, record)
+    with writing(path.parent, "out="):
+        with torch.inference_mode():
+            figures = evaluate(config, device)
+        record = {"model": config.model, "data": config.data} | figures
+        write_json(path, record)
     for name, value in figures.items():
         print(f"{name:24} {value:.6g}" if isinstance(value, float) else f"{name:24} {value}")
     print(f"wrote {path}")

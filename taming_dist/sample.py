@@ -24,6 +24,7 @@ from torch import Tensor
 
 from taming_dist.config import hydra_entry
 from taming_dist.data.codes import CodeDataset
+from taming_dist.data.files import writing
 from taming_dist.data.strict_json import write_json
 from taming_dist.engine.world import choose_device
 from taming_dist.errors import UserError
@@ -85,9 +86,10 @@ def main(config: SampleConfig) -> None:
     parts = generator.stream(prefix, sampling, config.seed, config.batch)
     out = Path(config.out)
     prepare_folder(out, config.n)
-    pictures = write_pictures(with_progress(parts, config.n), out)
-    save_png(sheet(pictures, sheet_columns(config, generator.transformer)), out / "grid.png")
-    write_record(config, generator, classes, out)
+    with writing(out, "out="):
+        pictures = write_pictures(with_progress(parts, config.n), out)
+        save_png(sheet(pictures, sheet_columns(config, generator.transformer)), out / "grid.png")
+        write_record(config, generator, classes, out)
     print(f"{config.n} images, and all at a glance: {out / 'grid.png'}")
 
 

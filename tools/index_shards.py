@@ -19,6 +19,7 @@ from braceexpand import braceexpand
 
 from taming_dist import cli
 from taming_dist.data import storage
+from taming_dist.data.files import writing
 from taming_dist.data.manifest import IMAGES_FORMAT, MANIFEST, Manifest, Shard, write_index
 from taming_dist.data.shards import IMAGE_EXTENSIONS, scan_at
 from taming_dist.errors import UserError
@@ -36,10 +37,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="where manifest and indexes of URLs go")
     parser.add_argument("--workers", type=cli.COUNT, default=1, help="shards read at the same time")
     args = parser.parse_args(argv)
-    damaged = sum(
-        index_folder(folder, locations, args.workers)
-        for folder, locations in group(args.shards, args.out).items()
-    )
+    damaged = 0
+    for folder, locations in group(args.shards, args.out).items():
+        with writing(folder):
+            damaged += index_folder(folder, locations, args.workers)
     if damaged:
         raise UserError(
             f"{damaged} damaged shards (listed above): fetch them again or delete them, then "

@@ -20,7 +20,7 @@ from report import PAGE, STYLE, section  # this folder is on the path of a scrip
 
 from taming_dist import cli
 from taming_dist.data.codes import CodeDataset
-from taming_dist.data.files import write_bytes
+from taming_dist.data.files import write_bytes, writing
 from taming_dist.data.names import printable
 from taming_dist.data.strict_json import write_json
 from taming_dist.engine.world import choose_device
@@ -58,17 +58,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = None if args.model is None else load_model(args.model, dataset, args.codes)
     counts = count(dataset)
     out = args.out or Path(args.codes) / "inspection"
-    out.mkdir(parents=True, exist_ok=True)
     figures = describe(dataset, counts)
     png = None
-    if model is not None:
-        number = min(args.samples, dataset.num_samples)
-        chosen = np.random.default_rng(args.seed)
-        ids = chosen.choice(dataset.num_samples, number, replace=False)
-        save_png(decode(model, dataset, np.sort(ids)), out / "samples.png")
-        png = (out / "samples.png").read_bytes()
-    write_json(out / "figures.json", figures)
-    write_bytes(out / "index.html", page(args.codes, dataset, counts, figures, png).encode())
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        if model is not None:
+            number = min(args.samples, dataset.num_samples)
+            chosen = np.random.default_rng(args.seed)
+            ids = chosen.choice(dataset.num_samples, number, replace=False)
+            save_png(decode(model, dataset, np.sort(ids)), out / "samples.png")
+            png = (out / "samples.png").read_bytes()
+        write_json(out / "figures.json", figures)
+        write_bytes(out / "index.html", page(args.codes, dataset, counts, figures, png).encode())
     for name, value in figures.items():
         print(f"{name:22} {value:.6g}" if isinstance(value, float) else f"{name:22} {value}")
     print(f"wrote {printable(str(out / 'index.html'))}")

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from taming_dist.access import require_readable, usual_mode
+from taming_dist.data.files import writing
 from taming_dist.errors import UserError
 from taming_dist.placeholders import refuse_placeholder
 
@@ -105,7 +106,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """A name to write to, which takes the place of `path` when all is written."""
     building = path.with_name(f"{path.name}.tmp")
     try:
-        yield building
+        with writing(path.parent):
+            yield building
         os.replace(building, path)
     finally:
         building.unlink(missing_ok=True)

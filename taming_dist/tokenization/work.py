@@ -1,11 +1,11 @@
 """One worker: claims parts that nobody has finished, encodes them, until none is left."""
 
-import errno
 import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from taming_dist.data.files import FIXES
 from taming_dist.data.manifest import Manifest
 from taming_dist.engine.world import choose_device
 from taming_dist.errors import UserError
@@ -17,7 +17,6 @@ from taming_dist.tokenization.ledger import RECORDS, Ledger
 from taming_dist.tokenization.progress import Progress
 from taming_dist.tokenization.report import REPORT, write_report
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LOOK_AGAIN_S = 2.0
 
 
@@ -68,11 +67,11 @@ def tokenize(job: Job, worker: Worker, batch: int, threads: int, stale_s: float)
             encoder = _work(job, ledger, claims, worker, batch, threads)
             _complete(job, ledger, claims, worker, encoder)
     except OSError as error:
-        if error.errno not in NO_SPACE:
+        if error.errno not in FIXES:
             raise
         raise UserError(
-            f"no space left in {job.out} ({error.strerror}): make room and run this command again; "
-            f"{len(ledger.entries)} finished shards are kept"
+            f"{job.out} cannot be written ({error.strerror}): {FIXES[error.errno]}, then give the "
+            f"same command again; {len(ledger.entries)} finished shards are kept"
         ) from error
 
 

@@ -2,8 +2,8 @@
 
 import errno
 import os
-import resource
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -25,15 +25,12 @@ WRITERS: list[Callable[[Path], object]] = [
 
 @pytest.mark.parametrize("write", WRITERS)
 def test_whatever_meets_a_limit_of_the_system_ends_in_one_line(
-    tmp_path: Path, write: Callable[[Path], object]
+    tmp_path: Path,
+    write: Callable[[Path], object],
+    largest_file: Callable[[int], AbstractContextManager[None]],
 ) -> None:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, before[1]))
-    try:
-        with pytest.raises(UserError) as caught, writing(tmp_path, "--out "):
-            write(tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with largest_file(LIMIT), pytest.raises(UserError) as caught, writing(tmp_path, "--out "):
+        write(tmp_path)
     assert str(caught.value) == (
         f"--out {tmp_path} cannot be written (File too large): raise the limit on the size of "
         f"files (ulimit -f), then give the same command again"

@@ -2,6 +2,7 @@
 
 import runpy
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,21 @@ def test_a_run_gives_its_export_and_its_step(tool: Callable[..., str], tmp_path:
     tool(export_model, run, "--out", tmp_path / "t", "--format", "taming")
     assert load(tmp_path / "t")["global_step"] == 42
     assert sorted(path.name for path in (tmp_path / "t").iterdir()) == ["config.yaml", "last.ckpt"]
+
+
+@pytest.mark.parametrize("format", ["export", "taming"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    tool: Callable[..., str],
+    tmp_path: Path,
+    format: str,
+    largest_file: Callable[[int], AbstractContextManager[None]],
+) -> None:
+    saved(tmp_path / "model")
+    out = tmp_path / "out"
+    with largest_file(2**15), pytest.raises(UserError, match=f"{out} cannot be written"):
+        tool(export_model, tmp_path / "model", "--out", out, "--format", format)
+    assert list(out.iterdir()) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
 
 
 def test_what_is_no_model_is_named(tool: Callable[..., str], tmp_path: Path) -> None:
