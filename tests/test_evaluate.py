@@ -185,7 +185,7 @@ def test_a_transformer_gets_its_figures_whatever_the_batch(
     ("model", "data", "settings", "message"),
     [
         ("vqgan", "images", {"size": 60}, "multiple of 8"),
-        ("vqgan", "images", {"batch": 0}, "batch: 0"),
+        ("vqgan", "images", {"batch": 0}, "batch=0"),
         ("vqgan", "codes", {}, "taming_dist.images"),
         ("vqgan", "nothing-*.tar", {}, "no file matches .*nothing"),
         ("images", "images", {}, "is no export"),
