@@ -27,6 +27,8 @@ from taming_dist.engine.start import load_deepspeed
 from taming_dist.engine.world import World
 from taming_dist.errors import UserError
 
+SETTINGS = ("betas", "weight_decay")  # of an optimizer's group, beside the scheduled lr
+
 
 class Optimizer(Protocol):
     """What an engine needs of `taming_dist.training.optimization.OptimConfig`."""
@@ -263,8 +265,14 @@ class Engine:
             self._average.save(self._average_file(folder / name))
 
     def load(self, folder: Path, name: str) -> None:
-        """Read what `save` wrote, by the same number of ranks and the same stage (collective)."""
+        """Read what `save` wrote, by the same number of ranks and the same stage (collective).
+
+        Betas and weight decay stay those of this engine: a resumed run may have others.
+        """
+        kept = [{key: g[key] for key in SETTINGS} for g in self._engine.optimizer.param_groups]
         path, ours = self._engine.load_checkpoint(str(folder), tag=name)
+        for group, settings in zip(self._engine.optimizer.param_groups, kept, strict=True):
+            group.update(settings)
         if path is None:
             raise UserError(f"{folder / name}: DeepSpeed finds no checkpoint there")
         if self._scale is not None and "our_loss_scale" in ours:  # not of a run in fp32 or bf16

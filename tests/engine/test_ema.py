@@ -41,6 +41,12 @@ def test_the_sharded_average_is_the_average_of_whole_weights(found: dict, stage:
 
 
 @STAGES
+def test_a_checkpoint_does_not_bring_the_optimizers_settings_back(found: dict, stage: str) -> None:
+    for result in of_stage(found, stage):
+        assert result["betas after loading"] == [[0.5, 0.99]] * 2
+
+
+@STAGES
 def test_an_evaluation_leaves_weights_average_and_modes_as_they_were_to_the_bit(
     found: dict, stage: str
 ) -> None:
