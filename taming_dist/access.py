@@ -20,7 +20,7 @@ def usual_mode(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def require_readable(path: str | os.PathLike[str]) -> None:
-    """Raise `UserError` for a file or folder that the system keeps from us.
+    """Raise `UserError` for a file or folder of this machine that the system keeps from us.
 
     Asked before whether it is there: what lies in a folder that we may not enter is not missing.
     """

@@ -5,22 +5,27 @@ import os
 from taming_dist.errors import UserError
 
 LFS = b"version https://git-lfs.github.com/spec/"
-PAGES = (b"<!doctype html", b"<html", b"<head", b"<?xml")
+PAGES = (b"<!doctype html", b"<html", b"<head")
 LOOKED_AT = 1024
+FIXES = {
+    "a Git LFS pointer": "run git lfs pull where it was cloned, or download the file itself",
+    "a web page (HTML)": "fetch the file itself, not the page about it, logged in if need be",
+}
 
 
-def refuse_placeholder(path: str | os.PathLike[str], what: str) -> None:
-    """Raise `UserError` if a file, which should be `what`, is a Git LFS pointer or a web page."""
-    with open(path, "rb") as file:
-        start = file.read(LOOKED_AT)
-    name = os.fspath(path)
+def placeholder(start: bytes) -> str | None:
+    """What a file that starts so is instead of its contents, a key of FIXES; None if it may be
+    the right one."""
     if start.startswith(LFS):
-        raise UserError(
-            f"{name} is a Git LFS pointer, not {what}: run git lfs pull where it was cloned, or "
-            f"download the file itself"
-        )
-    if start.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(PAGES):
-        raise UserError(
-            f"{name} is a web page (HTML), not {what}: the download went to a page about the file; "
-            f"fetch the file itself, logged in if need be"
-        )
+        return "a Git LFS pointer"
+    text = start[:LOOKED_AT].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    return "a web page (HTML)" if text.startswith(PAGES) else None
+
+
+def refuse_placeholder(path: str | os.PathLike[str], what: str, name: str = "") -> None:
+    """Raise `UserError` if a file, which should be `what`, is a placeholder. `name` is what it is
+    called, if `path` is a copy."""
+    with open(path, "rb") as file:
+        found = placeholder(file.read(LOOKED_AT))
+    if found is not None:
+        raise UserError(f"{name or os.fspath(path)} is {found}, not {what}: {FIXES[found]}")

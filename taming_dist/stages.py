@@ -29,6 +29,7 @@ from taming_dist.launch import Place
 from taming_dist.models.discriminators import build_discriminator
 from taming_dist.models.transformer import Transformer, TransformerConfig
 from taming_dist.models.vqgan import VQGAN
+from taming_dist.placeholders import refuse_placeholder
 from taming_dist.recipes.first_stage import FirstStageRecipe
 from taming_dist.recipes.label_maps import LabelMapLossConfig, LabelMapRecipe
 from taming_dist.recipes.setup import Setup
@@ -308,6 +309,7 @@ def discriminator_weights(config: Config, run_dir: Path) -> dict[str, Tensor] | 
     wanted = config.loss.discriminator is not None and starts_from_export(config, run_dir)
     if not wanted or not path.is_file():
         return None
+    refuse_placeholder(path, "the weights of a discriminator")
     try:
         state = load_file(path)
     except SafetensorError as error:

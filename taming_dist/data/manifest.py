@@ -26,6 +26,7 @@ from taming_dist.data.names import printable
 from taming_dist.data.storage import MissingFile, Source, is_url, shown
 from taming_dist.data.strict_json import json_safe
 from taming_dist.errors import UserError
+from taming_dist.placeholders import refuse_placeholder
 
 IMAGES_FORMAT = "taming_dist.images.v1"
 CODES_FORMAT = "taming_dist.codes.v1"
@@ -307,9 +308,7 @@ def _expand(spec: str) -> list[tuple[str, str]]:
     if not spec.strip():
         return []
     storage.check_scheme(spec)
-    if not is_url(spec):
-        require_readable(spec)
-        require_readable(storage.folder_of(spec))
+    require_readable(spec)
     try:
         is_there = not is_url(spec) and Path(spec).exists()
         patterns = [spec] if is_there else list(braceexpand(spec))
@@ -356,8 +355,7 @@ def _check(folder: str, name: str, manifest: Manifest) -> tuple[str, Shard]:
     """Location and manifest entry of a shard; files of this machine are looked at."""
     entry = manifest.by_name.get(name)
     location = (entry.url if entry else "") or storage.beside(folder, name)
-    if not is_url(location):
-        require_readable(location)
+    require_readable(location)
     if not is_url(location) and not Path(location).is_file():
         raise UserError(f"there is no shard {location}: mend the shard spec, or {_MAKE}")
     if entry is None:
@@ -366,6 +364,7 @@ def _check(folder: str, name: str, manifest: Manifest) -> tuple[str, Shard]:
             f"{_reindex(location)}"
         )
     if not is_url(location) and Path(location).stat().st_size != entry.bytes:
+        refuse_placeholder(location, "a shard")
         raise UserError(
             f"the shard {location} has {Path(location).stat().st_size} bytes but its manifest says "
             f"{entry.bytes}: it was cut or changed; fetch it again, or {_reindex(location)}"

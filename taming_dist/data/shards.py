@@ -6,6 +6,7 @@ never paths. Format: POSIX.1-1988 ustar; the long names of GNU and pax are under
 that others wrote.
 """
 
+import logging
 import mmap
 import struct
 from collections import Counter
@@ -25,11 +26,13 @@ from taming_dist.data.manifest import Shard, write_index
 from taming_dist.data.names import escape
 from taming_dist.data.storage import Bytes, is_url, local_copy, shown
 from taming_dist.errors import UserError
+from taming_dist.placeholders import refuse_placeholder
 
 BLOCK = 512
 ZERO_BLOCK = bytes(BLOCK)
 HEADER = struct.Struct("100s24x12s12x8sc100x6s82x155s12x")  # name, size, sum, type, magic, prefix
 REGULAR, NO_DATA, EXTENDED, SPARSE = b"\0" + b"07", b"123456", b"xL", b"S"
+LINKS = {b"1": "hard link", b"2": "symbolic link"}
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
 
@@ -60,9 +63,12 @@ def split_name(name: str) -> tuple[str, str] | None:
     return folder + slash + stem, extension.lower()
 
 
-def walk(buffer: memoryview, archive: bool = True) -> Iterator[Member]:
+def walk(
+    buffer: memoryview, archive: bool = True, links: Counter[str] | None = None
+) -> Iterator[Member]:
     """Yield the regular files in a tar, or (`archive=False`) in the bytes of one sample.
 
+    Links are passed over, and counted by their kind in `links`.
     Raises `BrokenData` naming the byte if a header is damaged, a member is cut, or an archive
     does not end with its mark and nothing but zeros behind it.
     """
@@ -83,6 +89,8 @@ def walk(buffer: memoryview, archive: bool = True) -> Iterator[Member]:
         else:
             if kind in REGULAR:
                 yield member
+            elif links is not None and kind in LINKS:
+                links[LINKS[kind]] += 1
             header, extended = member.end, {}
         position = member.end
     if archive:
@@ -181,20 +189,52 @@ def scan(path: Path, location: str = "") -> tuple[Shard, np.ndarray]:
     tar is cut, damaged or compressed, or holds no image.
     """
     named = shown(location) if location else path
+    refuse_placeholder(path, "a shard", str(named))
     buffer = map_file(path)
     offsets = [0]
     columns: Counter[str] = Counter()
+    links: Counter[str] = Counter()
     try:
-        for offset, extensions, end in _samples(buffer):
+        for offset, extensions, end in _samples(buffer, links):
             offsets[-1:] = [offset, end]
             columns.update(extensions)
     except BrokenData as error:
         raise UserError(f"the shard {named} is damaged: {error}; fetch or make it again") from error
     if not any(columns[extension] for extension in IMAGE_EXTENSIONS):
-        raise UserError(f"the shard {named} holds no image ({', '.join(IMAGE_EXTENSIONS)})")
+        raise UserError(f"the shard {named} holds no image{_found_instead(columns, links)}")
+    if links:
+        logging.getLogger(__name__).warning("%s: %s", named, _of_links(links))
     size, digest = measure(path)
     shard = Shard(path.name, len(offsets) - 1, size, digest, dict(sorted(columns.items())))
     return shard, np.array(offsets, dtype=np.int64)
+
+
+def _found_instead(columns: Counter[str], links: Counter[str]) -> str:
+    """What a tar without an image holds, and what makes it one with images."""
+    known = ", ".join(f".{extension}" for extension in IMAGE_EXTENSIONS)
+    said = f" ({known})"
+    if columns:
+        some = ", ".join(f".{name}" for name in sorted(columns)[:3])
+        more = f" and {len(columns) - 3} other endings" if len(columns) > 3 else ""
+        said += f" but {some}{more}"
+    longer = [name for name in sorted(columns) if name.endswith(IMAGE_EXTENSIONS)]
+    if longer:
+        ending = longer[0].rpartition(".")[2]
+        said += (
+            f": what follows the first dot of a name is its column, so pack the files as "
+            f"KEY.{ending} (tar --transform 's/[.]{longer[0]}$/.{ending}/')"
+        )
+    return f"{said}; {_of_links(links)}" if links else said
+
+
+def _of_links(links: Counter[str]) -> str:
+    counted = " and ".join(
+        f"{number} {kind}{'s' if number > 1 else ''}" for kind, number in sorted(links.items())
+    )
+    return (
+        f"{counted} in the tar: links are not followed, pack the files themselves "
+        f"(tar --dereference --hard-dereference)"
+    )
 
 
 def scan_at(location: str, room: Path | None = None) -> tuple[Shard, np.ndarray]:
@@ -225,11 +265,11 @@ def read_sample(data: Bytes) -> tuple[str, dict[str, memoryview]]:
     return key, files
 
 
-def _samples(buffer: memoryview) -> Iterator[tuple[int, set[str], int]]:
-    """Yield offset, extensions and end of each sample of a tar."""
+def _samples(buffer: memoryview, links: Counter[str]) -> Iterator[tuple[int, set[str], int]]:
+    """Yield offset, extensions and end of each sample of a tar; links are counted."""
     key, offset, end = "", 0, 0
     extensions: set[str] = set()
-    for member in walk(buffer):
+    for member in walk(buffer, links=links):
         parts = split_name(member.name)
         if parts is None:
             continue

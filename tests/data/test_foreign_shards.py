@@ -1,10 +1,12 @@
 """Shards that other tools wrote are read and trained on after one indexing pass."""
 
+import io
 import json
 import os
 import runpy
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +16,8 @@ import webdataset as wds
 from taming_dist.data.images import Preprocess
 from taming_dist.data.manifest import resolve
 from taming_dist.data.reader import Reader
+from taming_dist.data.shards import scan
+from taming_dist.errors import UserError
 from tests.data.pictures import jpeg
 
 SAMPLES = 12
@@ -114,3 +118,38 @@ def test_two_steps_of_training_on_a_mixture_of_foreign_shards(tmp_path: Path) ->
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=280)
     lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines if "train/loss" in line] == [1, 2]
+
+
+def pack(path: Path, names: list[str], *links: tuple[str, str, bytes]) -> Path:
+    """A tar of pictures, and of links: name, what they name, type."""
+    with tarfile.open(path, "w") as tar:
+        for number, name in enumerate(names):
+            member = tarfile.TarInfo(name)
+            member.size = len(picture(number))
+            tar.addfile(member, io.BytesIO(picture(number)))
+        for name, target, kind in links:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            tar.addfile(member)
+    return path
+
+
+def test_a_tar_whose_images_have_longer_endings_is_told_what_it_holds(tmp_path: Path) -> None:
+    path = pack(tmp_path / "a.tar", ["a.image.jpg", "b.image.jpg"])
+    with pytest.raises(UserError, match=r"holds no image .* but \.image\.jpg: .* KEY\.jpg \(tar"):
+        scan(path)
+    path = pack(tmp_path / "b.tar", [f"img.{number}.JPG" for number in range(5)])
+    with pytest.raises(UserError, match=r"but \.0\.jpg, \.1\.jpg, \.2\.jpg and 2 other endings"):
+        scan(path)
+
+
+def test_links_in_a_tar_are_counted_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    links = [("b.jpg", "a.jpg", tarfile.LNKTYPE), ("c.jpg", "a.jpg", tarfile.LNKTYPE),
+             ("d.jpg", "a.jpg", tarfile.SYMTYPE)]  # fmt: skip
+    shard, _ = scan(pack(tmp_path / "a.tar", ["a.jpg"], *links))
+    assert shard.samples == 1
+    assert "2 hard links and 1 symbolic link in the tar: links are not followed" in caplog.text
+    with pytest.raises(UserError, match=r"holds no image .*; 2 hard links and 1 symbolic link"):
+        scan(pack(tmp_path / "b.tar", [], *links))

@@ -17,11 +17,14 @@ from taming_dist.data import encoded
 from taming_dist.data.encoded import FORMATS, MAX_PIXELS
 from taming_dist.data.faults import LostData
 from taming_dist.data.images import resize_short_side
+from taming_dist.placeholders import FIXES, placeholder
 
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 DAMAGED = "damaged"
 ARRAY_MAGIC = b"\x93NUMPY"
 ORIENTATION = 0x0112
+# A chunk of EXIF, and the names of the chunks of text that hold EXIF or XMP.
+PNG_METADATA = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 Turn = Callable[[np.ndarray], np.ndarray]
 # What brings the pixels of each EXIF orientation upright (CIPA DC-008, 4.6.5), on [h, w(, c)].
 UPRIGHT: dict[int, Turn] = {
@@ -105,11 +108,14 @@ def open_picture(data: bytes, use_damaged: bool = False) -> Picture:
     """
     if not data:
         raise Unfit("empty", "the file is empty")
+    instead = placeholder(data)
+    if instead is not None:
+        raise Unfit("unreadable", f"{instead}, not an image: {FIXES[instead]}")
     if data.startswith(ARRAY_MAGIC):
         return Picture(Layer("png", _load_array(data), None), None, ("from an array",))
     with _opened(data) as image:
         notes = _notes(image)
-        turn = UPRIGHT.get(_orientation(image))
+        turn = UPRIGHT.get(_orientation(image, data))
         extension = EXTENSIONS[str(image.format)]
         # A PNG's header says its bits per channel; Pillow's mode does so for grey ones only.
         if extension == "png" and data[24] == 16:
@@ -205,13 +211,14 @@ def _notes(image: Image.Image) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _orientation(image: Image.Image) -> int:
-    # Pillow decodes a whole PNG to look for EXIF behind its pixels; ahead of them it is known.
-    if image.format == "PNG" and "exif" not in image.info:
+def _orientation(image: Image.Image, data: bytes) -> int:
+    """The orientation in EXIF or XMP, wherever the format keeps them; 1 if there is none."""
+    # Pillow decodes a whole PNG to look for them behind its pixels.
+    if image.format == "PNG" and not any(mark in data for mark in PNG_METADATA):
         return 1
     try:
         return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # damaged EXIF is no reason to lose the image
+    except Exception:  # damaged metadata are no reason to lose the image
         return 1
 
 

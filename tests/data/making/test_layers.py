@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from taming_dist.data.encoded import open_image
 from taming_dist.data.making import layers
@@ -105,6 +106,41 @@ def test_every_exif_orientation_is_turned_as_pillow_does(orientation: int, forma
         assert np.array_equal(turned.pixels, np.array(upright.transpose(methods[orientation])))
     # What is stored says of itself that it is upright.
     assert open_picture(turned.encode(95)).turn is None
+
+
+XMP = '<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+
+
+def with_text(kind: str) -> bytes:
+    """A picture that is turned by what a chunk of text says, or EXIF behind its pixels."""
+    exif = Image.Exif()
+    exif[layers.ORIENTATION] = 6
+    if kind == "exif behind the pixels":
+        plain, raw = encode(PIXELS, "PNG"), exif.tobytes().removeprefix(b"Exif\0\0")
+        chunk = b"eXIf" + raw
+        last = struct.pack(">I", len(raw)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        return plain[:-12] + last + plain[-12:]
+    info = PngInfo()
+    if kind == "raw profile":
+        data = exif.tobytes()
+        info.add_text("Raw profile type exif", f"\nexif\n{len(data):8}\n{data.hex()}\n", zip=True)
+    elif kind == "xmp":
+        info.add_itxt("XML:com.adobe.xmp", XMP)
+    elif kind == "WebP, xmp":
+        return encode(PIXELS, "WEBP", xmp=XMP.encode())
+    elif kind == "JPEG, xmp":
+        return encode(PIXELS, "JPEG", xmp=XMP.encode())
+    return encode(PIXELS, "PNG", pnginfo=info)
+
+
+@pytest.mark.parametrize(
+    "kind", ["exif behind the pixels", "raw profile", "xmp", "WebP, xmp", "JPEG, xmp"]
+)
+def test_an_orientation_counts_wherever_the_file_keeps_it(kind: str) -> None:
+    picture = open_picture(with_text(kind))
+    assert picture.turn is layers.UPRIGHT[6]
+    assert open_picture(picture.layer.turned(picture.turn).encode(95)).turn is None
+    assert open_picture(with_text("no metadata")).turn is None
 
 
 def frames(format: str) -> bytes:
