@@ -51,7 +51,7 @@ def check_run_dir(config: Config, run_dir: Path) -> None:
 
 def read_config(file: Path) -> dict[str, Any]:
     """The config.yaml of an earlier start as plain values; UserError if it is damaged."""
-    parts = {field.name for field in dataclasses.fields(Config)} - {"scale"}
+    parts = {field.name for field in dataclasses.fields(Config)} - {"scale", "scaled"}
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

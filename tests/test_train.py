@@ -27,6 +27,7 @@ from PIL import Image
 
 from taming_dist import train
 from taming_dist.engine.tf32 import TF32_CHOICES, use_tf32
+from taming_dist.engine.world import choose_device
 from taming_dist.models.vqgan import VQGAN
 from tests.data.shard_files import writing_shards
 
@@ -192,13 +193,15 @@ def test_a_run_uses_tf32_where_its_configuration_says_so(
     class Reached(Exception):
         pass
 
-    def reached() -> None:
+    def reached(*given: Any) -> None:
+        choose_device(*given)
         raise Reached
 
     monkeypatch.chdir(runs.folder)
     monkeypatch.setattr(sys, "argv", ["train.py", *SETTINGS, f"engine.tf32={asked}"])
     monkeypatch.setattr("taming_dist.engine.start.rendezvous", lambda here: {})
-    monkeypatch.setattr("taming_dist.engine.start.load_deepspeed", reached)
+    monkeypatch.setattr("taming_dist.engine.start.load_deepspeed", lambda: None)
+    monkeypatch.setattr("taming_dist.engine.start.choose_device", reached)
     use_tf32(TF32_CHOICES["none" if asked == "all" else "all"])
     with pytest.raises(Reached):
         train.main()
