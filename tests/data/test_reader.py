@@ -278,7 +278,7 @@ def test_a_position_that_ranks_cannot_share_is_an_error(shards: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"crop": "middle"}, r"data\.crop is 'middle' but must be random, center, resized"),
-     ({"crop": "resized", "crop_scale": [0.5]}, r"data\.crop_scale is \[0\.5\]"),
+     ({"crop": "resized", "crop_scale": [0.5]}, r"data\.crop_scale=\[0\.5\]: use 2 numbers"),
      ({"crop": "resized", "crop_ratio": [2.0, 1.0]}, r"data\.crop_ratio is \[2\.0, 1\.0\]")],
 )  # fmt: skip
 def test_a_crop_that_does_not_exist_is_a_users_mistake(options: dict, message: str) -> None:
