@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taming_dist.errors import UserError
@@ -19,7 +20,7 @@ from taming_dist.models.discriminators import (
     initialize_actnorm,
     track_statistics,
 )
-from taming_dist.models.discriminators.stylegan import MinibatchDeviation, blur
+from taming_dist.models.discriminators.stylegan import Conv, MinibatchDeviation, blur
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vqgan_discriminators.pt"
 
@@ -217,3 +218,12 @@ def test_accuracy_counts_patches_on_the_right_side() -> None:
 def test_an_unknown_norm_is_the_users_mistake() -> None:
     with pytest.raises(UserError, match=r"loss\.discriminator\.norm=layer: use one of"):
         PatchGANConfig(norm="layer")
+
+
+def test_halving_by_1x1_weights_is_that_of_the_blurred_image() -> None:
+    """Only the pixels that are kept are blurred (and oneDNN's way of a strided 1x1 convolution is
+    avoided, which on one CPU thread writes beyond its memory in the backward pass)."""
+    torch.manual_seed(0)
+    skip, x = Conv(8, 16, 1, equalized=True, down=True, biased=False), torch.randn(2, 8, 32, 32)
+    expected = F.conv2d(blur(x), skip.weight * skip.scale, stride=2)
+    assert torch.equal(skip(x), expected)

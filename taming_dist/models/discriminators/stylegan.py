@@ -71,8 +71,11 @@ class Conv(Weighted):
         self.down, self.padding = down, kernel // 2
 
     def forward(self, x: Tensor) -> Tensor:
-        x = blur(x) if self.down else x
         stride = 2 if self.down else 1
+        if self.down and self.padding == 0:  # 1x1: it would read every second pixel only
+            x, stride = blur(x, stride), 1
+        elif self.down:
+            x = blur(x)
         return F.conv2d(x, self.weight * self.scale, self.bias, stride, self.padding)
 
 
@@ -86,12 +89,13 @@ class Linear(Weighted):
         return F.linear(x, self.weight * self.scale, self.bias)
 
 
-def blur(x: Tensor) -> Tensor:
+def blur(x: Tensor, stride: int = 1) -> Tensor:
     """Low-pass filter [1, 2, 1] / 4 along both sides, size and mean kept: what is halved after it
-    does not alias."""
+    does not alias. `stride`: only every so many pixels of it."""
     taps = torch.tensor([0.25, 0.5, 0.25], dtype=x.dtype, device=x.device)
     kernel = (taps[:, None] * taps).expand(x.shape[1], 1, 3, 3)
-    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel, groups=x.shape[1])
+    padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    return F.conv2d(padded, kernel, stride=stride, groups=x.shape[1])
 
 
 def activate(x: Tensor) -> Tensor:
