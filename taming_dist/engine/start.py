@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from taming_dist.engine.tf32 import EXACT, TF32
 from taming_dist.engine.world import DEFAULT_TIMEOUT, World, choose_device, rendezvous
+from taming_dist.errors import UserError
 from taming_dist.launch import Place
 
 
@@ -35,7 +36,10 @@ def load_deepspeed() -> ModuleType:
 
 
 def init_world(here: Place, tf32: TF32 = EXACT, timeout: timedelta = DEFAULT_TIMEOUT) -> World:
-    """Join the process group (nccl on GPUs, else gloo), also for a single process."""
+    """Join the process group (nccl on GPUs, else gloo), also for a single process.
+
+    Errors: UserError where the ranks cannot meet.
+    """
     os.environ.update(rendezvous(here))
     device = choose_device(here.local_rank, tf32)
     deepspeed = load_deepspeed()
@@ -43,12 +47,19 @@ def init_world(here: Place, tf32: TF32 = EXACT, timeout: timedelta = DEFAULT_TIM
 
     # DeepSpeed's groups ignore the timeout that init_distributed is given.
     TorchBackend.new_group = lambda self, ranks: dist.new_group(ranks, timeout=timeout)
-    deepspeed.init_distributed(
-        dist_backend="nccl" if device.type == "cuda" else "gloo",
-        timeout=timeout,
-        auto_mpi_discovery=False,
-        verbose=False,
-    )
+    try:
+        deepspeed.init_distributed(
+            dist_backend="nccl" if device.type == "cuda" else "gloo",
+            timeout=timeout,
+            auto_mpi_discovery=False,
+            verbose=False,
+        )
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        raise UserError(
+            f"the ranks cannot meet at MASTER_ADDR={here.master_addr}, MASTER_PORT="
+            f"{here.master_port} ({str(error).splitlines()[0]}): is the port in use, or a node "
+            f"unreachable? Set another MASTER_PORT"
+        ) from error
     return World(here.rank, here.world_size, here.local_rank, device)
 
 

@@ -256,14 +256,16 @@ class WandB:
         pass
 
     def close(self, failed: bool) -> None:
-        self._guard(lambda: self._run and self._run.finish(exit_code=int(failed)))
+        # after an error of the run, which may be W&B's too (a full disk), its own is no news
+        self._guard(lambda: self._run and self._run.finish(exit_code=int(failed)), quiet=failed)
 
-    def _guard(self, action: Callable[[], Any]) -> None:
+    def _guard(self, action: Callable[[], Any], quiet: bool = False) -> None:
         try:
             action()
         except Exception as error:  # whatever happens in W&B, training goes on
             self._run = None
-            print(f"W&B is off: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            if not quiet:
+                print(f"W&B is off: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
 
 
 def read_id(path: Path) -> str | None:

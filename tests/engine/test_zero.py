@@ -6,8 +6,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
+
+from taming_dist.engine.start import init_world
+from taming_dist.errors import UserError
+from taming_dist.launch import Place
 
 FROZEN = """
 import os, time
@@ -79,3 +84,13 @@ def test_ranks_agree_and_a_frozen_one_is_given_up_after_the_timeout(
     assert 3 < waited < 10
     assert pair[1].poll() is None, "the other rank was to be frozen, not gone"
     assert time.monotonic() - start < 60
+
+
+def test_a_port_that_is_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"MASTER_PORT={port} .*Set another MASTER_PORT"):
+            init_world(Place(0, 2, 0, "127.0.0.1", port), timeout=timedelta(seconds=20))
