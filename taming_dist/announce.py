@@ -8,6 +8,7 @@ temporary folder, where `<launch>-<line>.<rank>` says that a rank has this line 
 
 import hashlib
 import os
+import stat
 import sys
 import tempfile
 import time
@@ -67,7 +68,7 @@ def _speaker(text: str, here: Place) -> str | None:
 
 def _wait_for_others(text: str, here: Place) -> bool:
     """Whether every rank has the same to say; the wait ends early if that is so, or it is said."""
-    _folder().mkdir(mode=0o700, exist_ok=True)
+    _make_folder()
     _remove_old()
     _file(text, str(here.rank)).touch(mode=0o600)
     deadline = time.monotonic() + WAIT_S
@@ -114,6 +115,18 @@ def _start_time(process: int) -> str:
 
 def _folder() -> Path:
     return Path(tempfile.gettempdir()) / f"taming_dist-{os.getuid()}"
+
+
+def _make_folder() -> None:
+    """Make the folder; `OSError` if what is there is not a folder of this user.
+
+    Its name can be guessed: a link that somebody else has put there may lead to other files of this
+    user, and old ones would be removed.
+    """
+    _folder().mkdir(mode=0o700, exist_ok=True)
+    found = os.lstat(_folder())
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise PermissionError(f"{_folder()} is not a folder of this user")
 
 
 def _file(text: str, suffix: str) -> Path:

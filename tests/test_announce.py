@@ -135,3 +135,17 @@ def test_files_of_old_launches_are_removed(rank_one: Path) -> None:
     announce.announce("no file a")
     assert not old.exists()
     assert new.exists()
+
+
+def test_a_link_in_the_place_of_the_folder_is_not_followed(
+    rank_one: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    old = elsewhere / "thesis.tex"
+    old.touch()
+    os.utime(old, (0, 0))
+    rank_one.symlink_to(elsewhere)
+    announce.announce("no file a")
+    assert capsys.readouterr().err == "error: rank 1: no file a\n"
+    assert list(elsewhere.iterdir()) == [old]
