@@ -146,8 +146,9 @@ def codes_of_condition(config: SampleConfig, transformer: Transformer) -> Tensor
 
 def prepare_folder(out: Path, n: int) -> None:
     """Make `out` ready for n images: writable, and free of an earlier run's, which would be taken
-    for this one's should it end early. A larger run's are not ours to remove."""
-    earlier = [picture for picture in out.glob("*.png") if picture.stem.isdigit()]
+    for this one's should it end early. A larger run's are not ours to remove, nor are pictures
+    with other names than ours."""
+    earlier = [picture for picture in out.glob("*.png") if is_ours(picture)]
     for picture in earlier:
         if int(picture.stem) >= n:
             raise UserError(
@@ -165,13 +166,23 @@ def prepare_folder(out: Path, n: int) -> None:
         raise UserError(f"out: cannot write to {out} ({error.strerror}), give another") from error
 
 
+def is_ours(picture: Path) -> bool:
+    """Whether a picture is named as those of a run are."""
+    return picture.stem.isdecimal() and picture.name == picture_name(int(picture.stem))
+
+
+def picture_name(index: int) -> str:
+    """The file of a run's image."""
+    return f"{index:06d}.png"
+
+
 def write_pictures(parts: Iterator[Samples], out: Path) -> Tensor:
     """Write each image as <out>/<index>.png; return the first ones [b, 3, h, w] as uint8."""
     shown: list[Tensor] = []
     index = 0
     for part in parts:
         for picture in to_uint8(part.images).cpu():
-            save_png(picture, out / f"{index:06d}.png")
+            save_png(picture, out / picture_name(index))
             if index < SHEET_PICTURES:
                 shown.append(picture)
             index += 1
@@ -215,7 +226,7 @@ def write_record(
             "vqgan": generator.vqgan.fingerprint,
         },
         "images": [
-            {"file": f"{index:06d}.png", "class": class_id} for index, class_id in enumerate(ids)
+            {"file": picture_name(index), "class": class_id} for index, class_id in enumerate(ids)
         ],
     }
     write_json(out / "samples.json", record)

@@ -127,6 +127,14 @@ def test_a_smaller_run_does_not_mix_with_a_larger_one(exports: Path, tmp_path: P
     assert len(record(tmp_path)["images"]) == 7  # the larger one is left as it was
 
 
+def test_pictures_that_no_run_has_named_are_left_alone(exports: Path, tmp_path: Path) -> None:
+    theirs = ["1.png", "0007.png", "0000003.png", "2024.png"]
+    for name in theirs:
+        (tmp_path / name).write_text("a holiday")
+    main(config_for(exports, tmp_path))
+    assert all((tmp_path / name).read_text() == "a holiday" for name in theirs)
+
+
 def test_a_run_that_ends_early_leaves_nothing_that_looks_like_its_own(
     exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
