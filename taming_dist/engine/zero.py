@@ -287,10 +287,9 @@ class Engine:
             self._average.load(file)
 
     def _average_file(self, folder: Path) -> Path:
-        """This rank's part of the average; at ZeRO 0 all ranks have the same, in one file."""
-        if self.config.zero == 0:
-            return folder / "average.safetensors"
-        return folder / f"average-rank-{self.world.rank:05d}.safetensors"
+        """This rank's part of the average; at ZeRO 0 all ranks have that of the first."""
+        part = self.world.rank if self.config.zero > 0 else 0
+        return folder / f"average-rank-{part:05d}.safetensors"
 
     @contextmanager
     def evaluated(self) -> Iterator[Any]:
