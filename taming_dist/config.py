@@ -184,16 +184,27 @@ def scaled(config: DictConfig, overrides: list[str]) -> list[str]:
     assert isinstance(known, dict)
     values = flatten(OmegaConf.to_container(OmegaConf.merge(known["all"], known[stage])))
     others = [override for override in overrides if not override.startswith("+scale=")]
-    typed_keys = {override.partition("=")[0].lstrip("+") for override in others}
+    given = typed_keys(config, others)
     changes = []
     for key, value in values.items():
         parents = {key[:end] for end, letter in enumerate(key + ".") if letter == "."}
         before = json.dumps(_plain(OmegaConf.select(config, key)))
-        if parents & typed_keys or before == json.dumps(value) or not applies(config, key):
+        if parents & given or before == json.dumps(value) or not applies(config, key):
             continue
         others.append(f"{key}={json.dumps(value)}")
         changes.append(f"{key}: {before} -> {json.dumps(value)}")
     return [*others, f"scaled=[{','.join(map(quoted, changes))}]"]
+
+
+def typed_keys(config: DictConfig, overrides: Sequence[str]) -> set[str]:
+    """The keys that the overrides give a value; what a group is chosen for (model=gpt) is none."""
+    given = set()
+    for override in overrides:
+        name, _, value = override.partition("=")
+        key = name.lstrip("+")
+        if value.startswith("{") or not is_branch(OmegaConf.select(config, key)):
+            given.add(key)
+    return given
 
 
 def _plain(value: Any) -> Any:

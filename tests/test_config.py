@@ -141,6 +141,8 @@ def test_what_is_typed_wins_over_the_scale_wherever_it_stands(compose: Compose) 
     assert (after.train.validate_every, after.train.checkpoint_every) == (3, 100)
     mapping = compose("loss.discriminator={channels: 24}", "+experiment=flickr", "+scale=laptop")
     assert (mapping.loss.discriminator.channels, mapping.loss.discriminator.layers) == (24, 3)
+    choices = ("model=f16", "loss=vqgan", "data=images", "optim=vqgan")  # give no values
+    assert compose("+experiment=flickr", *choices, "+scale=laptop") == laptop
 
 
 def test_a_run_says_what_was_scaled(compose: Compose) -> None:
