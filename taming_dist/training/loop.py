@@ -93,7 +93,8 @@ def fit(
         parts = list(recipe.train_step(micro_batches, clock))
         clock.tick()
         if skipped := [name for name, engine in recipe.engines.items() if not engine.moved]:
-            note_skip(skipped, spoilt(micro_batches, parts, data), clock, sinks, world)
+            cause, keys = find_cause(micro_batches, parts, data, world)
+            sinks.event("skip", clock, networks=skipped, cause=cause, keys=keys)
             check_moving(recipe, clock)
         else:
             means.add_all(parts)
@@ -213,22 +214,25 @@ def prefixed(prefix: str, values: dict[str, float]) -> dict[str, float]:
     return {f"{prefix}/{name}": value for name, value in values.items()}
 
 
-def spoilt(micro_batches: list[Any], parts: list[Scalars], data: Data) -> list[str]:
-    """The keys of this rank's samples in micro-batches with a loss that is not finite."""
-    keys: list[str] = []
-    for batch, scalars in zip(micro_batches, parts, strict=True):
-        if not torch.stack([value.detach() for value in scalars.values()]).isfinite().all():
-            keys += data.train.keys(batch)
-    return keys
+def find_cause(
+    micro_batches: list[Any], parts: list[Scalars], data: Data, world: World
+) -> tuple[str, list[str]]:
+    """Why a step was skipped, and the keys of the samples that it may be due to (collective): those
+    of micro-batches with a "loss" that is not finite, on any rank; if there are none it is a
+    "gradient", to which the whole global batch has added."""
+    every = [
+        (data.train.keys(batch), part) for batch, part in zip(micro_batches, parts, strict=True)
+    ]
+    mine = [key for keys, part in every if not is_finite(part) for key in keys]
+    if guilty := [key for keys in world.gather(mine) for key in keys]:
+        return "loss", sorted(guilty)
+    mine = [key for keys, _ in every for key in keys]
+    return "gradient", sorted(key for keys in world.gather(mine) for key in keys)
 
 
-def note_skip(
-    networks: list[str], keys: list[str], clock: Clock, sinks: Sinks, world: World
-) -> None:
-    """Write down a step that was skipped (collective): which networks stood still, and the samples
-    of all ranks whose loss was not finite; none where that came up in a gradient only."""
-    found = sorted(key for part in world.gather(keys) for key in part)
-    sinks.event("skip", clock, networks=networks, keys=found)
+def is_finite(scalars: Scalars) -> bool:
+    """Whether all scalars of a micro-batch are."""
+    return bool(torch.stack([value.detach() for value in scalars.values()]).isfinite().all())
 
 
 def check_moving(recipe: Recipe, clock: Clock) -> None:

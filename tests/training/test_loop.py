@@ -369,9 +369,19 @@ def test_a_skipped_step_is_counted_and_told_with_its_samples_but_not_in_the_mean
     assert run(tmp_path, recipe, 4, log_every=4)
     skips = [line for line in event_lines(tmp_path) if line["event"] == "skip"]
     assert [(line["step"], line["samples"]) for line in skips] == [(3, 12)]
-    assert (skips[0]["networks"], skips[0]["keys"]) == (["only"], ["key-10", "key-11"])
+    assert (skips[0]["networks"], skips[0]["cause"]) == (["only"], "loss")
+    assert skips[0]["keys"] == ["key-10", "key-11"]
     followed = [1, 6, 15, 28, 53, 82]  # sums of positions; the third step's were taken back
     assert metrics(tmp_path)[0]["train/loss"] == pytest.approx(sum(followed) / len(followed))
+
+
+def test_a_step_skipped_for_its_gradient_is_told_with_all_its_samples(tmp_path: Path) -> None:
+    recipe = Counter()
+    recipe.on_step = lambda clock: recipe.weights.skip(clock.step == 1)
+    assert run(tmp_path, recipe, 3)
+    (skip,) = [line for line in event_lines(tmp_path) if line["event"] == "skip"]
+    assert (skip["step"], skip["cause"]) == (2, "gradient")
+    assert skip["keys"] == ["key-4", "key-5", "key-6", "key-7"]
 
 
 def test_a_run_that_only_skips_steps_ends_and_one_that_skips_some_does_not(
