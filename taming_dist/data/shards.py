@@ -8,6 +8,7 @@ that others wrote.
 
 import logging
 import mmap
+import shlex
 import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -222,7 +223,7 @@ def _found_instead(columns: Counter[str], links: Counter[str]) -> str:
         ending = longer[0].rpartition(".")[2]
         said += (
             f": what follows the first dot of a name is its column, so pack the files as "
-            f"KEY.{ending} (tar --transform 's/[.]{longer[0]}$/.{ending}/')"
+            f"KEY.{ending} (tar --transform {shlex.quote(f's/[.]{longer[0]}$/.{ending}/')})"
         )
     return f"{said}; {_of_links(links)}" if links else said
 
