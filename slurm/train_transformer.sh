@@ -4,7 +4,7 @@
 #   sbatch slurm/train_transformer.sh [+experiment=flickr_transformer] [key=value ...]
 #   sbatch --nodes=4 slurm/train_transformer.sh data.global_batch=64
 #
-# The same command starts a run and goes on with it. Slurm's warning before the time limit (USR1)
+# The same command starts a run and resumes it. Slurm's warning before the time limit (USR1)
 # has the ranks save and end. See docs/operations.md.
 #SBATCH --job-name=transformer
 #SBATCH --nodes=1

@@ -87,7 +87,7 @@ def one_line(log: Path | None = None) -> Iterator[None]:
         sys.exit(EXIT_ERROR)
     except Exception as error:
         if isinstance(error, PermissionError) and error.filename is not None:
-            fail(f"no permission for {error.filename}: choose another folder or fix permissions")
+            fail(f"no permission for {error.filename}: use another folder or fix its permissions")
         if log is None:
             raise
         announce(f"{type(error).__name__}: {error}", f" (the traceback is in {log})")

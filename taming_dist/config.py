@@ -64,7 +64,7 @@ class RunConfig:
         if ".." in Path(self.name).parts:
             raise UserError(f"run.name={self.name} leaves the folder of all runs: give run.dir=...")
         if not self.dir.strip() or not f"{self.name}{self.dir}".isprintable():
-            raise UserError(f"run.dir={self.dir!r} is no folder: give its path, or a run.name")
+            raise UserError(f"run.dir={self.dir!r} is not a folder: give its path, or a run.name")
 
 
 @dataclasses.dataclass

@@ -49,7 +49,7 @@ def place(environment: Mapping[str, str]) -> Place:
 def _number(environment: Mapping[str, str], name: str, who: str) -> int:
     value = environment.get(name, "")
     if not value.isdigit():
-        raise UserError(f"{name}={value!r} is no number: {who}; start through the launcher")
+        raise UserError(f"{name}={value!r} is not a number: {who}; start through the launcher")
     return int(value)
 
 

@@ -35,7 +35,7 @@ def check_run_dir(config: Config, run_dir: Path) -> None:
     path = run_dir.absolute()
     there = next(folder for folder in (path, *path.parents) if folder.exists())
     if not there.is_dir():
-        raise UserError(f"run.dir={run_dir} is no folder: choose another run.dir")
+        raise UserError(f"run.dir={run_dir} is not a folder: choose another run.dir")
     if not os.access(there, os.W_OK):
         raise UserError(f"run.dir={run_dir}: no permission to write there; choose another run.dir")
     file = run_dir / "config.yaml"

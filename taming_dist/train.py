@@ -65,7 +65,7 @@ def train(config: "Config", stop: StopRequest) -> None:
         finished = fit(recipe, data, clock, config.train, checkpoints, sinks, stop, world, export)
         reason = "finished" if finished else f"stopped by {stop.name or 'a signal to another rank'}"
         sinks.event("exit", clock, finished=finished, reason=reason)
-    left = f"the trained model is in {export}" if finished else "the same command goes on from here"
+    left = f"the trained model is in {export}" if finished else "the same command resumes from here"
     sinks.note(f"stopped at step {clock.step} of {clock.total_steps}: {left}")
     shutdown()
 

@@ -464,8 +464,8 @@ def test_missing_shards_name_the_command_that_makes_them(refused: Refuse) -> Non
 def test_a_file_in_place_of_the_run_directory_is_refused(refused: Refuse, elsewhere: Path) -> None:
     make_images(elsewhere / "images")
     (elsewhere / "taken").write_text("a file")
-    assert "run.dir=taken is no folder" in refused(*IMAGES, "run.dir=taken")
-    assert "run.dir=taken/run is no folder" in refused(*IMAGES, "run.dir=taken/run")
+    assert "run.dir=taken is not a folder" in refused(*IMAGES, "run.dir=taken")
+    assert "run.dir=taken/run is not a folder" in refused(*IMAGES, "run.dir=taken/run")
 
 
 def test_a_run_directory_of_another_model_or_stage_of_zero_is_refused(

@@ -64,5 +64,5 @@ def test_a_part_of_sruns_variables_is_an_error_that_names_what_is_missing(absent
 
 
 def test_a_variable_that_is_no_number_is_an_error() -> None:
-    with pytest.raises(UserError, match="RANK='first' is no number"):
+    with pytest.raises(UserError, match="RANK='first' is not a number"):
         place(TORCHRUN | {"RANK": "first"})

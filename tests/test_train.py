@@ -153,7 +153,7 @@ def stopped_at(runs: Runs) -> int:
     out = finish(process)
     (asked,) = [line for line in runs.lines("parts", "events.jsonl") if line["event"] == "signal"]
     assert asked["signal"] == "SIGINT"
-    assert f"stopped at step {asked['step']} of 100000: the same command goes on from here" in out
+    assert f"stopped at step {asked['step']} of 100000: the same command resumes from here" in out
     return asked["step"]
 
 

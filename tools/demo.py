@@ -154,7 +154,7 @@ class Journal:
         if status != 0:
             sys.exit(status)
         if not phase.is_complete:
-            print("\ninterrupted: make demo goes on from here")
+            print("\ninterrupted: make demo resumes from here")
             sys.exit(128 + signal.SIGINT)
 
     def _save(self) -> None:

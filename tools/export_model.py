@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
     folder, step = locate(options.model)
     if options.out.exists() and not options.out.is_dir():
-        raise UserError(f"--out {options.out} is no folder: name another")
+        raise UserError(f"--out {options.out} is not a folder: name another")
     if options.out.resolve() == folder.resolve():
         raise UserError(f"--out {options.out} is the export itself: name another folder")
     model = KINDS[read_kind(str(folder))].from_pretrained(folder)

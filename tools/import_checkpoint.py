@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read the checkpoint, find out what it is, write its export or exports."""
     options = parse(argv)
     if options.out.exists() and not options.out.is_dir():
-        raise UserError(f"--out {options.out} is no folder: name another")
+        raise UserError(f"--out {options.out} is not a folder: name another")
     tensors = read_tensors(options.checkpoint)
     description = read_description(options.config) if options.config else {}
     if options.only:

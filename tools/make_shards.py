@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             else:
                 make_all(args, collection, recipe, lock)
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here")
+        print("interrupted: the same command resumes from here")
         sys.exit(128 + signal.SIGINT)
 
 
@@ -287,7 +287,7 @@ def prepare(work: Path, collection: Collection, settings: str) -> Catalogue:
         print(printable(f"listing {collection.where}"), flush=True)
         return list_images(work, collection, settings)
     catalogue = Catalogue(work)
-    line = f"going on with {count(len(catalogue), 'image')} listed in {work}"
+    line = f"resuming with {count(len(catalogue), 'image')} listed in {work}"
     print(printable(line), flush=True)
     return catalogue
 

@@ -46,7 +46,7 @@ def _check_facts(facts: Mapping[str, Any]) -> None:
     if sides != 2 or any(type(number) is not int or number < 1 for number in numbers):
         raise ValueError("a vocabulary, grid or number of views that there is not")
     if not all(isinstance(fingerprint, str) for fingerprint in fingerprints):
-        raise ValueError("a fingerprint that is no text")
+        raise ValueError("a fingerprint that is not text")
 
 
 def check_agreement(

@@ -60,7 +60,7 @@ def number_labels(labels: Collection[Any]) -> Numbering:
     if not names:
         return Numbering(ids, None)
     if all(label in ids or _is_fraction(label) for label in said):
-        raise ValueError(f"the label {names[0]!r} is no class: use whole numbers or names")
+        raise ValueError(f"the label {names[0]!r} is not a class: use whole numbers or names")
     number = next((label for label in said if not isinstance(label, str)), None)
     if number is not None:
         name = next(name for name in names if isinstance(name, str))

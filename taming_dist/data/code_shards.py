@@ -229,7 +229,7 @@ def _boxes(arrays: Mapping[str, np.ndarray]) -> Boxes:
 def open_verified(path: Path, entry: Shard, in_memory: bool = False) -> CodeShard:
     """Open a shard and read it whole, once: its bytes, hash and rows must be those of `entry`.
 
-    Raises `UserError` naming the file and the mend.
+    Raises `UserError` naming the file and the fix.
     """
     buffer = _contents(path, in_memory)
     if (len(buffer), xxhash.xxh3_128_hexdigest(buffer)) != (entry.bytes, entry.xxh3_128):

@@ -352,7 +352,7 @@ def _share(size: tuple[int, int], whole: tuple[int, int], column: Column) -> tup
 def _read_cls(files: Files) -> int:
     data = _need(files, "cls")
     if CLASS_ID.fullmatch(data) is None:
-        raise BrokenData(f"its .cls is {bytes(data[:20])!r}, which is no whole number")
+        raise BrokenData(f"its .cls is {bytes(data[:20])!r}, which is not a whole number")
     return int(data)
 
 

@@ -59,7 +59,7 @@ class Shard:
         if not is_file_name(self.name):
             raise ValueError("a shard that is no plain file name")
         if not isinstance(self.xxh3_128, str) or not isinstance(self.url, str):
-            raise ValueError("a shard with a hash or URL that is no text")
+            raise ValueError("a shard with a hash or URL that is not text")
         if self.url and not is_url(self.url):
             raise ValueError("a shard whose URL is none")
         storage.check_scheme(self.url)
@@ -104,13 +104,13 @@ class Manifest:
         try:
             data = storage.fetch(location, MANIFEST_LIMIT)
         except MissingFile as error:
-            raise UserError(f"{shown(str(folder))} has no {MANIFEST}; {_mend(folder)}") from error
+            raise UserError(f"{shown(str(folder))} has no {MANIFEST}; {_fix(folder)}") from error
         try:
             return cls._parse(json.loads(data))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"{shown(location)} is damaged or was edited ({storage.one_line(error)}): "
-                f"delete it, then {_mend(folder)}"
+                f"delete it, then {_fix(folder)}"
             ) from error
 
     @classmethod
@@ -280,7 +280,7 @@ def resolve(spec: str | Sequence[str], format: str = IMAGES_FORMAT) -> Dataset:
     """Find the shards that a spec names and check each against its manifest.
 
     A spec is a folder with a manifest, a glob, a brace expansion, one file, or a list of these;
-    paths or URLs. Raises `UserError` naming the file and the mend if there is no shard, a shard
+    paths or URLs. Raises `UserError` naming the file and the fix if there is no shard, a shard
     is missing, in no manifest, of another size than its manifest says, or of another `format`.
     """
     places = [place for single in specs_of(spec) for place in _expand(single)]
@@ -292,7 +292,7 @@ def resolve(spec: str | Sequence[str], format: str = IMAGES_FORMAT) -> Dataset:
         if folder not in manifests:
             there = (location, storage.beside(folder, MANIFEST))
             if not is_url(folder) and not any(Path(file).is_file() for file in there):
-                raise UserError(f"there is no shard {location}: mend the shard spec, or {_MAKE}")
+                raise UserError(f"there is no shard {location}: fix the shard spec, or {_MAKE}")
             manifests[folder] = _load_checked(folder, format)
     found = [_check(folder, name, manifests[folder]) for folder, name in places]
     return Dataset(
@@ -321,7 +321,7 @@ def _expand_glob(pattern: str) -> list[tuple[str, str]]:
     is_there = not is_url(pattern) and Path(pattern).exists()
     found = storage.matching(pattern) if not is_there and _has_magic(pattern) else [pattern]
     if not found:
-        raise UserError(f"no file matches {shown(pattern)}: mend the shard spec, or {_MAKE}")
+        raise UserError(f"no file matches {shown(pattern)}: fix the shard spec, or {_MAKE}")
     return [place for location in found for place in _shards_of(location)]
 
 
@@ -357,7 +357,7 @@ def _check(folder: str, name: str, manifest: Manifest) -> tuple[str, Shard]:
     location = (entry.url if entry else "") or storage.beside(folder, name)
     require_readable(location)
     if not is_url(location) and not Path(location).is_file():
-        raise UserError(f"there is no shard {location}: mend the shard spec, or {_MAKE}")
+        raise UserError(f"there is no shard {location}: fix the shard spec, or {_MAKE}")
     if entry is None:
         raise UserError(
             f"the shard {shown(location)} is not in {shown(storage.beside(folder, MANIFEST))}; "
@@ -387,7 +387,7 @@ def _common_classes(manifests: dict[str, Manifest]) -> tuple[str, ...] | None:
 _MAKE = "make shards with: python tools/make_shards.py --images DIR --out DIR"
 
 
-def _mend(folder: Path | str) -> str:
+def _fix(folder: Path | str) -> str:
     if is_url(str(folder)):
         return _reindex(storage.beside(str(folder), "NAMES.tar"))
     if any(Path(folder).glob("*.tar")):

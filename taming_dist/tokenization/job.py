@@ -130,23 +130,23 @@ class Job:
             if found.get(name) != mine:
                 raise UserError(
                     f"{part.path} holds codes with the {name} {found.get(name)}, but this command "
-                    f"asks for {mine}: {self._mend}"
+                    f"asks for {mine}: {self._fix}"
                 )
         start, stop = found["source"]["range"]
         if start != part.start or not part.start < stop <= part.stop:
             raise UserError(
                 f"{part.path} holds the images {start} to {stop}, but with this --shards and "
-                f"--shard-samples it is {part.start} to {part.stop}: {self._mend}"
+                f"--shard-samples it is {part.start} to {part.stop}: {self._fix}"
             )
         theirs, mine = found["source"], self.source(start, stop)
         if theirs["fingerprint"] != mine["fingerprint"]:
             raise UserError(
                 f"{part.path} holds codes of other images, {theirs.get('shards')} with the "
                 f"fingerprint {theirs['fingerprint']}, but in --shards they are {mine['shards']} "
-                f"with {mine['fingerprint']}: {self._mend}"
+                f"with {mine['fingerprint']}: {self._fix}"
             )
         return bool(stop == part.stop)
 
     @property
-    def _mend(self) -> str:
+    def _fix(self) -> str:
         return f"choose another --out, or delete {self.out} and run this command again"

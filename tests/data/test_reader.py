@@ -171,9 +171,9 @@ def test_classes_are_read_from_json_too(tmp_path: Path, write_images: Write) -> 
 
 
 BROKEN_CLASSES = {
-    b"cat": r"its \.cls is b'cat', which is no whole number",
-    b"1.0": r"its \.cls is b'1\.0', which is no whole number",
-    b"": r"its \.cls is b'', which is no whole number",
+    b"cat": r"its \.cls is b'cat', which is not a whole number",
+    b"1.0": r"its \.cls is b'1\.0', which is not a whole number",
+    b"": r"its \.cls is b'', which is not a whole number",
     b"-1": "the class -1 is outside of 0 to",
     b"8589934592": "the class 8589934592 is outside of 0 to",
     b"9" * 5000: r"its \.cls is b'9",

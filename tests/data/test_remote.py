@@ -143,7 +143,7 @@ def test_a_remote_shard_of_another_size_is_an_error_that_names_it(
             some_batches(spec)
 
 
-def test_mistakes_in_a_remote_spec_name_the_url_and_the_mend(server: Any) -> None:
+def test_mistakes_in_a_remote_spec_name_the_url_and_the_fix(server: Any) -> None:
     folder = write(server.folder / "set")
     (folder / "train-000003.tar.idx").unlink()
     write_index(folder / "train-000002.tar", np.arange(8) * 512)

@@ -153,7 +153,7 @@ def test_a_spec_is_a_folder_a_glob_braces_or_a_list(tmp_path: Path) -> None:
     assert resolve(f"{folder}/train-000002.tar").num_samples == 1
 
 
-def test_mistakes_in_a_spec_name_the_file_and_the_mend(tmp_path: Path) -> None:
+def test_mistakes_in_a_spec_name_the_file_and_the_fix(tmp_path: Path) -> None:
     folder = write_shards(tmp_path / "data")
     (tmp_path / "bare").mkdir()
     Manifest(IMAGES_FORMAT, ()).save(tmp_path)

@@ -335,7 +335,7 @@ def test_ctrl_c_is_one_line_and_the_run_goes_on_later(photographs: Path, tmp_pat
         press_ctrl_c(process.pid)
         said, error = process.communicate()
     assert (process.returncode, error) == (130, "")
-    assert said.endswith("\ninterrupted: the same command goes on from here\n")
+    assert said.endswith("\ninterrupted: the same command resumes from here\n")
     assert not (out / "unfinished.lock").exists()
     assert sum(shard.samples for shard in make(photographs, out, *options).shards) == 40
 

@@ -81,7 +81,7 @@ class ParquetTables(Collection):
         number = whole_number(label) if self._ids is None else self._ids[label]
         if number is None:
             raise UserError(
-                f"{name}: its {self._label} is {label!r}, which is no class: {WITHOUT_LABELS}"
+                f"{name}: its {self._label} is {label!r}, which is not a class: {WITHOUT_LABELS}"
             )
         return number
 

@@ -202,7 +202,7 @@ def _read(path: str, size: int) -> bytes:
         data = None
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read ({error.strerror}): mend or remove it, then give the same "
+            f"{path} cannot be read ({error.strerror}): fix or remove it, then give the same "
             f"command again"
         ) from error
     if data is None or len(data) != size:

@@ -210,7 +210,7 @@ def run(
     except BrokenProcessPool as error:
         raise UserError(
             "a worker process was killed, perhaps for want of memory: run the same command again, "
-            "it goes on from here; with fewer --workers it needs less"
+            "it resumes from here; with fewer --workers it needs less"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

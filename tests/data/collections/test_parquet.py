@@ -122,10 +122,10 @@ def test_labels_of_every_scalar_type_become_classes(tmp_path: Path, kind: str) -
     ("labels", "message"),
     [
         ([[0], [1], [2]], r"'label' holds list<.*>, not one class of each image.*--labels none"),
-        ([0.5, 1.0, 2.0], r"a/00000000\.image: its label is 0\.5, which is no class"),
+        ([0.5, 1.0, 2.0], r"a/00000000\.image: its label is 0\.5, which is not a class"),
         ([0, 1, 2**33], r"a/00000002\.image: the class 8589934592 is outside of 0 to"),
         ([0, -1, 2], r"a/00000001\.image: the class -1 is outside of 0 to"),
-        (["0.5", "1", "2"], r"'0\.5' is no class"),
+        (["0.5", "1", "2"], r"'0\.5' is not a class"),
     ],
 )
 def test_labels_that_are_no_classes_are_one_line_or_not_read(

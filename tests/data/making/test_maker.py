@@ -137,7 +137,7 @@ def test_a_file_that_cannot_be_read_stops_the_run(images: Path, tmp_path: Path) 
     maker, jobs = prepared(images, tmp_path)
     (images / "3.png").unlink()
     (images / "3.png").mkdir()
-    with pytest.raises(UserError, match=r"3\.png cannot be read .*mend or remove it"):
+    with pytest.raises(UserError, match=r"3\.png cannot be read .*fix or remove it"):
         list(run(maker, jobs, 1))
     (images / "3.png").rmdir()
     left_out = [entry for report in run(maker, jobs, 1) for entry in report.left_out]
