@@ -139,8 +139,7 @@ def hydra_entry(
         for override in overrides:
             check_readable(override)
         if line.config_dir:
-            where = Path(line.config_dir).absolute().as_uri()
-            overrides.append(f"hydra.searchpath=[{quoted(where)}]")
+            overrides.append(search_path(Path(line.config_dir)))
         if any(override.startswith("+scale=") for override in overrides):
             with hydra.initialize_config_dir(path, version_base="1.3"):
                 overrides = scaled(hydra.compose(config_name, overrides), overrides)
@@ -150,6 +149,14 @@ def hydra_entry(
         with hydra.initialize_config_dir(path, version_base="1.3"):
             config = hydra.compose(config_name, overrides)
         main(typed(config, schema))
+
+
+def search_path(folder: Path) -> str:
+    """The override by which Hydra looks for groups in a folder of the user's, too."""
+    if not folder.is_dir():
+        raise UserError(f"--config-dir {folder}: there is no such folder")
+    place = f"file://{folder.absolute()}"  # not as_uri: Hydra takes %20 as it is
+    return f"hydra.searchpath=[{quoted(place)}]"
 
 
 def show(folder: str, config_name: str, argv: Sequence[str]) -> None:

@@ -26,6 +26,7 @@ OVERRIDE = re.compile(r"(\+{0,2})([\w./]+)=(.*)", re.DOTALL | re.ASCII)
 QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 NUMBER = re.compile(r"[-+]?[\d.][\d._]*(?:[eE][-+]?\d+)?")
 MAPPING = re.compile(r"\{[^{},:]+:(?!//).*\}", re.DOTALL)
+NOT_TAKEN = ("config_path", "config_name", "experimental_rerun")  # options of Hydra's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,7 @@ class CommandLine:
 
 
 def parse(argv: Sequence[str]) -> CommandLine:
-    """Part Hydra's options from the overrides. `UserError` for an unknown option and for -m."""
+    """Part Hydra's options from the overrides. `UserError` for one that is unknown or not taken."""
     parser = get_args_parser()
     parser.exit_on_error = False
     try:
@@ -57,6 +58,10 @@ def parse(argv: Sequence[str]) -> CommandLine:
             "one command is one run: leave out -m (--multirun) and start a command for each set of "
             "values, each with a run.name of its own"
         )
+    for option in NOT_TAKEN:
+        if getattr(known, option) is not None:
+            name = f"--{option.replace('_', '-')}"
+            raise UserError(f"{name} is not taken: experiments of your own go into --config-dir")
     overrides = [*known.overrides, *others]
     options = list(argv)
     for override in overrides:

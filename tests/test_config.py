@@ -170,6 +170,16 @@ def test_the_printed_configuration_is_the_scaled_one(
     assert sys.argv[1:] == line
 
 
+@pytest.mark.parametrize("name", ["mine", "my conf, n\u00fcrnberg=1"])
+def test_experiments_of_ones_own_are_found_in_the_folder_that_is_named(
+    compose: Compose, elsewhere: Path, name: str
+) -> None:
+    (elsewhere / name / "experiment").mkdir(parents=True)
+    text = "# @package _global_\ndefaults: [flickr, _self_]\nrun: {name: own}\n"
+    (elsewhere / name / "experiment/own.yaml").write_text(text)
+    assert compose("--config-dir", name, "+experiment=own").run.name == "own"
+
+
 # Text on the command line
 
 
@@ -354,6 +364,9 @@ def test_the_written_configuration_says_everything(compose: Compose) -> None:
         (["+experiment=flickr", "--multirun", "run.name=a,b"], ["one command is one run"]),
         (["+experiment=flickr", "--steps", "3"], ["--steps", "key=value"]),
         (["+experiment=flickr", "--cfg", "jobs"], ["--cfg", "jobs"]),
+        (["--config-name", "mine", "+experiment=flickr"], ["--config-name", "--config-dir"]),
+        (["--config-path=mine", "+experiment=flickr", "--cfg", "job"], ["--config-path"]),
+        (["--config-dir", "mine", "+experiment=flickr"], ["--config-dir mine: there is no such"]),
         (["+experiment=flickr", "run.name="], ["run.name is empty"]),
         (["+experiment=flickr", "run.name= "], ["run.name is empty"]),
         (["+experiment=flickr", "run.name=null"], ["run.name"]),
