@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taming_dist.errors import UserError
+from taming_dist.models.constants import constant
 from taming_dist.models.discriminators.norms import Averaged
 from taming_dist.ranges import check_ranges, ranged
 
@@ -92,7 +93,7 @@ class Linear(Weighted):
 def blur(x: Tensor, stride: int = 1) -> Tensor:
     """Low-pass filter [1, 2, 1] / 4 along both sides, size and mean kept: what is halved after it
     does not alias. `stride`: only every so many pixels of it."""
-    taps = torch.tensor([0.25, 0.5, 0.25], dtype=x.dtype, device=x.device)
+    taps = constant((0.25, 0.5, 0.25), x.dtype, x.device)
     kernel = (taps[:, None] * taps).expand(x.shape[1], 1, 3, 3)
     padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
     return F.conv2d(padded, kernel, stride=stride, groups=x.shape[1])

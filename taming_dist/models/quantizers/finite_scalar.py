@@ -12,6 +12,7 @@ from omegaconf import MISSING
 from torch import Tensor
 
 from taming_dist.errors import UserError
+from taming_dist.models.constants import constant
 from taming_dist.models.quantizers.interface import (
     MOST_CODES,
     Quantized,
@@ -74,7 +75,7 @@ class FSQuantizer(Quantizer):
 
     def _bounded(self, z: Tensor) -> Tensor:
         """[...,d] into (-L/2, L/2), so that rounding gives L integers: -L//2 ... (L-1)//2."""
-        levels = self._numbers(z.device, self.levels)
+        levels = constant(tuple(self.levels), torch.float32, z.device)
         half = (levels - 1) * (1 + self.MARGIN) / 2
         offset = torch.where(levels % 2 == 0, 0.5, 0.0)  # an even number of levels is not centred
         shift = torch.atanh(offset / half)
@@ -90,20 +91,16 @@ class FSQuantizer(Quantizer):
         return (digits.long() * self._places(digits.device)).sum(-1)
 
     def lookup(self, codes: Tensor) -> Tensor:
-        levels = torch.tensor(self.levels, device=codes.device)
+        levels = constant(tuple(self.levels), torch.int64, codes.device)
         digits = codes[..., None] // self._places(codes.device) % levels
         half = levels // 2
         return ((digits - half) / half).movedim(-1, 1)
 
     def _half(self, device: torch.device) -> Tensor:
         """L//2 of each channel [d]: its largest integer, or one more."""
-        return self._numbers(device, [level // 2 for level in self.levels])
+        return constant(tuple(level // 2 for level in self.levels), torch.float32, device)
 
     def _places(self, device: torch.device) -> Tensor:
         """What a digit counts: 1, L1, L1*L2, ..."""
-        places = [math.prod(self.levels[:index]) for index in range(self.dim)]
-        return torch.tensor(places, device=device)
-
-    @staticmethod
-    def _numbers(device: torch.device, values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=device)
+        places = (math.prod(self.levels[:index]) for index in range(self.dim))
+        return constant(tuple(places), torch.int64, device)
