@@ -8,7 +8,6 @@ import dataclasses
 import difflib
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from taming_dist.data.codes import CodesConfig
 from taming_dist.data.reader import ImagesConfig
 from taming_dist.engine.settings import EngineConfig
 from taming_dist.errors import UserError
+from taming_dist.explaining import explain
 from taming_dist.models.discriminators import DISCRIMINATORS, DinoConfig
 from taming_dist.models.modalities import MODALITIES, LabelMap
 from taming_dist.models.quantizers import VARIANTS
@@ -63,6 +63,8 @@ class RunConfig:
         check_ranges(self, "run")
         if ".." in Path(self.name).parts:
             raise UserError(f"run.name={self.name} leaves the folder of all runs: give run.dir=...")
+        if not Path(self.name.strip("/")).parts:
+            raise UserError(f"run.name={self.name} is no name of a folder: give another")
         if not self.dir.strip() or not f"{self.name}{self.dir}".isprintable():
             raise UserError(f"run.dir={self.dir!r} is not a folder: give its path, or a run.name")
 
@@ -310,24 +312,6 @@ def missing_keys(config: DictConfig) -> list[str]:
         elif OmegaConf.is_missing(config, key) and not OmegaConf.is_interpolation(config, key):
             keys.append(config._get_full_key(key))
     return sorted(keys)
-
-
-def explain(error: Exception) -> str:
-    """One line from an error of Hydra or OmegaConf, naming the key and the nearest existing one."""
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    # Hydra's own line names the override that failed; the root cause names the key
-    lines = [str(error)] if str(cause) in str(error) else [str(error), str(cause)]
-    text = " ".join(" ".join(lines).split())
-    text = re.sub(r" ?To append to your config use \+\S+", "", text)
-    text = re.sub(r" (?:object|reference)_type=\S+| Config search path:.*", "", text)
-    node, key = getattr(cause, "parent_node", None), getattr(cause, "key", None)
-    if node is not None and isinstance(key, str) and isinstance(node, DictConfig):
-        near = difflib.get_close_matches(key, [str(name) for name in node], n=1)
-        if near and near[0] != key:
-            text += f" (did you mean '{near[0]}'?)"
-    return text
 
 
 def to_yaml(config: Any) -> str:

@@ -1,0 +1,63 @@
+"""Errors of Hydra and OmegaConf as one line that says what to type instead."""
+
+import dataclasses
+import difflib
+import re
+from typing import Any, get_type_hints
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+
+from taming_dist.ranges import RANGE, kind_of
+
+OVERRIDE = re.compile(r"(?:Error merging|Could not) override (?P<given>.*)", re.DOTALL)
+
+
+def explain(error: Exception) -> str:
+    """One line from an error of Hydra or OmegaConf: the key or value, and what to use instead."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    node, key = getattr(cause, "parent_node", None), getattr(cause, "key", None)
+    match = OVERRIDE.match(str(error))
+    if match and isinstance(cause, ConfigKeyError | ConfigAttributeError):
+        return f"there is no key {cause.full_key}{similar(node, key)}"
+    advice = instead(node, key, match["given"]) if match else ""
+    if match and advice:
+        return f"{match['given']}: {advice}"
+    # Hydra's own line names the override that failed; the root cause names the key
+    lines = [str(error)] if str(cause) in str(error) else [str(error), str(cause)]
+    text = " ".join(" ".join(lines).split())
+    text = re.sub(r" ?To append to your config use \+\S+", "", text)
+    text = re.sub(r" (?:object|reference)_type=\S+| Config search path:.*", "", text)
+    return text + similar(node, key)
+
+
+def similar(node: Any, key: Any) -> str:
+    """ " (did you mean 'channels'?)", if a key like this one is in the node."""
+    if not isinstance(node, DictConfig) or not isinstance(key, str):
+        return ""
+    near = difflib.get_close_matches(key, [str(name) for name in node], n=1)
+    return f" (did you mean '{near[0]}'?)" if near and near[0] != key else ""
+
+
+def instead(node: Any, key: Any, override: str) -> str:
+    """What a field of a dataclass takes, where it was given a value of another type."""
+    if override.startswith("~"):
+        return "no key can be taken away; give it a value, as in key=value"
+    if isinstance(node, ListConfig):
+        node, key = node._get_parent(), node._key()
+    owner = None if node is None else OmegaConf.get_type(node)
+    if not dataclasses.is_dataclass(owner):
+        return ""
+    hint = get_type_hints(owner)[key]
+    field = next(field for field in dataclasses.fields(owner) if field.name == key)
+    kind = kind_of(hint)
+    if RANGE in field.metadata and kind is not None:
+        how = ", written [a,b]" if kind.is_list else ""
+        return f"use {field.metadata[RANGE].words(kind)}{how}"
+    if hint is bool:
+        return "use true or false"
+    if dataclasses.is_dataclass(hint):
+        return f"{key} is a group of keys, set one by one as in {key}.KEY=value"
+    return "give a value" if override.endswith("=null") else ""
