@@ -46,6 +46,11 @@ COUNT = number(int, at_least=1)
 SEED = number(int, at_least=0, at_most=LARGEST_SEED)
 
 
+def count(number: int, noun: str) -> str:
+    """ "1 shard" or "2 shards"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def file_prefix(text: str) -> str:
     """The `type` of an argument that file names start with: it can lead into no other folder."""
     if not re.fullmatch(r"[\w-]+", text, re.ASCII):

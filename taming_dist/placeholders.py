@@ -1,4 +1,4 @@
-"""What lies where a download should be: a pointer to it, or a page about it."""
+"""What lies where a download should be: a pointer to it, a page about it, or it in a wrapping."""
 
 import os
 
@@ -6,10 +6,12 @@ from taming_dist.errors import UserError
 
 LFS = b"version https://git-lfs.github.com/spec/"
 PAGES = (b"<!doctype html", b"<html", b"<head")
+COMPRESSED = (b"\x1f\x8b\x08", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")  # gzip, xz, Zstandard
 LOOKED_AT = 1024
 FIXES = {
     "a Git LFS pointer": "run git lfs pull where it was cloned, or download the file itself",
     "a web page (HTML)": "fetch the file itself, not the page about it, logged in if need be",
+    "a compressed file": "unpack it first (gunzip, unxz, unzstd)",
 }
 
 
@@ -18,6 +20,8 @@ def placeholder(start: bytes) -> str | None:
     the right one."""
     if start.startswith(LFS):
         return "a Git LFS pointer"
+    if start.startswith(COMPRESSED):
+        return "a compressed file"
     text = start[:LOOKED_AT].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     return "a web page (HTML)" if text.startswith(PAGES) else None
 

@@ -154,7 +154,7 @@ def test_a_run_says_what_was_scaled(compose: Compose) -> None:
     world = World(0, 1, 0, torch.device("cpu"))
     said = describe(config, world, check(config, 1), SimpleNamespace(engines={}))
     assert said.splitlines()[1] == f"scaled    {', '.join(config.scaled)}"
-    assert "batch     8 images = 1 ranks x 8 x 1 micro-batches" in said
+    assert "batch     8 images = 1 rank x 8 x 1 micro-batches" in said
     assert compose("+experiment=flickr").scaled == []
 
 

@@ -1,3 +1,4 @@
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ PAGE = b"\n<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>"
 FILES = {
     "a Git LFS pointer, not {}: run git lfs pull": POINTER,
     "a web page [(]HTML[)], not {}: fetch the file itself": PAGE,
+    "a compressed file, not {}: unpack it first": gzip.compress(b"what was meant"),
 }
 
 
@@ -35,7 +37,7 @@ READERS: dict[tuple[str, str], Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("message", FILES, ids=["pointer", "page"])
+@pytest.mark.parametrize("message", FILES, ids=["pointer", "page", "gzip"])
 @pytest.mark.parametrize(("name", "what"), READERS, ids=[name for name, _ in READERS])
 def test_a_placeholder_is_called_what_it_is(
     tmp_path: Path, name: str, what: str, message: str

@@ -18,6 +18,7 @@ import numpy as np
 from braceexpand import braceexpand
 
 from taming_dist import cli
+from taming_dist.cli import count
 from taming_dist.data import storage
 from taming_dist.data.files import writing
 from taming_dist.data.manifest import IMAGES_FORMAT, MANIFEST, Manifest, Shard, write_index
@@ -28,7 +29,7 @@ Scanned = tuple[Shard, np.ndarray]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Index the shards, folder by folder, and report every damaged one."""
+    """Index the shards, folder by folder, and report every one that cannot be used."""
     parser = cli.Parser(description=__doc__.partition("\n")[0])
     parser.add_argument(
         "shards", nargs="+", help="tar files or folders of them; URLs, also with braces or, where "
@@ -37,14 +38,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="where manifest and indexes of URLs go")
     parser.add_argument("--workers", type=cli.COUNT, default=1, help="shards read at the same time")
     args = parser.parse_args(argv)
-    damaged = 0
+    unfit = 0
     for folder, locations in group(args.shards, args.out).items():
         with writing(folder):
-            damaged += index_folder(folder, locations, args.workers)
-    if damaged:
+            unfit += index_folder(folder, locations, args.workers)
+    if unfit:
         raise UserError(
-            f"{damaged} damaged shards (listed above): fetch them again or delete them, then "
-            f"rerun; their folders got no manifest"
+            f"{count(unfit, 'shard')} cannot be used, for the reasons above: fix, fetch again or "
+            f"delete, then rerun; a folder with such a shard got no manifest"
         )
 
 
@@ -96,25 +97,25 @@ def check_names(folder: Path, locations: list[str]) -> None:
 
 
 def index_folder(folder: Path, locations: list[str], workers: int) -> int:
-    """Scan shards and enter them in a folder's manifest; returns the number of damaged ones."""
+    """Scan shards and enter them in a folder's manifest; returns how many cannot be used."""
     folder.mkdir(parents=True, exist_ok=True)
     known = Manifest.load(folder) if (folder / MANIFEST).exists() else None
     if known is not None and known.format != IMAGES_FORMAT:
         raise UserError(f"{folder} holds {known.format} shards, which need no index")
-    found, damaged = [], 0
+    found, unfit = [], 0
     for location, result in zip(locations, scan_all(locations, folder, workers), strict=True):
         try:
             shard, offsets = result()
         except UserError as error:
             print(error, flush=True)
-            damaged += 1
+            unfit += 1
             continue
         write_index(folder / shard.name, offsets)
         found.append(shard)
         print(describe(location, shard), flush=True)
-    if not damaged:
+    if not unfit:
         save(folder, known, found)
-    return damaged
+    return unfit
 
 
 def scan_all(locations: list[str], folder: Path, workers: int) -> Iterator[Callable[[], Scanned]]:
@@ -127,7 +128,7 @@ def scan_all(locations: list[str], folder: Path, workers: int) -> Iterator[Calla
 
 
 def describe(location: str, shard: Shard) -> str:
-    line = f"{storage.shown(location)}: {shard.samples} samples"
+    line = f"{storage.shown(location)}: {count(shard.samples, 'sample')}"
     num_images = sum(shard.columns.get(extension, 0) for extension in IMAGE_EXTENSIONS)
     if num_images < shard.samples:
         line += f", at least {shard.samples - num_images} of them without an image"
@@ -141,7 +142,8 @@ def save(folder: Path, known: Manifest | None, found: list[Shard]) -> None:
     entries |= {shard.name: shard for shard in found}
     shards = tuple(entries[name] for name in sorted(entries))
     Manifest(IMAGES_FORMAT, shards, known.classes if known else None).save(folder)
-    print(f"{folder / MANIFEST}: {len(shards)} shards, {sum(s.samples for s in shards)} samples")
+    samples = count(sum(shard.samples for shard in shards), "sample")
+    print(f"{folder / MANIFEST}: {count(len(shards), 'shard')}, {samples}")
 
 
 if __name__ == "__main__":

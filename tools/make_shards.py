@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from taming_dist import cli
+from taming_dist.cli import count
 from taming_dist.data.collections.entry import HIDDEN, Collection
 from taming_dist.data.collections.folders import ClassFolders, ImageFolder, Paired
 from taming_dist.data.collections.layouts import LAYOUTS, open_layout
@@ -434,10 +435,6 @@ def summarize(out: Path, reports: list[Report], kinds: Counter[str], seconds: fl
     for title, counts in (("of the images", notes), ("left out", kinds)):
         if counts:
             print(f"  {title}: " + ", ".join(f"{counts[name]} {name}" for name in sorted(counts)))
-
-
-def count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 @contextmanager

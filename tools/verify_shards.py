@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from taming_dist import cli
+from taming_dist.cli import count
 from taming_dist.data import storage
 from taming_dist.data.code_shards import SHARED_FACTS, CodeShard
 from taming_dist.data.manifest import CODES_FORMAT, IDX, Manifest, Shard, read_index
@@ -32,9 +33,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             num_wrong += 1
             print(error, flush=True)
     if num_wrong:
-        raise UserError(f"{num_wrong} of {len(manifest.shards)} shards in {name} are wrong")
-    samples = sum(shard.samples for shard in manifest.shards)
-    print(f"{name}: {len(manifest.shards)} shards, {samples} samples, all as the manifest says")
+        shards = count(len(manifest.shards), "shard")
+        raise UserError(f"{num_wrong} of {shards} in {name} cannot be used, for the reasons above")
+    samples = count(sum(shard.samples for shard in manifest.shards), "sample")
+    print(f"{name}: {count(len(manifest.shards), 'shard')}, {samples}, all as the manifest says")
 
 
 def check(folder: str, shard: Shard, manifest: Manifest) -> None:

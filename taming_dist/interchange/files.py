@@ -61,6 +61,8 @@ def _read_safe(path: Path) -> dict[str, Tensor]:
 
 def _unpickle(path: Path) -> Any:
     zipped = zipfile.is_zipfile(path)  # the format since torch 1.6, which alone can be mapped
+    if not zipped:
+        _refuse_what_is_no_pickle(path)
     try:
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else []
         inert: list[Any] = [(Unread, name) for name in foreign if name.startswith(CALLBACKS)]
@@ -80,6 +82,18 @@ def _unpickle(path: Path) -> Any:
             f"{str(error).partition(chr(10))[0]}): fetch it "
             f"again"
         ) from error
+
+
+def _refuse_what_is_no_pickle(path: Path) -> None:
+    """Raise `UserError` for what torch would take for an old checkpoint with forbidden contents."""
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if start.startswith(b"\x80"):
+        return
+    fault = "is no checkpoint of PyTorch" if start else "is empty"
+    if start.startswith(b"PK"):
+        fault = "is cut off or damaged"
+    raise UserError(f"{path} {fault}: fetch it again")
 
 
 def read_description(path: Path) -> dict[str, Any]:

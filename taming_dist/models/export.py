@@ -99,13 +99,16 @@ def read_kind(folder: str) -> str:
     path = os.path.join(folder, "config.json")
     require_readable(folder)
     require_readable(path)
+    if not os.path.exists(path):
+        what = "there is no such folder" if not os.path.isdir(folder) else "it has no config.json"
+        raise UserError(f"{folder} is no export, {what}: name a folder like <run.dir>/export")
     try:
         with open(path, encoding="utf-8") as file:
             return str(json.load(file)["kind"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{folder} is no export: {path} is missing or broken "
-            f"({type(error).__name__}); name a folder like <run.dir>/export"
+            f"{folder} is no export: {path} is none of an export ({error}); name a folder like "
+            f"<run.dir>/export"
         ) from error
 
 

@@ -58,7 +58,12 @@ def test_the_fingerprint_changes_with_any_tensor_and_with_the_configuration() ->
 def test_a_folder_that_is_no_export_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such export folder"):
         VQGAN.from_pretrained(tmp_path / "nowhere" / "at" / "all")
-    with pytest.raises(UserError, match=r"config\.json is missing or broken"):
+    with pytest.raises(UserError, match=r"is no export, it has no config\.json: name a"):
+        VQGAN.from_pretrained(tmp_path)
+    with pytest.raises(UserError, match="is no export, there is no such folder: name a folder"):
+        read_kind(str(tmp_path / "nowhere"))
+    (tmp_path / "config.json").write_text('{"kind"')
+    with pytest.raises(UserError, match=r"config\.json is none of an export \(Expecting"):
         VQGAN.from_pretrained(tmp_path)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from taming_dist import VQGAN, Generator, Transformer
 from taming_dist.errors import UserError
+from taming_dist.interchange.files import read_tensors
 from taming_dist.interchange.first_stage import import_vqgan, infer, set_aside
 from taming_dist.models.discriminators import PatchGAN, PatchGANConfig
 from taming_dist.models.modalities import RGB, Depth, LabelMap
@@ -397,6 +398,23 @@ def test_nothing_but_tensors_is_unpickled(
         convert(original.vqmodel(), callbacks=Attack())
     assert "it was run" not in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("contents", "said"),
+    [
+        (b"", r"last\.ckpt is empty: fetch it again"),
+        (b"PK\x03\x04" + bytes(100), r"last\.ckpt is cut off or damaged: fetch it again"),
+        (b"no pickle at all", r"last\.ckpt is no checkpoint of PyTorch: fetch it again"),
+    ],
+    ids=["empty", "cut", "other"],
+)
+def test_what_is_no_checkpoint_is_not_said_to_hold_forbidden_objects(
+    tmp_path: Path, contents: bytes, said: str
+) -> None:
+    (tmp_path / "last.ckpt").write_bytes(contents)
+    with pytest.raises(UserError, match=said):
+        read_tensors(tmp_path / "last.ckpt")
 
 
 def test_lightnings_callbacks_are_passed_over(

@@ -54,7 +54,7 @@ def test_a_damaged_shard_is_named_and_its_folder_gets_no_manifest(
     foreign(tmp_path / "a.tar", 0)
     cut = foreign(tmp_path / "b.tar", 4)
     cut.write_bytes(cut.read_bytes()[:3000])
-    with pytest.raises(UserError, match="1 damaged shards"):
+    with pytest.raises(UserError, match="1 shard cannot be used, for the reasons above"):
         index_shards([str(tmp_path)])
     assert "b.tar is damaged" in capsys.readouterr().out
     assert not (tmp_path / "manifest.json").exists()
@@ -117,15 +117,15 @@ def test_remote_damage_is_found(
     whole = path.read_bytes()
     index_shards([str(server.folder / "set")])
     path.write_bytes(whole[:600] + b"x" + whole[601:])
-    with pytest.raises(UserError, match="1 of 3 shards in http://.*/set are wrong"):
+    with pytest.raises(UserError, match="1 of 3 shards in http://.*/set cannot be used"):
         verify_shards([f"{server.url}/set"])
     path.write_bytes(whole[:1500])
-    with pytest.raises(UserError, match="1 of 3 shards in http://.*/set are wrong"):
+    with pytest.raises(UserError, match="1 of 3 shards in http://.*/set cannot be used"):
         verify_shards([f"{server.url}/set"])
     out = capsys.readouterr().out
     assert f"{server.url}/set/1.tar has other contents" in out
     assert f"{server.url}/set/1.tar has 1500 bytes" in out
-    with pytest.raises(UserError, match="1 damaged shards"):
+    with pytest.raises(UserError, match="1 shard cannot be used, for the reasons above"):
         index_shards([f"{server.url}/set/1.tar", "--out", str(tmp_path / "index")])
     assert f"{server.url}/set/1.tar is damaged" in capsys.readouterr().out
     assert not list((tmp_path / "index").iterdir())

@@ -54,7 +54,7 @@ def test_whole_shards_pass(images: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_whole_code_shards_pass(codes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     verify_shards([str(codes)])
-    assert "1 shards, 3 samples" in capsys.readouterr().out
+    assert "1 shard, 3 samples" in capsys.readouterr().out
 
 
 def test_one_flipped_bit_is_found(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,7 +67,7 @@ def test_one_flipped_bit_is_found(images: Path, capsys: pytest.CaptureFixture[st
 def test_a_flipped_bit_in_codes_is_found(codes: Path) -> None:
     path = codes / "codes-000000.tar"
     flip(path, path.stat().st_size // 2)
-    with pytest.raises(UserError, match="1 of 1 shards"):
+    with pytest.raises(UserError, match="1 of 1 shard in"):
         verify_shards([str(codes)])
 
 
@@ -76,7 +76,7 @@ def test_a_manifest_that_says_something_else_of_its_codes_is_found(
 ) -> None:
     path = codes / "manifest.json"
     path.write_text(path.read_text().replace('"vocab": 8', '"vocab": 9'))
-    with pytest.raises(UserError, match="1 of 1 shards"):
+    with pytest.raises(UserError, match="1 of 1 shard in"):
         verify_shards([str(codes)])
     assert "has the vocab 8, its manifest says 9" in capsys.readouterr().out
 
