@@ -64,7 +64,7 @@ class RunConfig:
         if ".." in Path(self.name).parts:
             raise UserError(f"run.name={self.name} leaves the folder of all runs: give run.dir=...")
         if not Path(self.name.strip("/")).parts:
-            raise UserError(f"run.name={self.name} is no name of a folder: give another")
+            raise UserError(f"run.name={self.name} is not the name of a folder: give another")
         if not self.dir.strip() or not f"{self.name}{self.dir}".isprintable():
             raise UserError(f"run.dir={self.dir!r} is not a folder: give its path, or a run.name")
 

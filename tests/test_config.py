@@ -379,8 +379,11 @@ def test_the_written_configuration_says_everything(compose: Compose) -> None:
         (["+experiment=flickr", "run.name="], ["run.name is empty"]),
         (["+experiment=flickr", "run.name= "], ["run.name is empty"]),
         (["+experiment=flickr", "run.name=null"], ["run.name=null: give a value\n"]),
-        (["+experiment=flickr", "run.name=."], ["run.name=. is no name of a folder: give another"]),
-        (["+experiment=flickr", "run.name=//"], ["run.name=// is no name of a folder"]),
+        (
+            ["+experiment=flickr", "run.name=."],
+            ["run.name=. is not the name of a folder: give another"],
+        ),
+        (["+experiment=flickr", "run.name=//"], ["run.name=// is not the name of a folder"]),
         (["+experiment=flickr", "run.name=../x"], ["run.name=../x"]),
         (["+experiment=flickr", "run.name=a\nb"], ["run.dir="]),
         (["+experiment=flickr", "run.dir="], ["run.dir=''"]),

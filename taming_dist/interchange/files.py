@@ -90,7 +90,7 @@ def _refuse_what_is_no_pickle(path: Path) -> None:
         start = file.read(4)
     if start.startswith(b"\x80"):
         return
-    fault = "is no checkpoint of PyTorch" if start else "is empty"
+    fault = "is not a PyTorch checkpoint" if start else "is empty"
     if start.startswith(b"PK"):
         fault = "is cut off or damaged"
     raise UserError(f"{path} {fault}: fetch it again")

@@ -405,7 +405,7 @@ def test_nothing_but_tensors_is_unpickled(
     [
         (b"", r"last\.ckpt is empty: fetch it again"),
         (b"PK\x03\x04" + bytes(100), r"last\.ckpt is cut off or damaged: fetch it again"),
-        (b"no pickle at all", r"last\.ckpt is no checkpoint of PyTorch: fetch it again"),
+        (b"no pickle at all", r"last\.ckpt is not a PyTorch checkpoint: fetch it again"),
     ],
     ids=["empty", "cut", "other"],
 )
