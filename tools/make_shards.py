@@ -431,6 +431,11 @@ def summarize(out: Path, reports: list[Report], kinds: Counter[str], seconds: fl
     kept = sum(report.was_kept for report in reports)
     if kept:
         print(f"  {count(kept, 'shard')} of an interrupted run checked and kept")
+    num_classes = sum(report.shard.columns.get("cls", 0) for report in reports if report.shard)
+    if 0 < num_classes < num_written:
+        print(
+            f"  without a class: {count(num_written - num_classes, 'image')}, so no codes get one"
+        )
     notes = add_up(report.notes for report in reports)
     for title, counts in (("of the images", notes), ("left out", kinds)):
         if counts:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from taming_dist import cli
 from taming_dist.data.decoding import check_objects
-from taming_dist.data.manifest import resolve
+from taming_dist.data.manifest import Dataset, resolve
 from taming_dist.models.vqgan import VQGAN, check_size
 from taming_dist.tokenization.claims import STALE_S
 from taming_dist.tokenization.job import Job
@@ -79,6 +79,8 @@ def make_job(args: argparse.Namespace) -> Job:
     dataset = resolve(args.shards)
     if args.boxes:
         check_objects(dataset)
+    if not args.no_classes:
+        note_missing_classes(dataset)
     model = VQGAN.from_pretrained(args.model)
     size = args.size or model.config.resolution
     check_size(size, model.config.factor, "--size")
@@ -100,6 +102,17 @@ def make_job(args: argparse.Namespace) -> Job:
         boxes=args.boxes,
         classes=not args.no_classes,
     )
+
+
+def note_missing_classes(dataset: Dataset) -> None:
+    """Say that the codes get no classes where only some of the images have one."""
+    missing = dataset.num_samples - dataset.columns.get("cls", 0)
+    if 0 < missing < dataset.num_samples:
+        print(
+            f"without a class: {missing} of {dataset.num_samples} images, so the codes get none: "
+            f"to train with classes, make image shards with a class for each",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -428,6 +428,17 @@ def test_a_table_becomes_shards_and_its_copy_goes_away(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_images_without_a_class_among_others_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [picture(tmp_path / f"{number}.png", number).read_bytes() for number in range(3)]
+    for name, labels in (("some", [1, None, 0]), ("all", [1, 2, 0]), ("none", [None] * 3)):
+        parquet.write_table(pyarrow.table({"image": rows, "label": labels}), tmp_path / name)
+        make_shards(["--parquet", str(tmp_path / name), "--out", str(tmp_path / f"{name}-shards")])
+        said = "without a class: 1 image, so no codes get one" in capsys.readouterr().out
+        assert said == (name == "some")
+
+
 def test_a_full_disk_is_one_line_and_the_run_goes_on_later(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = subprocess.run(

@@ -53,7 +53,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_images(
-    folder: Path, bad: tuple[int, ...] = (), classes: Mapping[int, bytes] | None = None
+    folder: Path, bad: tuple[int, ...] = (), classes: Mapping[int, bytes | None] | None = None
 ) -> Path:
     generator = np.random.default_rng(0)
     with writing_shards(folder, "train", 8, classes=("a", "b", "c")) as write:
@@ -63,7 +63,7 @@ def write_images(
             Image.fromarray(pixels).save(out, "PNG")
             data = b"broken" if number in bad else out.getvalue()
             cls = (classes or {}).get(number, b"%d" % (number % 3))
-            write(f"{number:04d}", {"png": data, "cls": cls})
+            write(f"{number:04d}", {"png": data} | ({} if cls is None else {"cls": cls}))
     return folder
 
 
@@ -251,6 +251,19 @@ def test_a_class_that_cannot_be_used_names_its_sample_and_leaves_nothing_half_wr
         run(model, shards, out, "--no-classes")
     run(model, shards, tmp_path / "plain", "--no-classes")
     assert not CodeDataset.open(str(tmp_path / "plain")).classes_present
+
+
+def test_images_without_a_class_among_others_are_counted_before_the_codes_lose_theirs(
+    model: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    some = write_images(tmp_path / "images", classes={3: None, 13: None})
+    run(model, some, tmp_path / "codes")
+    said = f"without a class: 2 of {SAMPLES} images, so the codes get none"
+    assert said in capsys.readouterr().out
+    assert not CodeDataset.open(str(tmp_path / "codes")).classes_present
+    run(model, some, tmp_path / "plain", "--no-classes")
+    run(model, shards, tmp_path / "all")
+    assert "without a class" not in capsys.readouterr().out
 
 
 def test_classes_of_codes_that_were_written_before_they_had_a_range_are_named(
