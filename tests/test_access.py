@@ -77,6 +77,7 @@ for read in (
     lambda: resolve(str(folder / "closed")),
     lambda: resolve(str(folder / "closed" / "train-{{000..001}}.tar")),
     lambda: resolve(str(folder / "closed" / "*.tar")),
+    lambda: resolve(str(folder / "shards")),
 ):
     try:
         print(read())
@@ -94,13 +95,15 @@ def test_what_may_not_be_read_is_not_called_missing(tmp_path: Path) -> None:
             export(folder / part)
         (folder / "private" / "model.safetensors").chmod(0o600)
         (folder / "closed").chmod(0o700)
+        (folder / "shards").mkdir()
+        (folder / "shards" / "manifest.json").touch(0o600)
         command = [sys.executable, "-c", AS_NOBODY.format(nobody=NOBODY), name]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert done.stderr == ""
         readable, *refused = done.stdout.splitlines()
     assert readable == "vqgan"
     paths = ("closed/export", "private/model.safetensors", "private/model.safetensors", "closed",
-             "closed", "closed")  # fmt: skip
+             "closed", "closed", "shards/manifest.json")  # fmt: skip
     for line, path in zip(refused, paths, strict=True):
         assert line.startswith(f"no permission to read {folder / path}"), line
     require_readable(tmp_path / "missing")  # which is told where it is needed

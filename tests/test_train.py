@@ -436,7 +436,7 @@ def test_another_number_of_ranks_is_refused_for_now(runs: Runs, outputs: dict[st
     process = runs.start(*SETTINGS, "run.name=pair", "log.wandb=disabled")
     _, err = process.communicate(timeout=100)
     assert process.returncode == 2
-    assert "was written by 2 ranks and this run has 1" in err.splitlines()[-1]
+    assert "was written by a run on 2 ranks, and this one is on 1" in err.splitlines()[-1]
 
 
 def test_an_error_of_one_rank_in_the_middle_of_training_ends_both_and_is_heard_once(

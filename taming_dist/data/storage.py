@@ -35,6 +35,7 @@ import numpy as np
 import requests
 import urllib3
 
+from taming_dist.access import require_readable
 from taming_dist.errors import UserError
 
 Bytes = bytes | bytearray | memoryview
@@ -363,6 +364,7 @@ class LocalFile:
         except FileNotFoundError as error:
             raise MissingFile(f"{self.location} is missing") from error
         except OSError as error:
+            require_readable(self.location)
             raise StorageError(f"{self.location} cannot be opened: {error.strerror}") from error
         weakref.finalize(self, os.close, self._descriptor)
 

@@ -167,8 +167,8 @@ def read_state(path: Path, world_size: int) -> dict[str, Any]:
     meta = read_meta(path)
     if meta["world_size"] != world_size:
         raise UserError(
-            f"{path} was written by {meta['world_size']} ranks and this run has {world_size}: "
-            f"resume on as many, or name another run.dir"
+            f"{path} was written by a run on {meta['world_size']} ranks, and this one is on "
+            f"{world_size}: resume on {meta['world_size']}, or name another run.dir"
         )
     return meta["state"]
 

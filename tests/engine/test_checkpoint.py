@@ -301,7 +301,7 @@ def test_another_number_of_ranks_is_refused_in_one_line(
 ) -> None:
     save(checkpoints, 5)
     others = Checkpoints(folder, Alone(world_size=2))
-    with pytest.raises(UserError, match="was written by 1 ranks and this run has 2"):
+    with pytest.raises(UserError, match="by a run on 1 ranks, and this one is on 2: resume on 1,"):
         others.load(folder / "images-000000000040", {})
 
 
