@@ -10,8 +10,9 @@ from taming_dist.data.strict_json import json_safe, write_json
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*(ROOT / "taming_dist").rglob("*.py"), *(ROOT / "tools").rglob("*.py")])
 DUMPS = ("json.dump", "json.dumps")
-# What they make is hashed, compared or sent to a process of ours; it is written nowhere.
-NOT_WRITTEN = {"_stat", "describe", "fingerprint", "flatten", "source", "start_child"}
+# What they make is hashed, compared, sent to a process of ours or given to Hydra as overrides; it
+# is written nowhere.
+NOT_WRITTEN = {"_stat", "describe", "fingerprint", "flatten", "scaled", "source", "start_child"}
 
 
 def refuse(constant: str) -> None:
