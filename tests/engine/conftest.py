@@ -47,7 +47,7 @@ def launch(arguments: list[str]) -> None:
         start_new_session=True,
     )
     try:
-        output, _ = process.communicate(timeout=280)
+        output, _ = process.communicate(timeout=560)
     except BaseException:
         os.killpg(process.pid, signal.SIGKILL)
         raise
