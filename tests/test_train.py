@@ -385,6 +385,7 @@ ls -A outputs/small outputs/small/checkpoints
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CAN_MOUNT, reason="mounting a small disk takes root")
 def test_a_full_disk_is_one_line_and_the_same_command_continues_once_there_is_room(
     runs: Runs,

@@ -1,8 +1,8 @@
 """The same losses and weights however a run is cut: ZeRO 0 to 3, 1, 2 and 4 ranks, micro-batches.
 
 The GAN starts inside the runs; its adaptive weight is `lagged`, which alone does not depend on the
-cut. Every run is compared with ZeRO 0 on one rank, in one piece and fp32. The whole matrix is slow;
-a part of it is not.
+cut. Every run is compared with ZeRO 0 on one rank, in one piece and fp32. All of it is slow: the
+part is for whoever works on it.
 
 The bounds: rounding alone stays below TYPICAL, which half of the runs must keep. In the others some
 number crosses a kink of the losses (a ReLU, the sign of L1, the hinge) in one run and not in the
@@ -125,11 +125,13 @@ def whole(run_worker: Callable[..., Any], tmp_path_factory: pytest.TempPathFacto
     return Cells(run_worker(WORKER, "whole", worlds=worlds, folder=folder), folder)
 
 
+@pytest.mark.slow
 def test_four_ranks_give_what_one_gives(part: Cells) -> None:
     check(part)
     check_meaning(part)
 
 
+@pytest.mark.slow
 def test_four_ranks_hold_the_same_codebook_to_the_bit(part: Cells) -> None:
     check_codebooks(part)
 

@@ -76,6 +76,7 @@ def test_the_network_runs_once_for_each_micro_batch_and_has_no_adversary(
     assert recipe.engines.keys() == {"generator"}
 
 
+@pytest.mark.slow
 def test_it_learns_the_label_maps(label_recipe: Make) -> None:
     recipe = label_recipe(lr=2e-3)
     batch = blocky()
