@@ -193,7 +193,7 @@ class Decoder:
             except LostData as error:
                 if not self.use_damaged:
                     raise
-                lost, pixels = error, file.pixels(channels, despite_losses=True)
+                lost, pixels = error, file.rest(channels)
             view.cut(pixels, rows.columns[column][row], method)
         return lost
 

@@ -36,15 +36,14 @@ class Encoded(Protocol):
         """Height and width."""
         ...
 
-    def pixels(
-        self,
-        channels: Channels = "RGB",
-        buffer: np.ndarray | None = None,
-        despite_losses: bool = False,
-    ) -> np.ndarray:
+    def pixels(self, channels: Channels = "RGB", buffer: np.ndarray | None = None) -> np.ndarray:
         """Decode: an image to uint8 [h, w, 3], a map to [h, w]. A `buffer`, uint8, is used if it is
-        large enough. Raises `BrokenData` if the bytes are cut or damaged, and `LostData` if another
-        call may decode what is left, `despite_losses`."""
+        large enough. Raises `BrokenData` if the bytes are cut or damaged, and `LostData` if `rest`
+        can decode what is left."""
+        ...
+
+    def rest(self, channels: Channels = "RGB") -> np.ndarray:
+        """As `pixels`, but of a damaged image what is left of it."""
         ...
 
 
@@ -110,31 +109,32 @@ class _Jpeg(NamedTuple):
     data: Bytes
     size: tuple[int, int]
 
-    def pixels(
-        self,
-        channels: Channels = "RGB",
-        buffer: np.ndarray | None = None,
-        despite_losses: bool = False,
-    ) -> np.ndarray:
+    def pixels(self, channels: Channels = "RGB", buffer: np.ndarray | None = None) -> np.ndarray:
         if buffer is not None and 3 * self.size[0] * self.size[1] > len(buffer):
             buffer = None
         try:
             pixels = simplejpeg.decode_jpeg(self.data, colorspace=channels, buffer=buffer)
         except ValueError:  # damaged, or only nearly a JPEG
-            pixels = self._unusual_pixels(channels, despite_losses)
-        if pixels.shape[:2] != self.size:
-            raise BrokenData("the headers of the image contradict each other")
-        return pixels
+            _check_losses(self.data)
+            pixels = self._leniently(channels, _Image.pixels)
+        return self._checked(pixels)
+
+    def rest(self, channels: Channels = "RGB") -> np.ndarray:
+        return self._checked(self._leniently(channels, _Image.rest))
 
     @as_broken_data("image")
-    def _unusual_pixels(self, channels: Channels, despite_losses: bool) -> np.ndarray:
-        if not despite_losses:
-            _check_losses(self.data)
+    def _leniently(
+        self, channels: Channels, by_pillow: Callable[[_Image, Channels], np.ndarray]
+    ) -> np.ndarray:
         try:
             return simplejpeg.decode_jpeg(self.data, colorspace=channels, strict=False)
         except ValueError:  # beyond libjpeg's simple interface
-            opened = _open_with_pillow(self.data, max_pixels=math.prod(self.size))
-            return opened.pixels(channels, despite_losses=despite_losses)
+            return by_pillow(_open_with_pillow(self.data, math.prod(self.size)), channels)
+
+    def _checked(self, pixels: np.ndarray) -> np.ndarray:
+        if pixels.shape[:2] != self.size:
+            raise BrokenData("the headers of the image contradict each other")
+        return pixels
 
 
 class _Opened(NamedTuple):
@@ -152,46 +152,35 @@ class _Image(_Opened):
     """An image that Pillow has opened."""
 
     @as_broken_data("image")
-    def pixels(
-        self,
-        channels: Channels = "RGB",
-        buffer: np.ndarray | None = None,
-        despite_losses: bool = False,
-    ) -> np.ndarray:
-        image = self.image
+    def pixels(self, channels: Channels = "RGB", buffer: np.ndarray | None = None) -> np.ndarray:
         if self.data[:2] == MAGIC:
-            if not despite_losses:
-                _check_losses(self.data)
-            elif bytes(self.data[-2:]) != END:  # Pillow refuses a JPEG that just stops
-                image = _opened(b"".join((self.data, END)), math.prod(self.size))
-        with image:
-            pixels = np.array(image.convert("RGB"))
-        return pixels if channels == "RGB" else np.ascontiguousarray(pixels[..., ::-1])
+            _check_losses(self.data)
+        return _converted(self.image, channels)
+
+    @as_broken_data("image")
+    def rest(self, channels: Channels = "RGB") -> np.ndarray:
+        image = self.image
+        if self.data[:2] == MAGIC and bytes(self.data[-2:]) != END:  # Pillow would refuse it
+            image = _opened(b"".join((self.data, END)), math.prod(self.size))
+        return _converted(image, channels)
 
 
 class _Map(_Opened):
     """A map that Pillow has opened."""
 
     @as_broken_data("map")
-    def pixels(
-        self,
-        channels: Channels = "RGB",
-        buffer: np.ndarray | None = None,
-        despite_losses: bool = False,
-    ) -> np.ndarray:
+    def pixels(self, channels: Channels = "RGB", buffer: np.ndarray | None = None) -> np.ndarray:
         with self.image:
             return np.array(self.image)
+
+    def rest(self, channels: Channels = "RGB") -> np.ndarray:
+        return self.pixels(channels)
 
 
 class _Depth(_Map):
     """A depth map that Pillow has opened."""
 
-    def pixels(
-        self,
-        channels: Channels = "RGB",
-        buffer: np.ndarray | None = None,
-        despite_losses: bool = False,
-    ) -> np.ndarray:
+    def pixels(self, channels: Channels = "RGB", buffer: np.ndarray | None = None) -> np.ndarray:
         depth = super().pixels()
         return depth.astype(np.float32) / np.float32(255 if depth.dtype == np.uint8 else 65535)
 
@@ -216,6 +205,13 @@ def _opened(data: Bytes, max_pixels: int) -> Image.Image:
     return image
 
 
+def _converted(image: Image.Image, channels: Channels) -> np.ndarray:
+    with image:
+        pixels = np.array(image.convert("RGB"))
+    return pixels if channels == "RGB" else np.ascontiguousarray(pixels[..., ::-1])
+
+
+@as_broken_data("image")
 def _check_losses(data: Bytes) -> None:
     """Raise `LostData` if not all of the picture is in a JPEG."""
     lost = lost_data(data)

@@ -11,7 +11,7 @@ class BrokenData(Exception):
 
 
 class LostData(BrokenData):
-    """Picture data are lost, but not all: the rest can be decoded, see `encoded.Encoded.pixels`."""
+    """Picture data are lost, but not all: the rest can be decoded, see `encoded.Encoded.rest`."""
 
 
 class BrokenClass(Exception):

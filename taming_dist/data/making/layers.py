@@ -127,7 +127,7 @@ def open_picture(data: bytes, use_damaged: bool = False) -> Picture:
         except LostData:
             if not use_damaged:
                 raise
-        rest = Layer("jpg", opened.pixels(despite_losses=True), None)
+        rest = Layer("jpg", opened.rest(), None)
         return Picture(rest, turn, (*notes, DAMAGED))
 
 
