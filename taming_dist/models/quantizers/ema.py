@@ -84,7 +84,7 @@ class EMAQuantizer(Quantizer):
 
     def forward(self, z: Tensor) -> Quantized:
         with full_precision(z) as z32:
-            flat = self._vectors(z32)
+            flat = as_vectors(z32, self.normalized)
             codes = nearest(flat.detach(), self.entries)
             entries = F.embedding(codes, self.entries)
             return Quantized(
@@ -95,12 +95,7 @@ class EMAQuantizer(Quantizer):
             )
 
     def _codes_of(self, z: Tensor) -> Tensor:
-        return as_code_grid(nearest(self._vectors(z), self.entries), z)
-
-    def _vectors(self, z: Tensor) -> Tensor:
-        """[b,d,i,j] -> [N,d], as they are compared with the entries."""
-        flat = as_vectors(z)
-        return F.normalize(flat, dim=-1) if self.normalized else flat
+        return as_code_grid(nearest(as_vectors(z, self.normalized), self.entries), z)
 
     def _statistics(self, latents: Tensor, codes: Tensor) -> Statistics:
         """From latents [b,n,d] and codes [b*n]."""

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -117,9 +118,10 @@ def full_precision(z: Tensor) -> Iterator[Tensor]:
         yield z.where(z.isfinite(), torch.nan)
 
 
-def as_vectors(z: Tensor) -> Tensor:
-    """[b,d,i,j] -> [N,d]."""
-    return rearrange(z, "b d i j -> (b i j) d")
+def as_vectors(z: Tensor, normalized: bool = False) -> Tensor:
+    """[b,d,i,j] -> [N,d], `normalized` to unit length."""
+    vectors = rearrange(z, "b d i j -> (b i j) d")
+    return F.normalize(vectors, dim=-1) if normalized else vectors
 
 
 def as_grid(vectors: Tensor, z: Tensor) -> Tensor:

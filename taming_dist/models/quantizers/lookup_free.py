@@ -66,7 +66,7 @@ class LFQuantizer(EntropyQuantizer):
             flat = as_vectors(z32)
             bits = flat > 0
             entries = 2.0 * bits - 1.0
-            codes = self._codes_of(z32)
+            codes = self._joined(bits, z)
             loss = self.beta * F.mse_loss(flat, entries)
             if self.training:
                 loss = loss + self.entropy_term(*self._certainty(flat))
@@ -78,8 +78,12 @@ class LFQuantizer(EntropyQuantizer):
             )
 
     def _codes_of(self, z: Tensor) -> Tensor:
+        return self._joined(as_vectors(z) > 0, z)
+
+    def _joined(self, bits: Tensor, z: Tensor) -> Tensor:
+        """Bits [N,d], the first one lowest -> codes [b,i,j], with the sizes of z."""
         places = torch.arange(self.dim, device=z.device)
-        return as_code_grid(((as_vectors(z) > 0).long() << places).sum(-1), z)
+        return as_code_grid((bits.long() << places).sum(-1), z)
 
     def _certainty(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """E[H(q(z))] and E[q(z)] [K], from z [N,d].

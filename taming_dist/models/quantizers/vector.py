@@ -96,7 +96,7 @@ class VectorQuantizer(Quantizer):
 
     def forward(self, z: Tensor) -> Quantized:
         with full_precision(z) as z32:
-            flat = self._vectors(z32)
+            flat = as_vectors(z32, self.normalized)
             codes, entries = self.embedding(flat)
             codebook_term = F.mse_loss(entries, flat.detach())
             commitment = F.mse_loss(flat, entries.detach())
@@ -109,13 +109,8 @@ class VectorQuantizer(Quantizer):
             )
 
     def _codes_of(self, z: Tensor) -> Tensor:
-        codes, _ = self.embedding(self._vectors(z))
+        codes, _ = self.embedding(as_vectors(z, self.normalized))
         return as_code_grid(codes, z)
-
-    def _vectors(self, z: Tensor) -> Tensor:
-        """[b,d,i,j] -> [N,d], as they are compared with the entries."""
-        flat = as_vectors(z)
-        return F.normalize(flat, dim=-1) if self.normalized else flat
 
     def _statistics(self, latents: Tensor, codes: Tensor) -> Statistics:
         """From latents [b,n,d] and codes [b*n]."""
