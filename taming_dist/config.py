@@ -5,7 +5,6 @@ the YAML files use, and every mistake becomes one line and exit code 2.
 """
 
 import dataclasses
-import difflib
 import json
 import os
 import sys
@@ -30,7 +29,7 @@ from taming_dist.data.codes import CodesConfig
 from taming_dist.data.reader import ImagesConfig
 from taming_dist.engine.settings import EngineConfig
 from taming_dist.errors import UserError
-from taming_dist.explaining import explain
+from taming_dist.explaining import explain, similar
 from taming_dist.models.discriminators import DISCRIMINATORS, DinoConfig
 from taming_dist.models.modalities import MODALITIES, LabelMap
 from taming_dist.models.quantizers import VARIANTS
@@ -263,9 +262,7 @@ def refuse_unknown_keys(config: DictConfig) -> None:
     fields = getattr(kind, "__dataclass_fields__", None)  # of a plain mapping all keys are fine
     for key, value in config.items_ex(resolve=False):
         if fields is not None and key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1)
-            hint = f" (did you mean '{near[0]}'?)" if near else ""
-            raise UserError(f"there is no key {config._get_full_key(key)}{hint}")
+            raise UserError(f"there is no key {config._get_full_key(key)}{similar(fields, key)}")
         if is_branch(value):
             refuse_unknown_keys(value)
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from taming_dist.cli import count
 from taming_dist.config import Config
 from taming_dist.data.batching import BatchSizes
 from taming_dist.engine.tf32 import EXACT
@@ -16,13 +17,12 @@ def describe(config: Config, world: World, batch: BatchSizes, recipe: Recipe) ->
         f"{name} {size(engine.module)}{parts(engine.module)}"
         for name, engine in recipe.engines.items()
     )
-    ranks = "1 rank" if batch.world_size == 1 else f"{batch.world_size} ranks"
     return "\n".join(
         [
             f"run       {config.run.name} in {config.run.dir}",
             *([f"scaled    {', '.join(config.scaled)}"] if config.scaled else []),
             f"networks  {sizes}",
-            f"batch     {batch.global_batch} images = {ranks} x "
+            f"batch     {batch.global_batch} images = {count(batch.world_size, 'rank')} x "
             f"{batch.micro_batch} x {batch.accumulation} micro-batches",
             f"lr        {config.optim.peak(batch.global_batch):.3g} ({config.optim.schedule})",
             f"engine    ZeRO {config.engine.zero}, {config.engine.precision}"

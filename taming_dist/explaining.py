@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import re
+from collections.abc import Iterable
 from typing import Any, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -19,9 +20,10 @@ def explain(error: Exception) -> str:
     while cause.__cause__ is not None:
         cause = cause.__cause__
     node, key = getattr(cause, "parent_node", None), getattr(cause, "key", None)
+    hint = similar(node, key) if isinstance(node, DictConfig) else ""
     match = OVERRIDE.match(str(error))
     if match and isinstance(cause, ConfigKeyError | ConfigAttributeError):
-        return f"there is no key {cause.full_key}{similar(node, key)}"
+        return f"there is no key {cause.full_key}{hint}"
     advice = instead(node, key, match["given"]) if match else ""
     if match and advice:
         return f"{match['given']}: {advice}"
@@ -30,14 +32,12 @@ def explain(error: Exception) -> str:
     text = " ".join(" ".join(lines).split())
     text = re.sub(r" ?To append to your config use \+\S+", "", text)
     text = re.sub(r" (?:object|reference)_type=\S+| Config search path:.*", "", text)
-    return text + similar(node, key)
+    return text + hint
 
 
-def similar(node: Any, key: Any) -> str:
-    """ " (did you mean 'channels'?)", if a key like this one is in the node."""
-    if not isinstance(node, DictConfig) or not isinstance(key, str):
-        return ""
-    near = difflib.get_close_matches(key, [str(name) for name in node], n=1)
+def similar(keys: Iterable[Any], key: Any) -> str:
+    """ " (did you mean 'channels'?)", if one of the keys is like this one."""
+    near = difflib.get_close_matches(str(key), map(str, keys), n=1)
     return f" (did you mean '{near[0]}'?)" if near and near[0] != key else ""
 
 

@@ -29,7 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from taming_dist import cli
 from taming_dist.cli import count
-from taming_dist.data.collections.entry import HIDDEN, Collection
+from taming_dist.data.collections.entry import HIDDEN, Collection, last_name
 from taming_dist.data.collections.folders import ClassFolders, ImageFolder, Paired
 from taming_dist.data.collections.layouts import LAYOUTS, open_layout
 from taming_dist.data.collections.lists import ImageList
@@ -399,7 +399,7 @@ def write_left_out(path: Path, catalogue: Catalogue, reports: list[Report]) -> C
             file.write(json.dumps(json_safe(asdict(entry)), allow_nan=False).encode() + b"\n")
             kinds[entry.kind] += 1
             if entry.kind == HIDDEN:
-                hidden[entry.name.rstrip("/").rpartition("/")[2]] += 1
+                hidden[last_name(entry.name)] += 1
             elif kinds.total() - hidden.total() <= PRINTED_FILES:
                 print(printable(f"left out: {entry.name}: {entry.reason}"))
     if hidden:

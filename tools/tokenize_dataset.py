@@ -14,6 +14,7 @@ from pathlib import Path
 from taming_dist import cli
 from taming_dist.data.decoding import check_objects
 from taming_dist.data.manifest import Dataset, resolve
+from taming_dist.data.reader import num_unclassed
 from taming_dist.models.vqgan import VQGAN, check_size
 from taming_dist.tokenization.claims import STALE_S
 from taming_dist.tokenization.job import Job
@@ -106,8 +107,8 @@ def make_job(args: argparse.Namespace) -> Job:
 
 def note_missing_classes(dataset: Dataset) -> None:
     """Say that the codes get no classes where only some of the images have one."""
-    missing = dataset.num_samples - dataset.columns.get("cls", 0)
-    if 0 < missing < dataset.num_samples:
+    missing = num_unclassed(dataset)
+    if missing:
         print(
             f"without a class: {missing} of {dataset.num_samples} images, so the codes get none: "
             f"to train with classes, make image shards with a class for each",

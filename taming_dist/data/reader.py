@@ -308,10 +308,16 @@ def in_order(columns: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in COLUMNS if name in asked)
 
 
+def num_unclassed(dataset: Dataset) -> int:
+    """How many samples have no .cls though others do; then nobody reads classes."""
+    classed = dataset.columns.get("cls", 0)
+    return dataset.num_samples - classed if classed else 0
+
+
 def warn_of_partial_classes(dataset: Dataset) -> None:
     """Say that classes are not read where only some samples have one."""
-    count, everyone = dataset.columns.get("cls", 0), dataset.num_samples
-    if 0 < count < everyone:
+    missing, everyone = num_unclassed(dataset), dataset.num_samples
+    if missing:
         logging.getLogger(__name__).warning(
-            "only %d of %d samples have a .cls: it is not read", count, everyone
+            "only %d of %d samples have a .cls: it is not read", everyone - missing, everyone
         )

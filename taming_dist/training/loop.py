@@ -4,7 +4,7 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -220,14 +220,11 @@ def find_cause(
     """Why a step was skipped, and the keys of the samples that it may be due to (collective): those
     of micro-batches with a "loss" that is not finite, on any rank; if there are none it is a
     "gradient", to which the whole global batch has added."""
-    every = [
-        (data.train.keys(batch), part) for batch, part in zip(micro_batches, parts, strict=True)
-    ]
-    mine = [key for keys, part in every if not is_finite(part) for key in keys]
-    if guilty := [key for keys in world.gather(mine) for key in keys]:
-        return "loss", sorted(guilty)
-    mine = [key for keys, _ in every for key in keys]
-    return "gradient", sorted(key for keys in world.gather(mine) for key in keys)
+    samples = [data.train.keys(batch) for batch in micro_batches]
+    guilty = [keys for keys, part in zip(samples, parts, strict=True) if not is_finite(part)]
+    if found := list(chain.from_iterable(world.gather(guilty))):
+        return "loss", sorted(chain(*found))
+    return "gradient", sorted(chain(*chain(*world.gather(samples))))
 
 
 def is_finite(scalars: Scalars) -> bool:

@@ -107,17 +107,22 @@ def test_a_mistyped_override_ends_the_job_with_one_line(cluster, folder):
     assert "stepz" in said[0]
 
 
+def only_error_of_rank_1(job) -> str:
+    """The one error line of a job that ends with status 2, told with the rank's number."""
+    assert job.wait() == 2, job.text
+    said = [line for line in job.text.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1, job.text
+    assert said[0].startswith("error: rank 1: ")
+    return said[0]
+
+
 def test_an_error_of_one_rank_in_training_ends_the_job_with_its_line_and_status(cluster, folder):
     """Each node has the images on a disk of its own, and the disk of the second one is bad."""
     cluster.run("srun", "--nodes=2", "cp", "-r", folder / "train", "/mnt/train", cwd=folder)
     damage = "LC_ALL=C sed -i s/PNG/xxx/g /mnt/train/*.tar"
     cluster.run("srun", "--nodelist=node2", "bash", "-c", damage, cwd=folder)
     job = train_vqgan(cluster, folder, "run.dir=broken", "data.train=/mnt/train")
-    assert job.wait() == 2, job.text
-    said = [line for line in job.text.splitlines() if line.startswith("error: ")]
-    assert len(said) == 1, job.text
-    assert said[0].startswith("error: rank 1: ")
-    assert "/mnt/train" in said[0]
+    assert "/mnt/train" in only_error_of_rank_1(job)
     assert "Traceback" not in job.text
     told = [(line["event"], line.get("rank")) for line in lines(folder / "broken/events.jsonl")]
     assert told == [("start", None), ("error", 1), ("exit", None)]
@@ -126,11 +131,7 @@ def test_an_error_of_one_rank_in_training_ends_the_job_with_its_line_and_status(
 def test_an_error_of_one_rank_at_the_start_ends_the_others_which_wait_for_it(cluster, folder):
     cluster.run("srun", "--nodelist=node1", "cp", "-r", folder / "train", "/mnt/first", cwd=folder)
     job = train_vqgan(cluster, folder, "run.dir=nowhere", "data.train=/mnt/first")
-    assert job.wait() == 2, job.text
-    said = [line for line in job.text.splitlines() if line.startswith("error: ")]
-    assert len(said) == 1, job.text
-    assert said[0].startswith("error: rank 1: ")
-    assert "/mnt/first" in said[0]
+    assert "/mnt/first" in only_error_of_rank_1(job)
     assert not (folder / "nowhere").exists()
 
 

@@ -82,8 +82,14 @@ SYSTEM_NAMES = frozenset((
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is hidden, or belongs to a system; by its name without folders."""
-    return name.startswith(".") or name.lower() in SYSTEM_NAMES
+    """Whether a file or folder is hidden, or belongs to a system, by the last part of its path."""
+    last = last_name(name)
+    return last.startswith(".") or last.lower() in SYSTEM_NAMES
+
+
+def last_name(name: str) -> str:
+    """The last part of a relative path, which may have a slash behind it."""
+    return name.rstrip("/").rpartition("/")[2]
 
 
 def hidden(name: str) -> LeftOut:

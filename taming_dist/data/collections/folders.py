@@ -30,7 +30,7 @@ class ImageFolder(Collection):
             if not is_image(name):
                 yield hidden(name) if name.endswith("/") else no_image(name)
             else:
-                yield hidden(name) if is_hidden(name.rpartition("/")[2]) else self._entry(name)
+                yield hidden(name) if is_hidden(name) else self._entry(name)
 
     def _wanted(self, name: str) -> bool:
         return True
@@ -115,7 +115,7 @@ def class_folders(folder: Path) -> tuple[str, ...]:
 
 
 def _holds_files(folder: Path) -> bool:
-    return any(not is_hidden(name.rstrip("/").rpartition("/")[2]) for name in walk_files(folder))
+    return any(not is_hidden(name) for name in walk_files(folder))
 
 
 def walk_files(folder: Path) -> Iterator[str]:

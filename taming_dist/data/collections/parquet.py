@@ -96,7 +96,7 @@ class ParquetTables(Collection):
             return
         names = sorted(walk_files(path))
         self._left_out += [hidden(name) for name in names if name.endswith("/")]
-        tables = [name for name in names if name.endswith(".parquet") and not _is_hidden_file(name)]
+        tables = [name for name in names if name.endswith(".parquet") and not is_hidden(name)]
         if not tables:
             raise UserError(f"{path}: no parquet file below it")
         for name in tables:
@@ -177,10 +177,6 @@ def _require_pyarrow() -> None:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
         raise UserError("--parquet needs pyarrow: pip install 'taming_dist[parquet]'") from error
-
-
-def _is_hidden_file(name: str) -> bool:
-    return is_hidden(name.rpartition("/")[2])
 
 
 def _features(schema: "pyarrow.Schema") -> dict[str, dict[str, Any]]:
