@@ -11,7 +11,7 @@ __all__ = ["Generator", "Transformer", "VQGAN"]
 
 _HOME = {
     "VQGAN": "taming_dist.models.vqgan",
-    "Transformer": "taming_dist.models.transformer",
+    "Transformer": "taming_dist.models.prior.transformer",
     "Generator": "taming_dist.generation.generator",
 }
 

@@ -32,15 +32,15 @@ from taming_dist.errors import UserError
 from taming_dist.explaining import explain, similar
 from taming_dist.models.discriminators import DISCRIMINATORS, DinoConfig
 from taming_dist.models.modalities import MODALITIES, LabelMap
+from taming_dist.models.prior.transformer import TransformerConfig
 from taming_dist.models.quantizers import VARIANTS
-from taming_dist.models.transformer import TransformerConfig
 from taming_dist.models.vqgan import VQGANConfig, check_size
 from taming_dist.overrides import check_readable, kept_as_typed, parse, quoted
 from taming_dist.pretrained import check_frozen_features
 from taming_dist.ranges import LARGEST_SEED, check_ranges, ranged
-from taming_dist.recipes.label_maps import LabelMapLossConfig
-from taming_dist.recipes.transformer import TokenLossConfig
-from taming_dist.recipes.vqgan import VQGANLossConfig
+from taming_dist.stages.label_maps import LabelMapLossConfig
+from taming_dist.stages.prior import TokenLossConfig
+from taming_dist.stages.vqgan import VQGANLossConfig
 from taming_dist.training.loop import LoopConfig
 from taming_dist.training.optimization import OptimConfig
 from taming_dist.training.sinks import LogConfig

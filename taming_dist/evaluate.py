@@ -23,20 +23,20 @@ from torch import Tensor
 
 from taming_dist.config import conf_dir, hydra_entry
 from taming_dist.data.codes import CodeBatch, CodeDataset, CodeReader
-from taming_dist.data.files import writing
 from taming_dist.data.images import Preprocess
-from taming_dist.data.manifest import resolve
 from taming_dist.data.reader import MOST_THREADS, Batch, Reader
-from taming_dist.data.strict_json import write_json
 from taming_dist.engine.world import choose_device
 from taming_dist.errors import UserError
 from taming_dist.evaluation.label_maps import LabelMapFigures
 from taming_dist.evaluation.reconstruction import ReconstructionFigures
 from taming_dist.evaluation.tokens import TokenFigures
+from taming_dist.formats.files import writing
+from taming_dist.formats.manifest import resolve
+from taming_dist.formats.strict_json import write_json
 from taming_dist.generation.pictures import sheet, to_uint8
 from taming_dist.models.export import read_kind
 from taming_dist.models.modalities import LabelMap
-from taming_dist.models.transformer import Transformer
+from taming_dist.models.prior.transformer import Transformer
 from taming_dist.models.vqgan import VQGAN, check_all_coded, check_size
 from taming_dist.pretrained import lpips_network
 from taming_dist.ranges import check_ranges, ranged

@@ -11,7 +11,7 @@ import yaml
 from taming_dist.config import Config
 from taming_dist.errors import UserError
 from taming_dist.models.discriminators import DISCRIMINATORS
-from taming_dist.models.transformer import TransformerConfig
+from taming_dist.models.prior.transformer import TransformerConfig
 from taming_dist.models.vqgan import VQGANConfig
 
 # A network's config class by what it is called; those with a field `name` say it themselves.

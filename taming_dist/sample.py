@@ -24,14 +24,14 @@ from torch import Tensor
 
 from taming_dist.config import hydra_entry
 from taming_dist.data.codes import CodeDataset
-from taming_dist.data.files import writing
-from taming_dist.data.strict_json import write_json
 from taming_dist.engine.world import choose_device
 from taming_dist.errors import UserError
+from taming_dist.formats.files import writing
+from taming_dist.formats.strict_json import write_json
 from taming_dist.generation.generator import Generator, Samples
 from taming_dist.generation.pictures import sheet, to_uint8
 from taming_dist.generation.sampling import Sampling
-from taming_dist.models.transformer import Transformer
+from taming_dist.models.prior.transformer import Transformer
 from taming_dist.models.vqgan import VQGAN
 from taming_dist.ranges import LARGEST_SEED, check_ranges, ranged
 from taming_dist.training.sinks import save_png

@@ -28,8 +28,8 @@ def train(config: "Config", stop: StopRequest) -> None:
     from taming_dist.engine.checkpoint import Checkpoints, newest_valid
     from taming_dist.engine.start import init_world, load_deepspeed, shutdown
     from taming_dist.launch import environment_place
+    from taming_dist.opening import choose_stage, first_rank_sinks
     from taming_dist.run_dir import check_run_dir
-    from taming_dist.stages import choose_stage, first_rank_sinks
     from taming_dist.training.clock import Clock
     from taming_dist.training.ending import ending
     from taming_dist.training.leftovers import remove_leftovers

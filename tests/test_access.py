@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from taming_dist.access import require_readable, usual_mode
-from taming_dist.engine.ema import WeightAverage
-from taming_dist.interchange.files import write_tensors
+from taming_dist.engine.average import WeightAverage
 from taming_dist.models.quantizers.vector import VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.taming_compat.files import write_tensors
 from taming_dist.training.export import write_export
 
 NOBODY = 65534
@@ -62,9 +62,9 @@ def test_a_file_that_is_written_anew_keeps_its_mode(tmp_path: Path) -> None:
 AS_NOBODY = """
 import os, sys
 from pathlib import Path
-from taming_dist.data.manifest import resolve
+from taming_dist.formats.manifest import resolve
 from taming_dist.errors import UserError
-from taming_dist.interchange.files import read_tensors
+from taming_dist.taming_compat.files import read_tensors
 from taming_dist.models.quantizers.vector import VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGAN
 os.setgroups([]); os.setgid({nobody}); os.setuid({nobody})

@@ -17,17 +17,17 @@ from PIL import Image
 import taming_dist.train as entry
 from taming_dist.config import SCHEMAS, Config, check, conf_dir, hydra_entry, to_yaml
 from taming_dist.data.batching import batch_sizes
-from taming_dist.data.code_shards import CodeShard, write_codes_manifest
 from taming_dist.description import describe
 from taming_dist.engine.world import World
 from taming_dist.errors import UserError
 from taming_dist.evaluate import EvaluateConfig
+from taming_dist.formats.code_shards import CodeShard, write_codes_manifest
 from taming_dist.models.discriminators import DinoConfig, StyleGANConfig
+from taming_dist.models.prior.transformer import TransformerConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
-from taming_dist.models.transformer import TransformerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.opening import choose_stage
 from taming_dist.sample import SampleConfig
-from taming_dist.stages import choose_stage
 from tests.data.shard_files import writing_shards
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))

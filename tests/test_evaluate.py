@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from taming_dist.data.code_shards import CodeShard, write_codes_manifest
 from taming_dist.errors import UserError
 from taming_dist.evaluate import EvaluateConfig, main
+from taming_dist.formats.code_shards import CodeShard, write_codes_manifest
+from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
-from taming_dist.models.transformer import Transformer, TransformerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
 from tests.data.shard_files import writing_shards
 

@@ -1,31 +1,51 @@
-"""What import-linter cannot say: modules inside torch that models and losses must not know."""
+"""What import-linter cannot say: which module alone imports a library; what lies inside torch."""
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "taming_dist"
-PURE = sorted([*(PACKAGE / "models").glob("*.py"), *(PACKAGE / "losses").glob("*.py")])
+MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+PURE = [name for name in MODULES if name.startswith(("models/", "losses/"))]
+HOMES = {"deepspeed": "engine/start.py", "wandb": "training/sinks.py"}
 
 
 def imported(path: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    return set(_names(ast.parse(path.read_text())))
+
+
+def _names(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("path", PURE, ids=lambda path: path.name)
-def test_models_and_losses_import_no_collectives_and_no_paths(path: Path) -> None:
-    forbidden = {"torch.distributed", "pathlib", "logging"}
-    assert not imported(path) & forbidden
+@pytest.mark.parametrize("name", PURE)
+def test_models_and_losses_import_no_collectives_and_no_paths(name: str) -> None:
+    assert not imported(PACKAGE / name) & {"torch.distributed", "pathlib", "logging"}
 
 
-def test_a_module_that_does_would_be_caught(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("library", "home"), HOMES.items())
+def test_only_one_module_imports_a_library_that_has_a_home(library: str, home: str) -> None:
+    def uses(name: str) -> bool:
+        return any(each.split(".")[0] == library for each in imported(PACKAGE / name))
+
+    assert [name for name in MODULES if uses(name)] == [home]
+
+
+def test_the_modules_in_subfolders_are_among_those_that_are_looked_at() -> None:
+    assert {"models/quantizers/vector.py", "models/prior/transformer.py"} <= set(PURE)
+
+
+@pytest.mark.parametrize(
+    "line", ["from torch import distributed", "import torch.distributed", "import wandb.sdk"]
+)
+def test_a_module_that_does_would_be_caught(line: str, tmp_path: Path) -> None:
     module = tmp_path / "module.py"
-    module.write_text("from torch import distributed\n")
-    assert "torch.distributed" in imported(module)
+    module.write_text(f"def late():\n    {line}\n")
+    assert imported(module) & {"torch.distributed", "wandb.sdk"}

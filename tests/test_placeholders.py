@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from taming_dist.data.making.layers import Unfit, open_picture
-from taming_dist.data.manifest import Manifest, resolve
-from taming_dist.data.shards import scan
 from taming_dist.errors import UserError
-from taming_dist.interchange.files import read_tensors
+from taming_dist.formats.manifest import Manifest, resolve
+from taming_dist.formats.shards import scan
 from taming_dist.models.vqgan import VQGAN
 from taming_dist.placeholders import placeholder
+from taming_dist.prepare.making.layers import Unfit, open_picture
+from taming_dist.taming_compat.files import read_tensors
 from tests.data.shard_files import writing_shards
 
 POINTER = (

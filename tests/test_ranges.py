@@ -16,7 +16,7 @@ import taming_dist
 from taming_dist.config import SCHEMAS, Config
 from taming_dist.errors import UserError
 from taming_dist.evaluate import EvaluateConfig
-from taming_dist.models.transformer import TransformerConfig
+from taming_dist.models.prior.transformer import TransformerConfig
 from taming_dist.ranges import LARGEST_INT, RANGE, Kind, Range, check_ranges, kind_of, ranged
 from taming_dist.sample import SampleConfig
 from taming_dist.training.optimization import OptimConfig

@@ -16,8 +16,8 @@ from PIL import Image
 from taming_dist.errors import UserError
 from taming_dist.generation.generator import Generator
 from taming_dist.generation.pictures import to_uint8
+from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
-from taming_dist.models.transformer import Transformer, TransformerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
 from taming_dist.sample import SampleConfig, main
 from taming_dist.training.sinks import save_png

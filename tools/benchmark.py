@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks import codes, data, making, memory, steps
 
 from taming_dist import cli
-from taming_dist.data.strict_json import write_json
+from taming_dist.formats.strict_json import write_json
 
 BENCHMARKS = {"codes": codes, "data": data, "making": making, "memory": memory, "steps": steps}
 

@@ -21,9 +21,9 @@ from typing import Any
 from report import write_report
 
 from taming_dist import cli
-from taming_dist.data.manifest import Manifest
-from taming_dist.data.strict_json import write_json
 from taming_dist.errors import UserError
+from taming_dist.formats.manifest import Manifest
+from taming_dist.formats.strict_json import write_json
 from taming_dist.pretrained import BACKBONES
 
 SIZE = 32

@@ -19,8 +19,8 @@ from PIL import Image
 from PIL.Image import Resampling
 
 from taming_dist import cli
-from taming_dist.data.strict_json import write_json
 from taming_dist.errors import UserError
+from taming_dist.formats.strict_json import write_json
 
 PHOTOGRAPHS = {
     "astronaut": ("skimage", "data/astronaut.png"),

@@ -12,12 +12,12 @@ from typing import Any
 from taming_dist import cli
 from taming_dist.engine.checkpoint import newest_valid, read_meta
 from taming_dist.errors import UserError
-from taming_dist.interchange.files import write_checkpoint
-from taming_dist.interchange.first_stage import export_vqgan
-from taming_dist.interchange.transformer import export_transformer
 from taming_dist.models.export import read_kind
-from taming_dist.models.transformer import Transformer
+from taming_dist.models.prior.transformer import Transformer
 from taming_dist.models.vqgan import VQGAN
+from taming_dist.taming_compat.files import write_checkpoint
+from taming_dist.taming_compat.first_stage import export_vqgan
+from taming_dist.taming_compat.transformer import export_transformer
 from taming_dist.training.export import write_export
 
 KINDS: dict[str, Any] = {"vqgan": VQGAN, "transformer": Transformer}

@@ -13,15 +13,17 @@ from torch import Tensor
 
 from taming_dist import cli
 from taming_dist.errors import UserError
-from taming_dist.interchange.files import read_description, read_tensors, write_tensors
-from taming_dist.interchange.first_stage import (
+from taming_dist.models.export import Exported
+from taming_dist.models.vqgan import VQGAN
+from taming_dist.taming_compat.files import read_description, read_tensors, write_tensors
+from taming_dist.taming_compat.first_stage import (
     ASIDE,
     DISCRIMINATOR,
     import_vqgan,
     section,
     set_aside,
 )
-from taming_dist.interchange.transformer import (
+from taming_dist.taming_compat.transformer import (
     CONDITION,
     FIRST_STAGE,
     TRANSFORMER,
@@ -29,8 +31,6 @@ from taming_dist.interchange.transformer import (
     below,
     import_transformer,
 )
-from taming_dist.models.export import Exported
-from taming_dist.models.vqgan import VQGAN
 from taming_dist.training.export import DISCRIMINATOR_FILE, write_export
 
 # --only NAME -> where this stage is in the tensors and in the YAML file of a transformer

@@ -19,11 +19,11 @@ from braceexpand import braceexpand
 
 from taming_dist import cli
 from taming_dist.cli import count
-from taming_dist.data import storage
-from taming_dist.data.files import writing
-from taming_dist.data.manifest import IMAGES_FORMAT, MANIFEST, Manifest, Shard, write_index
-from taming_dist.data.shards import IMAGE_EXTENSIONS, scan_at
 from taming_dist.errors import UserError
+from taming_dist.formats import storage
+from taming_dist.formats.files import writing
+from taming_dist.formats.manifest import IMAGES_FORMAT, MANIFEST, Manifest, Shard, write_index
+from taming_dist.formats.shards import IMAGE_EXTENSIONS, scan_at
 
 Scanned = tuple[Shard, np.ndarray]
 

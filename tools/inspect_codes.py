@@ -20,11 +20,11 @@ from report import PAGE, STYLE, section  # this folder is on the path of a scrip
 
 from taming_dist import cli
 from taming_dist.data.codes import CodeDataset
-from taming_dist.data.files import write_bytes, writing
-from taming_dist.data.names import printable
-from taming_dist.data.strict_json import write_json
 from taming_dist.engine.world import choose_device
 from taming_dist.errors import UserError
+from taming_dist.formats.files import write_bytes, writing
+from taming_dist.formats.names import printable
+from taming_dist.formats.strict_json import write_json
 from taming_dist.generation.pictures import sheet, to_uint8
 from taming_dist.losses.tokens import unigram_entropy
 from taming_dist.models.vqgan import VQGAN

@@ -29,22 +29,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from taming_dist import cli
 from taming_dist.cli import count
-from taming_dist.data.collections.entry import HIDDEN, Collection, last_name
-from taming_dist.data.collections.folders import ClassFolders, ImageFolder, Paired
-from taming_dist.data.collections.layouts import LAYOUTS, open_layout
-from taming_dist.data.collections.lists import ImageList
-from taming_dist.data.collections.parquet import ParquetTables
-from taming_dist.data.conditions import require_canny
-from taming_dist.data.faults import SKIP, USE
-from taming_dist.data.files import replacing, writing
-from taming_dist.data.making.catalogue import PLAN, Catalogue, digest_of, forget, list_images
-from taming_dist.data.making.lock import Lock, locking
-from taming_dist.data.making.maker import Job, Report, ShardMaker, Split, cut, run, split_by_key
-from taming_dist.data.making.samples import Recipe
-from taming_dist.data.manifest import IMAGES_FORMAT, MANIFEST, Manifest
-from taming_dist.data.names import printable
-from taming_dist.data.strict_json import json_safe
 from taming_dist.errors import UserError
+from taming_dist.formats.faults import SKIP, USE
+from taming_dist.formats.files import replacing, writing
+from taming_dist.formats.manifest import IMAGES_FORMAT, MANIFEST, Manifest
+from taming_dist.formats.names import printable
+from taming_dist.formats.strict_json import json_safe
+from taming_dist.prepare.collections.entry import HIDDEN, Collection, last_name
+from taming_dist.prepare.collections.folders import ClassFolders, ImageFolder, Paired
+from taming_dist.prepare.collections.layouts import LAYOUTS, open_layout
+from taming_dist.prepare.collections.lists import ImageList
+from taming_dist.prepare.collections.parquet import ParquetTables
+from taming_dist.prepare.making.catalogue import PLAN, Catalogue, digest_of, forget, list_images
+from taming_dist.prepare.making.derived import require_canny
+from taming_dist.prepare.making.lock import Lock, locking
+from taming_dist.prepare.making.maker import Job, Report, ShardMaker, Split, cut, run, split_by_key
+from taming_dist.prepare.making.samples import Recipe
 
 UNFINISHED, LOCK, LEFT_OUT = "unfinished", "unfinished.lock", "left_out.jsonl"
 REPORT_EVERY_S = 5.0

@@ -10,12 +10,12 @@ from typing import Any
 
 from taming_dist import cli
 from taming_dist.cli import count
-from taming_dist.data import storage
-from taming_dist.data.code_shards import SHARED_FACTS, CodeShard
-from taming_dist.data.manifest import CODES_FORMAT, IDX, Manifest, Shard, read_index
-from taming_dist.data.shards import measure, scan
-from taming_dist.data.storage import shown
 from taming_dist.errors import UserError
+from taming_dist.formats import storage
+from taming_dist.formats.code_shards import SHARED_FACTS, CodeShard
+from taming_dist.formats.manifest import CODES_FORMAT, IDX, Manifest, Shard, read_index
+from taming_dist.formats.shards import measure, scan
+from taming_dist.formats.storage import shown
 
 
 def main(argv: Sequence[str] | None = None) -> None:

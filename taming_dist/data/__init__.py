@@ -1,0 +1,1 @@
+"""What training reads: which samples come when, and the batches that they become."""

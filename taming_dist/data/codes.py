@@ -14,14 +14,16 @@ import numpy as np
 import torch
 from omegaconf import MISSING
 
-from taming_dist.data.agreement import (
+from taming_dist.data.plan import Plan, Selection, prefetched
+from taming_dist.errors import UserError
+from taming_dist.formats.agreement import (
     check_agreement,
     check_classes,
     check_column,
     number_of_classes,
     shared_facts,
 )
-from taming_dist.data.code_shards import (
+from taming_dist.formats.code_shards import (
     BOXES,
     CLASSES,
     CONDITIONS,
@@ -30,10 +32,8 @@ from taming_dist.data.code_shards import (
     codes_dtype,
     open_verified,
 )
-from taming_dist.data.loader import Plan, Selection, prefetched
-from taming_dist.data.manifest import CODES_FORMAT, Dataset, Manifest, resolve
-from taming_dist.data.objects import Boxes
-from taming_dist.errors import UserError
+from taming_dist.formats.manifest import CODES_FORMAT, Dataset, Manifest, resolve
+from taming_dist.formats.objects import Boxes
 from taming_dist.ranges import check_ranges, ranged
 
 # Enough for the lanes of a rank to stay in their shards; a system allows some 65,000 mappings.

@@ -19,18 +19,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from taming_dist.data.classes import class_fault, whole_number
-from taming_dist.data.encoded import Channels, Encoded
-from taming_dist.data.faults import BrokenClass, BrokenData, LostData
 from taming_dist.data.fetching import Shards, Ticket, fetch
 from taming_dist.data.images import COLUMNS, Column, Preprocess, View, in_proportion
-from taming_dist.data.loader import Plan, prefetched
-from taming_dist.data.manifest import Dataset
-from taming_dist.data.objects import Boxes, objects_of
-from taming_dist.data.shards import read_sample
+from taming_dist.data.plan import Plan, prefetched
 from taming_dist.data.slots import Layout, Rows
-from taming_dist.data.storage import Bytes
 from taming_dist.errors import UserError
+from taming_dist.formats.classes import class_fault, whole_number
+from taming_dist.formats.encoded import Channels, Encoded
+from taming_dist.formats.faults import BrokenClass, BrokenData, LostData
+from taming_dist.formats.manifest import Dataset
+from taming_dist.formats.objects import Boxes, objects_of
+from taming_dist.formats.shards import read_sample
+from taming_dist.formats.storage import Bytes
 
 Files = dict[str, memoryview]
 READ_AHEAD = 2**30  # bytes of encoded samples that a rank holds at most

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from taming_dist.data.loader import Selection
-from taming_dist.data.manifest import Dataset
-from taming_dist.data.storage import Bytes, Source, shown
+from taming_dist.data.plan import Selection
+from taming_dist.formats.manifest import Dataset
+from taming_dist.formats.storage import Bytes, Source, shown
 
 OPEN_SHARDS = 512  # enough for the lanes of a rank to stay in their shards
 

@@ -16,11 +16,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
-from taming_dist.data.encoded import Encoded, open_depth, open_edges, open_image, open_labels
 from taming_dist.data.order import PIXELS, random_words
-from taming_dist.data.shards import IMAGE_EXTENSIONS
-from taming_dist.data.storage import Bytes
 from taming_dist.errors import UserError
+from taming_dist.formats.encoded import Encoded, open_depth, open_edges, open_image, open_labels
+from taming_dist.formats.shards import IMAGE_EXTENSIONS
+from taming_dist.formats.storage import Bytes
 
 
 def in_proportion(size: tuple[int, ...], whole: tuple[int, ...]) -> bool:

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from taming_dist.data.batching import check_shared
-from taming_dist.data.manifest import Dataset, Part, resolve
 from taming_dist.data.order import Order, positions_of
 from taming_dist.errors import UserError
+from taming_dist.formats.manifest import Dataset, Part, resolve
 
 LARGEST_CYCLE = 1000
 PART_KEYS = ("shards", "weight")

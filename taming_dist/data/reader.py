@@ -17,7 +17,6 @@ import torch
 from omegaconf import MISSING
 
 from taming_dist.data.decoding import Decoder, Filled, choose_class_column, decode_in_threads
-from taming_dist.data.faults import SKIP, USE
 from taming_dist.data.images import (
     COLUMNS,
     CenterCrop,
@@ -26,14 +25,15 @@ from taming_dist.data.images import (
     RandomCrop,
     RandomResizedCrop,
 )
-from taming_dist.data.loader import Plan
-from taming_dist.data.manifest import Dataset
-from taming_dist.data.objects import Boxes
+from taming_dist.data.plan import Plan
 from taming_dist.data.slots import Rows
-from taming_dist.data.storage import folder_of, shown
-from taming_dist.data.strict_json import json_safe
 from taming_dist.data.worker import decode_in_process
 from taming_dist.errors import UserError
+from taming_dist.formats.faults import SKIP, USE
+from taming_dist.formats.manifest import Dataset
+from taming_dist.formats.objects import Boxes
+from taming_dist.formats.storage import folder_of, shown
+from taming_dist.formats.strict_json import json_safe
 from taming_dist.ranges import check_ranges, ranged
 
 # The first bad samples of a run must not be fatal only because few samples were read so far.

@@ -26,17 +26,17 @@ import numpy as np
 import webdataset as wds
 from braceexpand import braceexpand
 
-from taming_dist.data import storage
 from taming_dist.data.decoding import Decoder, class_of, note
-from taming_dist.data.faults import SKIP, USE, BrokenClass, BrokenData
 from taming_dist.data.images import Preprocess
-from taming_dist.data.loader import Plan
-from taming_dist.data.manifest import Dataset, specs_of
 from taming_dist.data.order import permutation, random_words
+from taming_dist.data.plan import Plan
 from taming_dist.data.reader import Batch, Batching, in_order, log_bad_sample
-from taming_dist.data.shards import map_file, read_sample, scan
 from taming_dist.data.slots import Rows
 from taming_dist.errors import UserError
+from taming_dist.formats import storage
+from taming_dist.formats.faults import SKIP, USE, BrokenClass, BrokenData
+from taming_dist.formats.manifest import Dataset, specs_of
+from taming_dist.formats.shards import map_file, read_sample, scan
 
 SHUFFLED = 1000  # samples in the shuffle buffer of a rank
 STREAM, BUFFER = 32, 33  # purposes of random numbers, beside those of `order`

@@ -17,8 +17,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from taming_dist.engine.average import WeightAverage
 from taming_dist.engine.blocks import compile_blocks, recompute_blocks
-from taming_dist.engine.ema import WeightAverage
 from taming_dist.engine.layouts import LAYOUTS, Layout, write_rows
 from taming_dist.engine.partition import gathered
 from taming_dist.engine.scaling import LossScale

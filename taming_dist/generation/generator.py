@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from taming_dist.errors import UserError
 from taming_dist.generation.sampling import Sampling, image_uniforms
-from taming_dist.models.transformer import Transformer
+from taming_dist.models.prior.transformer import Transformer
 from taming_dist.models.vqgan import VQGAN
 
 

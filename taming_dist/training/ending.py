@@ -7,9 +7,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from taming_dist import cli
-from taming_dist.data.files import writing
 from taming_dist.engine.world import World, is_lost_connection
 from taming_dist.errors import Diverged, LostRank, UserError
+from taming_dist.formats.files import writing
 from taming_dist.training.clock import Clock
 from taming_dist.training.signals import outlast_the_launcher
 from taming_dist.training.sinks import Sinks

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from taming_dist.data.files import writing
 from taming_dist.errors import UserError
+from taming_dist.formats.files import writing
 from taming_dist.models.export import assemble
 
 UNFINISHED = ".export-"  # how the folder of an export begins that is being written

@@ -10,11 +10,11 @@ from typing import Any, Protocol
 
 import torch
 
-from taming_dist.data.files import writing
-from taming_dist.data.loader import Plan
+from taming_dist.data.plan import Plan
 from taming_dist.engine.checkpoint import Checkpoints, read_meta, read_state
 from taming_dist.engine.world import World
 from taming_dist.errors import Diverged, UserError
+from taming_dist.formats.files import writing
 from taming_dist.ranges import check_ranges, ranged
 from taming_dist.training.clock import Clock
 from taming_dist.training.metrics import Means, totals

@@ -1,4 +1,4 @@
-"""What the training loop knows of a stage: a small protocol, kept by taming_dist/recipes."""
+"""What the training loop knows of a stage: a small protocol, kept by taming_dist/stages."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path

@@ -21,9 +21,9 @@ from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from taming_dist.data.files import replacing, write_bytes, writing
-from taming_dist.data.strict_json import json_safe
 from taming_dist.errors import UserError
+from taming_dist.formats.files import replacing, write_bytes, writing
+from taming_dist.formats.strict_json import json_safe
 from taming_dist.training.clock import Clock
 
 

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from taming_dist.data.code_shards import CodeShard, codes_dtype, write_codes_manifest
 from taming_dist.data.decoding import Filled
 from taming_dist.data.fetching import Ticket
-from taming_dist.data.objects import Boxes
 from taming_dist.data.reader import Reader
 from taming_dist.data.slots import Rows
+from taming_dist.formats.code_shards import CodeShard, codes_dtype, write_codes_manifest
+from taming_dist.formats.objects import Boxes
 from tests.data.shard_files import writing_shards
 
 

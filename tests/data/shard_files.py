@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from taming_dist.data.manifest import IMAGES_FORMAT, Manifest
-from taming_dist.data.shards import write_shard
+from taming_dist.formats.manifest import IMAGES_FORMAT, Manifest
+from taming_dist.formats.shards import write_shard
 
 Write = Callable[[str, Mapping[str, bytes]], None]
 

@@ -10,9 +10,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from taming_dist.data.code_shards import CodeShard
 from taming_dist.data.codes import CodeDataset, CodeReader
 from taming_dist.errors import UserError
+from taming_dist.formats.code_shards import CodeShard
 
 
 def test_a_data_set_knows_its_tokenizer_vocabulary_grid_and_views(two_views: Path) -> None:

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taming_dist.data.images import Preprocess, RandomResizedCrop
-from taming_dist.data.manifest import resolve
 from taming_dist.data.reader import Reader
 from taming_dist.errors import UserError
+from taming_dist.formats.manifest import resolve
 
 Write = Callable[..., Path]
 Inline = Callable[..., list]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from taming_dist.data.fetching import Shards, fetch, plan_runs
-from taming_dist.data.loader import Plan, Selection
-from taming_dist.data.manifest import resolve
-from taming_dist.data.shards import read_sample
-from taming_dist.data.storage import Bytes
+from taming_dist.data.plan import Plan, Selection
+from taming_dist.formats.manifest import resolve
+from taming_dist.formats.shards import read_sample
+from taming_dist.formats.storage import Bytes
 
 Write = Callable[..., Path]
 

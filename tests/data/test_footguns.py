@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 
 from taming_dist.data.fetching import Shards
 from taming_dist.data.images import Preprocess
-from taming_dist.data.loader import Plan
-from taming_dist.data.manifest import Manifest, resolve, write_index
+from taming_dist.data.plan import Plan
 from taming_dist.data.reader import Reader
-from taming_dist.data.shards import scan
+from taming_dist.formats.manifest import Manifest, resolve, write_index
+from taming_dist.formats.shards import scan
 
 Write = Callable[..., Path]
 SHARDS = np.full(8, 10)
@@ -98,7 +98,7 @@ def test_7_the_tail_that_is_left_out_is_another_one_in_each_epoch() -> None:
 
 ORDER = """
 import json, numpy as np
-from taming_dist.data.loader import Plan
+from taming_dist.data.plan import Plan
 plan = Plan(np.full(8, 10), "fingerprint", 0, 8, 4, 0, 1, 4)
 print(json.dumps(next(plan.rounds(0, 100)).ids.tolist()))
 """

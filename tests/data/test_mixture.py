@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from taming_dist.data.decoding import Filled
 from taming_dist.data.images import Preprocess, RandomCrop
-from taming_dist.data.manifest import resolve
 from taming_dist.data.mixture import MixtureOrder, resolve_training, schedule, whole_weights
 from taming_dist.data.order import Order
 from taming_dist.data.reader import Reader
 from taming_dist.data.slots import Rows
 from taming_dist.errors import UserError
+from taming_dist.formats.manifest import resolve
 from tests.data.pictures import jpeg
 from tests.data.shard_files import writing_shards
 

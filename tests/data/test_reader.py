@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from taming_dist.data.images import Preprocess, RandomCrop, RandomResizedCrop
-from taming_dist.data.manifest import resolve
 from taming_dist.data.reader import Batch, ImagesConfig, Reader
 from taming_dist.errors import UserError
+from taming_dist.formats.manifest import resolve
 from tests.data.damage import END, cut, encode
 from tests.data.shard_files import writing_shards
 

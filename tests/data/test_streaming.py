@@ -8,9 +8,9 @@ import torch
 from taming_dist.data import streaming
 from taming_dist.data.images import Preprocess, RandomCrop
 from taming_dist.data.reader import Batch
-from taming_dist.data.storage import Patience, StorageError, copy_in_sequence
 from taming_dist.data.streaming import StreamingReader, StreamPlan, stream_locations
 from taming_dist.errors import UserError
+from taming_dist.formats.storage import Patience, StorageError, copy_in_sequence
 from tests.data.damage import cut, encode
 from tests.data.pictures import jpeg
 from tests.data.shard_files import writing_shards

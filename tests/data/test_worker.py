@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from taming_dist.data.images import Preprocess, RandomCrop
-from taming_dist.data.manifest import resolve
 from taming_dist.data.reader import Reader
 from taming_dist.data.worker import LENT, PARENTS_SIGNALS, WorkerDied
 from taming_dist.errors import UserError
+from taming_dist.formats.manifest import resolve
 
 Write = Callable[..., Path]
 Inline = Callable[..., list]
@@ -112,8 +112,8 @@ TRAINER = """
 import os, sys, time
 from taming_dist.data.decoding import Decoder
 from taming_dist.data.images import Preprocess
-from taming_dist.data.loader import Plan
-from taming_dist.data.manifest import resolve
+from taming_dist.data.plan import Plan
+from taming_dist.formats.manifest import resolve
 from taming_dist.data.worker import decode_in_process
 dataset = resolve(sys.argv[1])
 plan = Plan(dataset.samples_per_shard, dataset.fingerprint, 0, 8, 4, 0, 1, 8)

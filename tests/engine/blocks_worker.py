@@ -16,8 +16,8 @@ from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.world import World
 from taming_dist.engine.zero import Engine
 from taming_dist.models.autoencoder import ResnetBlock
+from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
-from taming_dist.models.transformer import Transformer, TransformerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
 from taming_dist.training.optimization import OptimConfig
 

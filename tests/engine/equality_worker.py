@@ -15,11 +15,11 @@ from small_stage import Lines, codebook_digest, load, norms_of, save, small_reci
 from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.world import World
 from taming_dist.models.discriminators import DinoConfig, PatchGANConfig, StyleGANConfig
+from taming_dist.models.prior.transformer import TransformerConfig
 from taming_dist.models.quantizers import EMAQuantizerConfig, VectorQuantizerConfig
-from taming_dist.models.transformer import TransformerConfig
-from taming_dist.recipes.setup import Setup
-from taming_dist.recipes.transformer import TokenLossConfig, TransformerRecipe
-from taming_dist.recipes.vqgan import VQGANRecipe
+from taming_dist.stages.prior import TokenLossConfig, TransformerRecipe
+from taming_dist.stages.setup import Setup
+from taming_dist.stages.vqgan import VQGANRecipe
 from taming_dist.training.optimization import OptimConfig
 
 GLOBAL_BATCH, STEPS, DISC_START = 4, 8, 2

@@ -17,8 +17,8 @@ from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.world import World
 from taming_dist.models.discriminators import PatchGANConfig
 from taming_dist.models.quantizers import EMAQuantizerConfig, VectorQuantizerConfig
-from taming_dist.recipes.setup import Setup
-from taming_dist.recipes.vqgan import VQGANRecipe
+from taming_dist.stages.setup import Setup
+from taming_dist.stages.vqgan import VQGANRecipe
 from taming_dist.training.optimization import OptimConfig
 
 GLOBAL_BATCH, STEPS, LONG = 8, 4, 20

@@ -23,11 +23,11 @@ from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.world import World
 from taming_dist.engine.zero import Engine
 from taming_dist.models.discriminators import PatchGANConfig
+from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
-from taming_dist.models.transformer import Transformer, TransformerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
-from taming_dist.recipes.setup import Setup
-from taming_dist.recipes.transformer import TokenLossConfig, TransformerRecipe
+from taming_dist.stages.prior import TokenLossConfig, TransformerRecipe
+from taming_dist.stages.setup import Setup
 from taming_dist.training.clock import Clock
 from taming_dist.training.optimization import OptimConfig
 

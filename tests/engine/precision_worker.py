@@ -19,7 +19,7 @@ from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.world import World
 from taming_dist.engine.zero import Engine
 from taming_dist.models.discriminators import PatchGANConfig
-from taming_dist.recipes.vqgan import VQGANRecipe
+from taming_dist.stages.vqgan import VQGANRecipe
 from taming_dist.training.optimization import OptimConfig
 
 ACCUMULATION, CLIP, LEARNING_RATE = 2, 0.05, 0.01

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-import taming_dist.recipes.transformer  # noqa: F401  imported for the ranks
-import taming_dist.recipes.vqgan  # noqa: F401
+import taming_dist.stages.prior  # noqa: F401  imported for the ranks
+import taming_dist.stages.vqgan  # noqa: F401
 from taming_dist.engine.start import load_deepspeed
 
 

@@ -20,8 +20,8 @@ from taming_dist.models.quantizers import (
     LFQuantizerConfig,
     VectorQuantizerConfig,
 )
-from taming_dist.recipes.setup import Setup
-from taming_dist.recipes.vqgan import VQGANRecipe
+from taming_dist.stages.setup import Setup
+from taming_dist.stages.vqgan import VQGANRecipe
 from taming_dist.training.optimization import OptimConfig
 
 GLOBAL_BATCH, STEPS = 4, 4

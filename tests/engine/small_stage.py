@@ -16,8 +16,8 @@ from taming_dist.engine.zero import Engine
 from taming_dist.launch import environment_place
 from taming_dist.models.discriminators import PatchGANConfig
 from taming_dist.models.vqgan import VQGANConfig
-from taming_dist.recipes.setup import Setup
-from taming_dist.recipes.vqgan import VQGANLossConfig, VQGANRecipe
+from taming_dist.stages.setup import Setup
+from taming_dist.stages.vqgan import VQGANLossConfig, VQGANRecipe
 from taming_dist.training.clock import Clock
 from taming_dist.training.metrics import Means
 

@@ -8,8 +8,8 @@ import torch
 from taming_dist.errors import UserError
 from taming_dist.generation.generator import Generator, generate_tokens
 from taming_dist.generation.sampling import Sampling, image_uniforms
+from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
-from taming_dist.models.transformer import Transformer, TransformerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
 
 

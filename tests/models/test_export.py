@@ -8,8 +8,8 @@ import torch
 
 from taming_dist.errors import UserError
 from taming_dist.models.export import read_kind
+from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.quantizers import EMAQuantizerConfig
-from taming_dist.models.transformer import Transformer, TransformerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
 
 

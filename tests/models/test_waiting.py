@@ -9,8 +9,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from taming_dist.models.discriminators import PatchGANConfig, StyleGANConfig, build_discriminator
+from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.quantizers import build_quantizer
-from taming_dist.models.transformer import Transformer, TransformerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
 from tests.models.quantizers.test_contract import CONFIGS, latents
 

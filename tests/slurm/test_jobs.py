@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from taming_dist.models.transformer import Transformer
+from taming_dist.models.prior.transformer import Transformer
 from tests.data.shard_files import writing_shards
 
 REPOSITORY = Path(__file__).resolve().parents[2]

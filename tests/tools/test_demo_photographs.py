@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from taming_dist.data.images import Preprocess
-from taming_dist.data.manifest import resolve
 from taming_dist.data.reader import Reader
 from taming_dist.errors import UserError
+from taming_dist.formats.manifest import resolve
 
 pytest.importorskip("skimage", reason="the demo's extra is not installed")
 pytest.importorskip("sklearn", reason="the demo's extra is not installed")

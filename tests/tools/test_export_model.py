@@ -14,10 +14,10 @@ from taming_dist import VQGAN, Transformer
 from taming_dist.engine.checkpoint import Checkpoints
 from taming_dist.engine.world import World
 from taming_dist.errors import UserError
-from taming_dist.interchange.first_stage import import_vqgan
+from taming_dist.models.prior.transformer import TransformerConfig
 from taming_dist.models.quantizers import EMAQuantizerConfig, VectorQuantizerConfig
-from taming_dist.models.transformer import TransformerConfig
 from taming_dist.models.vqgan import VQGANConfig
+from taming_dist.taming_compat.first_stage import import_vqgan
 
 TOOLS = Path(__file__).parents[2] / "tools"
 export_model = runpy.run_path(str(TOOLS / "export_model.py"))["main"]

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from taming_dist import VQGAN, Generator, Transformer
 from taming_dist.errors import UserError
-from taming_dist.interchange.files import read_tensors
-from taming_dist.interchange.first_stage import import_vqgan, infer, set_aside
 from taming_dist.models.discriminators import PatchGAN, PatchGANConfig
 from taming_dist.models.modalities import RGB, Depth, LabelMap
+from taming_dist.taming_compat.files import read_tensors
+from taming_dist.taming_compat.first_stage import import_vqgan, infer, set_aside
 from taming_dist.training.export import check_tensors
 
 TOOL = Path(__file__).parents[2] / "tools" / "import_checkpoint.py"

@@ -9,9 +9,9 @@ import webdataset as wds
 from PIL import Image
 
 from taming_dist.data.images import Preprocess
-from taming_dist.data.manifest import Manifest, fingerprint, resolve
 from taming_dist.data.reader import Reader
 from taming_dist.errors import UserError
+from taming_dist.formats.manifest import Manifest, fingerprint, resolve
 
 TOOLS = Path(__file__).parents[2] / "tools"
 index_shards = runpy.run_path(str(TOOLS / "index_shards.py"))["main"]

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from taming_dist.data.code_shards import CodeShard, write_codes_manifest
 from taming_dist.errors import UserError
+from taming_dist.formats.code_shards import CodeShard, write_codes_manifest
 from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
 

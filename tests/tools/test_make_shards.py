@@ -23,10 +23,10 @@ from PIL import Image
 from pyarrow import parquet
 
 from taming_dist.data.images import COLUMNS, Preprocess
-from taming_dist.data.manifest import Manifest, resolve
 from taming_dist.data.reader import Batch, Reader
-from taming_dist.data.shards import read_members
 from taming_dist.errors import UserError
+from taming_dist.formats.manifest import Manifest, resolve
+from taming_dist.formats.shards import read_members
 from tests.data import damage
 
 TOOL = Path(__file__).parents[2] / "tools" / "make_shards.py"

@@ -13,17 +13,17 @@ import pytest
 import torch
 from PIL import Image
 
-from taming_dist.data.code_shards import CodeShard, write_codes_manifest
 from taming_dist.data.codes import CodeDataset
 from taming_dist.data.images import Preprocess
-from taming_dist.data.manifest import resolve
 from taming_dist.data.reader import Reader
 from taming_dist.errors import UserError
+from taming_dist.formats.code_shards import CodeShard, write_codes_manifest
+from taming_dist.formats.manifest import resolve
 from taming_dist.models.modalities import RGB
+from taming_dist.models.prior.transformer import TransformerConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
-from taming_dist.models.transformer import TransformerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
-from taming_dist.stages import fitted
+from taming_dist.opening import fitted
 from tests.data.shard_files import writing_shards
 
 TOOL = Path(__file__).parents[2] / "tools" / "tokenize_dataset.py"

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from taming_dist.data.code_shards import CodeShard, write_codes_manifest
-from taming_dist.data.manifest import write_index
 from taming_dist.errors import UserError
+from taming_dist.formats.code_shards import CodeShard, write_codes_manifest
+from taming_dist.formats.manifest import write_index
 from tests.data.shard_files import writing_shards
 
 TOOL = Path(__file__).parents[2] / "tools" / "verify_shards.py"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from taming_dist.data.loader import Plan
+from taming_dist.data.plan import Plan
 from taming_dist.engine.checkpoint import Checkpoints
 from taming_dist.engine.world import World
 from taming_dist.errors import Diverged, UserError

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 
 from taming_dist import cli
-from taming_dist.data.code_shards import CodeShard, write_codes_manifest
 from taming_dist.data.codes import CodeDataset, CodeReader
-from taming_dist.data.manifest import IMAGES_FORMAT, Manifest, resolve
-from taming_dist.data.shards import TarWriter, write_shard
+from taming_dist.formats.code_shards import CodeShard, write_codes_manifest
+from taming_dist.formats.manifest import IMAGES_FORMAT, Manifest, resolve
+from taming_dist.formats.shards import TarWriter, write_shard
 
 TOKENS, VOCABULARY, SHARD, BATCH = 256, 16384, 16384, 64
 MANY = 10_000_000
@@ -164,10 +164,10 @@ def tokenizing(folder: Path, images: int, repeats: int) -> dict[str, float]:
     from taming_dist.engine.world import choose_device
     from taming_dist.models.quantizers import VectorQuantizerConfig
     from taming_dist.models.vqgan import VQGAN, VQGANConfig
-    from taming_dist.tokenization.encoder import Encoder
-    from taming_dist.tokenization.job import Job
-    from taming_dist.tokenization.progress import Progress
-    from taming_dist.tokenization.views import Center
+    from taming_dist.prepare.tokenization.encoder import Encoder
+    from taming_dist.prepare.tokenization.job import Job
+    from taming_dist.prepare.tokenization.progress import Progress
+    from taming_dist.prepare.tokenization.views import Center
 
     generator = np.random.default_rng(0)
     samples = []

@@ -77,8 +77,8 @@ def write_photographs(folder: Path, count: int) -> float:
     """Shards of crops of photographs, of a few shapes; gives the mean bytes of an image."""
     from demo_photographs import PHOTOGRAPHS, load
 
-    from taming_dist.data.manifest import IMAGES_FORMAT, Manifest
-    from taming_dist.data.shards import write_shard
+    from taming_dist.formats.manifest import IMAGES_FORMAT, Manifest
+    from taming_dist.formats.shards import write_shard
 
     photographs = [load(name).convert("RGB") for name in PHOTOGRAPHS]
     rng = random.Random(0)
@@ -175,8 +175,8 @@ def consumed(arguments: argparse.Namespace) -> dict[str, float]:
 def read(arguments: argparse.Namespace, batch: int = BATCH) -> Iterator[Any]:
     """Batches of the reader; its process ends with the iterator."""
     from taming_dist.data.images import Preprocess, RandomCrop
-    from taming_dist.data.manifest import resolve
     from taming_dist.data.reader import Reader
+    from taming_dist.formats.manifest import resolve
 
     preprocess = Preprocess(SIZE, RandomCrop(), flip=True)
     dataset = resolve(str(arguments.shards))

@@ -92,8 +92,8 @@ def measure(zero: int, precision: str) -> dict[str, float]:
     from taming_dist.launch import environment_place
     from taming_dist.models.quantizers import VectorQuantizerConfig
     from taming_dist.models.vqgan import VQGANConfig
-    from taming_dist.recipes.setup import Setup
-    from taming_dist.recipes.vqgan import VQGANLossConfig, VQGANRecipe
+    from taming_dist.stages.setup import Setup
+    from taming_dist.stages.vqgan import VQGANLossConfig, VQGANRecipe
     from taming_dist.training.clock import Clock
     from taming_dist.training.optimization import OptimConfig
 

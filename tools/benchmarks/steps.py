@@ -77,8 +77,8 @@ def stage1_steps(steps: int) -> dict[str, float]:
     from taming_dist.launch import environment_place
     from taming_dist.models.quantizers import EMAQuantizerConfig
     from taming_dist.models.vqgan import VQGANConfig
-    from taming_dist.recipes.setup import Setup
-    from taming_dist.recipes.vqgan import VQGANLossConfig, VQGANRecipe
+    from taming_dist.stages.setup import Setup
+    from taming_dist.stages.vqgan import VQGANLossConfig, VQGANRecipe
     from taming_dist.training.clock import Clock
     from taming_dist.training.optimization import OptimConfig
 

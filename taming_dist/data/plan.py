@@ -1,0 +1,166 @@
+"""What all readers share: which batch holds which samples, their state, and reading ahead.
+
+The state of a run is one number, the samples consumed; the rest tells whether that number still
+means the same. It is counted by the training loop, so reading ahead does not count.
+"""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+
+from taming_dist.data.mixture import MixtureOrder, order_of
+from taming_dist.data.order import Order, positions_of, sequential_ids
+from taming_dist.errors import UserError
+from taming_dist.formats.manifest import Part
+
+Request = TypeVar("Request")
+Loaded = TypeVar("Loaded")
+
+STATE_KEYS = {
+    "seed": "run.seed",
+    "lanes": "data.lanes",
+    "block": "data.block",
+    "fingerprint": "data.train (the fingerprint of its shards)",
+}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The samples of one batch, int64 [b]: their ids and the epoch that each is read in."""
+
+    ids: np.ndarray
+    epochs: np.ndarray
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Cuts the order of samples into this rank's micro-batches.
+
+    `most_evaluated`: evaluation reads at most so many samples (0: all), evenly spread.
+    """
+
+    samples_per_shard: np.ndarray
+    fingerprint: str
+    seed: int
+    lanes: int
+    block: int
+    rank: int
+    world_size: int
+    micro_batch: int
+    parts: tuple[Part, ...] = ()
+    most_evaluated: int = 0
+
+    def __post_init__(self) -> None:
+        if self.micro_batch < 1:
+            raise UserError(f"data.micro_batch is {self.micro_batch} but must be at least 1")
+
+    @cached_property
+    def order(self) -> Order | MixtureOrder:
+        """The order of training; `UserError` if the lanes fit neither the samples nor the ranks."""
+        order = order_of(self.samples_per_shard, self.parts, self.seed, self.lanes, self.block)
+        order.check_world(self.world_size)
+        return order
+
+    @property
+    def num_samples(self) -> int:
+        """Of the data set."""
+        return int(self.samples_per_shard.sum())
+
+    @property
+    def num_evaluated(self) -> int:
+        """How many samples evaluation of the whole data set reads, over all ranks."""
+        return min(self.num_samples, self.most_evaluated or self.num_samples)
+
+    def training(self, from_sample: int) -> Iterator[Selection]:
+        """Endless micro-batches, from the global position `from_sample` on."""
+        self.check_start(from_sample)
+        start, step = from_sample, self.micro_batch * self.world_size
+        while True:
+            yield self._select(start, start + step)
+            start += step
+
+    @property
+    def round_samples(self) -> int:
+        """Samples of one block of each lane that this rank reads."""
+        return self.lanes * self.block // self.world_size
+
+    def rounds(self, from_sample: int, longest: int) -> Iterator[Selection]:
+        """The same samples in the same order as `training`, cut where the blocks of all lanes end,
+        and into at most `longest` samples: what is worth reading together."""
+        order, start = self.check_start(from_sample), from_sample
+        while True:
+            stop = min(order.window_end(start), start + longest * self.world_size)
+            yield self._select(start, stop)
+            start = stop
+
+    def check_start(self, from_sample: int) -> Order | MixtureOrder:
+        """The order; `UserError` if the ranks would stand at different places of their lanes."""
+        if from_sample % self.world_size:
+            raise UserError(
+                f"{from_sample} samples were consumed, which {self.world_size} ranks cannot share "
+                f"equally: data.global_batch must be a multiple of the number of ranks"
+            )
+        return self.order
+
+    def _select(self, start: int, stop: int) -> Selection:
+        positions = positions_of(start, stop, self.rank, self.world_size)
+        ids = self.order.ids(start, stop, self.rank, self.world_size)
+        return Selection(ids, self.order.epochs(positions))
+
+    def evaluation(self, start: int = 0, stop: int | None = None) -> Iterator[Selection]:
+        """Every sample of [start, stop) once over all ranks, or `most_evaluated` of them; the last
+        micro-batch may be short."""
+        last = self.num_samples if stop is None else stop
+        ids = sequential_ids(start, last, self.rank, self.world_size, self.most_evaluated)
+        for first in range(0, len(ids), self.micro_batch):
+            chosen = ids[first : first + self.micro_batch]
+            yield Selection(chosen, np.zeros_like(chosen))
+
+    def state(self, samples: int) -> dict[str, Any]:
+        """The reader's state after `samples` consumed samples, the same on every rank."""
+        return {
+            "samples": samples,
+            "seed": self.seed,
+            "lanes": self.lanes,
+            "block": self.block,
+            "fingerprint": self.fingerprint,
+        }
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Raise `UserError` naming the key if `state` belongs to another order or other data."""
+        mine = self.state(0)
+        for field, key in STATE_KEYS.items():
+            if state.get(field) != mine[field]:
+                raise UserError(
+                    f"{key} is {mine[field]} but the run was started with {state.get(field)}: "
+                    f"set it back, or start a new run with another run.name"
+                )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # To another process without the order, which it can make itself.
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def prefetched(
+    load: Callable[[Request], Loaded], requests: Iterable[Request], threads: int, ahead: int
+) -> Generator[Loaded, None, None]:
+    """Yield `load(request)` in order, with `threads` threads working `ahead` requests ahead.
+
+    An exception in a thread surfaces here. Closing or dropping the iterator ends the threads.
+    """
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="reader")
+    pending: deque[Future[Loaded]] = deque()
+    try:
+        for request in requests:
+            pending.append(pool.submit(load, request))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,87 @@
+"""Whether code shards go together, and can be what a model is trained on."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from taming_dist.errors import UserError
+from taming_dist.formats.classes import MAX_CLASSES, class_fault
+from taming_dist.formats.code_shards import SHARED_FACTS, CodeShard
+from taming_dist.formats.manifest import Dataset
+
+
+def shared_facts(facts: Mapping[str, Any], source: Path) -> dict[str, Any]:
+    """The facts that all shards of a data set have in common; `UserError` if they are damaged."""
+    shared = {name: facts[name] for name in SHARED_FACTS if name in facts}
+    try:
+        _check_facts(shared)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{source} does not say what its codes are ({error}): delete its manifest and run "
+            f"tools/tokenize_dataset.py again"
+        ) from error
+    return shared
+
+
+def number_of_classes(details: Mapping[str, Any], folder: Path) -> int:
+    """How many classes a manifest says that its shards have; `UserError` if it does not."""
+    found = details.get("num_classes")
+    if type(found) is not int or found < 0:
+        raise UserError(f"{folder} does not say how many classes it has: tokenize again")
+    return found
+
+
+def _check_facts(facts: Mapping[str, Any]) -> None:
+    """Raise what python raises for facts of another form."""
+    numbers = [facts["vocab"], facts["views"], *facts["grid"]]
+    fingerprints = [facts["tokenizer"]["fingerprint"]]
+    sides = len(facts["grid"])
+    if "condition" in facts:
+        condition = facts["condition"]
+        numbers += [condition["vocab"], *condition["grid"]]
+        fingerprints.append(condition["fingerprint"])
+        sides += len(condition["grid"]) - 2
+    if sides != 2 or any(type(number) is not int or number < 1 for number in numbers):
+        raise ValueError("a vocabulary, grid or number of views that there is not")
+    if not all(isinstance(fingerprint, str) for fingerprint in fingerprints):
+        raise ValueError("a fingerprint that is not text")
+
+
+def check_agreement(
+    one: Path, facts: Mapping[str, Any], other: Path, others: Mapping[str, Any]
+) -> None:
+    """Raise `UserError` unless the facts of two shards or folders are the same."""
+    for name in SHARED_FACTS:
+        if facts.get(name) != others.get(name):
+            raise UserError(
+                f"{one} and {other} do not go together: their {name} is {facts.get(name)} and "
+                f"{others.get(name)}; make both with the same tools/tokenize_dataset.py command"
+            )
+
+
+def check_column(dataset: Dataset, column: str) -> None:
+    """Raise `UserError` if only some of the shards have a column."""
+    having = [bool(entry.columns.get(column)) for entry in dataset.shards if entry.samples]
+    if len(set(having)) > 1:
+        one, other = (dataset.paths[having.index(there)] for there in (True, False))
+        raise UserError(f"only one of {one} and {other} has a column {column}: use one of the two")
+
+
+def check_classes(paths: Sequence[Path]) -> None:
+    """Raise `UserError` naming the first image of the shards whose class no model can have.
+
+    Tokenization refuses such classes; shards of before it did may hold them.
+    """
+    for path in paths:
+        shard = CodeShard.open(path)
+        if shard.classes is None:
+            continue
+        wrong = np.flatnonzero((shard.classes < 0) | (shard.classes >= MAX_CLASSES))
+        if len(wrong):
+            key, fault = shard.keys[wrong[0]], class_fault(int(shard.classes[wrong[0]]))
+            raise UserError(
+                f"{path}: {fault} (the image {key}): make image shards with class ids, and "
+                f"tokenize them into another folder"
+            )

@@ -1,0 +1,36 @@
+"""JSON that every parser reads, which Python's own writer does not promise."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from taming_dist.formats.files import write_bytes
+from taming_dist.formats.names import printable
+
+
+def write_json(path: Path, record: Any, writer: str = "") -> None:
+    """Write what JSON can hold of a record, see `json_safe`, as `write_bytes` does."""
+    text = json.dumps(json_safe(record), indent=1, allow_nan=False)
+    write_bytes(path, f"{text}\n".encode(), writer)
+
+
+def json_safe(value: Any) -> Any:
+    """The part of a value that every JSON parser reads, for what is written for others.
+
+    NaN and the infinities, which Python writes though JSON has none, are left out of objects and
+    are null in lists; in texts, bytes that are not UTF-8 become `\\xNN`.
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {
+            json_safe(name): json_safe(own)
+            for name, own in value.items()
+            if not (isinstance(own, float) and not math.isfinite(own))
+        }
+    if isinstance(value, list | tuple):
+        return [json_safe(own) for own in value]
+    return value

@@ -1,0 +1,1 @@
+"""What is done offline, before training: collections of images to shards, and shards to codes."""

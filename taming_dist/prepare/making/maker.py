@@ -1,0 +1,248 @@
+"""Writes the shards of a catalogue, in parallel, so that an interrupted run can go on.
+
+A shard is a range of a fixed order of the images, and depends on nothing else: neither on the
+number of processes nor on what was there before. Beside the catalogue lies a report for every
+finished shard; a run that finds it, and the shard as it says, does not make it again.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from itertools import chain
+from multiprocessing import forkserver
+from multiprocessing.connection import wait
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from taming_dist.errors import UserError
+from taming_dist.formats.manifest import IDX, Shard
+from taming_dist.formats.shards import measure, write_shard
+from taming_dist.formats.strict_json import write_json
+from taming_dist.prepare.collections.entry import LeftOut
+from taming_dist.prepare.making.catalogue import Catalogue, key_of
+from taming_dist.prepare.making.layers import Unfit
+from taming_dist.prepare.making.lock import Lock
+from taming_dist.prepare.making.samples import Recipe, make_sample
+
+
+@dataclass(frozen=True)
+class Split:
+    """A folder of shards called `<prefix>-000000.tar` ..., and the images in it, in order."""
+
+    folder: Path
+    prefix: str
+    images: np.ndarray  # int64 [n], numbers in the catalogue
+
+
+@dataclass(frozen=True)
+class Job:
+    """A shard to be made of the images [start, stop) of a split."""
+
+    split: str
+    number: int
+    start: int
+    stop: int
+
+    @property
+    def name(self) -> str:
+        """The name of the tar file."""
+        return f"{self.split}-{self.number:06d}.tar"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of a job: the shard, None if no image of it could be used; and the counts."""
+
+    split: str
+    number: int
+    images: int
+    shard: Shard | None
+    index_digest: str = ""
+    notes: dict[str, int] = field(default_factory=dict)
+    left_out: tuple[LeftOut, ...] = ()
+    was_kept: bool = False
+
+
+def split_by_key(catalogue: Catalogue, val_fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the images for training and for validation, each in the order of the shards.
+
+    The order is that of the hashes of the names: it mixes classes, and depends on nothing but the
+    names. An image is for validation if the hash of its key lies below the fraction.
+    """
+    order = np.argsort(catalogue.names, kind="stable")
+    is_val = catalogue.keys[order] < np.uint64(int(val_fraction * (2**64 - 1)))
+    return order[~is_val], order[is_val]
+
+
+def cut(sizes: np.ndarray, max_samples: int | None, max_bytes: int | None) -> list[int]:
+    """Where shards of at most so many samples and bytes end; a larger sample is alone in its own.
+
+    `sizes` int64 [n] are the bytes of each sample. Returns the bounds, from 0 to n.
+    """
+    ends = np.cumsum(sizes)
+    bounds = [0]
+    while bounds[-1] < len(sizes):
+        start = bounds[-1]
+        stop = len(sizes) if max_samples is None else min(len(sizes), start + max_samples)
+        if max_bytes is not None:
+            before = int(ends[start - 1]) if start else 0
+            stop = min(stop, int(np.searchsorted(ends, before + max_bytes, side="right")))
+        bounds.append(max(stop, start + 1))
+    return bounds
+
+
+class ShardMaker:
+    """Makes any shard of the splits: a function of a job that every process can call."""
+
+    def __init__(
+        self, catalogue: Catalogue, work: Path, splits: Sequence[Split], recipe: Recipe
+    ) -> None:
+        self._catalogue, self._work, self._recipe = catalogue, work, recipe
+        self._folders = {split.prefix: split.folder for split in splits}
+        for split in splits:
+            # Processes map the order; they are not sent it.
+            np.save(work / f"{split.prefix}.order.npy", split.images)
+
+    def __call__(self, job: Job) -> Report:
+        """Make the shard, or find that it is there as its report says."""
+        return self._finished(job) or self._make(job)
+
+    def _make(self, job: Job) -> Report:
+        notes: Counter[str] = Counter()
+        left_out: list[LeftOut] = []
+        samples = self._samples(job, notes, left_out)
+        first = next(samples, None)
+        shard, index_digest = None, ""
+        if first is not None:
+            path = self._folders[job.split] / job.name
+            shard = write_shard(path, chain([first], samples))
+            index_digest = _digest_index(path)
+        report = Report(
+            split=job.split,
+            number=job.number,
+            images=job.stop - job.start,
+            shard=shard,
+            index_digest=index_digest,
+            notes=dict(notes),
+            left_out=tuple(left_out),
+        )
+        write_json(self._report_path(job), asdict(report))
+        return report
+
+    def _samples(
+        self, job: Job, notes: Counter[str], left_out: list[LeftOut]
+    ) -> Iterator[tuple[str, dict[str, bytes]]]:
+        for index in _load_order(self._work / f"{job.split}.order.npy")[job.start : job.stop]:
+            record = self._catalogue.record(int(index))
+            try:
+                sample = make_sample(self._catalogue, record, self._recipe)
+            except Unfit as error:
+                left_out.append(LeftOut(record.name, error.kind, error.reason))
+                continue
+            notes.update(sample.notes)
+            yield key_of(record.name, bool(self._catalogue.ambiguous[index])), sample.files
+
+    def _report_path(self, job: Job) -> Path:
+        return self._work / f"{job.name}.json"
+
+    def _finished(self, job: Job) -> Report | None:
+        """The report of an earlier run, if the shard is still what it says, byte by byte."""
+        path = self._report_path(job)
+        if not path.exists():
+            return None
+        facts = json.loads(path.read_text())
+        shard = None if facts["shard"] is None else Shard(**facts["shard"])
+        if shard is not None and not self._is_whole(shard, job, facts["index_digest"]):
+            return None
+        left_out = tuple(LeftOut(**entry) for entry in facts["left_out"])
+        return Report(**{**facts, "shard": shard, "left_out": left_out, "was_kept": True})
+
+    def _is_whole(self, shard: Shard, job: Job, index_digest: str) -> bool:
+        path = self._folders[job.split] / shard.name
+        try:
+            is_same = _digest_index(path) == index_digest
+            return is_same and measure(path) == (shard.bytes, shard.xxh3_128)
+        except FileNotFoundError:
+            return False
+
+
+def _digest_index(shard: Path) -> str:
+    return xxhash.xxh3_128_hexdigest(shard.with_name(shard.name + IDX).read_bytes())
+
+
+@lru_cache(maxsize=2)
+def _load_order(path: Path) -> np.ndarray:
+    return np.load(path, mmap_mode="r")
+
+
+def run(
+    maker: ShardMaker, jobs: Sequence[Job], workers: int, lock: Lock | None = None
+) -> Iterator[Report]:
+    """Do the jobs in this process, or in several; reports come in the order of completion.
+
+    The workers hold `lock` as well, so that it outlives this process as long as one of them does.
+    """
+    if workers == 1:
+        yield from map(maker, jobs)
+        return
+    # A server that has imported everything forks the workers: they start at once, and unlike
+    # ours its state is simple enough to be forked.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    _start_server()
+    # Ignored where a script started this in the background: then ctrl-c is meant for others.
+    heeds = signal.getsignal(signal.SIGINT) != signal.SIG_IGN
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (maker, lock, heeds))
+    try:
+        futures = [pool.submit(_do, job) for job in jobs]
+        for future in as_completed(futures):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process was killed, perhaps for want of memory: run the same command again, "
+            "it resumes from here; with fewer --workers it needs less"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_server() -> None:
+    """Start it deaf to ctrl-c, which would interrupt its imports with a traceback."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+_maker: Callable[[Job], Report]
+
+
+def _start_worker(maker: ShardMaker, _lock: Lock | None, heeds_ctrl_c: bool) -> None:
+    global _maker
+    _maker = maker
+    if heeds_ctrl_c:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # which ends it without a traceback
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    """End this worker when its parent has died, however: nobody waits for its shard any more."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+def _do(job: Job) -> Report:
+    return _maker(job)

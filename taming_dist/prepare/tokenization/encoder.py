@@ -1,0 +1,175 @@
+"""From the images of a part to its code shard."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from taming_dist.data.images import Preprocess
+from taming_dist.data.reader import Batch, Reader
+from taming_dist.engine.tf32 import EXACT, use_tf32
+from taming_dist.formats.code_shards import CodeShard, codes_dtype
+from taming_dist.formats.names import printable
+from taming_dist.formats.objects import Boxes, boxes_in_views
+from taming_dist.models.vqgan import VQGAN, check_all_coded
+from taming_dist.prepare.tokenization.job import Job, Part
+from taming_dist.prepare.tokenization.progress import Progress
+
+
+@dataclass
+class _Rows:
+    """What is kept of a batch: the codes of each model, and which images they are of.
+
+    `crops` [b, views, 5] and `boxes` of the b x views: None if they are not stored.
+    """
+
+    codes: list[Tensor]
+    ids: Tensor
+    keys: list[str]
+    classes: Tensor | None
+    crops: np.ndarray | None
+    boxes: Boxes | None
+
+
+class Encoder:
+    """Encodes parts of a job on `device`, `batch` images at a time.
+
+    Every batch has the same shape, filled up where images are missing, so that a code depends on
+    its image, its place in the part and `batch`, not on its neighbours. In fp32 no TF32 is used.
+    """
+
+    def __init__(
+        self, job: Job, device: torch.device, batch: int, threads: int, progress: Progress
+    ) -> None:
+        self.job, self.device, self.batch, self.progress = job, device, batch, progress
+        use_tf32(EXACT)
+        torch.backends.cudnn.deterministic = True
+        self.models = (
+            [job.model] if job.condition_model is None else [job.model, job.condition_model]
+        )
+        for model in self.models:
+            model.to(device).eval()
+        self._bad: list[dict[str, Any]] = []
+        self.reader = Reader(
+            job.dataset,
+            Preprocess(job.views.square),
+            columns=[model.config.modality.column for model in self.models],
+            with_classes=job.classes,
+            with_objects=job.boxes,
+            micro_batch=batch,
+            threads=threads,
+            on_bad=self._bad.append,
+            max_bad_fraction=1.0,
+        )
+
+    def encode(self, part: Part) -> CodeShard:
+        """Read and encode the images of a part; those that cannot be read have no row."""
+        self._bad.clear()
+        rows: list[_Rows] = []
+        for batch in self._waited(self.reader.epoch_batches(part.start, part.stop)):
+            codes = [self.codes(model, batch, self.job.precision) for model in self.models]
+            if rows:
+                # One batch behind: a GPU has work while this waits for what it has finished.
+                rows[-1] = self._fetched(rows[-1])
+            # Not the batch itself: the images of a whole part would not fit into memory.
+            crops, boxes = self._places(batch)
+            rows.append(_Rows(codes, batch.ids, batch.keys, batch.classes, crops, boxes))
+            self.progress.advance(len(batch))
+        rows[-1:] = map(self._fetched, rows[-1:])
+        for record in self._bad:
+            line = f"left out: {record['key']} in {record['shard']}: {record['error']}"
+            print(printable(line), flush=True)
+        return self._shard(part, rows)
+
+    def _fetched(self, rows: _Rows) -> _Rows:
+        """Rows with their codes on the CPU; UserError if an image has none."""
+        rows = replace(rows, codes=[column.cpu() for column in rows.codes])
+        advice = "use --precision fp32, or another model"
+        for column in rows.codes:
+            check_all_coded(column, rows.keys, advice)
+        return rows
+
+    def inputs(self, model: VQGAN, batch: Batch) -> Iterator[Tensor]:
+        """Each view of a batch as a model takes it, [b, c, size, size] on the device."""
+        modality = model.config.modality
+        views = self.job.views.cut(modality.take(batch.columns, self.device), batch.ids)
+        return map(modality.tensor, views)
+
+    @torch.inference_mode()
+    def codes(self, model: VQGAN, batch: Batch, precision: str) -> Tensor:
+        """Codes int32 [b, views, i, j] that a model gives a batch, on the device."""
+        views = self.inputs(model, batch)
+        return torch.stack([self._encode(model, view, precision) for view in views], 1)
+
+    def _encode(self, model: VQGAN, view: Tensor, precision: str) -> Tensor:
+        missing = view.new_zeros(self.batch - len(view), *view.shape[1:])
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            codes = model.encode(torch.cat([view, missing]))
+        return codes[: len(view)].to(torch.int32)
+
+    def _places(self, batch: Batch) -> tuple[np.ndarray | None, Boxes | None]:
+        """Where the views lie in their images, and the objects in the views, if that is stored."""
+        if not (self.job.coordinates or self.job.boxes):
+            return None, None
+        crops = self.job.views.crops(batch.crops.numpy(), batch.ids)
+        boxes = None if batch.objects is None else boxes_in_views(batch.objects, crops)
+        return crops.astype(np.float32) if self.job.coordinates else None, boxes
+
+    def _waited(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches; the time spent waiting for them goes to the progress."""
+        while True:
+            start = time.monotonic()
+            batch = next(batches, None)
+            self.progress.waited(time.monotonic() - start)
+            if batch is None:
+                return
+            yield batch
+
+    def _shard(self, part: Part, rows: list[_Rows]) -> CodeShard:
+        facts = self.job.facts(part)
+        facts["source"]["bad"] = [
+            {"shard": Path(record["shard"]).name, "key": record["key"], "offset": record["offset"]}
+            for record in self._bad
+        ]
+        columns = [
+            self._stored(model, [batch.codes[number] for batch in rows])
+            for number, model in enumerate(self.models)
+        ]
+        classes = [batch.classes for batch in rows if batch.classes is not None]
+        crops = [batch.crops for batch in rows if batch.crops is not None]
+        boxes = [batch.boxes for batch in rows if batch.boxes is not None]
+        no_crops = np.empty((0, len(self.job.views.names), 5), np.float32)
+        return CodeShard(
+            facts,
+            codes=columns[0],
+            sources=_joined([batch.ids for batch in rows], np.int64),
+            keys=[key for batch in rows for key in batch.keys],
+            classes=_joined(classes, np.int32) if self.reader.has_classes else None,
+            conditions=columns[1] if len(columns) > 1 else None,
+            crops=np.concatenate([no_crops, *crops]) if self.job.coordinates else None,
+            boxes=Boxes.join(boxes) if self.job.boxes else None,
+        )
+
+    def _stored(self, model: VQGAN, codes: list[Tensor]) -> np.ndarray:
+        """The codes of a model as they are stored, [n, views, i, j]."""
+        shape = (0, len(self.job.views.names), *self.job.grid(model))
+        joined = torch.cat([torch.empty(shape, dtype=torch.int32), *codes])
+        return joined.numpy().astype(codes_dtype(model.config.vocabulary))
+
+
+def _joined(columns: list[Tensor], dtype: Any) -> np.ndarray:
+    return np.concatenate([np.empty(0, dtype), *(c.numpy() for c in columns)]).astype(dtype)
+
+
+def psnr(squared_errors: list[float]) -> float | None:
+    """PSNR in dB of the mean of squared errors of pixels in [0, 1]; None without any."""
+    if not squared_errors:
+        return None
+    mean = sum(squared_errors) / len(squared_errors)
+    return -10 * math.log10(mean) if mean > 0 else math.inf

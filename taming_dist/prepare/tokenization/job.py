@@ -1,0 +1,152 @@
+"""What all workers of a tokenization agree on: the models, the images, and which shard is which."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from taming_dist.errors import UserError
+from taming_dist.formats.manifest import Dataset, fingerprint
+from taming_dist.models.vqgan import VQGAN
+from taming_dist.prepare.tokenization.views import Views
+
+
+@dataclass(frozen=True)
+class Part:
+    """One output shard, and the source samples [start, stop) whose codes it holds."""
+
+    path: Path
+    start: int
+    stop: int
+
+    @property
+    def name(self) -> str:
+        """The shard's name without the extension."""
+        return self.path.stem
+
+
+@dataclass(frozen=True)
+class Job:
+    """Which images become which code shards: the same command gives the same job everywhere.
+
+    Shard k holds the samples k * `shard_samples` and following, whatever the number of workers.
+    `condition_model` encodes what the transformer is conditioned on, label maps for example.
+    `coordinates` and `boxes`: whether the shards also say where each view lies in its image, and
+    where the objects lie in each view. `classes`: whether they say the class of each image, if all
+    images have one.
+    """
+
+    model: VQGAN
+    condition_model: VQGAN | None
+    dataset: Dataset
+    views: Views
+    size: int
+    precision: str
+    out: Path
+    prefix: str
+    shard_samples: int
+    coordinates: bool = False
+    boxes: bool = False
+    classes: bool = True
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """The output shards in order."""
+        last = self.dataset.num_samples
+        starts = range(0, last, self.shard_samples)
+        return [
+            Part(
+                self.out / f"{self.prefix}-{number:06d}.tar",
+                start,
+                min(start + self.shard_samples, last),
+            )
+            for number, start in enumerate(starts)
+        ]
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What all shards of this job say of the models and the preprocessing."""
+        settings: dict[str, Any] = {
+            "tokenizer": {"fingerprint": self.model.fingerprint},
+            "vocab": self.model.config.vocabulary,
+            "preprocessing": {
+                "size": self.size,
+                "square": self.views.square,
+                "resize": "short side, lanczos",
+                "crop": "center",
+                "views": self.views.names,
+                "precision": self.precision,
+            },
+        }
+        # Named only where they are written: shards of before there were such columns stay valid.
+        for name in ("coordinates", "boxes"):
+            if getattr(self, name):
+                settings["preprocessing"][name] = True
+        if not self.classes:
+            settings["preprocessing"]["classes"] = False
+        if self.condition_model is not None:
+            settings["condition"] = {
+                "fingerprint": self.condition_model.fingerprint,
+                "vocab": self.condition_model.config.vocabulary,
+                "grid": self.grid(self.condition_model),
+            }
+        return settings
+
+    def grid(self, model: VQGAN) -> list[int]:
+        """The code grid [i, j] that a model makes of a crop."""
+        return [self.size // model.config.factor] * 2
+
+    def facts(self, part: Part) -> dict[str, Any]:
+        """What a shard of this job says of itself, but for what its images decide."""
+        return self.settings | {"source": self.source(part.start, part.stop)}
+
+    def source(self, start: int, stop: int) -> dict[str, Any]:
+        """Where the samples [start, stop) come from.
+
+        The fingerprint is over the image shards that hold them, so that it stays the same when
+        shards are appended to the data set.
+        """
+        ends = np.cumsum(self.dataset.samples_per_shard)
+        first, last = np.searchsorted(ends, [start, stop - 1], side="right")
+        before = int(ends[first] - self.dataset.samples_per_shard[first])
+        touched = fingerprint(self.dataset.shards[first : last + 1])
+        facts = json.dumps([start - before, touched])
+        return {
+            "fingerprint": hashlib.sha256(facts.encode()).hexdigest(),
+            "range": [start, stop],
+            "shards": [self.dataset.shards[first].name, self.dataset.shards[last].name],
+        }
+
+    def is_of(self, part: Part, found: dict[str, Any]) -> bool:
+        """Whether facts of a shard are those of `part`; False if they are those of its beginning,
+        as left by the same job on fewer images; `UserError` if they are another job's.
+        """
+        for name in ("tokenizer", "condition", "vocab", "preprocessing"):
+            mine = self.settings.get(name)
+            if found.get(name) != mine:
+                raise UserError(
+                    f"{part.path} holds codes with the {name} {found.get(name)}, but this command "
+                    f"asks for {mine}: {self._fix}"
+                )
+        start, stop = found["source"]["range"]
+        if start != part.start or not part.start < stop <= part.stop:
+            raise UserError(
+                f"{part.path} holds the images {start} to {stop}, but with this --shards and "
+                f"--shard-samples it is {part.start} to {part.stop}: {self._fix}"
+            )
+        theirs, mine = found["source"], self.source(start, stop)
+        if theirs["fingerprint"] != mine["fingerprint"]:
+            raise UserError(
+                f"{part.path} holds codes of other images, {theirs.get('shards')} with the "
+                f"fingerprint {theirs['fingerprint']}, but in --shards they are {mine['shards']} "
+                f"with {mine['fingerprint']}: {self._fix}"
+            )
+        return bool(stop == part.stop)
+
+    @property
+    def _fix(self) -> str:
+        return f"choose another --out, or delete {self.out} and run this command again"

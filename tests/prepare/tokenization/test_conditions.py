@@ -1,0 +1,82 @@
+"""Two VQGANs: images and what they are conditioned on, tokenized together and learned."""
+
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from taming_dist.data.codes import CodeDataset, CodeReader
+from taming_dist.data.images import Preprocess
+from taming_dist.data.reader import Reader
+from taming_dist.errors import UserError
+from taming_dist.formats.manifest import resolve
+from taming_dist.generation.generator import Generator
+from taming_dist.models.prior.transformer import Transformer, TransformerConfig
+from taming_dist.models.vqgan import VQGAN
+from taming_dist.opening import fitted
+from taming_dist.sample import SampleConfig, codes_of_condition
+
+TOOL = Path(__file__).parents[3] / "tools" / "tokenize_dataset.py"
+GPT = TransformerConfig(0, [], layers=1, heads=2, width=8, condition="codes")
+
+
+@pytest.fixture
+def codes(
+    model: Path, condition_model: Path, images: Callable[[int], Path], tmp_path: Path
+) -> Path:
+    out = tmp_path / "codes"
+    arguments = ["--model", model, "--condition-model", condition_model, "--shards", images(1)]
+    arguments += ["--out", out, "--views", "flip", "--batch", "8"]
+    runpy.run_path(str(TOOL))["main"]([str(argument) for argument in arguments])
+    return out
+
+
+def test_the_condition_of_a_view_is_the_code_of_its_label_map(
+    codes: Path, condition_model: Path, images: Callable[[int], Path]
+) -> None:
+    dataset = CodeDataset.open(str(codes))
+    second = VQGAN.from_pretrained(condition_model).eval()
+    assert dataset.condition == {"fingerprint": second.fingerprint, "vocab": 12, "grid": [4, 4]}
+    reader = Reader(resolve(str(images(1))), Preprocess(8), columns=["seg.png"], micro_batch=8)
+    (batch,) = reader.epoch_batches()
+    labels = batch.columns["seg.png"]
+    with torch.inference_mode():
+        expected = [
+            second.encode(second.config.modality.tensor(maps)) for maps in (labels, labels.flip(-1))
+        ]
+    (found,) = CodeReader(dataset, micro_batch=16).epoch_batches()
+    assert found.conditions is not None
+    assert torch.equal(found.conditions, torch.stack(expected, 1).flatten(0, 1))
+
+
+def test_a_transformer_learns_and_samples_images_from_the_codes_of_their_label_maps(
+    codes: Path, model: Path
+) -> None:
+    dataset = CodeDataset.open(str(codes))
+    config = fitted(GPT, dataset, "codes")
+    assert (config.condition_grid, config.condition_vocabulary) == ([4, 4], 12)
+    transformer = Transformer(config)
+    assert transformer.config.positions == 16 + 16 - 1
+    batch = next(CodeReader(dataset, lanes=4, micro_batch=4).batches())
+    prefix = transformer.condition.tokens(4, getattr(batch, transformer.condition.column))
+    assert transformer(batch.codes.flatten(1), prefix).shape == (4, 16, 16)
+    settings = SampleConfig(condition=str(codes), n=3)
+    given = codes_of_condition(settings, transformer)
+    images = Generator(transformer, VQGAN.from_pretrained(model)).sample(condition=given).images
+    assert images.shape == (3, 3, 8, 8)
+
+
+def test_what_a_condition_on_codes_cannot_use_is_refused(
+    codes: Path, run: Callable[..., None], images: Callable[[int], Path], tmp_path: Path
+) -> None:
+    run(images(1), tmp_path / "plain")
+    plain = CodeDataset.open(str(tmp_path / "plain"))
+    with pytest.raises(UserError, match="plain has codes of images only.*--condition-model"):
+        fitted(GPT, plain, "plain")
+    config = fitted(GPT, CodeDataset.open(str(codes)), "codes")
+    with pytest.raises(UserError, match="plain are of None, but the transformer was trained with"):
+        codes_of_condition(SampleConfig(condition=str(tmp_path / "plain")), Transformer(config))
+    with pytest.raises(UserError, match="n: 17 images"):
+        codes_of_condition(SampleConfig(condition=str(codes), n=17), Transformer(config))

@@ -1,0 +1,226 @@
+"""run.init: a run starts from the weights of an export, if it is one of the same model."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from taming_dist.config import Config, RunConfig
+from taming_dist.data.batching import BatchSizes
+from taming_dist.data.reader import ImagesConfig, Reader
+from taming_dist.data.streaming import StreamingReader
+from taming_dist.engine.checkpoint import Checkpoints
+from taming_dist.engine.settings import EngineConfig
+from taming_dist.engine.world import World
+from taming_dist.errors import UserError
+from taming_dist.models.discriminators import PatchGAN, PatchGANConfig
+from taming_dist.models.prior.transformer import Transformer, TransformerConfig
+from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.opening import (
+    FirstStage,
+    discriminator_weights,
+    initial_weights,
+    open_training,
+    resolve_images,
+)
+from taming_dist.stages.prior import TokenLossConfig, TransformerRecipe
+from taming_dist.stages.setup import Setup
+from taming_dist.stages.vqgan import VQGANLossConfig
+from taming_dist.training.optimization import OptimConfig
+from tests.data.shard_files import writing_shards
+
+QUANTIZER = {"name": "vector", "codes": 12, "dim": 4, "legacy": True}
+HERE = World(0, 1, 0, torch.device("cpu"))
+
+
+def vqgan(**settings: Any) -> VQGANConfig:
+    defaults = {"resolution": 32, "channels": 32, "multipliers": [1, 1], "blocks": 1}
+    defaults |= {"quantizer": QUANTIZER, "attention_resolutions": [], "latent_channels": 4}
+    return VQGANConfig(**defaults | settings)
+
+
+def gpt(**settings: Any) -> TransformerConfig:
+    defaults = {"vocabulary": 12, "grid": [2, 2], "layers": 1, "heads": 2, "width": 8}
+    return TransformerConfig(**defaults | settings)
+
+
+def starting_from(folder: Path | str) -> Config:
+    return Config(run=RunConfig(name="tuned", init=str(folder)))
+
+
+@pytest.fixture
+def export(tmp_path: Path) -> Path:
+    torch.manual_seed(7)
+    VQGAN(vqgan()).save_pretrained(tmp_path / "export")
+    return tmp_path / "export"
+
+
+def test_training_starts_from_the_weights_of_the_export(export: Path, tmp_path: Path) -> None:
+    """One real step at learning rate 0, under the ZeRO stage that cuts the weights up."""
+    with writing_shards(tmp_path / "data", "images", 4) as write:
+        for number in range(2):
+            noise = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            file = io.BytesIO()
+            Image.fromarray(noise).save(file, "PNG")
+            write(f"{number}", {"png": file.getvalue()})
+    judge = PatchGAN(PatchGANConfig(channels=8, layers=2), 3).state_dict()
+    save_file(judge, export / "discriminator.safetensors")
+    command = [sys.executable, "-m", "taming_dist.train", "+experiment=flickr", "engine=zero3"]
+    command += ["run.name=tuned", f"run.init={export}", "train.steps=1", "optim.base_lr=0"]
+    command += ["data.train=data", "data.val=data", "data.size=32", "data.global_batch=2"]
+    command += ["data.micro_batch=2", "data.lanes=1", "data.block=1", "log.wandb=disabled"]
+    command += ["model.resolution=32", "model.channels=32", "model.multipliers=[1,1]"]
+    command += ["model.blocks=1", "model.attention_resolutions=[]", "model.latent_channels=4"]
+    command += ["model.quantizer.codes=12", "model.quantizer.dim=4", "model.quantizer.legacy=true"]
+    command += ["loss.lpips_net=alex", "loss.lpips_weights=random", "train.preview_images=1"]
+    command += ["loss.discriminator.channels=8", "loss.discriminator.layers=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    before = VQGAN.from_pretrained(export).state_dict()
+    after = VQGAN.from_pretrained(tmp_path / "outputs" / "tuned" / "export").state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_transformer_starts_from_the_weights_of_the_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(7)
+    model = Transformer(gpt(vqgan_fingerprint="of other codes"))
+    model.save_pretrained(tmp_path / "export")
+    initial = initial_weights(starting_from(tmp_path / "export"), tmp_path, Transformer, gpt())
+    monkeypatch.setattr(
+        "taming_dist.stages.setup.Engine", lambda network, *_: SimpleNamespace(module=network)
+    )
+    setup = Setup(OptimConfig(lr=1e-3), EngineConfig(), HERE, micro_batch=1)
+    recipe = TransformerRecipe(gpt(), TokenLossConfig(), setup, initial=initial)
+    network = recipe.transformer.module
+    for name, value in model.state_dict().items():
+        assert torch.equal(network.state_dict()[name], value), name
+
+
+def test_a_discriminator_beside_the_export_is_taken_and_checked(
+    export: Path, tmp_path: Path
+) -> None:
+    config = starting_from(export)
+    config.model = vqgan()
+    config.loss = VQGANLossConfig(discriminator=PatchGANConfig(channels=8))
+    assert discriminator_weights(config, tmp_path) is None
+    kept = PatchGAN(PatchGANConfig(channels=8), 3).state_dict()
+    save_file(kept, export / "discriminator.safetensors")
+    found = discriminator_weights(config, tmp_path)
+    assert found is not None
+    assert all(torch.equal(found[name], kept[name]) for name in kept)
+    config.loss.discriminator = PatchGANConfig(channels=8, norm="group")
+    with pytest.raises(UserError, match=r"remove it to start anew.*main\.3\.num_batches_tracked"):
+        discriminator_weights(config, tmp_path)
+    config.loss.discriminator = None
+    assert discriminator_weights(config, tmp_path) is None
+
+
+def test_without_run_init_nothing_is_loaded(tmp_path: Path) -> None:
+    assert initial_weights(starting_from(""), tmp_path, VQGAN, vqgan()) is None
+
+
+def test_a_run_that_goes_on_needs_the_export_no_more(tmp_path: Path) -> None:
+    Checkpoints(tmp_path / "checkpoints", HERE).save(3, {}, {"images": 12})
+    assert initial_weights(starting_from("gone"), tmp_path, VQGAN, vqgan()) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"blocks": 2}, r"lacks encoder\.down\.0\.block\.1"),
+        ({"attention_resolutions": [16]}, r"lacks encoder\.down\.1\.attn\.0"),
+        ({"latent_channels": 8}, r"has other sizes of encoder\.conv_out\.weight"),
+        ({"quantizer": QUANTIZER | {"normalized": True}}, r"model\.quantizer\.normalized=False"),
+        ({"quantizer": QUANTIZER | {"codes": 24}}, r"model\.vocabulary=12 and this run 24"),
+    ],
+)
+def test_weights_of_another_vqgan_are_refused(
+    settings: dict[str, Any], expected: str, export: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=f"run.init={export} .*{expected}"):
+        initial_weights(starting_from(export), tmp_path, VQGAN, vqgan(**settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"heads": 4}, r"model\.heads=2 and this run 4"),
+        ({"condition": "class", "classes": 3}, r"model\.condition=none and this run class"),
+        ({"layers": 2}, r"lacks blocks\.1\.ln1\.weight"),
+    ],
+)
+def test_weights_of_another_transformer_are_refused(
+    settings: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    Transformer(gpt()).save_pretrained(tmp_path / "export")
+    config = starting_from(tmp_path / "export")
+    with pytest.raises(UserError, match=expected):
+        initial_weights(config, tmp_path, Transformer, gpt(**settings))
+
+
+def test_a_table_that_is_shared_does_not_become_one_of_the_conditions_own(tmp_path: Path) -> None:
+    classes = {"condition": "class", "classes": 3}
+    Transformer(gpt(**classes)).save_pretrained(tmp_path / "export")
+    config = starting_from(tmp_path / "export")
+    expected = r"model\.condition_table=shared and this run own: set it so"
+    with pytest.raises(UserError, match=expected):
+        initial_weights(config, tmp_path, Transformer, gpt(**classes, condition_table="own"))
+    assert initial_weights(config, tmp_path, Transformer, gpt(**classes)) is not None
+
+
+def test_what_is_no_export_of_this_stage_is_named_with_the_key(
+    export: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"run\.init: .* is an export of a vqgan"):
+        initial_weights(starting_from(export), tmp_path, Transformer, gpt())
+    with pytest.raises(UserError, match=r"run\.init: .*no such export"):
+        initial_weights(starting_from(tmp_path / "a" / "b" / "c"), tmp_path, VQGAN, vqgan())
+
+
+def test_training_data_are_shards_a_mixture_or_with_streaming_what_has_no_index(
+    tmp_path: Path,
+) -> None:
+    with writing_shards(tmp_path, "a", 4) as write:
+        write("0", {"png": b""})
+    data = ImagesConfig(train=str(tmp_path), micro_batch=2, size=8, lanes=1, block=1)
+    for train in (str(tmp_path), [str(tmp_path)], {"a": {"shards": str(tmp_path)}}):
+        data.train = train
+        assert isinstance(open_training(data, micro_batch=2), Reader)
+    data.streaming, data.train = True, f"{tmp_path}/*.tar"
+    assert isinstance(open_training(data, micro_batch=2), StreamingReader)
+    data.train, data.val = "pipe:cat a.tar", {"a": {"shards": str(tmp_path)}}
+    with pytest.raises(UserError, match=r"data\.train: 'pipe:cat a\.tar' .*data\.allow_pipe=true"):
+        open_training(data, micro_batch=2)
+    with pytest.raises(UserError, match=r"data\.val: .* give a list of specs, not a mixture"):
+        resolve_images(data, "val")
+
+
+def test_the_first_stage_needs_no_classes(tmp_path: Path) -> None:
+    with writing_shards(tmp_path / "data", "images", 4) as write:
+        for number, cls in enumerate((b"cat", b"1.0", b"", b"-1")):
+            file = io.BytesIO()
+            Image.new("RGB", (32, 32), (number, 0, 0)).save(file, "PNG")
+            write(f"{number}", {"png": file.getvalue(), "cls": cls})
+    shards = str(tmp_path / "data")
+    data = ImagesConfig(shards, shards, global_batch=4, micro_batch=4, size=32, lanes=1, block=4)
+    config = Config(run=RunConfig(name="a"), data=data, model=vqgan())
+    opened = FirstStage(config).open_data(HERE, BatchSizes(4, 1, 4, 1), tmp_path / "run")
+    batch = next(opened.train.batches(0))
+    assert sorted(batch.keys) == ["0", "1", "2", "3"]
+    assert batch.classes is None
+    assert opened.train.num_bad == 0
