@@ -30,7 +30,6 @@ from taming_dist.models.discriminators import build_discriminator
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.vqgan import VQGAN
 from taming_dist.placeholders import refuse_placeholder
-from taming_dist.stages.codebook import FirstStageRecipe
 from taming_dist.stages.label_maps import LabelMapLossConfig, LabelMapRecipe
 from taming_dist.stages.prior import TransformerRecipe
 from taming_dist.stages.setup import Setup
@@ -94,7 +93,7 @@ class FirstStage:
         shown = Reader(val_set, centred, **settings)
         return join(train, val, shown, batch, unread)
 
-    def build_recipe(self, world: World, batch: BatchSizes) -> FirstStageRecipe:
+    def build_recipe(self, world: World, batch: BatchSizes) -> Recipe:
         raise NotImplementedError
 
 

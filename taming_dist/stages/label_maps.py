@@ -6,6 +6,7 @@ binary cross-entropy of every channel, and there is no discriminator.
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -14,8 +15,9 @@ from taming_dist.evaluation.label_maps import LabelMapFigures
 from taming_dist.losses.reconstruction import label_map_bce
 from taming_dist.models.vqgan import Reconstruction, VQGANConfig
 from taming_dist.ranges import check_ranges, ranged
-from taming_dist.stages.codebook import FirstStageRecipe
+from taming_dist.stages.autoencoder import Autoencoder
 from taming_dist.stages.setup import Setup
+from taming_dist.stages.trained import begin_step
 from taming_dist.training.clock import Clock
 from taming_dist.training.recipe import Scalars
 
@@ -30,7 +32,7 @@ class LabelMapLossConfig:
         check_ranges(self, "loss")
 
 
-class LabelMapRecipe(FirstStageRecipe):
+class LabelMapRecipe:
     """Trains E, codebook and G on label maps."""
 
     def __init__(
@@ -40,16 +42,19 @@ class LabelMapRecipe(FirstStageRecipe):
         setup: Setup,
         initial: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """`initial`: as in `FirstStageRecipe`."""
-        super().__init__(model, setup, initial)
-        self.loss = loss
+        """`initial`: as in `Autoencoder`."""
+        self.setup, self.world, self.loss = setup, setup.world, loss
+        self.autoencoder = Autoencoder(model, setup, initial)
+        self.generator = self.autoencoder.engine
+        self.engines = {"generator": self.generator}
 
     def train_step(self, micro_batches: Iterable[Any], clock: Clock) -> Iterator[Scalars]:
         """One optimizer step; yields the terms of each part."""
-        self._begin_step(clock)
+        begin_step(self.engines, self.setup, clock)
+        self.autoencoder.codebook.anneal(clock)
         statistics = []
         for batch in micro_batches:
-            labels = self._input(batch)
+            labels = self.autoencoder.input(batch)
             out: Reconstruction = self.generator(labels)
             bce = label_map_bce(labels, out.images)
             loss = bce + self.loss.codebook_weight * out.codebook_loss
@@ -57,8 +62,24 @@ class LabelMapRecipe(FirstStageRecipe):
             self.generator.step()
             statistics.append(out.statistics)
             yield {"loss": loss.detach(), "bce": bce.detach(), "codebook": out.codebook_loss}
-        self._update_codebook(statistics, clock)
+        self.autoencoder.codebook.update(statistics, clock)
 
-    def _figures(self) -> LabelMapFigures:
+    def window_metrics(self) -> dict[str, float]:
+        return self.autoencoder.window_metrics()
+
+    def validate(self, batches: Iterable[tuple[Any, bool]]) -> dict[str, float]:
         config = self.generator.module.config
-        return LabelMapFigures(config.modality.classes, config.vocabulary)
+        figures = LabelMapFigures(config.modality.classes, config.vocabulary)
+        return self.autoencoder.validate(batches, figures)
+
+    def preview(self, batch: Any) -> Tensor:
+        return self.autoencoder.preview(batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+    def export(self, folder: Path) -> None:
+        self.autoencoder.export(folder)

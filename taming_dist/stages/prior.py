@@ -7,6 +7,8 @@ of the VQGAN that wrote the codes, where it is given.
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +23,7 @@ from taming_dist.models.prior.transformer import Transformer, TransformerConfig,
 from taming_dist.models.vqgan import VQGAN
 from taming_dist.ranges import check_ranges, ranged
 from taming_dist.stages.setup import Setup
-from taming_dist.stages.trained import ModelRecipe
+from taming_dist.stages.trained import Trained, begin_step
 from taming_dist.training.clock import Clock
 from taming_dist.training.optimization import mix
 from taming_dist.training.recipe import Scalars
@@ -37,11 +39,8 @@ class TokenLossConfig:
         check_ranges(self, "loss")
 
 
-class TransformerRecipe(ModelRecipe):
+class TransformerRecipe:
     """Trains p(s | c) by next-index prediction."""
-
-    model_class = Transformer
-    engine_name = "transformer"
 
     def __init__(
         self,
@@ -53,16 +52,16 @@ class TransformerRecipe(ModelRecipe):
     ) -> None:
         """`vqgan` decodes previews, without it there are none; its encoder is never used.
         `initial`: the weights to start from, instead of random ones."""
-        super().__init__(model, setup, initial)
-        self.transformer = self.engine
+        self.setup, self.world = setup, setup.world
         self.loss, self.vqgan = loss, vqgan
-
-    def _groups(self, model: Transformer) -> list[dict[str, Any]]:
-        return decay_groups(model, self.setup.optim.weight_decay)
+        groups = partial(decay_groups, weight_decay=setup.optim.weight_decay)
+        self.trained = Trained(Transformer, model, setup, initial, groups)
+        self.transformer = self.trained.engine
+        self.engines = {"transformer": self.transformer}
 
     def train_step(self, micro_batches: Iterable[Any], clock: Clock) -> Iterator[Scalars]:
         """One optimizer step: -log p(s | c), the mean over codes, in nats."""
-        self._begin_step(clock)
+        begin_step(self.engines, self.setup, clock)
         noise, size = self._noise(clock), self.setup.micro_batch
         for index, batch in enumerate(micro_batches):
             tokens, prefix = self._tokens(batch)
@@ -100,13 +99,13 @@ class TransformerRecipe(ModelRecipe):
     def window_metrics(self) -> dict[str, float]:
         return self.transformer.window_metrics()
 
-    def _figures(self) -> TokenFigures:
-        return TokenFigures(self.transformer.module.config.vocabulary)
+    def validate(self, batches: Iterable[tuple[Any, bool]]) -> dict[str, float]:
+        def measure(model: Transformer, batch: Any) -> tuple[Tensor, ...]:
+            tokens, prefix = self._tokens(batch)
+            return model(tokens, prefix), tokens
 
-    def _measured(self, model: Transformer, batch: Any) -> tuple[Tensor, ...]:
-        """Logits, and the codes that they are for."""
-        tokens, prefix = self._tokens(batch)
-        return model(tokens, prefix), tokens
+        figures = TokenFigures(self.transformer.module.config.vocabulary)
+        return self.trained.validate(batches, figures, measure)
 
     @torch.no_grad()
     def preview(self, batch: Any) -> Tensor | None:
@@ -126,3 +125,12 @@ class TransformerRecipe(ModelRecipe):
         images = decoder.decode_codes(tokens.unflatten(1, grid))
         pictures = decoder.config.modality.picture(images)
         return sheet(to_uint8(pictures), columns=len(pictures))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+    def export(self, folder: Path) -> None:
+        self.trained.export(folder)

@@ -1,11 +1,11 @@
-"""What both stages share: one model under an engine, which is measured and exported.
+"""A model under its engine, as every stage has one: how it is built, validated and exported.
 
-How it is trained and what is drawn of it is in `stages.codebook` and `stages.prior`.
+A recipe has one of these and adds its step (`stages.vqgan`, `stages.label_maps`, `stages.prior`).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from taming_dist.training.clock import Clock
 from taming_dist.training.export import write_export
 from taming_dist.training.optimization import seed_step
 
+ParameterGroups = Callable[[Any], list[dict[str, Any]]]
+
 
 class Figures(Protocol):
     """Sums over a validation set, and what follows from them (taming_dist/evaluation)."""
@@ -27,44 +29,41 @@ class Figures(Protocol):
     def compute(self) -> dict[str, float]: ...
 
 
-class ModelRecipe:
-    """A recipe but for its step and its pictures."""
-
-    model_class: ClassVar[type[Exported]]
-    engine_name: ClassVar[str]
+class Trained:
+    """A model of a kind and its config; `engine` trains it."""
 
     def __init__(
-        self, config: Any, setup: Setup, initial: Mapping[str, Tensor] | None = None
+        self,
+        kind: type[Exported],
+        config: Any,
+        setup: Setup,
+        initial: Mapping[str, Tensor] | None = None,
+        groups: ParameterGroups | None = None,
     ) -> None:
-        """`config`: that of the model; `initial`: the weights to start from, instead of random
-        ones."""
-        self.setup, self.world = setup, setup.world
-        model = setup.build(lambda: self.model_class(config), setup.seed, initial)
-        self.engine = setup.start(model, self._groups(model), setup.optim.ema_half_life)
-
-    def _groups(self, model: Any) -> list[dict[str, Any]] | None:
-        """Parameter groups of the optimizer; None for one group of all."""
-        return None
-
-    @property
-    def engines(self) -> Mapping[str, Engine]:
-        return {self.engine_name: self.engine}
-
-    def _begin_step(self, clock: Clock) -> None:
-        """Seeds and learning rates."""
-        seed_step(self.setup.seed, clock, self.world.rank)
-        for engine in self.engines.values():
-            engine.set_lr(self.setup.optim.learning_rate(clock))
+        """`initial`: the weights to start from, instead of random ones; `groups`: the optimizer's
+        parameter groups of the model, one of all parameters without it."""
+        self.kind, self.world = kind, setup.world
+        model = setup.build(lambda: kind(config), setup.seed, initial)
+        chosen = None if groups is None else groups(model)
+        self.engine = setup.start(model, chosen, setup.optim.ema_half_life)
 
     @torch.no_grad()
-    def validate(self, batches: Iterable[tuple[Any, bool]]) -> dict[str, float]:
-        figures = self._figures()
+    def validate(
+        self,
+        batches: Iterable[tuple[Any, bool]],
+        figures: Figures,
+        measure: Callable[[Any, Any], tuple[Tensor, ...]],
+    ) -> dict[str, float]:
+        """The figures of the batches that count, over all ranks, and how many `images` these have.
+
+        `measure(model, batch)` gives what the figures take in of a batch (collective).
+        """
         figures.sums = figures.sums.to(self.world.device)
         images = torch.zeros((), dtype=torch.float64, device=self.world.device)
         with self.engine.evaluated() as model:
             for batch, counts in batches:
                 with self.engine.autocast():
-                    measured = self._measured(model, batch)
+                    measured = measure(model, batch)
                 if counts:
                     figures.update(*measured)
                     images += len(batch)
@@ -72,21 +71,15 @@ class ModelRecipe:
         found = {name.removeprefix("val_"): value for name, value in figures.compute().items()}
         return found | {"images": float(self.world.sum(images))}
 
-    def _figures(self) -> Figures:
-        """What is measured on the validation set."""
-        raise NotImplementedError
-
-    def _measured(self, model: Any, batch: Any) -> tuple[Tensor, ...]:
-        """What the figures take in of a batch."""
-        raise NotImplementedError
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
-
     def export(self, folder: Path) -> None:
+        """Write the model for use without training code (collective)."""
         state = self.engine.full_state()
         if state is not None:
-            write_export(self.model_class, self.engine.module.config, state, folder)
+            write_export(self.kind, self.engine.module.config, state, folder)
+
+
+def begin_step(engines: Mapping[str, Engine], setup: Setup, clock: Clock) -> None:
+    """Seeds and learning rates of an optimizer step."""
+    seed_step(setup.seed, clock, setup.world.rank)
+    for engine in engines.values():
+        engine.set_lr(setup.optim.learning_rate(clock))

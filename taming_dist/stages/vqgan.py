@@ -6,6 +6,7 @@ decoder's last convolution alone, and one backward pass takes their sum through 
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,15 +21,16 @@ from taming_dist.models.vqgan import Reconstruction, VQGANConfig
 from taming_dist.pretrained import frozen_features, lpips_network
 from taming_dist.stages.adaptive import ADAPTIVE
 from taming_dist.stages.adversary import Adversary, VQGANLossConfig
-from taming_dist.stages.codebook import FirstStageRecipe
+from taming_dist.stages.autoencoder import Autoencoder
 from taming_dist.stages.setup import Setup
+from taming_dist.stages.trained import begin_step
 from taming_dist.training.clock import Clock
 from taming_dist.training.recipe import Scalars
 
 __all__ = ["VQGANLossConfig", "VQGANRecipe"]
 
 
-class VQGANRecipe(FirstStageRecipe):
+class VQGANRecipe:
     """Trains E, codebook and G against a discriminator D."""
 
     def __init__(
@@ -39,9 +41,10 @@ class VQGANRecipe(FirstStageRecipe):
         initial: Mapping[str, Tensor] | None = None,
         initial_discriminator: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """`initial`: as in `FirstStageRecipe`; `initial_discriminator`: the same for D."""
-        super().__init__(model, setup, initial)
-        self.loss = loss
+        """`initial`: as in `Autoencoder`; `initial_discriminator`: the same for D."""
+        self.setup, self.world, self.loss = setup, setup.world, loss
+        self.autoencoder = Autoencoder(model, setup, initial)
+        self.generator = self.autoencoder.engine
         lpips = lpips_network(loss.lpips_net, loss.lpips_weights)
         self.lpips: LPIPS = lpips.to(self.world.device)
         self.adaptive = ADAPTIVE[loss.adaptive](self.world, loss.adaptive_min, loss.adaptive_max)
@@ -53,16 +56,17 @@ class VQGANRecipe(FirstStageRecipe):
 
     @property
     def engines(self) -> Mapping[str, Engine]:
-        if self.adversary is None:
-            return super().engines
-        return {**super().engines, "discriminator": self.adversary.engine}
+        found = {"generator": self.generator}
+        if self.adversary is not None:
+            found["discriminator"] = self.adversary.engine
+        return found
 
     def train_step(self, micro_batches: Iterable[Any], clock: Clock) -> Iterator[Scalars]:
         """One optimizer step of G and, in its turn, of D; yields the terms of each part."""
         gan_weight, adversary = self._begin(clock)
         statistics = []
         for batch in micro_batches:
-            images = self._input(batch)
+            images = self.autoencoder.input(batch)
             out: Reconstruction = self.generator(images)
             reconstruction = out.images.detach().float().requires_grad_(True)
 
@@ -93,7 +97,8 @@ class VQGANRecipe(FirstStageRecipe):
 
     def _begin(self, clock: Clock) -> tuple[float, Adversary | None]:
         """The weight of the GAN and D, where it has its turn."""
-        self._begin_step(clock)
+        begin_step(self.engines, self.setup, clock)
+        self.autoencoder.codebook.anneal(clock)
         if self.adversary is None or not self.loss.trains_discriminator(clock.step):
             return 0.0, None
         self.adversary.begin(clock)
@@ -131,18 +136,25 @@ class VQGANRecipe(FirstStageRecipe):
         self.adaptive.finish(self.generator.moved)
         if self.adversary is not None:
             self.adversary.finish()
-        self._update_codebook(statistics, clock)
+        self.autoencoder.codebook.update(statistics, clock)
 
     def window_metrics(self) -> dict[str, float]:
-        metrics = super().window_metrics()
+        metrics = self.autoencoder.window_metrics()
         if self.adversary is not None:
             judge = self.adversary.engine.window_metrics()
             metrics |= {f"disc_{name}": judge[name] for name in judge if name != "lr"}
         return metrics
 
-    def _figures(self) -> ReconstructionFigures:
+    def validate(self, batches: Iterable[tuple[Any, bool]]) -> dict[str, float]:
         vocabulary = self.generator.module.config.vocabulary
-        return ReconstructionFigures(vocabulary, self.lpips, mean_colour=False)
+        figures = ReconstructionFigures(vocabulary, self.lpips, mean_colour=False)
+        return self.autoencoder.validate(batches, figures)
+
+    def preview(self, batch: Any) -> Tensor:
+        return self.autoencoder.preview(batch)
+
+    def export(self, folder: Path) -> None:
+        self.autoencoder.export(folder)
 
     def state_dict(self) -> dict[str, Any]:
         adversary = {} if self.adversary is None else self.adversary.state_dict()

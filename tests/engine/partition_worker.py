@@ -145,11 +145,11 @@ def held(world: World, zero: int) -> dict[str, int]:
         found["training"] = counter.of(partial(train_step, recipe, batch, step))
     found["validation"] = counter.of(lambda: recipe.validate([(batch, True)]))
     found["preview"] = counter.of(lambda: recipe.preview(SHOWN))
-    found["export"] = counter.of(recipe.engine.full_state)
+    found["export"] = counter.of(recipe.transformer.full_state)
     deepspeed.zero.GatheredParameters.__enter__ = enter
     for hook in hooks:
         hook.remove()
-    parameters = recipe.engine.module.parameters()
+    parameters = recipe.transformer.module.parameters()
     return found | {"all": sum(getattr(p, "ds_numel", p.numel()) for p in parameters)}
 
 

@@ -79,7 +79,7 @@ def test_without_gan_there_is_one_engine_and_no_term_of_it(recipe: Make, batch: 
 
 def test_the_pixel_loss_is_a_mix_of_l1_and_l2(recipe: Make, batch: Make) -> None:
     made = recipe(l1_weight=0.3, l2_weight=2.0, disc_start=9)
-    images = made._input(batch())
+    images = made.autoencoder.input(batch())
     y = made.generator.module(images).images.detach()
     expected = 0.3 * (images - y).abs().mean() + 2 * (images - y).square().mean()
     assert step(made, batch())["rec"] == pytest.approx(expected.item(), rel=1e-5)
@@ -214,7 +214,7 @@ def test_d_sees_image_and_reconstruction_under_the_same_augmentation(
     recipe: Make, batch: Make
 ) -> None:
     made = recipe(augment=["color", "translation", "cutout"])
-    adversary, images = made.adversary, made._input(batch())
+    adversary, images = made.adversary, made.autoencoder.input(batch())
     seen = []
     for at in (0, 0, 1):
         adversary.begin(Clock(2, 100, images=2 * at))
@@ -234,7 +234,7 @@ def test_actnorm_is_set_by_the_first_images_that_d_is_shown(recipe: Make, batch:
     layer = network.main[3]
     layer.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     with torch.no_grad():
-        network(made._input(batch()))
+        network(made.autoencoder.input(batch()))
     torch.testing.assert_close(outputs[0].mean((0, 2, 3)), torch.zeros(16), atol=1e-5, rtol=0)
     std = outputs[0].transpose(0, 1).flatten(1).std(1)
     torch.testing.assert_close(std, torch.ones(16), atol=1e-3, rtol=0)

@@ -47,7 +47,7 @@ def test_the_first_step_sets_the_codebook_from_all_micro_batches(recipe: Make, b
     batches = [batch(seed=0), batch(seed=1)]
     network = made.generator.module
     with torch.no_grad():
-        pools = [network.latents(made._input(part)) for part in batches]
+        pools = [network.latents(made.autoencoder.input(part)) for part in batches]
     step(made, *batches)
     pool = torch.cat(pools).permute(0, 2, 3, 1).flatten(0, 2)
     distances = torch.cdist(network.quantize.embedding.weight.detach(), pool)

@@ -328,7 +328,7 @@ def test_d_collects_no_gradient_and_no_statistics_in_gs_pass(recipe: Make, batch
     network = made.engines["discriminator"].module
     before = {name: value.clone() for name, value in network.named_buffers()}
     made.adversary.begin(Clock(2, 100))
-    images = made._input(batch()).requires_grad_(True)
+    images = made.autoencoder.input(batch()).requires_grad_(True)
     made.adversary.next_batch(images.detach())
     loss = made.adversary.generator_loss(images)
     torch.autograd.grad(loss, images)
@@ -363,7 +363,7 @@ def test_window_metrics_cover_every_micro_batch_since_they_were_taken(
     recipe: Make, batch: Make
 ) -> None:
     made = recipe(disc_start=9, lr=0.0, accumulation=2)
-    codes = [made.generator.module.encode(made._input(batch(seed=n))) for n in range(4)]
+    codes = [made.generator.module.encode(made.autoencoder.input(batch(seed=n))) for n in range(4)]
     for first in (0, 2):
         step(made, batch(seed=first), batch(seed=first + 1))
     metrics = made.window_metrics()

@@ -1,0 +1,61 @@
+"""What every first stage is built around: a VQGAN of any modality under its engine, without a loss.
+
+Losses and step are those of the stages (`stages.vqgan`, `stages.label_maps`).
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from taming_dist.generation.pictures import sheet, to_uint8
+from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.stages.codebook import CodebookUpdates
+from taming_dist.stages.setup import Setup
+from taming_dist.stages.trained import Figures, Trained
+
+
+class Autoencoder:
+    """E, codebook and G: what they read of a batch, how they are measured and shown."""
+
+    def __init__(
+        self, model: VQGANConfig, setup: Setup, initial: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """`initial`: the weights of E, codebook and G to start from, instead of random ones."""
+        self.trained = Trained(VQGAN, model, setup, initial)
+        self.engine, self.world = self.trained.engine, setup.world
+        self.codebook = CodebookUpdates(self.engine, setup)
+        self.modality = model.modality
+
+    def input(self, batch: Any) -> Tensor:
+        """The network's input, on the device."""
+        return self.modality.tensor(self.modality.take(batch.columns, self.world.device))
+
+    def window_metrics(self) -> dict[str, float]:
+        """Those of the codebook and of the engine."""
+        return self.codebook.window_metrics() | self.engine.window_metrics()
+
+    def validate(self, batches: Iterable[tuple[Any, bool]], figures: Figures) -> dict[str, float]:
+        """Figures of inputs, reconstructions and codes, see `Trained.validate`."""
+
+        def measure(model: Any, batch: Any) -> tuple[Tensor, ...]:
+            images = self.input(batch)
+            out = model(images)
+            return images, out.images, out.codes
+
+        return self.trained.validate(batches, figures, measure)
+
+    @torch.no_grad()
+    def preview(self, batch: Any) -> Tensor:
+        """Inputs above, their reconstructions below: uint8 [3,h,w]."""
+        images = self.input(batch)
+        with self.engine.evaluated() as network, self.engine.autocast():
+            reconstructions = network(images).images
+        pairs = torch.cat([self.modality.picture(part) for part in (images, reconstructions)])
+        return sheet(to_uint8(pairs), columns=len(images))
+
+    def export(self, folder: Path) -> None:
+        """See `Trained.export`."""
+        self.trained.export(folder)
