@@ -72,10 +72,10 @@ def first_weights(world: World, zero: int) -> dict[str, Any]:
     stage_1 = small_recipe(VectorQuantizerConfig(codes=24, dim=8), setup_of(world, zero), **loss)
     stage_2 = transformer(world, zero, 16)
     given = {
-        name: w + 1 for name, w in Transformer(stage_2.engine.module.config).state_dict().items()
+        name: w + 1 for name, w in Transformer(stage_2.transformer.module.config).state_dict().items()
     }
     started = transformer(world, zero, 16, initial=given)
-    engines = {**stage_1.engines, **stage_2.engines, "started": started.engine}
+    engines = {**stage_1.engines, **stage_2.engines, "started": started.transformer}
     found: dict[str, Any] = {name: state_digest(engine) for name, engine in engines.items()}
     return found | {"given": digest([given[name] for name in sorted(given)])}
 

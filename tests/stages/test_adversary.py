@@ -170,7 +170,7 @@ def test_r1_is_the_penalty_of_its_steps_and_weighs_as_much_as_in_every_step(
     made, twin = (recipe(r1_weight=0.3, r1_every=4, discriminator=PLAIN, lr=0.0) for _ in range(2))
     assert "r1" not in step(made, batch(), at=3)
     found = step(made, batch(), at=4)
-    images = twin._input(batch())
+    images = twin.autoencoder.input(batch())
     fake = twin.generator.module(images).images.detach()
     network = twin.engines["discriminator"].module
     leaf = images.clone().requires_grad_(True)

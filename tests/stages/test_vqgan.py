@@ -84,7 +84,7 @@ def test_the_step_equals_the_obvious_backward(
     }
     trained, twin = recipe(**settings), recipe(**settings)
     scalars = step(trained, batch())
-    expected, weight = obvious_gradients(twin, twin._input(batch()), gan)
+    expected, weight = obvious_gradients(twin, twin.autoencoder.input(batch()), gan)
     assert relative(trained.generator.gradients, expected) < 1e-5
     assert scalars.get("adaptive_weight", 0.0) == pytest.approx(weight.item(), rel=1e-5)
 
@@ -92,7 +92,7 @@ def test_the_step_equals_the_obvious_backward(
 def test_the_discriminators_gradient_is_that_of_the_hinge_loss(recipe: Make, batch: Make) -> None:
     trained, twin = recipe(), recipe()
     scalars = step(trained, batch())
-    images = twin._input(batch())
+    images = twin.autoencoder.input(batch())
     network = twin.engines["discriminator"].module
     reconstructions = twin.generator.module(images).images.detach()
     loss = Hinge().discriminator(network(images), network(reconstructions))
@@ -197,7 +197,7 @@ def recorded(
         order=getattr(request, "param", "reused"),
     )
     as_recorded(made, golden)
-    monkeypatch.setattr(made, "_input", lambda batch: batch)
+    monkeypatch.setattr(made.autoencoder, "input", lambda batch: batch)
     return made
 
 
