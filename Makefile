@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow check bench env clean-demo
+.PHONY: demo test test-slow test-gpu check bench env clean-demo
 
 env: $(VENV)/.ready
 
@@ -19,11 +19,16 @@ $(VENV)/.ready: pyproject.toml
 demo: env
 	@$(BIN)/python tools/demo.py
 
+# on the CPU also where there is a GPU: figures and tolerances of these tests are the CPU's
 test: env
-	@$(BIN)/python -m pytest -m 'not slow'
+	@CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m 'not slow and not gpu'
 
 test-slow: env
-	@$(BIN)/python -m pytest -m slow || test $$? -eq 5  # 5: there are none
+	@CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m 'slow and not gpu' || \
+		test $$? -eq 5  # 5: there are none
+
+test-gpu: env
+	@$(BIN)/python -m pytest -m gpu
 
 check: env
 	$(BIN)/ruff check .

@@ -19,6 +19,15 @@ from typing import Any
 import pytest
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests that need a GPU where there is none."""
+    if item.get_closest_marker("gpu") is not None:
+        import torch  # not for tests that need no torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("there is no CUDA device here")
+
+
 class Server(ThreadingHTTPServer):
     """Serves a folder. `faults` are met by the next requests, one each; see `Handler`."""
 

@@ -12,7 +12,6 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import MISSING
 
@@ -102,9 +101,10 @@ class Batch:
 
     `columns` of `images.COLUMNS` by name: image and lr uint8 [b, 3, h, w], seg.png and edges.png
     uint8 [b, h, w], depth.png fp32 [b, h, w] in [0, 1] (see `encoded.open_depth`). `classes` int64
-    [b] is None where the data set has none. `ids` int64 [b] are the global sample ids, on the CPU,
-    and `crops` fp64 [b, 5] tell where in its image each lies (see `images.View.crop`). `objects`:
-    those of each image, shares of all of it; None unless they were asked for.
+    [b] is None where the data set has none. `ids` int64 [b] are the global sample ids, and `crops`
+    fp64 [b, 5] tell where in its image each lies (see `images.View.crop`). `objects`: those of each
+    image, shares of all of it; None unless they were asked for. All of it is in the CPU's memory
+    (`copies.to_device` brings it to a GPU).
     """
 
     columns: dict[str, torch.Tensor]
@@ -174,12 +174,12 @@ class Batching:
             )
 
     def batch(self, keys: list[str], rows: Rows, has_classes: bool) -> Batch:
-        """The first rows, as many as there are keys; on a CPU the columns are not copied."""
+        """The first rows, as many as there are keys; the columns are not copied."""
         count = len(keys)
-        columns = {name: fetchable(values[:count]) for name, values in rows.columns.items()}
+        columns = {name: torch.from_numpy(values[:count]) for name, values in rows.columns.items()}
         return Batch(
             columns={name: c.movedim(3, 1) if c.ndim == 4 else c for name, c in columns.items()},
-            classes=fetchable(rows.classes[:count].copy()) if has_classes else None,
+            classes=torch.from_numpy(rows.classes[:count].copy()) if has_classes else None,
             keys=keys,
             ids=torch.from_numpy(rows.ids[:count].copy()),
             crops=torch.from_numpy(rows.crops[:count].copy()),
@@ -274,18 +274,6 @@ class Reader(Batching):
         self.count(filled.asked, filled.bad, filled.damaged)
         batch = self.batch(filled.keys, rows, self.has_classes)
         return replace(batch, objects=filled.objects) if self.decoder.with_objects else batch
-
-
-def fetchable(values: np.ndarray) -> torch.Tensor:
-    """A tensor of these values; where there is a GPU a pinned copy, to be fetched meanwhile.
-
-    numpy copies in this thread; torch's own would first have to wake up and find free cores.
-    """
-    if not torch.cuda.is_available():
-        return torch.from_numpy(values)
-    pinned = torch.empty(values.shape, dtype=torch.from_numpy(values).dtype, pin_memory=True)
-    np.copyto(pinned.numpy(), values)
-    return pinned
 
 
 def check_columns(columns: Iterable[str], dataset: Dataset) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from omegaconf import MISSING
 from torch import Tensor
 
+from taming_dist.copies import to_device
 from taming_dist.errors import UserError
 from taming_dist.ranges import check_ranges, ranged
 
@@ -46,7 +47,7 @@ class Modality(ABC):
 
     def take(self, columns: Mapping[str, Tensor], device: torch.device) -> Tensor:
         """The column that it reads, on the device; `UserError` for numbers that mean nothing."""
-        return columns[self.column].to(device, non_blocking=True)
+        return to_device(columns[self.column], device)
 
 
 class Grey(Modality):
