@@ -5,6 +5,9 @@ original implementation, so that its checkpoints load without a map.
 Legend: b batch, c channels, h w pixels, d latent channels, i j latent grid.
 """
 
+from collections.abc import Sequence
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
@@ -220,11 +223,15 @@ class Decoder(nn.Module):
         return self.conv_out(self.features(z))
 
 
-def last_layer_gradient(features: Tensor, grad_output: Tensor) -> Tensor:
-    """Gradient of a loss by the decoder's last convolution, from its gradient at the image.
+def last_layer_gradients(features: Tensor, at_image: Sequence[Tensor]) -> Tensor:
+    """Gradients of several losses by the decoder's last convolution, from those at the image.
 
-    features [b,c,h,w]: the input of `Decoder.conv_out`; grad_output [b,out,h,w]: d loss / d image.
-    Gives d loss / d weight [out,c,3,3] in fp32, without a walk through the network.
+    features [b,c,h,w]: the input of `Decoder.conv_out`; at_image: d loss / d image [b,out,h,w] of
+    each loss. Gives d loss / d weight [n,out,c,3,3] in fp32, without a walk through the network:
+    the losses lie side by side as if they were more channels of one image, so that the features,
+    the larger part by far, are read once.
     """
-    shape = (grad_output.shape[1], features.shape[1], 3, 3)
-    return conv2d_weight(features.float(), shape, grad_output.float(), padding=1)
+    beside = torch.cat([gradient.float() for gradient in at_image], 1)
+    shape = (beside.shape[1], features.shape[1], 3, 3)
+    found = conv2d_weight(features.float(), shape, beside, padding=1)
+    return found.unflatten(0, (len(at_image), -1))

@@ -5,6 +5,8 @@ the gradients at the reconstruction, without a walk through the network; they di
 these are averaged before their norms are compared. `Fixed` asks nothing of the gradients.
 """
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,24 +14,34 @@ from torch import Tensor
 
 from taming_dist.engine.world import World
 from taming_dist.losses.adversarial import adaptive_weight
-from taming_dist.models.autoencoder import last_layer_gradient
+from taming_dist.models.autoencoder import last_layer_gradients
+
+
+@dataclasses.dataclass(frozen=True)
+class Weighed:
+    """`weight`: lambda for one micro-batch, a scalar. `gradients` [2,out,c,3,3]: d rec / d W and
+    d gan / d W of it, where the next optimizer step's lambda comes from them."""
+
+    weight: Tensor
+    gradients: Tensor | None = None
 
 
 class AdaptiveWeight:
-    """Averaged over all ranks for each micro-batch: one value everywhere, however many ranks."""
+    """What gives lambda, from `smallest` to `largest`; called once per micro-batch."""
 
     def __init__(self, world: World, smallest: float, largest: float) -> None:
         self.world, self.smallest, self.largest = world, smallest, largest
 
-    def __call__(self, features: Tensor, rec: Tensor, gan: Tensor) -> Tensor:
-        """The scalar lambda for one micro-batch.
+    def __call__(self, features: Tensor, rec: Tensor, gan: Tensor) -> Weighed:
+        """Lambda for one micro-batch.
 
         features [b,c,h,w]: the input of W; rec, gan [b,out,h,w]: gradients at the reconstruction.
         """
-        return self._ratio(self.world.mean(at_last_layer(features, rec, gan)))
+        raise NotImplementedError
 
-    def finish(self, moved: bool) -> None:
-        """The optimizer step is over; `moved`: it was not skipped."""
+    def update(self, parts: Sequence[Weighed], moved: bool) -> None:
+        """Take in what was found for the micro-batches of an optimizer step; `moved`: it was not
+        skipped."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -43,18 +55,19 @@ class AdaptiveWeight:
         return weight.where(gradients.isfinite().all(), 0.0)
 
 
-class Fixed(AdaptiveWeight):
-    """1, whatever the gradients: nothing is computed of them, and nothing crosses the ranks."""
+class Global(AdaptiveWeight):
+    """Averaged over all ranks for each micro-batch: one value everywhere, however many ranks."""
 
-    def __call__(self, features: Tensor, rec: Tensor, gan: Tensor) -> Tensor:
-        return torch.ones((), device=features.device)
+    def __call__(self, features: Tensor, rec: Tensor, gan: Tensor) -> Weighed:
+        gradients = last_layer_gradients(features, [rec, gan])
+        return Weighed(self._ratio(self.world.mean(gradients)))
 
 
 class PerRank(AdaptiveWeight):
     """Each rank's own, as the original has it: depends on the number of ranks."""
 
-    def __call__(self, features: Tensor, rec: Tensor, gan: Tensor) -> Tensor:
-        return self._ratio(at_last_layer(features, rec, gan))
+    def __call__(self, features: Tensor, rec: Tensor, gan: Tensor) -> Weighed:
+        return Weighed(self._ratio(last_layer_gradients(features, [rec, gan])))
 
 
 class Lagged(AdaptiveWeight):
@@ -64,16 +77,14 @@ class Lagged(AdaptiveWeight):
     def __init__(self, world: World, smallest: float, largest: float) -> None:
         super().__init__(world, smallest, largest)
         self._weight = torch.zeros((), device=world.device)
-        self._parts: list[Tensor] = []
 
-    def __call__(self, features: Tensor, rec: Tensor, gan: Tensor) -> Tensor:
-        self._parts.append(at_last_layer(features, rec, gan))
-        return self._weight
+    def __call__(self, features: Tensor, rec: Tensor, gan: Tensor) -> Weighed:
+        return Weighed(self._weight, last_layer_gradients(features, [rec, gan]))
 
-    def finish(self, moved: bool) -> None:
-        if self._parts and moved:
-            self._weight = self._ratio(self.world.mean(torch.stack(self._parts).mean(0)))
-        self._parts = []
+    def update(self, parts: Sequence[Weighed], moved: bool) -> None:
+        gradients = [part.gradients for part in parts if part.gradients is not None]
+        if gradients and moved:
+            self._weight = self._ratio(self.world.mean(torch.stack(gradients).mean(0)))
 
     def state_dict(self) -> dict[str, Any]:
         return {"lagged": float(self._weight)}
@@ -82,13 +93,15 @@ class Lagged(AdaptiveWeight):
         self._weight = torch.tensor(state.get("lagged", 0.0), device=self.world.device)
 
 
-def at_last_layer(features: Tensor, rec: Tensor, gan: Tensor) -> Tensor:
-    """d rec / d W and d gan / d W [2,out,c,3,3]."""
-    return torch.stack([last_layer_gradient(features, gradient) for gradient in (rec, gan)])
+class Fixed(AdaptiveWeight):
+    """1, whatever the gradients: nothing is computed of them, and nothing crosses the ranks."""
+
+    def __call__(self, features: Tensor, rec: Tensor, gan: Tensor) -> Weighed:
+        return Weighed(torch.ones((), device=features.device))
 
 
 ADAPTIVE: dict[str, type[AdaptiveWeight]] = {
-    "global": AdaptiveWeight,
+    "global": Global,
     "per_rank": PerRank,
     "lagged": Lagged,
     "fixed": Fixed,

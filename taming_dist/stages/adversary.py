@@ -1,7 +1,7 @@
 """The other half of stage 1: the discriminator D, its loss and what steadies it."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -104,8 +104,27 @@ def choose(key: str, value: str, known: Any) -> None:
         raise UserError(f"{key}={value}: use {' or '.join(known)}")
 
 
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """A micro-batch and its reconstructions as the trained network of D reads them: under the same
+    augmentation, through the frozen features where there are any. `draws`: the augmentation's."""
+
+    real: Tensor
+    fake: Tensor
+    draws: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """What D's step gives for a micro-batch; `logits` [2]: its mean logits, real and fake."""
+
+    scalars: Scalars
+    logits: Tensor
+
+
 class Adversary:
-    """D under its own engine. `begin` and `finish` frame an optimizer step."""
+    """D under its own engine: its loss for G, and its own step. What it keeps over optimizer steps
+    are LeCAM's averages."""
 
     def __init__(
         self,
@@ -133,43 +152,38 @@ class Adversary:
             average_statistics(network, average)
         self.engine = setup.start(network)
         self._initialized = False
-        self._logits: list[Tensor] = []  # mean real and fake of the micro-batches of this step
         self._averages: Tensor | None = None  # LeCAM's, over the steps so far
 
-    def begin(self, clock: Clock) -> None:
-        """Draw this step's augmentation: a row for every image of the global batch, so that it
-        does not depend on how the batch is cut; rank r holds the rows r, r + R ..."""
+    def draws(self, clock: Clock) -> Sequence[Tensor]:
+        """The augmentation's draws [b,DRAWS] for each micro-batch of an optimizer step.
+
+        There is a row for every image of the global batch, so that they do not depend on how the
+        batch is cut; rank r holds the rows r, r + R ...
+        """
         randomness = torch.Generator().manual_seed(mix(self.setup.seed, clock.images, 1))
         draws = torch.rand(clock.global_batch, DRAWS, generator=randomness)
         mine = draws[self.world.rank :: self.world.world_size].to(self.world.device)
-        self._draws = iter(mine.split(self.setup.micro_batch))
-        self._penalized = self.loss.r1_weight > 0 and clock.step % self.loss.r1_every == 0
+        return mine.split(self.setup.micro_batch)
 
-    def next_batch(self, x: Tensor) -> None:
-        """Take up the next micro-batch of images x [b,c,h,w]."""
-        self._draw = next(self._draws)
-        self._real = self._prepared(x)
-        self._judged: tuple[Tensor, Tensor] | None = None  # by G's loss: y, and what was read of it
-        if not self._initialized:
-            with self._looking():
-                initialize_actnorm(self.engine.module, self._real, self.engine.assign)
-            self._initialized = True
+    def show(self, x: Tensor, y: Tensor, draws: Tensor) -> Shown:
+        """Images x and reconstructions y [b,c,h,w] as D sees them; y may require a gradient."""
+        return Shown(self._prepared(x, draws), self._prepared(y, draws), draws)
 
-    def generator_loss(self, y: Tensor) -> Tensor:
-        """How well reconstructions y [b,c,h,w] fool D, which only looks: it collects no gradient,
-        and its running statistics stand still."""
-        prepared = self._prepared(y)
-        self._judged = y, prepared.detach()
+    def show_instead(self, shown: Shown, y: Tensor) -> Shown:
+        """The same images beside other reconstructions y of them."""
+        return dataclasses.replace(shown, fake=self._prepared(y, shown.draws))
+
+    def generator_loss(self, shown: Shown) -> Tensor:
+        """How well the reconstructions fool D, which only looks: it collects no gradient, and its
+        running statistics stand still."""
+        self._initialize(shown.real)
         with self._looking(), self.engine.autocast():
-            return self.gan.generator(self.engine.module(prepared))
+            return self.gan.generator(self.engine.module(shown.fake))
 
-    def step(self, y: Tensor) -> Scalars:
-        """Train D on the images of the micro-batch and reconstructions y [b,c,h,w] of them."""
-        if self._judged is not None and self._judged[0] is y:
-            prepared = self._judged[1]
-        else:
-            prepared = self._prepared(y.detach())
-        real, fake = self.engine(self._real), self.engine(prepared)
+    def step(self, shown: Shown, clock: Clock) -> Judged:
+        """Train D on a micro-batch; no gradient goes to the reconstructions."""
+        self._initialize(shown.real)
+        real, fake = self.engine(shown.real), self.engine(shown.fake.detach())
         loss = self.gan.discriminator(real, fake)
         scalars = {
             "gan_d": loss,
@@ -177,27 +191,25 @@ class Adversary:
             "logits_fake": fake.mean(),
             "disc_accuracy": accuracy(real, fake),
         }
-        if self._penalized:
-            scalars["r1"] = self._gradient_penalty()
+        if self.loss.r1_weight > 0 and clock.step % self.loss.r1_every == 0:
+            scalars["r1"] = self._gradient_penalty(shown.real)
             # as if it were there in every step
             loss = loss + self.loss.r1_weight * self.loss.r1_every * scalars["r1"]
-        if self.loss.lecam_weight > 0:
-            self._logits.append(torch.stack([real.detach().mean(), fake.detach().mean()]).float())
-            if self._averages is not None:
-                scalars["lecam"] = lecam(real, fake, self._averages)
-                loss = loss + self.loss.lecam_weight * scalars["lecam"]
+        if self.loss.lecam_weight > 0 and self._averages is not None:
+            scalars["lecam"] = lecam(real, fake, self._averages)
+            loss = loss + self.loss.lecam_weight * scalars["lecam"]
         self.engine.backward(loss)
         self.engine.step()
-        return scalars
+        said = torch.stack([scalars["logits_real"], scalars["logits_fake"]])
+        return Judged(scalars, said.detach().float())
 
-    def finish(self) -> None:
-        """Move LeCAM's averages by what D said in this step, over the whole global batch, unless
-        the step was skipped."""
-        if self._logits and self.engine.moved:
-            said = self.world.mean(torch.stack(self._logits).mean(0))
+    def update(self, parts: Sequence[Judged]) -> None:
+        """Move LeCAM's averages by what D said of the micro-batches of an optimizer step, over the
+        whole global batch, unless the step was skipped."""
+        if self.loss.lecam_weight > 0 and parts and self.engine.moved:
+            said = self.world.mean(torch.stack([part.logits for part in parts]).mean(0))
             before = said if self._averages is None else self._averages
             self._averages = before.lerp(said, 1 - self.loss.lecam_decay)
-        self._logits = []
 
     def state_dict(self) -> dict[str, Any]:
         return {"lecam": None if self._averages is None else self._averages.tolist()}
@@ -206,15 +218,23 @@ class Adversary:
         saved = state.get("lecam")
         self._averages = None if saved is None else torch.tensor(saved, device=self.world.device)
 
-    def _gradient_penalty(self) -> Tensor:
+    def _initialize(self, real: Tensor) -> None:
+        """Set ActNorm from the first images that D sees."""
+        if self._initialized:
+            return
+        with self._looking():
+            initialize_actnorm(self.engine.module, real, self.engine.assign)
+        self._initialized = True
+
+    def _gradient_penalty(self, real: Tensor) -> Tensor:
         """R1 in fp32, past the engine, whose output cannot be differentiated twice."""
-        images = self._real.detach().requires_grad_(True)
+        images = real.detach().requires_grad_(True)
         with self._looking():
             return gradient_penalty(self.engine.module(images), images)
 
-    def _prepared(self, images: Tensor) -> Tensor:
-        """Images as the trained network sees them."""
-        augmented = diffaug(images.float(), self._draw, self.loss.augment)
+    def _prepared(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Images as the trained network reads them."""
+        augmented = diffaug(images.float(), draws, self.loss.augment)
         with self.engine.autocast():
             return self.features(augmented)
 

@@ -16,7 +16,6 @@ from taming_dist.engine.zero import Engine
 from taming_dist.evaluation.reconstruction import ReconstructionFigures
 from taming_dist.losses.perceptual import LPIPS
 from taming_dist.losses.reconstruction import l1, l2
-from taming_dist.models.quantizers import Statistics
 from taming_dist.models.vqgan import Reconstruction, VQGANConfig
 from taming_dist.pretrained import frozen_features, lpips_network
 from taming_dist.stages.adaptive import ADAPTIVE
@@ -63,46 +62,49 @@ class VQGANRecipe:
 
     def train_step(self, micro_batches: Iterable[Any], clock: Clock) -> Iterator[Scalars]:
         """One optimizer step of G and, in its turn, of D; yields the terms of each part."""
-        gan_weight, adversary = self._begin(clock)
-        statistics = []
-        for batch in micro_batches:
-            images = self.autoencoder.input(batch)
-            out: Reconstruction = self.generator(images)
-            reconstruction = out.images.detach().float().requires_grad_(True)
+        begin_step(self.engines, self.setup, clock)
+        self.autoencoder.codebook.anneal(clock)
+        gan_weight = self.loss.gan_weight(clock.step)
+        adversary = self.adversary if self.loss.trains_discriminator(clock.step) else None
+        draws = [] if adversary is None else adversary.draws(clock)
+        statistics, weighed, judged = [], [], []
+        for n, batch in enumerate(micro_batches):
+            x = self.autoencoder.input(batch)
+            out: Reconstruction = self.generator(x)
+            y = out.images.detach().float().requires_grad_(True)
 
-            rec, scalars = self._reconstruction_loss(images, reconstruction)
-            gradient = self.generator.gradient(rec, reconstruction)
+            rec, scalars = self._reconstruction_loss(x, y)
+            gradient = self.generator.gradient(rec, y)
+            loss = rec + self.loss.codebook_weight * out.codebook_loss
             if adversary is not None:
-                adversary.next_batch(images)
+                shown = adversary.show(x, y if gan_weight > 0 else y.detach(), draws[n])
             if adversary is not None and gan_weight > 0:
-                gan = adversary.generator_loss(reconstruction)
-                gan_gradient = self.generator.gradient(gan, reconstruction)
-                weight = self.adaptive(out.features, gradient, gan_gradient)
-                gradient = gradient + gan_weight * weight * gan_gradient
-                scalars |= {"gan_g": gan, "adaptive_weight": weight}
-                scalars |= {"gan_weight": gan_weight * weight}
+                gan = adversary.generator_loss(shown)
+                gan_gradient = self.generator.gradient(gan, y)
+                weighed.append(self.adaptive(out.features, gradient, gan_gradient))
+                weight = gan_weight * weighed[-1].weight
+                gradient = gradient + weight * gan_gradient
+                loss = loss + weight * gan
+                scalars |= {"gan_g": gan, "gan_weight": weight}
+                scalars |= {"adaptive_weight": weighed[-1].weight}
 
-            scalars |= self._total(scalars, out.codebook_loss)
             # its gradient at x^ is the sum above; its value means nothing
             surrogate = (out.images.float() * gradient).sum()
             surrogate = surrogate + self.loss.codebook_weight * out.codebook_loss
-            self.generator.backward(surrogate, value=scalars["loss"])
+            self.generator.backward(surrogate, value=loss)
             self.generator.step()
             if adversary is not None:
-                scalars |= adversary.step(self._to_judge(images, reconstruction))
+                if self.loss.order == "updated":
+                    shown = adversary.show_instead(shown, self._reconstructed(x))
+                judged.append(adversary.step(shown, clock))
+                scalars |= judged[-1].scalars
 
             statistics.append(out.statistics)
-            yield scalars
-        self._finish(statistics, clock)
-
-    def _begin(self, clock: Clock) -> tuple[float, Adversary | None]:
-        """The weight of the GAN and D, where it has its turn."""
-        begin_step(self.engines, self.setup, clock)
-        self.autoencoder.codebook.anneal(clock)
-        if self.adversary is None or not self.loss.trains_discriminator(clock.step):
-            return 0.0, None
-        self.adversary.begin(clock)
-        return self.loss.gan_weight(clock.step), self.adversary
+            yield scalars | {"loss": loss, "codebook": out.codebook_loss}
+        self.adaptive.update(weighed, self.generator.moved)
+        if adversary is not None:
+            adversary.update(judged)
+        self.autoencoder.codebook.update(statistics, clock)
 
     def _reconstruction_loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Scalars]:
         """|x - x^| (or its square, or both) + LPIPS(x, x^)."""
@@ -115,28 +117,11 @@ class VQGANRecipe:
         total = pixels + self.loss.perceptual_weight * perceptual
         return total, {"rec": pixels, "perceptual": perceptual}
 
-    def _to_judge(self, x: Tensor, y: Tensor) -> Tensor:
-        """What D is shown: x^ as G was just trained with it, or, as the original does, as G makes
-        it after its update."""
-        if self.loss.order == "reused":
-            return y
-        with torch.no_grad(), self.generator.autocast():
+    @torch.no_grad()
+    def _reconstructed(self, x: Tensor) -> Tensor:
+        """What G makes of images after its update: what the original shows D."""
+        with self.generator.autocast():
             return self.generator.module(x).images
-
-    def _total(self, scalars: Scalars, codebook: Tensor) -> Scalars:
-        """The generator's loss from its terms."""
-        loss = scalars["rec"] + self.loss.perceptual_weight * scalars["perceptual"]
-        loss = loss + self.loss.codebook_weight * codebook
-        if "gan_g" in scalars:
-            loss = loss + scalars["gan_weight"] * scalars["gan_g"]
-        return {"loss": loss, "codebook": codebook}
-
-    def _finish(self, statistics: list[Statistics], clock: Clock) -> None:
-        """What moves once per optimizer step, by all micro-batches and ranks together."""
-        self.adaptive.finish(self.generator.moved)
-        if self.adversary is not None:
-            self.adversary.finish()
-        self.autoencoder.codebook.update(statistics, clock)
 
     def window_metrics(self) -> dict[str, float]:
         metrics = self.autoencoder.window_metrics()

@@ -12,7 +12,7 @@ from taming_dist.engine.world import World
 from taming_dist.errors import UserError
 from taming_dist.losses.adversarial import Hinge
 from taming_dist.models.discriminators import DinoConfig, PatchGANConfig, StyleGANConfig
-from taming_dist.stages.adaptive import AdaptiveWeight, Lagged
+from taming_dist.stages.adaptive import AdaptiveWeight, Global, Lagged
 from taming_dist.stages.adversary import VQGANLossConfig
 from taming_dist.stages.vqgan import VQGANRecipe
 from taming_dist.training.clock import Clock
@@ -109,14 +109,14 @@ def test_a_fixed_weight_is_one_and_asks_nothing_of_the_gradients(
     def refuse(*args: Any) -> Tensor:
         raise AssertionError("a gradient at the last layer")
 
-    monkeypatch.setattr("taming_dist.stages.adaptive.last_layer_gradient", refuse)
+    monkeypatch.setattr("taming_dist.stages.adaptive.last_layer_gradients", refuse)
     assert step(fixed, batch()) == expected
     assert expected["adaptive_weight"] == 1
     found = fixed.generator.gradients
     assert all(torch.equal(found[name], clamped.generator.gradients[name]) for name in found)
 
 
-@pytest.mark.parametrize("kind", [AdaptiveWeight, Lagged])
+@pytest.mark.parametrize("kind", [Global, Lagged])
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
 def test_gradients_that_are_not_finite_leave_a_finite_weight(
     kind: type[AdaptiveWeight], bad: float
@@ -124,12 +124,11 @@ def test_gradients_that_are_not_finite_leave_a_finite_weight(
     """Their step is skipped; the log, and the lagged weight, must outlive it."""
     made = kind(World(0, 1, 0, torch.device("cpu")), 0.0, 1e4)
     features, rec = torch.randn(1, 4, 5, 5), torch.randn(1, 3, 5, 5)
-    made(features, rec, rec)
-    made.finish(moved=True)
-    weights = [made(features, rec, gan) for gan in (torch.full_like(rec, bad), 2 * rec)]
-    assert all(weight.isfinite() for weight in weights)
-    made.finish(moved=False)
-    after = made(features, rec, 2 * rec)
+    made.update([made(features, rec, rec)], moved=True)
+    parts = [made(features, rec, gan) for gan in (torch.full_like(rec, bad), 2 * rec)]
+    assert all(part.weight.isfinite() for part in parts)
+    made.update(parts, moved=False)
+    after = made(features, rec, 2 * rec).weight
     assert float(after) == pytest.approx(1.0 if kind is Lagged else 0.5, rel=1e-3)
 
 
@@ -217,10 +216,10 @@ def test_d_sees_image_and_reconstruction_under_the_same_augmentation(
     adversary, images = made.adversary, made.autoencoder.input(batch())
     seen = []
     for at in (0, 0, 1):
-        adversary.begin(Clock(2, 100, images=2 * at))
-        adversary.next_batch(images)
-        seen.append(adversary._prepared(images))
-        assert torch.equal(adversary._prepared(images), seen[-1])
+        (draws,) = adversary.draws(Clock(2, 100, images=2 * at))
+        shown = adversary.show(images, images, draws)
+        assert torch.equal(shown.real, shown.fake)
+        seen.append(shown.real)
     assert torch.equal(seen[0], seen[1])  # a function of the seed and the images seen so far
     assert not torch.equal(seen[0], seen[2])
     assert not torch.equal(seen[0], images)

@@ -327,10 +327,9 @@ def test_d_collects_no_gradient_and_no_statistics_in_gs_pass(recipe: Make, batch
     made = recipe()
     network = made.engines["discriminator"].module
     before = {name: value.clone() for name, value in network.named_buffers()}
-    made.adversary.begin(Clock(2, 100))
+    (draws,) = made.adversary.draws(Clock(2, 100))
     images = made.autoencoder.input(batch()).requires_grad_(True)
-    made.adversary.next_batch(images.detach())
-    loss = made.adversary.generator_loss(images)
+    loss = made.adversary.generator_loss(made.adversary.show(images.detach(), images, draws))
     torch.autograd.grad(loss, images)
     assert all(parameter.grad is None for parameter in network.parameters())
     assert all(torch.equal(value, before[name]) for name, value in network.named_buffers())
