@@ -17,6 +17,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jaxtyping import install_import_hook
+
+# Before any of them is imported: in this process every call of theirs is checked against its
+# signature, shapes and types of tensors included. An int will do for a float, as it does for mypy.
+CHECKED = [
+    "autoencoder",
+    "constants",
+    "discriminators",
+    "export",
+    "initial",
+    "modalities",
+    "quantizers",
+    "vqgan",
+]
+install_import_hook(
+    [f"taming_dist.models.{name}" for name in CHECKED],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

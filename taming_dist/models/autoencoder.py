@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Float32
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
@@ -21,7 +22,7 @@ def normalize(channels: int) -> nn.GroupNorm:
 
 
 class ResnetBlock(nn.Module):
-    """Pre-activation residual block: [b,c,h,w] -> [b,out,h,w]."""
+    """Pre-activation residual block."""
 
     def __init__(self, channels: int, out: int, dropout: float) -> None:
         super().__init__()
@@ -32,14 +33,14 @@ class ResnetBlock(nn.Module):
         self.conv2 = nn.Conv2d(out, out, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(channels, out, 1) if channels != out else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h w"]:
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(self.dropout(F.silu(self.norm2(h))))
         return self.nin_shortcut(x) + h
 
 
 class AttnBlock(nn.Module):
-    """Single-head self-attention over all positions of the grid, with a residual: [b,c,h,w]."""
+    """Single-head self-attention over all positions of the grid, with a residual."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -49,7 +50,7 @@ class AttnBlock(nn.Module):
         self.v = nn.Conv2d(channels, channels, 1)
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         b, c, h, w = x.shape
         y = self.norm(x)
         # [b,1,n,c], channels next to each other: fused kernels take nothing else, and without them
@@ -69,7 +70,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h//2 w//2"]:
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
@@ -80,7 +81,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c 2*h 2*w"]:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
@@ -97,7 +98,7 @@ class Level(nn.Module):
         )
         self.attn = nn.ModuleList(AttnBlock(out) for _ in range(blocks) if attention)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h w"]:
         for index, block in enumerate(self.block):
             x = block(x)
             if self.attn:
@@ -114,7 +115,7 @@ class DownLevel(Level):
         super().__init__(channels, out, blocks, attention, dropout)
         self.downsample: nn.Module = nn.Identity() if last else Downsample(out)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out _ _"]:
         return self.downsample(super().forward(x))
 
 
@@ -127,7 +128,7 @@ class UpLevel(Level):
         super().__init__(channels, out, blocks, attention, dropout)
         self.upsample: nn.Module = nn.Identity() if last else Upsample(out)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out _ _"]:
         return self.upsample(super().forward(x))
 
 
@@ -140,12 +141,12 @@ class Middle(nn.Module):
         self.attn_1 = AttnBlock(channels)
         self.block_2 = ResnetBlock(channels, channels, dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
 class Encoder(nn.Module):
-    """E: images [b,c,h,w] -> latents [b,d,h/f,w/f], f = 2^(len(multipliers)-1)."""
+    """E: images -> latents, i = h/f and j = w/f with f = 2^(len(multipliers)-1)."""
 
     def __init__(
         self,
@@ -172,7 +173,7 @@ class Encoder(nn.Module):
         self.norm_out = normalize(width)
         self.conv_out = nn.Conv2d(width, latent_channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)
@@ -180,7 +181,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """G: latents [b,d,i,j] -> images [b,c,i*f,j*f]; one block a level more than the encoder.
+    """G: latents -> images; one block a level more than the encoder.
 
     `features` ends before the last convolution `conv_out`, whose weight gradients set the adaptive
     weight of the GAN loss (equation 7); `forward` is `conv_out(features(z))`.
@@ -213,23 +214,24 @@ class Decoder(nn.Module):
         self.norm_out = normalize(width)
         self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
 
-    def features(self, z: Tensor) -> Tensor:
+    def features(self, z: Float[Tensor, "b d i j"]) -> Float[Tensor, "b c h w"]:
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
         return F.silu(self.norm_out(h))
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Float[Tensor, "b d i j"]) -> Float[Tensor, "b c h w"]:
         return self.conv_out(self.features(z))
 
 
-def last_layer_gradients(features: Tensor, at_image: Sequence[Tensor]) -> Tensor:
+def last_layer_gradients(
+    features: Float[Tensor, "b c h w"], at_image: Sequence[Float[Tensor, "b out h w"]]
+) -> Float32[Tensor, "losses out c 3 3"]:
     """Gradients of several losses by the decoder's last convolution, from those at the image.
 
-    features [b,c,h,w]: the input of `Decoder.conv_out`; at_image: d loss / d image [b,out,h,w] of
-    each loss. Gives d loss / d weight [n,out,c,3,3] in fp32, without a walk through the network:
-    the losses lie side by side as if they were more channels of one image, so that the features,
-    the larger part by far, are read once.
+    features: the input of `Decoder.conv_out`; at_image: d loss / d image of each loss. Gives
+    d loss / d weight without a walk through the network: the losses lie side by side as if they
+    were more channels of one image, so that the features, the larger part by far, are read once.
     """
     beside = torch.cat([gradient.float() for gradient in at_image], 1)
     shape = (beside.shape[1], features.shape[1], 3, 3)

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Num, UInt8
 from omegaconf import MISSING
 from torch import Tensor
 
@@ -38,14 +39,14 @@ class Modality(ABC):
         """Of the network's input and output."""
 
     @abstractmethod
-    def tensor(self, column: Tensor) -> Tensor:
-        """The network's input [b,c,h,w], contiguous, from a batch's column in any layout."""
+    def tensor(self, column: Num[Tensor, "b *size"]) -> Float[Tensor, "b c h w"]:
+        """The network's input, contiguous, from a batch's column in any layout."""
 
     @abstractmethod
-    def picture(self, output: Tensor) -> Tensor:
-        """An input or output [b,c,h,w] as colours [b,3,h,w], about in [-1,1]."""
+    def picture(self, output: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h w"]:
+        """An input or output as colours, about in [-1,1]."""
 
-    def take(self, columns: Mapping[str, Tensor], device: torch.device) -> Tensor:
+    def take(self, columns: Mapping[str, Tensor], device: torch.device) -> Num[Tensor, "b *size"]:
         """The column that it reads, on the device; `UserError` for numbers that mean nothing."""
         return to_device(columns[self.column], device)
 
@@ -57,13 +58,13 @@ class Grey(Modality):
     def channels(self) -> int:
         return 1
 
-    def picture(self, output: Tensor) -> Tensor:
+    def picture(self, output: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 3 h w"]:
         return output.float().expand(-1, 3, -1, -1)
 
 
 @dataclasses.dataclass
 class RGB(Modality):
-    """Photographs: uint8 [b,3,h,w] <-> [-1,1]."""
+    """Photographs: bytes <-> [-1,1]."""
 
     name: str = "rgb"
     column: ClassVar[str] = "image"
@@ -72,10 +73,10 @@ class RGB(Modality):
     def channels(self) -> int:
         return 3
 
-    def tensor(self, column: Tensor) -> Tensor:
+    def tensor(self, column: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         return column.contiguous().float() / 127.5 - 1.0
 
-    def picture(self, output: Tensor) -> Tensor:
+    def picture(self, output: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         return output.float()
 
 
@@ -89,30 +90,30 @@ class LowResolution(RGB):
 
 @dataclasses.dataclass
 class Edges(Grey):
-    """Edges: uint8 [b,h,w], 255 on an edge <-> [-1,1]."""
+    """Edges: bytes, 255 on an edge <-> [-1,1]."""
 
     name: str = "edges"
     column: ClassVar[str] = "edges.png"
 
-    def tensor(self, column: Tensor) -> Tensor:
+    def tensor(self, column: UInt8[Tensor, "b h w"]) -> Float[Tensor, "b 1 h w"]:
         return column[:, None].float() / 127.5 - 1.0
 
 
 @dataclasses.dataclass
 class Depth(Grey):
-    """Depth maps: shares [b,h,w] of the largest depth that the files can hold <-> [-1,1]. Who
-    writes them chooses the scale; the original spreads each map over the whole range."""
+    """Depth maps: shares of the largest depth that the files can hold <-> [-1,1]. Who writes them
+    chooses the scale; the original spreads each map over the whole range."""
 
     name: str = "depth"
     column: ClassVar[str] = "depth.png"
 
-    def tensor(self, column: Tensor) -> Tensor:
+    def tensor(self, column: Float[Tensor, "b h w"]) -> Float[Tensor, "b 1 h w"]:
         return column[:, None].float() * 2.0 - 1.0
 
 
 @dataclasses.dataclass
 class LabelMap(Modality):
-    """Label maps: class ids uint8 [b,h,w] -> one channel per class; the output is a logit each."""
+    """Label maps: class ids -> one channel per class; the output is a logit each."""
 
     classes: int = ranged(MISSING, at_least=2, at_most=256)  # label maps have 8 bits
     name: str = "labels"
@@ -125,7 +126,7 @@ class LabelMap(Modality):
     def channels(self) -> int:
         return self.classes
 
-    def take(self, columns: Mapping[str, Tensor], device: torch.device) -> Tensor:
+    def take(self, columns: Mapping[str, Tensor], device: torch.device) -> Num[Tensor, "b *size"]:
         highest = int(columns[self.column].max())  # where the bytes still are
         if highest >= self.classes:
             raise UserError(
@@ -135,17 +136,17 @@ class LabelMap(Modality):
             )
         return super().take(columns, device)
 
-    def tensor(self, column: Tensor) -> Tensor:
+    def tensor(self, column: UInt8[Tensor, "b h w"]) -> Float[Tensor, "b v h w"]:
         return F.one_hot(column.long(), self.classes).movedim(-1, 1).float()
 
-    def picture(self, output: Tensor) -> Tensor:
+    def picture(self, output: Float[Tensor, "b v h w"]) -> Float[Tensor, "b 3 h w"]:
         """The likeliest class of each pixel in its colour."""
         colours = palette(self.classes).to(output.device)
         return colours[output.argmax(1)].movedim(-1, 1)
 
 
-def palette(classes: int) -> Tensor:
-    """A colour for each class [v,3] in [-1,1]: neighbouring ids get hues far apart (the golden
+def palette(classes: int) -> Float[Tensor, "v 3"]:
+    """A colour for each class in [-1,1]: neighbouring ids get hues far apart (the golden
     ratio of a turn), and every other round another brightness."""
     golden = 0.618034
     colours = [

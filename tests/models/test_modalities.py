@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from taming_dist.data.images import COLUMNS
 from taming_dist.errors import UserError
@@ -22,7 +23,8 @@ from taming_dist.models.vqgan import VQGAN, VQGANConfig
 
 
 def test_photographs_span_minus_one_to_one() -> None:
-    assert RGB().tensor(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1.0, 1.0]
+    images = torch.tensor([0, 255], dtype=torch.uint8).expand(1, 3, 1, 2)
+    assert RGB().tensor(images)[0, 0, 0].tolist() == [-1.0, 1.0]
 
 
 def test_inputs_are_contiguous_whatever_the_layout_of_the_images() -> None:
@@ -31,12 +33,14 @@ def test_inputs_are_contiguous_whatever_the_layout_of_the_images() -> None:
 
 
 @pytest.mark.parametrize(
-    ("modality", "column"), [(Depth(), [0.0, 1.0]), (Edges(), [0, 255])], ids=["depth", "edges"]
+    ("modality", "column"),
+    [(Depth(), torch.tensor([0.0, 1.0])), (Edges(), torch.tensor([0, 255], dtype=torch.uint8))],
+    ids=["depth", "edges"],
 )
 def test_depth_and_edges_span_minus_one_to_one_and_are_shown_in_grey(
-    modality: Any, column: list[float]
+    modality: Any, column: Tensor
 ) -> None:
-    planes = modality.tensor(torch.tensor(column).reshape(1, 1, 2))
+    planes = modality.tensor(column.reshape(1, 1, 2))
     assert planes.shape == (1, 1, 1, 2)
     assert planes.flatten().tolist() == [-1.0, 1.0]
     shown = modality.picture(planes)
