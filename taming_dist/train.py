@@ -50,7 +50,7 @@ def train(config: "Config", stop: StopRequest) -> None:
         remove_leftovers(run_dir)
     load_deepspeed()  # takes seconds, in which a signal is remembered
     with stop.suspended():
-        world = init_world(here, config.engine.allowed_tf32)
+        world = init_world(here, config.engine.allowed_tf32, config.engine.deterministic)
     clock = Clock(config.data.global_batch, config.train.steps)
     with ending(run_dir, world, clock) as opened:
         recipe = stage.build_recipe(world, batch)

@@ -31,6 +31,9 @@ class EngineConfig:
     `reduce`: fp32 or bf16, what gradients are rounded to before they are added up over ranks, at
     any stage and precision.
 
+    `deterministic`: on a GPU too a resumed run equals an undisturbed one to the bit, on the same
+    kind of card and with the same torch, at the price of slower operations.
+
     `persist_below`: at stage 3 parameters of fewer elements stay whole on every rank. `recompute`:
     activation checkpointing of the networks' blocks; `compile`: torch.compile of each of them."""
 
@@ -38,6 +41,7 @@ class EngineConfig:
     precision: str = "fp32"
     tf32: str = "auto"
     reduce: str = "fp32"
+    deterministic: bool = False
     persist_below: int = ranged(100_000, at_least=0)
     recompute: bool = False
     compile: bool = False

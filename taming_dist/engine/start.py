@@ -35,13 +35,19 @@ def load_deepspeed() -> ModuleType:
     return deepspeed
 
 
-def init_world(here: Place, tf32: TF32 = EXACT, timeout: timedelta = DEFAULT_TIMEOUT) -> World:
-    """Join the process group (nccl on GPUs, else gloo), also for a single process.
+def init_world(
+    here: Place,
+    tf32: TF32 = EXACT,
+    deterministic: bool = False,
+    timeout: timedelta = DEFAULT_TIMEOUT,
+) -> World:
+    """Join the process group (nccl on GPUs, else gloo), also for a single process; `tf32` and
+    `deterministic` as in `choose_device`.
 
     Errors: UserError where the ranks cannot meet.
     """
     os.environ.update(rendezvous(here))
-    device = choose_device(here.local_rank, tf32)
+    device = choose_device(here.local_rank, tf32, deterministic)
     deepspeed = load_deepspeed()
     from deepspeed.comm.torch import TorchBackend
 

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from taming_dist.engine.determinism import use_deterministic
 from taming_dist.engine.tf32 import EXACT, TF32, use_tf32
 from taming_dist.launch import Place
 from taming_dist.memory import keep_freed_memory
@@ -110,10 +111,14 @@ class _MeanOverRanks(torch.autograd.Function):
         return _MeanOverRanks.apply(grad, ctx.ranks), None
 
 
-def choose_device(local_rank: int = 0, tf32: TF32 = EXACT) -> torch.device:
-    """The GPU of this rank, or the CPU, with fp32 exact on it or as TF32 (`engine.tf32`). Under
-    srun a rank may be shown its own GPU only."""
+def choose_device(
+    local_rank: int = 0, tf32: TF32 = EXACT, deterministic: bool = False
+) -> torch.device:
+    """The GPU of this rank, or the CPU, with fp32 exact on it or as TF32 (`engine.tf32`), and with
+    the same numbers every time or not (`engine.deterministic`). Under srun a rank may be shown its
+    own GPU only."""
     use_tf32(tf32)
+    use_deterministic(deterministic)
     if not torch.cuda.is_available():
         keep_freed_memory()
         return torch.device("cpu")

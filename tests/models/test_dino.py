@@ -81,6 +81,16 @@ def test_images_of_any_size_and_grey_ones_are_read_and_get_a_gradient(
     assert all(p.grad is None and not p.requires_grad for p in features.parameters())
 
 
+@pytest.mark.parametrize(("shape", "mode"), [((48, 65), "area"), ((16, 40), "bicubic")])
+def test_images_are_resized_as_torch_resizes_them(
+    features: DinoFeatures, shape: tuple[int, int], mode: str
+) -> None:
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, *shape)
+    expected = F.interpolate(images, (32, 32), mode=mode)
+    torch.testing.assert_close(features._resized(images), expected, atol=1e-6, rtol=1e-5)
+
+
 def heads() -> DinoHeads:
     torch.manual_seed(0)
     return DinoHeads(DinoConfig(weights="random", depths=[2, 5], norm="none"), 3)

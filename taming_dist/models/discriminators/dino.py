@@ -8,11 +8,13 @@ Legend: b batch, k depths, n patches, e width of the features.
 
 import dataclasses
 import math
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taming_dist.copies import to_device
 from taming_dist.errors import UserError
 from taming_dist.models.discriminators.norms import NORMS
 from taming_dist.ranges import check_ranges, ranged
@@ -81,8 +83,23 @@ class DinoFeatures(nn.Module):
     def _resized(self, images: Tensor) -> Tensor:
         if images.shape[2:] == (self.side, self.side):
             return images
-        mode = "area" if min(images.shape[2:]) > self.side else "bicubic"
-        return F.interpolate(images, (self.side, self.side), mode=mode)
+        area = min(images.shape[2:]) > self.side
+        rows, columns = (
+            resizing(length, self.side, area, images.device) for length in images.shape[2:]
+        )
+        with torch.autocast(images.device.type, enabled=False):
+            return rows @ images @ columns.T
+
+
+@cache
+def resizing(length: int, side: int, area: bool, device: torch.device) -> Tensor:
+    """The matrix [side, length] that resizes one axis, by means of areas or else bicubically.
+
+    `F.interpolate` does the same, and its gradient adds up in any order on a GPU.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        impulses, mode = torch.eye(length)[None, None], "area" if area else "bicubic"
+        return to_device(F.interpolate(impulses, (side, length), mode=mode)[0, 0], device)
 
 
 class Block(nn.Module):
