@@ -14,6 +14,8 @@ from torch import Tensor
 
 from taming_dist.ranges import check_ranges, ranged
 
+UNITS = 2**52  # of probability, in sums of 63 bits
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -58,9 +60,9 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     Source: arXiv 1904.09751, equation 2. The likeliest token always stays.
     """
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-    probabilities = ordered.softmax(dim=-1)
-    before = probabilities.cumsum(dim=-1) - probabilities
-    return logits.masked_fill((before >= p).gather(-1, order.argsort(dim=-1)), -torch.inf)
+    shares = in_whole_numbers(ordered.softmax(dim=-1))
+    outside = shares.cumsum(dim=-1) - shares >= round(p * UNITS)
+    return logits.masked_fill(outside.gather(-1, order.argsort(dim=-1)), -torch.inf)
 
 
 def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
@@ -68,12 +70,19 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
 
     logits [b, v], uniforms [b] in [0, 1). In fp64: a fp32 sum over 16,384 codes would shift draws.
     """
-    cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
+    cumulative = in_whole_numbers(logits.double().softmax(dim=-1)).cumsum(dim=-1)
     total = cumulative[:, -1:]
     # Rounding may lift u * total to the total itself, past every token.
-    last = torch.nextafter(total, torch.zeros_like(total))
-    passed = torch.minimum(uniforms.to(total).unsqueeze(1) * total, last)
+    passed = torch.minimum((uniforms.double().unsqueeze(1) * total).long(), total - 1)
     return torch.searchsorted(cumulative, passed, right=True).squeeze(1)
+
+
+def in_whole_numbers(probabilities: Tensor) -> Tensor:
+    """Return fp64 probabilities as int64 multiples of 2^-52.
+
+    Their sums do not depend on the order, so they are the same on the CPU, on a GPU and each time.
+    """
+    return (probabilities * UNITS).round().long()
 
 
 def image_uniforms(seed: int, images: Sequence[int], count: int) -> Tensor:

@@ -1,5 +1,4 @@
-"""Under engine.deterministic no operation of a training step raises on a GPU, and none is drawn into
-a preview that does.
+"""Under engine.deterministic no operation of a training step or a preview raises on a GPU.
 
 The CPU refuses few operations. So the steps run here, and what they run is compared with the list
 in torch's documentation of `use_deterministic_algorithms`.
@@ -12,6 +11,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from taming_dist.data.codes import CodeBatch
 from taming_dist.engine.determinism import use_deterministic
 from taming_dist.models.discriminators import DinoConfig, StyleGANConfig
 from taming_dist.models.quantizers import (
@@ -22,6 +22,8 @@ from taming_dist.models.quantizers import (
     LFQuantizerConfig,
     VectorQuantizerConfig,
 )
+from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.stages.prior import TokenLossConfig
 from taming_dist.training.clock import Clock
 
 # Each raises on a GPU: backward passes that add up in any order, and a few more.
@@ -118,6 +120,17 @@ def test_a_gpu_refuses_no_operation_of_any_loss(
     recipe: Callable[..., Any], batch: Callable[..., Any], loss: dict[str, Any]
 ) -> None:
     assert not run(recipe(**loss), batch()) & REFUSED
+
+
+def test_a_gpu_refuses_no_operation_of_stage_2(code_recipe: Callable[..., Any]) -> None:
+    shape: dict[str, Any] = {"resolution": 32, "channels": 32, "multipliers": [1, 1], "blocks": 1}
+    vqgan = VQGAN(VQGANConfig(VectorQuantizerConfig(codes=24, dim=8), **shape))
+    batch = CodeBatch(torch.randint(24, (2, 3, 4)), torch.tensor([0, 2]), torch.arange(2))
+    recipe = code_recipe(vqgan=vqgan)
+    recipe.loss = TokenLossConfig(pkeep=0.5)
+    names = run(recipe, batch)
+    assert {"embedding_dense_backward", "searchsorted"} <= names
+    assert not names & REFUSED
 
 
 def test_a_refused_operation_would_be_noticed() -> None:
