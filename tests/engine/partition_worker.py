@@ -72,7 +72,8 @@ def first_weights(world: World, zero: int) -> dict[str, Any]:
     stage_1 = small_recipe(VectorQuantizerConfig(codes=24, dim=8), setup_of(world, zero), **loss)
     stage_2 = transformer(world, zero, 16)
     given = {
-        name: w + 1 for name, w in Transformer(stage_2.transformer.module.config).state_dict().items()
+        name: w + 1
+        for name, w in Transformer(stage_2.transformer.module.config).state_dict().items()
     }
     started = transformer(world, zero, 16, initial=given)
     engines = {**stage_1.engines, **stage_2.engines, "started": started.transformer}
