@@ -42,8 +42,17 @@ from taming_dist.prepare.collections.lists import ImageList
 from taming_dist.prepare.collections.parquet import ParquetTables
 from taming_dist.prepare.making.catalogue import PLAN, Catalogue, digest_of, forget, list_images
 from taming_dist.prepare.making.derived import require_canny
-from taming_dist.prepare.making.lock import Lock, locking
-from taming_dist.prepare.making.maker import Job, Report, ShardMaker, Split, cut, run, split_by_key
+from taming_dist.prepare.making.maker import (
+    Job,
+    Lock,
+    Report,
+    ShardMaker,
+    Split,
+    cut,
+    locking,
+    run,
+    split_by_key,
+)
 from taming_dist.prepare.making.samples import Recipe
 
 UNFINISHED, LOCK, LEFT_OUT = "unfinished", "unfinished.lock", "left_out.jsonl"
@@ -78,7 +87,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(128 + signal.SIGINT)
 
 
-def make_all(args: argparse.Namespace, collection: Collection, recipe: Recipe, lock: Lock) -> None:
+def make_all(
+    args: argparse.Namespace, collection: Collection, recipe: Recipe, lock: Lock | None
+) -> None:
     """Make what is missing of the shards; nobody else does meanwhile."""
     started = time.monotonic()
     work = args.out / UNFINISHED
@@ -316,7 +327,9 @@ def jobs_of(split: Split, catalogue: Catalogue, args: argparse.Namespace) -> lis
     return [Job(split.prefix, number, *bound) for number, bound in enumerate(ranges)]
 
 
-def make(maker: ShardMaker, jobs: list[Job], args: argparse.Namespace, lock: Lock) -> list[Report]:
+def make(
+    maker: ShardMaker, jobs: list[Job], args: argparse.Namespace, lock: Lock | None
+) -> list[Report]:
     """Do the jobs, showing how far they are; the reports in the order of the shards."""
     workers = args.workers or (1 if len(jobs) < LEAST_SHARDS_IN_PARALLEL else num_cpus())
     reports = []

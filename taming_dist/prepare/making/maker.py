@@ -5,22 +5,27 @@ number of processes nor on what was there before. Beside the catalogue lies a re
 finished shard; a run that finds it, and the shard as it says, does not make it again.
 """
 
+import errno
 import json
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from itertools import chain
-from multiprocessing import forkserver
+from multiprocessing import forkserver, reduction
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
+import filelock
 import numpy as np
 import xxhash
 
@@ -31,8 +36,11 @@ from taming_dist.formats.strict_json import write_json
 from taming_dist.prepare.collections.entry import LeftOut
 from taming_dist.prepare.making.catalogue import Catalogue, key_of
 from taming_dist.prepare.making.layers import Unfit
-from taming_dist.prepare.making.lock import Lock
 from taming_dist.prepare.making.samples import Recipe, make_sample
+
+# Workers of a run that was killed end within moments, in the middle of a file or not.
+LOCK_PATIENCE_S = 1.0
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,56 @@ class Report:
     notes: dict[str, int] = field(default_factory=dict)
     left_out: tuple[LeftOut, ...] = ()
     was_kept: bool = False
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A lock that is held; a worker process that is given it holds it too, until both end."""
+
+    descriptor: int
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _receive, (reduction.DupFd(self.descriptor),)
+
+
+def _receive(sent: Any) -> Lock:
+    return Lock(sent.detach())
+
+
+@contextmanager
+def locking(path: Path) -> Iterator[Lock | None]:
+    """Hold the lock file `path`, which is made in its folder, as is that, and goes away at the end.
+
+    The kernel (flock) releases it when the last process that holds it has ended, however it ended.
+    A folder in which nothing is then goes away as well. Raises `UserError` if another run has the
+    lock. Where the file system knows no locks, a line says so and the lock is None.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held: list[int] = []
+    # No fallback: a lock that is merely a file would outlive a run that was killed.
+    lock = filelock.FileLock(path, LOCK_PATIENCE_S, fallback_to_soft=False, on_acquired=held.append)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        holder = path.read_text() if path.exists() else ""
+        raise UserError(
+            f"another run makes shards in {path.parent} ({holder or 'it has just begun'}): "
+            f"wait until it ends, or choose another folder"
+        ) from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        print(f"{path.parent}: its file system has no locks; start no second run there", flush=True)
+    try:
+        if held:
+            os.truncate(held[0], 0)  # what a run that was killed wrote
+            os.write(held[0], f"process {os.getpid()} of {socket.gethostname()}".encode())
+        yield Lock(held[0]) if held else None
+    finally:
+        path.unlink(missing_ok=True)  # while it is held: whoever waits for it tries a new file
+        lock.release()
+        with suppress(OSError):  # there are shards in it, or another run begins
+            path.parent.rmdir()
 
 
 def split_by_key(catalogue: Catalogue, val_fraction: float) -> tuple[np.ndarray, np.ndarray]:

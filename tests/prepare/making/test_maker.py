@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import os
 from pathlib import Path
 
@@ -11,13 +13,22 @@ from taming_dist.errors import UserError
 from taming_dist.formats.shards import split_name
 from taming_dist.prepare.collections.entry import is_image
 from taming_dist.prepare.collections.folders import ImageFolder
+from taming_dist.prepare.making import maker as module
 from taming_dist.prepare.making.catalogue import (
     Catalogue,
     digest_of,
     key_of,
     list_images,
 )
-from taming_dist.prepare.making.maker import Job, ShardMaker, Split, cut, run, split_by_key
+from taming_dist.prepare.making.maker import (
+    Job,
+    ShardMaker,
+    Split,
+    cut,
+    locking,
+    run,
+    split_by_key,
+)
 from taming_dist.prepare.making.samples import Recipe
 
 
@@ -157,3 +168,55 @@ def test_what_is_no_file_is_left_out_of_the_list(images: Path, tmp_path: Path) -
 def test_a_worker_that_dies_is_said_so() -> None:
     with pytest.raises(UserError, match="a worker process was killed"):
         list(run(os._exit, [1, 1], 2))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOCK_PATIENCE_S", 0.1)
+
+
+def test_a_folder_is_locked_once_and_leaves_no_trace(tmp_path: Path, impatient: None) -> None:
+    path = tmp_path / "a" / "b" / "lock"
+    for _ in range(2):
+        with locking(path):
+            with pytest.raises(UserError, match=f"another run .*process {os.getpid()} of "):
+                locking(path).__enter__()
+            with locking(tmp_path / "other" / "lock"):
+                assert path.exists()
+        assert not path.parent.exists()
+        assert not (tmp_path / "other").exists()
+
+
+def test_what_was_made_in_a_locked_folder_stays(tmp_path: Path) -> None:
+    with locking(tmp_path / "lock"):
+        (tmp_path / "shard").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["shard"]
+
+
+def test_a_lock_that_its_holder_removes_meanwhile_locks_nobody_out(
+    tmp_path: Path, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real = tmp_path / "lock", fcntl.flock
+
+    def late(descriptor: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", real)
+        path.unlink()  # between the opening of the file and its locking
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with locking(path), pytest.raises(UserError, match="another run"):
+        locking(path).__enter__()
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_said_so(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(code, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locking(tmp_path / "a" / "lock") as lock:
+        assert lock is None
+        assert "its file system has no locks" in capsys.readouterr().out
+    assert not (tmp_path / "a").exists()
