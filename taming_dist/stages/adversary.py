@@ -9,6 +9,7 @@ import torch
 from omegaconf import MISSING
 from torch import Tensor, nn
 
+from taming_dist.copies import to_device
 from taming_dist.errors import UserError
 from taming_dist.losses.adversarial import GAN_LOSSES, gradient_penalty, lecam
 from taming_dist.losses.augmentation import DRAWS, POLICIES, diffaug
@@ -162,8 +163,8 @@ class Adversary:
         """
         randomness = torch.Generator().manual_seed(mix(self.setup.seed, clock.images, 1))
         draws = torch.rand(clock.global_batch, DRAWS, generator=randomness)
-        mine = draws[self.world.rank :: self.world.world_size].to(self.world.device)
-        return mine.split(self.setup.micro_batch)
+        mine = draws[self.world.rank :: self.world.world_size]
+        return to_device(mine, self.world.device).split(self.setup.micro_batch)
 
     def show(self, x: Tensor, y: Tensor, draws: Tensor) -> Shown:
         """Images x and reconstructions y [b,c,h,w] as D sees them; y may require a gradient."""

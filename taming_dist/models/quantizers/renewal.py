@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taming_dist.copies import to_device
 from taming_dist.errors import UserError
 from taming_dist.models.quantizers.interface import StaysFloat32, nearest
 
@@ -67,8 +68,8 @@ def draw(pool: Tensor, wanted: int, generator: torch.Generator) -> Tensor:
     """Rows of the pool at random, each once; a smaller pool is gone through again, with noise."""
     rounds = -(-wanted // len(pool))
     order = torch.cat([torch.randperm(len(pool), generator=generator) for _ in range(rounds)])
-    drawn = pool[order[:wanted].to(pool.device)]
-    noise = torch.randn(drawn.shape, generator=generator).to(pool.device) * JITTER
+    drawn = pool[to_device(order[:wanted], pool.device)]
+    noise = to_device(torch.randn(drawn.shape, generator=generator), pool.device) * JITTER
     noise[: len(pool)] = 0
     return drawn + noise * pool.std(0, correction=0)
 
@@ -80,10 +81,10 @@ def kmeans(pool: Tensor, entries: Tensor, normalized: bool) -> Tensor:
         codes = nearest(pool, entries).cpu()
         sums = torch.zeros(entries.shape).index_add_(0, codes, pool.cpu())
         sizes = torch.bincount(codes, minlength=len(entries))[:, None]
-        means = (sums / sizes.clamp(min=1)).to(pool.device)
+        means = to_device(sums / sizes.clamp(min=1), pool.device)
         if normalized:
             means = F.normalize(means, dim=-1)
-        entries = torch.where(sizes.to(pool.device) > 0, means, entries)
+        entries = torch.where(to_device(sizes, pool.device) > 0, means, entries)
     return entries
 
 
