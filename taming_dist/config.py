@@ -24,89 +24,14 @@ from omegaconf.errors import (
 )
 
 from taming_dist import cli
-from taming_dist.data.batching import BatchSizes, batch_sizes, check_shared
-from taming_dist.data.codes import CodesConfig
-from taming_dist.data.reader import ImagesConfig
-from taming_dist.engine.settings import EngineConfig
+from taming_dist.data.batching import BatchSizes
 from taming_dist.errors import UserError
 from taming_dist.explaining import explain, similar
-from taming_dist.models.discriminators import DISCRIMINATORS, DinoConfig
-from taming_dist.models.modalities import MODALITIES, LabelMap
-from taming_dist.models.prior.transformer import TransformerConfig
-from taming_dist.models.quantizers import VARIANTS
-from taming_dist.models.vqgan import VQGANConfig, check_size
 from taming_dist.overrides import check_readable, kept_as_typed, parse, quoted
-from taming_dist.pretrained import check_frozen_features
-from taming_dist.ranges import LARGEST_SEED, check_ranges, ranged
-from taming_dist.stages.label_maps import LabelMapLossConfig
-from taming_dist.stages.prior import TokenLossConfig
-from taming_dist.stages.vqgan import VQGANLossConfig
-from taming_dist.training.loop import LoopConfig
-from taming_dist.training.optimization import OptimConfig
-from taming_dist.training.sinks import LogConfig
+from taming_dist.stages import STAGES, stage_of
+from taming_dist.stages.interface import Config
 
 Schema = TypeVar("Schema")
-
-
-@dataclasses.dataclass
-class RunConfig:
-    """`dir` is the run directory; starting again with the same one resumes the run. `init`: an
-    export whose weights a new run starts from, instead of random ones."""
-
-    name: str = MISSING
-    dir: str = "outputs/${run.name}"
-    seed: int = ranged(23, at_least=0, at_most=LARGEST_SEED)
-    init: str = ""
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "run")
-        if ".." in Path(self.name).parts:
-            raise UserError(f"run.name={self.name} leaves the folder of all runs: give run.dir=...")
-        if not Path(self.name.strip("/")).parts:
-            raise UserError(f"run.name={self.name} is not the name of a folder: give another")
-        if not self.dir.strip() or not f"{self.name}{self.dir}".isprintable():
-            raise UserError(f"run.dir={self.dir!r} is not a folder: give its path, or a run.name")
-
-
-@dataclasses.dataclass
-class Config:
-    """All of `python -m taming_dist.train`. Stage 1 is a VQGANConfig with images, stage 2 a
-    TransformerConfig with codes."""
-
-    run: RunConfig = dataclasses.field(default_factory=RunConfig)
-    train: LoopConfig = dataclasses.field(default_factory=LoopConfig)
-    model: Any = MISSING
-    loss: Any = MISSING
-    data: Any = MISSING
-    optim: OptimConfig = MISSING
-    engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
-    log: LogConfig = dataclasses.field(default_factory=LogConfig)
-    scale: dict[str, Any] | None = None  # what +scale=NAME stands for, until it is known for which
-    scaled: list[str] = dataclasses.field(default_factory=list)  # stage; then what it changes
-
-
-# stage -> its model, loss and data
-STAGES: dict[str, tuple[type, type, type]] = {
-    "vqgan": (VQGANConfig, VQGANLossConfig, ImagesConfig),
-    "label_maps": (VQGANConfig, LabelMapLossConfig, ImagesConfig),
-    "transformer": (TransformerConfig, TokenLossConfig, CodesConfig),
-}
-
-# group -> name in conf/<group>/*.yaml -> dataclass
-SCHEMAS: dict[str, dict[str, Any]] = {
-    "model": {"vqgan_schema": VQGANConfig, "transformer_schema": TransformerConfig},
-    "model/quantizer": {f"{name}_schema": variant[0] for name, variant in VARIANTS.items()},
-    "model/modality": {f"{name}_schema": modality for name, modality in MODALITIES.items()},
-    "loss": {
-        "vqgan_schema": VQGANLossConfig,
-        "labels_schema": LabelMapLossConfig,
-        "tokens_schema": TokenLossConfig,
-    },
-    "loss/discriminator": {
-        f"{name}_schema": variant[0] for name, variant in DISCRIMINATORS.items()
-    },
-    "data": {"images_schema": ImagesConfig, "codes_schema": CodesConfig},
-}
 
 
 def conf_dir() -> Path:
@@ -187,7 +112,7 @@ def scaled(config: DictConfig, overrides: list[str]) -> list[str]:
     wherever it stands. `scaled` of the result tells what they change.
     """
     model = OmegaConf.get_type(config.model)
-    stage = next(name for name, parts in STAGES.items() if parts[0] is model)
+    stage = next(name for name, stage in STAGES.items() if stage.model is model)
     known = OmegaConf.to_container(config.scale)
     assert isinstance(known, dict)
     values = flatten(OmegaConf.to_container(OmegaConf.merge(known["all"], known[stage])))
@@ -321,40 +246,5 @@ def check(config: Config, world_size: int) -> BatchSizes:
 
     Errors: UserError naming the keys, before any process group starts.
     """
-    parts = (type(config.model), type(config.loss), type(config.data))
-    if parts not in STAGES.values():
-        raise UserError(
-            f"model={type(config.model).__name__} does not go with "
-            f"loss={type(config.loss).__name__} and data={type(config.data).__name__}: "
-            f"choose model, loss and data of one stage, as the experiments do"
-        )
-    if isinstance(config.model, VQGANConfig):
-        check_sizes(config)
-    data: ImagesConfig | CodesConfig = config.data
-    sizes = batch_sizes(data.global_batch, data.micro_batch, world_size)
-    if isinstance(data, CodesConfig) or not data.streaming:
-        check_shared("data.lanes", data.lanes, world_size)
-    return sizes
-
-
-def check_sizes(config: Config) -> None:
-    """The image must halve down to whole codes and suit D; the modality must suit the loss."""
-    check_size(config.data.size, config.model.factor, "data.size")
-    modality = config.model.modality
-    if isinstance(config.loss, LabelMapLossConfig) != isinstance(modality, LabelMap):
-        raise UserError(
-            f"model.modality={modality.name} does not go with loss={type(config.loss).__name__}: "
-            f"label maps are trained with loss=labels, all else with loss=vqgan"
-        )
-    if isinstance(config.loss, LabelMapLossConfig):
-        return
-    if config.loss.discriminator is not None:
-        config.loss.discriminator.check_size(config.data.size)
-        check_frozen_features(config.loss.discriminator)
-        if isinstance(config.loss.discriminator, DinoConfig) and modality.channels != 3:
-            raise UserError(
-                f"loss.discriminator=dino reads colours, and model.modality={modality.name} has "
-                f"none: use loss/discriminator=patchgan"
-            )
-    if config.data.size < 16:
-        raise UserError(f"data.size={config.data.size}: LPIPS needs at least 16 pixels")
+    stage_of(config).check(config)
+    return config.data.batch_sizes(world_size)

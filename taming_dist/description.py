@@ -3,11 +3,11 @@
 from typing import Any
 
 from taming_dist.cli import count
-from taming_dist.config import Config
 from taming_dist.data.batching import BatchSizes
 from taming_dist.engine.tf32 import EXACT
 from taming_dist.engine.world import World
 from taming_dist.models.export import Exported
+from taming_dist.stages.interface import Config
 from taming_dist.training.recipe import Recipe
 
 

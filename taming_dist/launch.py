@@ -18,8 +18,11 @@ class Place:
     rank: int
     world_size: int
     local_rank: int
-    master_addr: str
-    master_port: int
+    master_addr: str = "127.0.0.1"
+    master_port: int = 0
+
+
+ALONE = Place(rank=0, world_size=1, local_rank=0)
 
 
 def place(environment: Mapping[str, str]) -> Place:
@@ -34,10 +37,10 @@ def place(environment: Mapping[str, str]) -> Place:
         names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
         rank, size, local = (_number(environment, name, "srun sets it") for name in names)
     else:
-        return Place(0, 1, 0, "127.0.0.1", 0)
+        return ALONE
     # torchrun keeps the store of even a single rank, at an address of its own.
     if size == 1 and not ("RANK" in environment and "MASTER_ADDR" in environment):
-        return Place(0, 1, local, "127.0.0.1", 0)
+        return dataclasses.replace(ALONE, local_rank=local)
     port = _number(environment, "MASTER_PORT", "slurm/*.sh and torchrun set it")
     if "MASTER_ADDR" not in environment:
         raise UserError(

@@ -1,4 +1,4 @@
-"""What a run directory must be for a run to start or to resume in it."""
+"""The run directory: what it must be for a run to start or to resume in it, and its first file."""
 
 import dataclasses
 import os
@@ -8,15 +8,19 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from taming_dist.config import Config
+from taming_dist.config import to_yaml
 from taming_dist.errors import UserError
-from taming_dist.models.discriminators import DISCRIMINATORS
-from taming_dist.models.prior.transformer import TransformerConfig
-from taming_dist.models.vqgan import VQGANConfig
+from taming_dist.formats.files import write_bytes, writing
+from taming_dist.stages import schemas
+from taming_dist.stages.interface import Config
+from taming_dist.training.clock import Clock
+from taming_dist.training.sinks import Sinks, open_sinks
 
 # A network's config class by what it is called; those with a field `name` say it themselves.
-KINDS: dict[str, Any] = {"vqgan": VQGANConfig, "transformer": TransformerConfig} | {
-    name: config for name, (config, _) in DISCRIMINATORS.items()
+KINDS: dict[str, Any] = {
+    name.removesuffix("_schema"): config
+    for group in ("model", "loss/discriminator")
+    for name, config in schemas()[group].items()
 }
 
 
@@ -126,3 +130,10 @@ def kind(value: Any) -> Any:
         if set(value) <= {field.name for field in dataclasses.fields(config)}
     )
     return value.get("name") or next(names, "another kind")
+
+
+def first_rank_sinks(config: Config, clock: Clock, run_dir: Path) -> Sinks:
+    """The sinks of rank 0, and config.yaml written."""
+    with writing(run_dir):
+        write_bytes(run_dir / "config.yaml", to_yaml(config).encode())
+    return open_sinks(config.log, run_dir, config.run.name, clock, yaml.safe_load(to_yaml(config)))

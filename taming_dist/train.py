@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING
 from taming_dist.training.signals import StopRequest
 
 if TYPE_CHECKING:
-    from taming_dist.config import Config
+    from taming_dist.stages.interface import Config
 
 
 def main() -> None:
     # Before torch is imported, which takes seconds in which a signal would kill the process.
     stop = StopRequest().install()
-    from taming_dist.config import SCHEMAS, Config, hydra_entry
+    from taming_dist.config import hydra_entry
+    from taming_dist.stages import schemas
+    from taming_dist.stages.interface import Config
 
-    hydra_entry("train", Config, lambda config: train(config, stop), SCHEMAS)
+    hydra_entry("train", Config, lambda config: train(config, stop), schemas())
 
 
 def train(config: "Config", stop: StopRequest) -> None:
@@ -28,8 +30,10 @@ def train(config: "Config", stop: StopRequest) -> None:
     from taming_dist.engine.checkpoint import Checkpoints, newest_valid
     from taming_dist.engine.start import init_world, load_deepspeed, shutdown
     from taming_dist.launch import environment_place
-    from taming_dist.opening import choose_stage, first_rank_sinks
-    from taming_dist.run_dir import check_run_dir
+    from taming_dist.run_dir import check_run_dir, first_rank_sinks
+    from taming_dist.stages import stage_of
+    from taming_dist.stages.interface import Start
+    from taming_dist.stages.setup import Setup
     from taming_dist.training.clock import Clock
     from taming_dist.training.ending import ending
     from taming_dist.training.leftovers import remove_leftovers
@@ -40,11 +44,11 @@ def train(config: "Config", stop: StopRequest) -> None:
     batch = check(config, here.world_size)
     run_dir = Path(config.run.dir)
     check_run_dir(config, run_dir)
-    stage = choose_stage(config)
-    data = stage.open_data(here, batch, run_dir)
+    stage = stage_of(config)
     found = newest_valid(run_dir / "checkpoints", report=lambda _: None)
+    opened = stage.open_data(config, Start(here, batch, run_dir, "" if found else config.run.init))
     if found is not None:
-        check_resumable(found, data, config.data.global_batch, here.world_size)
+        check_resumable(found, opened.data, config.data.global_batch, here.world_size)
 
     if here.rank == 0:
         remove_leftovers(run_dir)
@@ -52,17 +56,21 @@ def train(config: "Config", stop: StopRequest) -> None:
     with stop.suspended():
         world = init_world(here, config.engine.allowed_tf32, config.engine.deterministic)
     clock = Clock(config.data.global_batch, config.train.steps)
-    with ending(run_dir, world, clock) as opened:
-        recipe = stage.build_recipe(world, batch)
+    with ending(run_dir, world, clock) as stack:
+        cut = (batch.micro_batch, batch.accumulation)
+        setup = Setup(config.optim, config.engine, world, *cut, config.run.seed)
+        recipe = stage.recipe(config, opened, setup)
         sinks = Sinks(None, [])
         if world.is_first:
-            sinks = opened.enter_context(first_rank_sinks(config, clock, run_dir))
+            sinks = stack.enter_context(first_rank_sinks(config, clock, run_dir))
         sinks.note(describe(config, world, batch, recipe))
         checkpoints = Checkpoints(
             run_dir / "checkpoints", world, config.train.keep_last, config.train.keep_every
         )
         export = run_dir / "export"
-        finished = fit(recipe, data, clock, config.train, checkpoints, sinks, stop, world, export)
+        finished = fit(
+            recipe, opened.data, clock, config.train, checkpoints, sinks, stop, world, export
+        )
         reason = "finished" if finished else f"stopped by {stop.name or 'a signal to another rank'}"
         sinks.event("exit", clock, finished=finished, reason=reason)
     left = f"the trained model is in {export}" if finished else "the same command resumes from here"

@@ -169,7 +169,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def compose(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """The typed configuration of a command line."""
     import taming_dist.train as entry
-    from taming_dist.config import Config
+    from taming_dist.stages.interface import Config
 
     def call(*overrides: str) -> Config:
         found: list[Config] = []

@@ -15,19 +15,21 @@ from hydra.core.config_store import ConfigStore
 from PIL import Image
 
 import taming_dist.train as entry
-from taming_dist.config import SCHEMAS, Config, check, conf_dir, hydra_entry, to_yaml
+from taming_dist.config import check, conf_dir, hydra_entry, to_yaml
 from taming_dist.data.batching import batch_sizes
 from taming_dist.description import describe
 from taming_dist.engine.world import World
 from taming_dist.errors import UserError
 from taming_dist.evaluate import EvaluateConfig
 from taming_dist.formats.code_shards import CodeShard, write_codes_manifest
+from taming_dist.launch import ALONE
 from taming_dist.models.discriminators import DinoConfig, StyleGANConfig
 from taming_dist.models.prior.transformer import TransformerConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
-from taming_dist.opening import choose_stage
 from taming_dist.sample import SampleConfig
+from taming_dist.stages import schemas, stage_of
+from taming_dist.stages.interface import Config, Start
 from tests.data.shard_files import writing_shards
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
@@ -264,7 +266,7 @@ def test_sampling_and_evaluation_keep_text_in_the_same_way(
     folder = conf_dir() / "evaluate" if module == "evaluate" else None
     monkeypatch.setattr(sys, "argv", [module, *overrides])
     store = ConfigStore.instance()  # as in a process of its own
-    groups = set(SCHEMAS) | {"train_schema.yaml"}
+    groups = set(schemas()) | {"train_schema.yaml"}
     left = {name: node for name, node in store.repo.items() if name not in groups}
     monkeypatch.setattr(store, "repo", left)
     found: list[Any] = []
@@ -577,9 +579,14 @@ def test_there_may_be_more_classes_than_codes_unless_they_share_a_table(
 ) -> None:
     make_codes(elsewhere / "codes")
     imagenet = (*CODES, "model.condition=class", "model.classes=1000")
-    assert choose_stage(compose(*imagenet)).model.classes == 1000
+
+    def opened(config: Config) -> Any:
+        start = Start(ALONE, check(config, 1), elsewhere / "run")
+        return stage_of(config).open_data(config, start)
+
+    assert opened(compose(*imagenet)).model.classes == 1000
     with pytest.raises(UserError, match=r"model\.classes: 1000 .* vocabulary=16, whose table they"):
-        choose_stage(compose(*imagenet, "model.condition_table=shared"))
+        opened(compose(*imagenet, "model.condition_table=shared"))
 
 
 # The arithmetic

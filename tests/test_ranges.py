@@ -13,12 +13,13 @@ import pytest
 from omegaconf import OmegaConf
 
 import taming_dist
-from taming_dist.config import SCHEMAS, Config
 from taming_dist.errors import UserError
 from taming_dist.evaluate import EvaluateConfig
 from taming_dist.models.prior.transformer import TransformerConfig
 from taming_dist.ranges import LARGEST_INT, RANGE, Kind, Range, check_ranges, kind_of, ranged
 from taming_dist.sample import SampleConfig
+from taming_dist.stages import schemas
+from taming_dist.stages.interface import Config
 from taming_dist.training.optimization import OptimConfig
 
 REQUIRED: dict[type, dict[str, Any]] = {TransformerConfig: {"vocabulary": 0, "grid": []}}
@@ -27,8 +28,8 @@ REQUIRED: dict[type, dict[str, Any]] = {TransformerConfig: {"vocabulary": 0, "gr
 def config_classes() -> Iterator[tuple[str, type]]:
     """Every config class with what its keys start with on the command line."""
     yield from (("", EvaluateConfig), ("", SampleConfig))
-    for group, schemas in SCHEMAS.items():
-        yield from ((group.replace("/", ".") + ".", schema) for schema in schemas.values())
+    for group, classes in schemas().items():
+        yield from ((group.replace("/", ".") + ".", schema) for schema in classes.values())
     for name, hint in typing.get_type_hints(Config).items():
         if dataclasses.is_dataclass(hint):
             yield f"{name}.", hint  # type: ignore[misc]

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from taming_dist.config import Config, to_yaml
+from taming_dist.config import to_yaml
 from taming_dist.errors import UserError
 from taming_dist.run_dir import check_run_dir
+from taming_dist.stages.interface import Config
 
 Compose = Callable[..., Config]
 

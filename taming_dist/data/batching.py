@@ -1,8 +1,12 @@
 """How the global batch is cut into what one rank holds at a time."""
 
 from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import MISSING
 
 from taming_dist.errors import UserError
+from taming_dist.ranges import check_ranges, ranged
 
 
 @dataclass(frozen=True)
@@ -14,6 +18,42 @@ class BatchSizes:
     world_size: int
     micro_batch: int
     accumulation: int
+
+
+@dataclass
+class DataConfig:
+    """What the `data` group of every stage has.
+
+    `train`, `val`: specs of shards. `global_batch`: images (or the codes of images) per optimizer
+    step over all ranks; `micro_batch`: the most of them per rank and forward pass; `lanes` and
+    `block`: see `taming_dist.data.order`.
+    """
+
+    train: Any = MISSING
+    val: Any = MISSING
+    global_batch: int = ranged(MISSING, at_least=1)
+    micro_batch: int = ranged(MISSING, at_least=1)
+    lanes: int = ranged(256, at_least=1)
+    block: int = ranged(256, at_least=1)
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "data")
+
+    @property
+    def has_order(self) -> bool:
+        """Whether samples come in the order of `lanes`, which the ranks share."""
+        return True
+
+    def batch_sizes(self, world_size: int) -> BatchSizes:
+        """The cut of the global batch over so many ranks.
+
+        Raises:
+            UserError: the ranks cannot share the global batch or the lanes equally.
+        """
+        sizes = batch_sizes(self.global_batch, self.micro_batch, world_size)
+        if self.has_order:
+            check_shared("data.lanes", self.lanes, world_size)
+        return sizes
 
 
 def batch_sizes(global_batch: int, largest: int, world_size: int) -> BatchSizes:

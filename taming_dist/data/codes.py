@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import MISSING
 
+from taming_dist.data.batching import DataConfig
 from taming_dist.data.plan import Plan, Selection, prefetched
 from taming_dist.errors import UserError
 from taming_dist.formats.agreement import (
@@ -34,7 +34,6 @@ from taming_dist.formats.code_shards import (
 )
 from taming_dist.formats.manifest import CODES_FORMAT, Dataset, Manifest, resolve
 from taming_dist.formats.objects import Boxes
-from taming_dist.ranges import check_ranges, ranged
 
 # Enough for the lanes of a rank to stay in their shards; a system allows some 65,000 mappings.
 OPEN_SHARDS = 512
@@ -45,24 +44,15 @@ GATHERED_SAMPLES = 4096
 
 
 @dataclass
-class CodesConfig:
-    """The `data` group of an experiment on codes; the names mean what they do in `ImagesConfig`.
+class CodesConfig(DataConfig):
+    """The `data` group of an experiment on codes.
 
     `vqgan`: export that wrote the codes; its decoder draws the previews, without it there are none.
     `in_memory`: read shards into memory and keep them, where the disk is slow and they fit.
     """
 
-    train: Any = MISSING
-    val: Any = MISSING
-    global_batch: int = ranged(MISSING, at_least=1)
-    micro_batch: int = ranged(MISSING, at_least=1)
-    lanes: int = ranged(256, at_least=1)
-    block: int = ranged(256, at_least=1)
     in_memory: bool = False
     vqgan: str = ""
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "data")
 
 
 @dataclass(frozen=True)

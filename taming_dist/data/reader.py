@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from omegaconf import MISSING
 
+from taming_dist.data.batching import DataConfig
 from taming_dist.data.decoding import Decoder, Filled, choose_class_column, decode_in_threads
 from taming_dist.data.images import (
     COLUMNS,
@@ -33,7 +34,7 @@ from taming_dist.formats.manifest import Dataset
 from taming_dist.formats.objects import Boxes
 from taming_dist.formats.storage import folder_of, shown
 from taming_dist.formats.strict_json import json_safe
-from taming_dist.ranges import check_ranges, ranged
+from taming_dist.ranges import ranged
 
 # The first bad samples of a run must not be fatal only because few samples were read so far.
 LEAST_SAMPLES_JUDGED = 1000
@@ -41,39 +42,33 @@ MOST_THREADS = 1024
 
 
 @dataclass
-class ImagesConfig:
+class ImagesConfig(DataConfig):
     """The `data` group of an experiment on images.
 
     `train`, `val`: shard specs, or lists of them; `train` also a mixture, see
     `mixture.resolve_training`, or with `streaming` shards without an index, even (`allow_pipe`)
-    commands of a shell, see `streaming.stream_locations`. `global_batch`: images per optimizer step
-    over all ranks. `micro_batch`: the most images per rank and forward pass, see `batching`.
+    commands of a shell, see `streaming.stream_locations`.
     `size`: pixels of the square crops. `crop`: random, center, or resized: a random part of the
-    area (`crop_scale`) and shape (`crop_ratio`, width by height). `lanes`, `block`: see
-    `taming_dist.data.order`.
+    area (`crop_scale`) and shape (`crop_ratio`, width by height).
     `max_bad_fraction`: more bad samples end the run. `damaged`: a JPEG of which a part is lost is
     bad (skip), or what is left of it is used and noted (use).
     """
 
-    train: Any = MISSING
-    val: Any = MISSING
     streaming: bool = False
     allow_pipe: bool = False
-    global_batch: int = ranged(MISSING, at_least=1)
-    micro_batch: int = ranged(MISSING, at_least=1)
     size: int = ranged(MISSING, at_least=1)
     crop: str = "random"
     crop_scale: list[float] = ranged([0.25, 1.0], above=0, at_most=1, length=2)
     crop_ratio: list[float] = ranged([0.75, 4 / 3], above=0, length=2)
     flip: bool = True
-    lanes: int = ranged(256, at_least=1)
     block: int = ranged(64, at_least=1)
     threads: int = ranged(2, at_least=1, at_most=MOST_THREADS)
     max_bad_fraction: float = ranged(0.001, at_least=0, at_most=1)
     damaged: str = SKIP
 
-    def __post_init__(self) -> None:
-        check_ranges(self, "data")
+    @property
+    def has_order(self) -> bool:
+        return not self.streaming
 
     def preprocess(self) -> Preprocess:
         """How training images are cut; `UserError` naming the key where the values do not fit."""

@@ -25,6 +25,11 @@ from taming_dist.placeholders import refuse_placeholder
 WEIGHTS = "model.safetensors"
 
 
+@dataclasses.dataclass
+class ModelConfig:
+    """Base of the configs of exported models, the `model` group of a stage."""
+
+
 class Exported(nn.Module, PyTorchModelHubMixin):
     """Base of every exported model: `Model(config)` with a dataclass as its only argument.
 

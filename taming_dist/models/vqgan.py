@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from taming_dist.errors import UserError
 from taming_dist.models.autoencoder import GROUPS, AttnBlock, Decoder, Encoder, ResnetBlock
-from taming_dist.models.export import Exported
+from taming_dist.models.export import Exported, ModelConfig
 from taming_dist.models.modalities import RGB, modality_config
 from taming_dist.models.quantizers import (
     NO_CODE,
@@ -28,7 +28,7 @@ from taming_dist.ranges import check_ranges, ranged
 
 
 @dataclasses.dataclass
-class VQGANConfig:
+class VQGANConfig(ModelConfig):
     """The architecture (table 7 of the paper). `resolution` places attention; other sizes that the
     model can halve work too. `latent_channels` is the encoder's width before the 1x1 convolution to
     the quantizer's dimension. `modality`: what it encodes, of `taming_dist.models.modalities`."""

@@ -1,0 +1,44 @@
+"""The stages of training. `STAGES` is the only list of them; all else is derived from it."""
+
+from collections import defaultdict
+from typing import Any
+
+from taming_dist.errors import UserError
+from taming_dist.stages.interface import Config, Stage
+from taming_dist.stages.label_maps import LabelMapStage
+from taming_dist.stages.prior import PriorStage
+from taming_dist.stages.vqgan import VQGANStage
+
+__all__ = ["STAGES", "schemas", "stage_of"]
+
+STAGES: dict[str, Stage[Any]] = {
+    "vqgan": VQGANStage(),
+    "label_maps": LabelMapStage(),
+    "transformer": PriorStage(),
+}
+
+
+def stage_of(config: Config) -> Stage[Any]:
+    """The stage whose model, loss and data the configuration has.
+
+    Raises:
+        UserError: they are those of different stages.
+    """
+    parts = (type(config.model), type(config.loss), type(config.data))
+    for stage in STAGES.values():
+        if parts == (stage.model, stage.loss, stage.data):
+            return stage
+    model, loss, data = (part.__name__ for part in parts)
+    raise UserError(
+        f"model={model} does not go with loss={loss} and data={data}: choose model, loss and data "
+        f"of one stage, as the experiments do"
+    )
+
+
+def schemas() -> dict[str, dict[str, type]]:
+    """The config classes of all stages, by config group and name."""
+    found: dict[str, dict[str, type]] = defaultdict(dict)
+    for stage in STAGES.values():
+        for group, classes in stage.schemas.items():
+            found[group] |= {f"{name}_schema": kind for name, kind in classes.items()}
+    return dict(found)

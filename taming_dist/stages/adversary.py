@@ -24,6 +24,7 @@ from taming_dist.models.discriminators import (
 )
 from taming_dist.ranges import check_ranges, ranged
 from taming_dist.stages.adaptive import ADAPTIVE
+from taming_dist.stages.interface import LossConfig
 from taming_dist.stages.setup import Setup
 from taming_dist.training.clock import Clock
 from taming_dist.training.optimization import mix
@@ -33,7 +34,7 @@ ORDERS = ("reused", "updated")
 
 
 @dataclasses.dataclass
-class VQGANLossConfig:
+class VQGANLossConfig(LossConfig):
     """Weights of the terms and how the GAN is played; docs/losses.md explains each key.
 
     Steps are optimizer steps. The GAN counts from `disc_start` on, growing over `disc_ramp` steps;

@@ -10,11 +10,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from taming_dist.data.reader import ImagesConfig
+from taming_dist.errors import UserError
 from taming_dist.generation.pictures import sheet, to_uint8
+from taming_dist.models.modalities import MODALITIES
+from taming_dist.models.quantizers import VARIANTS
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
 from taming_dist.stages.codebook import CodebookUpdates
 from taming_dist.stages.setup import Setup
 from taming_dist.stages.trained import Figures, Trained
+
+# What every first stage has of config groups: networks, what they encode, and how codes are chosen.
+FIRST_STAGE_SCHEMAS: Mapping[str, Mapping[str, type]] = {
+    "model": {"vqgan": VQGANConfig},
+    "model/quantizer": {name: config for name, (config, _) in VARIANTS.items()},
+    "model/modality": dict(MODALITIES),
+    "data": {"images": ImagesConfig},
+}
+
+
+def other_loss(model: VQGANConfig, given: str, fitting: str) -> UserError:
+    """The error of a modality that goes with another loss."""
+    return UserError(
+        f"model.modality={model.modality.name} does not go with loss={given}: label maps are "
+        f"trained with loss=labels, all else with loss=vqgan; use loss={fitting}"
+    )
 
 
 class Autoencoder:

@@ -11,11 +11,16 @@ from typing import Any
 
 from torch import Tensor
 
+from taming_dist.data.reader import ImagesConfig
 from taming_dist.evaluation.label_maps import LabelMapFigures
 from taming_dist.losses.reconstruction import label_map_bce
-from taming_dist.models.vqgan import Reconstruction, VQGANConfig
+from taming_dist.models.modalities import LabelMap
+from taming_dist.models.vqgan import VQGAN, Reconstruction, VQGANConfig, check_size
 from taming_dist.ranges import check_ranges, ranged
-from taming_dist.stages.autoencoder import Autoencoder
+from taming_dist.stages.autoencoder import FIRST_STAGE_SCHEMAS, Autoencoder, other_loss
+from taming_dist.stages.images import open_images
+from taming_dist.stages.interface import Config, LossConfig, Opened, Stage, Start, part
+from taming_dist.stages.opening import initial_weights
 from taming_dist.stages.setup import Setup
 from taming_dist.stages.trained import begin_step
 from taming_dist.training.clock import Clock
@@ -23,13 +28,43 @@ from taming_dist.training.recipe import Scalars
 
 
 @dataclasses.dataclass
-class LabelMapLossConfig:
+class LabelMapLossConfig(LossConfig):
     """The weight of the codebook loss beside the cross-entropy."""
 
     codebook_weight: float = ranged(1.0, at_least=0)
 
     def __post_init__(self) -> None:
         check_ranges(self, "loss")
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedLabelMaps(Opened):
+    """With the weights to start from; None: random ones."""
+
+    initial: Mapping[str, Tensor] | None = None
+
+
+class LabelMapStage(Stage[OpenedLabelMaps]):
+    """Label maps: one channel per class, cross-entropy, no discriminator."""
+
+    model = VQGANConfig
+    loss = LabelMapLossConfig
+    data = ImagesConfig
+    schemas = {**FIRST_STAGE_SCHEMAS, "loss": {"labels": LabelMapLossConfig}}
+
+    def check(self, config: Config) -> None:
+        model = part(config.model, VQGANConfig)
+        check_size(part(config.data, ImagesConfig).size, model.factor, "data.size")
+        if not isinstance(model.modality, LabelMap):
+            raise other_loss(model, "labels", "vqgan")
+
+    def open_data(self, config: Config, start: Start) -> OpenedLabelMaps:
+        initial = initial_weights(start.init, VQGAN, config.model)
+        return OpenedLabelMaps(open_images(config, start), initial)
+
+    def recipe(self, config: Config, opened: OpenedLabelMaps, setup: Setup) -> "LabelMapRecipe":
+        model, loss = part(config.model, VQGANConfig), part(config.loss, LabelMapLossConfig)
+        return LabelMapRecipe(model, loss, setup, opened.initial)
 
 
 class LabelMapRecipe:

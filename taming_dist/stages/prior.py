@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from taming_dist.data.codes import CodeDataset, CodeReader, CodesConfig
+from taming_dist.errors import UserError
 from taming_dist.evaluation.tokens import TokenFigures
 from taming_dist.generation.generator import generate_tokens
 from taming_dist.generation.pictures import sheet, to_uint8
@@ -22,6 +24,8 @@ from taming_dist.losses.tokens import corrupt, token_nll
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig, decay_groups
 from taming_dist.models.vqgan import VQGAN
 from taming_dist.ranges import check_ranges, ranged
+from taming_dist.stages.interface import Config, LossConfig, Opened, Stage, Start, part
+from taming_dist.stages.opening import initial_weights, join
 from taming_dist.stages.setup import Setup
 from taming_dist.stages.trained import Trained, begin_step
 from taming_dist.training.clock import Clock
@@ -30,13 +34,143 @@ from taming_dist.training.recipe import Scalars
 
 
 @dataclasses.dataclass
-class TokenLossConfig:
+class TokenLossConfig(LossConfig):
     """`pkeep`: probability that an input code is kept; else it is replaced by a random one."""
 
     pkeep: float = ranged(1.0, above=0, at_most=1)
 
     def __post_init__(self) -> None:
         check_ranges(self, "loss")
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedCodes(Opened):
+    """With the model's configuration as the codes complete it, the VQGAN that decodes previews
+    (None: there are none), and the weights to start from (None: random ones)."""
+
+    model: TransformerConfig
+    decoder: VQGAN | None = None
+    initial: Mapping[str, Tensor] | None = None
+
+
+class PriorStage(Stage[OpenedCodes]):
+    """Codes. Vocabulary, grid and tokenizer of the model are those of the code shards, and have to
+    agree where the configuration names them."""
+
+    model = TransformerConfig
+    loss = TokenLossConfig
+    data = CodesConfig
+    schemas = {
+        "model": {"transformer": TransformerConfig},
+        "loss": {"tokens": TokenLossConfig},
+        "data": {"codes": CodesConfig},
+    }
+
+    def open_data(self, config: Config, start: Start) -> OpenedCodes:
+        data, batch, here = part(config.data, CodesConfig), start.batch, start.here
+        train_set = open_codes(data, "train")
+        model = fitted(part(config.model, TransformerConfig), train_set, data.train)
+        initial = initial_weights(start.init, Transformer, model)
+        val_set = open_codes(data, "val")
+        fitted(model, val_set, data.val)
+        if val_set.class_names != train_set.class_names:
+            raise UserError(
+                f"data.train and data.val name other classes, {train_set.class_names} and "
+                f"{val_set.class_names}: make both sets of shards from the same class folders"
+            )
+        train = CodeReader(
+            train_set,
+            seed=config.run.seed,
+            lanes=data.lanes,
+            block=data.block,
+            rank=here.rank,
+            world_size=here.world_size,
+            micro_batch=batch.micro_batch,
+        )
+        val = CodeReader(
+            val_set,
+            rank=here.rank,
+            world_size=here.world_size,
+            micro_batch=batch.micro_batch,
+            most_evaluated=config.train.validate_images,
+        )
+        shown = CodeReader(val_set, micro_batch=config.train.preview_images)
+        decoder = open_decoder(data, train_set)
+        return OpenedCodes(join(train, val, shown, batch), model, decoder, initial)
+
+    def recipe(self, config: Config, opened: OpenedCodes, setup: Setup) -> "TransformerRecipe":
+        loss = part(config.loss, TokenLossConfig)
+        return TransformerRecipe(opened.model, loss, setup, opened.decoder, opened.initial)
+
+
+def open_decoder(data: CodesConfig, codes: CodeDataset) -> VQGAN | None:
+    """The VQGAN of data.vqgan, without its encoder; None where none is named.
+
+    Raises:
+        UserError: it is not the one that wrote the codes.
+    """
+    if not data.vqgan:
+        return None
+    vqgan = VQGAN.from_pretrained(data.vqgan)
+    if vqgan.fingerprint != codes.tokenizer_fingerprint:
+        raise UserError(
+            f"data.vqgan={data.vqgan} has the fingerprint {vqgan.fingerprint}, but the codes of "
+            f"{data.train} were written by {codes.tokenizer_fingerprint}: tokenize again, or name "
+            f"that VQGAN"
+        )
+    del vqgan.encoder
+    return vqgan
+
+
+def open_codes(data: CodesConfig, name: str) -> CodeDataset:
+    """The code shards of data.train or data.val."""
+    try:
+        return CodeDataset.open(getattr(data, name), data.in_memory)
+    except UserError as error:
+        raise UserError(
+            f"data.{name}: {error} (code shards come from: python tools/tokenize_dataset.py)"
+        ) from error
+
+
+def fitted(model: TransformerConfig, codes: CodeDataset, spec: str) -> TransformerConfig:
+    """The model's configuration with what the codes say; UserError where the two differ."""
+    found: dict[str, Any] = {
+        "vocabulary": codes.vocabulary,
+        "grid": list(codes.grid),
+        "vqgan_fingerprint": codes.tokenizer_fingerprint,
+    }
+    if model.condition == "codes":
+        if codes.condition is None:
+            raise UserError(
+                f"model.condition=codes, but {spec} has codes of images only: make "
+                f"them with tools/tokenize_dataset.py --condition-model EXPORT"
+            )
+        found["condition_vocabulary"] = codes.condition["vocab"]
+        found["condition_grid"] = list(codes.condition["grid"])
+        found["condition_fingerprint"] = codes.condition["fingerprint"]
+    for name, value in found.items():
+        asked = getattr(model, name)
+        if asked and asked != value:
+            raise UserError(
+                f"model.{name} is {asked}, but the codes of {spec} have {value}: use the codes of "
+                f"that tokenizer, or another run"
+            )
+    if model.condition == "class":
+        if not codes.classes_present:
+            raise UserError(
+                f"model.condition=class, but the codes of {spec} have no classes: make image "
+                f"shards with labels (tools/make_shards.py --labels folders) and tokenize them"
+            )
+        codes.check_classes()
+        found["classes"] = model.classes or max(codes.num_classes, len(codes.class_names or ()))
+        if codes.num_classes > found["classes"]:
+            raise UserError(
+                f"model.classes={model.classes}, but {spec} has classes up to "
+                f"{codes.num_classes - 1}"
+            )
+    complete = dataclasses.replace(model, **found)
+    complete.check()
+    return complete
 
 
 class TransformerRecipe:

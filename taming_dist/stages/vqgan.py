@@ -5,6 +5,7 @@ each loss gives its gradient at x^, the adaptive weight comes from those two gra
 decoder's last convolution alone, and one backward pass takes their sum through G and E.
 """
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,21 +13,81 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from taming_dist.data.reader import ImagesConfig
 from taming_dist.engine.zero import Engine
+from taming_dist.errors import UserError
 from taming_dist.evaluation.reconstruction import ReconstructionFigures
 from taming_dist.losses.perceptual import LPIPS
 from taming_dist.losses.reconstruction import l1, l2
-from taming_dist.models.vqgan import Reconstruction, VQGANConfig
-from taming_dist.pretrained import frozen_features, lpips_network
+from taming_dist.models.discriminators import DISCRIMINATORS, DinoConfig
+from taming_dist.models.modalities import LabelMap
+from taming_dist.models.vqgan import VQGAN, Reconstruction, VQGANConfig, check_size
+from taming_dist.pretrained import check_frozen_features, frozen_features, lpips_network
 from taming_dist.stages.adaptive import ADAPTIVE
 from taming_dist.stages.adversary import Adversary, VQGANLossConfig
-from taming_dist.stages.autoencoder import Autoencoder
+from taming_dist.stages.autoencoder import FIRST_STAGE_SCHEMAS, Autoencoder, other_loss
+from taming_dist.stages.images import open_images
+from taming_dist.stages.interface import Config, Opened, Stage, Start, part
+from taming_dist.stages.opening import discriminator_weights, initial_weights
 from taming_dist.stages.setup import Setup
 from taming_dist.stages.trained import begin_step
 from taming_dist.training.clock import Clock
 from taming_dist.training.recipe import Scalars
 
-__all__ = ["VQGANLossConfig", "VQGANRecipe"]
+__all__ = ["VQGANLossConfig", "VQGANRecipe", "VQGANStage"]
+
+SMALLEST_IMAGE = 16  # pixels that LPIPS' network leaves something of
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedVQGAN(Opened):
+    """With the weights to start from, of the VQGAN and of its discriminator; None: random ones."""
+
+    initial: Mapping[str, Tensor] | None = None
+    initial_discriminator: Mapping[str, Tensor] | None = None
+
+
+class VQGANStage(Stage[OpenedVQGAN]):
+    """Photographs, depth maps and the like, with the losses of the paper."""
+
+    model = VQGANConfig
+    loss = VQGANLossConfig
+    data = ImagesConfig
+    schemas = {
+        **FIRST_STAGE_SCHEMAS,
+        "loss": {"vqgan": VQGANLossConfig},
+        "loss/discriminator": {name: config for name, (config, _) in DISCRIMINATORS.items()},
+    }
+
+    def check(self, config: Config) -> None:
+        """The image halves down to whole codes and suits the losses; so does the modality."""
+        model, loss = part(config.model, VQGANConfig), part(config.loss, VQGANLossConfig)
+        size = part(config.data, ImagesConfig).size
+        check_size(size, model.factor, "data.size")
+        if isinstance(model.modality, LabelMap):
+            raise other_loss(model, "vqgan", "labels")
+        if loss.discriminator is not None:
+            loss.discriminator.check_size(size)
+            check_frozen_features(loss.discriminator)
+            if isinstance(loss.discriminator, DinoConfig) and model.modality.channels != 3:
+                raise UserError(
+                    f"loss.discriminator=dino reads colours, and model.modality="
+                    f"{model.modality.name} has none: use loss/discriminator=patchgan"
+                )
+        if size < SMALLEST_IMAGE:
+            raise UserError(f"data.size={size}: LPIPS needs at least {SMALLEST_IMAGE} pixels")
+
+    def open_data(self, config: Config, start: Start) -> OpenedVQGAN:
+        model, loss = part(config.model, VQGANConfig), part(config.loss, VQGANLossConfig)
+        initial = initial_weights(start.init, VQGAN, model)
+        data = open_images(config, start)
+        channels = model.modality.channels
+        judge = discriminator_weights(start.init, loss.discriminator, channels)
+        return OpenedVQGAN(data, initial, judge)
+
+    def recipe(self, config: Config, opened: OpenedVQGAN, setup: Setup) -> "VQGANRecipe":
+        model, loss = part(config.model, VQGANConfig), part(config.loss, VQGANLossConfig)
+        return VQGANRecipe(model, loss, setup, opened.initial, opened.initial_discriminator)
 
 
 class VQGANRecipe:

@@ -49,15 +49,30 @@ class LoopConfig:
         check_ranges(self, "train")
 
 
+class Position(Protocol):
+    """Where a reader is in its data, after so many samples were consumed by all ranks."""
+
+    def check_start(self, from_sample: int) -> Any: ...
+    def state(self, samples: int) -> dict[str, Any]: ...
+    def check_state(self, state: dict[str, Any]) -> None: ...
+
+
 class Source(Protocol):
-    """A reader of batches: `taming_dist.data.reader.Reader` or `data.codes.CodeReader`."""
+    """A reader of training batches, endless from a sample on (taming_dist/data)."""
 
-    plan: Plan
-
+    @property
+    def plan(self) -> Position: ...
     def batches(self, from_sample: int) -> Iterator[Any]: ...
-    def epoch_batches(self) -> Iterator[Any]: ...
     def keys(self, batch: Any) -> list[str]: ...
     def counts(self) -> dict[str, int]: ...
+
+
+class EvaluatedSource(Protocol):
+    """A reader of each sample of a validation set once."""
+
+    @property
+    def plan(self) -> Plan: ...
+    def epoch_batches(self) -> Iterator[Any]: ...
 
 
 @dataclasses.dataclass
@@ -65,7 +80,7 @@ class Data:
     """Training and validation readers, the fixed preview batch, and how a step is cut."""
 
     train: Source
-    val: Source
+    val: EvaluatedSource
     val_batches: int
     preview: Any
     accumulation: int
@@ -197,7 +212,7 @@ def save(recipe: Recipe, data: Data, clock: Clock, checkpoints: Checkpoints, sin
     sinks.event("save", clock, checkpoint=path.name)
 
 
-def in_step(val: Source, count: int, spare: Any) -> Iterator[tuple[Any, bool]]:
+def in_step(val: EvaluatedSource, count: int, spare: Any) -> Iterator[tuple[Any, bool]]:
     """The validation batches, `count` on every rank: at ZeRO-3 all ranks must run alike, so a rank
     that has fewer goes over its last batch again, without counting it; over the `spare` one if it
     can read none of its own."""

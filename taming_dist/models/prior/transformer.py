@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taming_dist.errors import UserError
-from taming_dist.models.export import Exported
+from taming_dist.models.export import Exported, ModelConfig
 from taming_dist.models.initial import draw_normal
 from taming_dist.models.prior.conditions import Condition, build_condition
 from taming_dist.ranges import check_ranges, ranged
@@ -23,7 +23,7 @@ CONDITION_TABLES = ("own", "shared")
 
 
 @dataclass
-class TransformerConfig:
+class TransformerConfig(ModelConfig):
     """Sizes of a transformer and the tokenizer that it was trained on; defaults are the paper's.
 
     `vocabulary` is the number of codes, `grid` the code grid [i, j] of one image, `block_size` the

@@ -14,24 +14,20 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from taming_dist.config import Config, RunConfig
 from taming_dist.data.batching import BatchSizes
 from taming_dist.data.reader import ImagesConfig, Reader
 from taming_dist.data.streaming import StreamingReader
-from taming_dist.engine.checkpoint import Checkpoints
 from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.world import World
 from taming_dist.errors import UserError
+from taming_dist.launch import ALONE
 from taming_dist.models.discriminators import PatchGAN, PatchGANConfig
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
-from taming_dist.opening import (
-    FirstStage,
-    discriminator_weights,
-    initial_weights,
-    open_training,
-    resolve_images,
-)
+from taming_dist.stages import STAGES
+from taming_dist.stages.images import open_training, resolve_images
+from taming_dist.stages.interface import Config, RunConfig, Start
+from taming_dist.stages.opening import discriminator_weights, initial_weights
 from taming_dist.stages.prior import TokenLossConfig, TransformerRecipe
 from taming_dist.stages.setup import Setup
 from taming_dist.stages.vqgan import VQGANLossConfig
@@ -51,10 +47,6 @@ def vqgan(**settings: Any) -> VQGANConfig:
 def gpt(**settings: Any) -> TransformerConfig:
     defaults = {"vocabulary": 12, "grid": [2, 2], "layers": 1, "heads": 2, "width": 8}
     return TransformerConfig(**defaults | settings)
-
-
-def starting_from(folder: Path | str) -> Config:
-    return Config(run=RunConfig(name="tuned", init=str(folder)))
 
 
 @pytest.fixture
@@ -100,7 +92,7 @@ def test_a_transformer_starts_from_the_weights_of_the_export(
     torch.manual_seed(7)
     model = Transformer(gpt(vqgan_fingerprint="of other codes"))
     model.save_pretrained(tmp_path / "export")
-    initial = initial_weights(starting_from(tmp_path / "export"), tmp_path, Transformer, gpt())
+    initial = initial_weights(str(tmp_path / "export"), Transformer, gpt())
     monkeypatch.setattr(
         "taming_dist.stages.setup.Engine", lambda network, *_: SimpleNamespace(module=network)
     )
@@ -114,29 +106,21 @@ def test_a_transformer_starts_from_the_weights_of_the_export(
 def test_a_discriminator_beside_the_export_is_taken_and_checked(
     export: Path, tmp_path: Path
 ) -> None:
-    config = starting_from(export)
-    config.model = vqgan()
-    config.loss = VQGANLossConfig(discriminator=PatchGANConfig(channels=8))
-    assert discriminator_weights(config, tmp_path) is None
-    kept = PatchGAN(PatchGANConfig(channels=8), 3).state_dict()
+    config = PatchGANConfig(channels=8)
+    assert discriminator_weights(str(export), config, 3) is None
+    kept = PatchGAN(config, 3).state_dict()
     save_file(kept, export / "discriminator.safetensors")
-    found = discriminator_weights(config, tmp_path)
+    found = discriminator_weights(str(export), config, 3)
     assert found is not None
     assert all(torch.equal(found[name], kept[name]) for name in kept)
-    config.loss.discriminator = PatchGANConfig(channels=8, norm="group")
     with pytest.raises(UserError, match=r"remove it to start anew.*main\.3\.num_batches_tracked"):
-        discriminator_weights(config, tmp_path)
-    config.loss.discriminator = None
-    assert discriminator_weights(config, tmp_path) is None
+        discriminator_weights(str(export), PatchGANConfig(channels=8, norm="group"), 3)
+    assert discriminator_weights(str(export), None, 3) is None
+    assert discriminator_weights("", config, 3) is None
 
 
 def test_without_run_init_nothing_is_loaded(tmp_path: Path) -> None:
-    assert initial_weights(starting_from(""), tmp_path, VQGAN, vqgan()) is None
-
-
-def test_a_run_that_goes_on_needs_the_export_no_more(tmp_path: Path) -> None:
-    Checkpoints(tmp_path / "checkpoints", HERE).save(3, {}, {"images": 12})
-    assert initial_weights(starting_from("gone"), tmp_path, VQGAN, vqgan()) is None
+    assert initial_weights("", VQGAN, vqgan()) is None
 
 
 @pytest.mark.parametrize(
@@ -153,7 +137,7 @@ def test_weights_of_another_vqgan_are_refused(
     settings: dict[str, Any], expected: str, export: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=f"run.init={export} .*{expected}"):
-        initial_weights(starting_from(export), tmp_path, VQGAN, vqgan(**settings))
+        initial_weights(str(export), VQGAN, vqgan(**settings))
 
 
 @pytest.mark.parametrize(
@@ -168,28 +152,28 @@ def test_weights_of_another_transformer_are_refused(
     settings: dict[str, Any], expected: str, tmp_path: Path
 ) -> None:
     Transformer(gpt()).save_pretrained(tmp_path / "export")
-    config = starting_from(tmp_path / "export")
+    folder = str(tmp_path / "export")
     with pytest.raises(UserError, match=expected):
-        initial_weights(config, tmp_path, Transformer, gpt(**settings))
+        initial_weights(folder, Transformer, gpt(**settings))
 
 
 def test_a_table_that_is_shared_does_not_become_one_of_the_conditions_own(tmp_path: Path) -> None:
     classes = {"condition": "class", "classes": 3}
     Transformer(gpt(**classes)).save_pretrained(tmp_path / "export")
-    config = starting_from(tmp_path / "export")
+    folder = str(tmp_path / "export")
     expected = r"model\.condition_table=shared and this run own: set it so"
     with pytest.raises(UserError, match=expected):
-        initial_weights(config, tmp_path, Transformer, gpt(**classes, condition_table="own"))
-    assert initial_weights(config, tmp_path, Transformer, gpt(**classes)) is not None
+        initial_weights(folder, Transformer, gpt(**classes, condition_table="own"))
+    assert initial_weights(folder, Transformer, gpt(**classes)) is not None
 
 
 def test_what_is_no_export_of_this_stage_is_named_with_the_key(
     export: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=r"run\.init: .* is an export of a vqgan"):
-        initial_weights(starting_from(export), tmp_path, Transformer, gpt())
+        initial_weights(str(export), Transformer, gpt())
     with pytest.raises(UserError, match=r"run\.init: .*no such export"):
-        initial_weights(starting_from(tmp_path / "a" / "b" / "c"), tmp_path, VQGAN, vqgan())
+        initial_weights(str(tmp_path / "a" / "b" / "c"), VQGAN, vqgan())
 
 
 def test_training_data_are_shards_a_mixture_or_with_streaming_what_has_no_index(
@@ -198,14 +182,19 @@ def test_training_data_are_shards_a_mixture_or_with_streaming_what_has_no_index(
     with writing_shards(tmp_path, "a", 4) as write:
         write("0", {"png": b""})
     data = ImagesConfig(train=str(tmp_path), micro_batch=2, size=8, lanes=1, block=1)
+    config = Config(run=RunConfig(name="a"), data=data, model=vqgan())
+
+    def opened() -> Any:
+        return open_training(config, ALONE, micro_batch=2, on_bad=print)
+
     for train in (str(tmp_path), [str(tmp_path)], {"a": {"shards": str(tmp_path)}}):
         data.train = train
-        assert isinstance(open_training(data, micro_batch=2), Reader)
+        assert isinstance(opened(), Reader)
     data.streaming, data.train = True, f"{tmp_path}/*.tar"
-    assert isinstance(open_training(data, micro_batch=2), StreamingReader)
+    assert isinstance(opened(), StreamingReader)
     data.train, data.val = "pipe:cat a.tar", {"a": {"shards": str(tmp_path)}}
     with pytest.raises(UserError, match=r"data\.train: 'pipe:cat a\.tar' .*data\.allow_pipe=true"):
-        open_training(data, micro_batch=2)
+        opened()
     with pytest.raises(UserError, match=r"data\.val: .* give a list of specs, not a mixture"):
         resolve_images(data, "val")
 
@@ -219,7 +208,9 @@ def test_the_first_stage_needs_no_classes(tmp_path: Path) -> None:
     shards = str(tmp_path / "data")
     data = ImagesConfig(shards, shards, global_batch=4, micro_batch=4, size=32, lanes=1, block=4)
     config = Config(run=RunConfig(name="a"), data=data, model=vqgan())
-    opened = FirstStage(config).open_data(HERE, BatchSizes(4, 1, 4, 1), tmp_path / "run")
+    config.loss = VQGANLossConfig()
+    start = Start(ALONE, BatchSizes(4, 1, 4, 1), tmp_path / "run")
+    opened = STAGES["vqgan"].open_data(config, start).data
     batch = next(opened.train.batches(0))
     assert sorted(batch.keys) == ["0", "1", "2", "3"]
     assert batch.classes is None

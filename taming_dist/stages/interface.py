@@ -1,0 +1,124 @@
+"""What a stage is: its config classes, the data that it opens, and the recipe that it trains by.
+
+config.py, train.py and the tools know stages by this and by the registry (`taming_dist.stages`).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from omegaconf import MISSING
+
+from taming_dist.data.batching import BatchSizes, DataConfig
+from taming_dist.engine.settings import EngineConfig
+from taming_dist.errors import UserError
+from taming_dist.launch import Place
+from taming_dist.models.export import ModelConfig
+from taming_dist.ranges import LARGEST_SEED, check_ranges, ranged
+from taming_dist.stages.setup import Setup
+from taming_dist.training.loop import Data, LoopConfig
+from taming_dist.training.optimization import OptimConfig
+from taming_dist.training.recipe import Recipe
+from taming_dist.training.sinks import LogConfig
+
+
+@dataclasses.dataclass
+class LossConfig:
+    """Base of the `loss` group of every stage."""
+
+
+@dataclasses.dataclass
+class RunConfig:
+    """`dir` is the run directory; starting again with the same one resumes the run. `init`: an
+    export whose weights a new run starts from, instead of random ones."""
+
+    name: str = MISSING
+    dir: str = "outputs/${run.name}"
+    seed: int = ranged(23, at_least=0, at_most=LARGEST_SEED)
+    init: str = ""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "run")
+        if ".." in Path(self.name).parts:
+            raise UserError(f"run.name={self.name} leaves the folder of all runs: give run.dir=...")
+        if not Path(self.name.strip("/")).parts:
+            raise UserError(f"run.name={self.name} is not the name of a folder: give another")
+        if not self.dir.strip() or not f"{self.name}{self.dir}".isprintable():
+            raise UserError(f"run.dir={self.dir!r} is not a folder: give its path, or a run.name")
+
+
+@dataclasses.dataclass
+class Config:
+    """All of `python -m taming_dist.train`. Model, loss and data are those of one stage."""
+
+    run: RunConfig = dataclasses.field(default_factory=RunConfig)
+    train: LoopConfig = dataclasses.field(default_factory=LoopConfig)
+    model: ModelConfig = MISSING
+    loss: LossConfig = MISSING
+    data: DataConfig = MISSING
+    optim: OptimConfig = MISSING
+    engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
+    scale: dict[str, Any] | None = None  # what +scale=NAME stands for, until it is known for which
+    scaled: list[str] = dataclasses.field(default_factory=list)  # stage; then what it changes
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """How a run starts: on which rank, with which cut of the global batch, in which folder, and
+    from the weights of which export (`init`; empty: random ones, or those of its checkpoint)."""
+
+    here: Place
+    batch: BatchSizes
+    run_dir: Path
+    init: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """What a stage opens before the ranks meet. A stage adds what its recipe needs beside."""
+
+    data: Data
+
+
+OpenedT = TypeVar("OpenedT", bound=Opened)
+Part = TypeVar("Part")
+
+
+class Stage(Generic[OpenedT]):
+    """One stage of training. `model`, `loss` and `data` are the config classes that go together.
+
+    `schemas`: the config classes by config group and by the name that the files in conf/ list in
+    their defaults, without its `_schema`.
+    """
+
+    model: ClassVar[type[ModelConfig]]
+    loss: ClassVar[type[LossConfig]]
+    data: ClassVar[type[DataConfig]]
+    schemas: ClassVar[Mapping[str, Mapping[str, type]]]
+
+    def check(self, config: Config) -> None:
+        """Check what no part can check alone.
+
+        Raises:
+            UserError: parts that do not go together, naming their keys.
+        """
+
+    def open_data(self, config: Config, start: Start) -> OpenedT:
+        """Open data and weights: whatever may fail by a mistake of the user.
+
+        Raises:
+            UserError: they are missing, or are not those of this configuration.
+        """
+        raise NotImplementedError
+
+    def recipe(self, config: Config, opened: OpenedT, setup: Setup) -> Recipe:
+        """The recipe that trains with what was opened, once the ranks have met (collective)."""
+        raise NotImplementedError
+
+
+def part(value: object, kind: type[Part]) -> Part:
+    """A part of a configuration as the class that its stage has there."""
+    assert isinstance(value, kind), f"{type(value).__name__} instead of {kind.__name__}"
+    return value

@@ -1,0 +1,114 @@
+"""How stages open what a run needs: readers as the loop takes them, and weights to start from."""
+
+import functools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from taming_dist.data.batching import BatchSizes
+from taming_dist.errors import UserError
+from taming_dist.models.discriminators import build_discriminator
+from taming_dist.models.export import Exported, ModelConfig
+from taming_dist.placeholders import refuse_placeholder
+from taming_dist.training.export import DISCRIMINATOR_FILE, check_tensors
+from taming_dist.training.loop import Data, EvaluatedSource, Source
+
+# What changes a model's answers without changing its tensors.
+UNSEEN = (
+    "vocabulary",
+    "modality.name",
+    "quantizer.name",
+    "quantizer.normalized",
+    "heads",
+    "grid",
+    "condition",
+    "condition_table",
+    "condition_grid",
+    "classes",
+)
+
+
+def join(
+    train: Source,
+    val: EvaluatedSource,
+    shown: EvaluatedSource,
+    batch: BatchSizes,
+    unread: Sequence[dict[str, Any]] = (),
+) -> Data:
+    """The readers as the loop takes them, with as many validation batches on every rank; `unread`
+    are the samples that `shown` cannot read."""
+    samples = val.plan.num_evaluated
+    if samples < batch.world_size:
+        key = "data.val" if samples == val.plan.num_samples else "train.validate_images"
+        raise UserError(
+            f"{key} gives {samples} samples for {batch.world_size} ranks: give each rank at least "
+            f"one"
+        )
+    train.plan.check_start(0)  # refuses lanes that do not fit, before any process group starts
+    val_batches = math.ceil(math.ceil(samples / batch.world_size) / batch.micro_batch)
+    preview = next(shown.epoch_batches(), None)
+    if preview is None:
+        raise UserError(
+            f"data.val: none of its {val.plan.num_samples} samples can be read; the first, "
+            f"{unread[0]['key']} in {unread[0]['shard']}: {unread[0]['error']}"
+        )
+    return Data(train, val, val_batches, preview, batch.accumulation)
+
+
+def initial_weights(
+    init: str, kind: type[Exported], model: ModelConfig
+) -> dict[str, Tensor] | None:
+    """The tensors of the export `init` (run.init), checked against the model that is to start from
+    them; None without one.
+
+    Raises:
+        UserError: it is no export of this kind, or of another model.
+    """
+    if not init:
+        return None
+    try:
+        found = kind.from_pretrained(init)
+    except UserError as error:
+        raise UserError(f"run.init: {error}") from error
+    for key in UNSEEN:
+        theirs, ours = (
+            functools.reduce(lambda part, name: getattr(part, name, None), key.split("."), whole)
+            for whole in (found.config, model)
+        )
+        if theirs != ours:
+            raise UserError(
+                f"run.init={init} has model.{key}={theirs} and this run {ours}: set it so, or "
+                f"start from another export"
+            )
+    state = found.state_dict()
+    with torch.device("meta"):
+        check_tensors(kind(model).state_dict(), state, f"run.init={init}")
+    return state
+
+
+def discriminator_weights(init: str, config: Any, channels: int) -> dict[str, Tensor] | None:
+    """The tensors of a discriminator that was kept beside the VQGAN of `init`, if there is one and
+    the run trains one (`config` is loss.discriminator), checked against it.
+
+    Raises:
+        UserError: it is damaged, or of another kind.
+    """
+    path = Path(init) / DISCRIMINATOR_FILE
+    if not init or config is None or not path.is_file():
+        return None
+    refuse_placeholder(path, "the weights of a discriminator")
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}): import the checkpoint again") from error
+    with torch.device("meta"):
+        network = build_discriminator(config, channels)
+    source = f"loss.discriminator is not of the kind of {path} (remove it to start anew), which"
+    check_tensors(network.state_dict(), state, source)
+    return state
