@@ -15,8 +15,8 @@ from taming_dist.formats.manifest import resolve
 from taming_dist.generation.generator import Generator
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.vqgan import VQGAN
-from taming_dist.opening import fitted
 from taming_dist.sample import SampleConfig, codes_of_condition
+from taming_dist.stages.prior import fitted
 
 TOOL = Path(__file__).parents[3] / "tools" / "tokenize_dataset.py"
 GPT = TransformerConfig(0, [], layers=1, heads=2, width=8, condition="codes")
