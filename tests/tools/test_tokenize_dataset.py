@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from taming_dist.opening import fitted
 
 from taming_dist.data.codes import CodeDataset
 from taming_dist.data.images import Preprocess
@@ -24,6 +23,7 @@ from taming_dist.models.modalities import RGB
 from taming_dist.models.prior.transformer import TransformerConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.stages.prior import fitted
 from tests.data.shard_files import writing_shards
 
 TOOL = Path(__file__).parents[2] / "tools" / "tokenize_dataset.py"
