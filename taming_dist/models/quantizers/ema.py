@@ -9,6 +9,7 @@ import dataclasses
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from jaxtyping import Float, Float32, Int64
 from omegaconf import MISSING
 from torch import Tensor
 
@@ -82,7 +83,7 @@ class EMAQuantizer(Quantizer):
         self.cluster_size: Tensor
         self.cluster_sum: Tensor
 
-    def forward(self, z: Tensor) -> Quantized:
+    def forward(self, z: Float[Tensor, "b d i j"]) -> Quantized:
         with full_precision(z) as z32:
             flat = as_vectors(z32, self.normalized)
             codes = nearest(flat.detach(), self.entries)
@@ -94,18 +95,19 @@ class EMAQuantizer(Quantizer):
                 statistics=self._statistics(flat.detach().view(len(z), -1, self.dim), codes),
             )
 
-    def _codes_of(self, z: Tensor) -> Tensor:
+    def _codes_of(self, z: Float32[Tensor, "b d i j"]) -> Int64[Tensor, "b i j"]:
         return as_code_grid(nearest(as_vectors(z, self.normalized), self.entries), z)
 
-    def _statistics(self, latents: Tensor, codes: Tensor) -> Statistics:
-        """From latents [b,n,d] and codes [b*n]."""
+    def _statistics(
+        self, latents: Float32[Tensor, "b n d"], codes: Int64[Tensor, "b*n"]
+    ) -> Statistics:
         counts = count(codes, self.vocabulary)
         if not self.training:
             return Statistics(counts)
         sums = torch.zeros_like(self.entries).index_add_(0, codes, latents.flatten(0, 1))
         return Statistics(counts, sums, candidates(latents, self.start.pending()))
 
-    def lookup(self, codes: Tensor) -> Tensor:
+    def lookup(self, codes: Int64[Tensor, "b i j"]) -> Float32[Tensor, "b d i j"]:
         return rearrange(F.embedding(codes, self.entries), "b i j d -> b d i j")
 
     @torch.no_grad()

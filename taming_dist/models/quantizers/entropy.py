@@ -4,6 +4,7 @@ Source: arXiv 2310.05737, section 3.2; arXiv 2412.02692 takes it over.
 Legend: K codes; q(c|z) the probability of code c for the vector z.
 """
 
+from jaxtyping import Float32
 from torch import Tensor
 
 from taming_dist.models.quantizers.interface import Quantizer
@@ -16,14 +17,16 @@ class EntropyQuantizer(Quantizer):
     entropy_weight: float
     diversity: float
 
-    def entropy_term(self, of_each: Tensor, mean: Tensor) -> Tensor:
-        """The weighted term from E[H(q(z))] and E[q(z)] [K] on this rank; the latter is averaged
-        over all ranks first."""
+    def entropy_term(
+        self, of_each: Float32[Tensor, ""], mean: Float32[Tensor, "K"]
+    ) -> Float32[Tensor, ""]:
+        """The weighted term from E[H(q(z))] and E[q(z)] on this rank; the latter is averaged over
+        all ranks first."""
         if self.average is not None:
             mean = self.average(mean)
         return self.entropy_weight * (of_each - self.diversity * entropy(mean))
 
 
-def entropy(p: Tensor) -> Tensor:
-    """Entropy of a distribution [K] in nats; a probability of 0 adds nothing."""
+def entropy(p: Float32[Tensor, "K"]) -> Float32[Tensor, ""]:
+    """Entropy of a distribution in nats; a probability of 0 adds nothing."""
     return -(p * p.clamp(min=1e-12).log()).sum()

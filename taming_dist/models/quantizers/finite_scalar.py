@@ -8,6 +8,7 @@ import dataclasses
 import math
 
 import torch
+from jaxtyping import Float, Float32, Int64
 from omegaconf import MISSING
 from torch import Tensor
 
@@ -61,7 +62,7 @@ class FSQuantizer(Quantizer):
         self.vocabulary, self.dim = config.codes, config.dim
         self.levels = list(config.levels)
 
-    def forward(self, z: Tensor) -> Quantized:
+    def forward(self, z: Float[Tensor, "b d i j"]) -> Quantized:
         with full_precision(z) as z32:
             bounded = self._bounded(z32.movedim(1, -1))
             rounded = bounded.round()
@@ -73,34 +74,34 @@ class FSQuantizer(Quantizer):
                 statistics=Statistics(count(codes, self.vocabulary)),
             )
 
-    def _bounded(self, z: Tensor) -> Tensor:
-        """[...,d] into (-L/2, L/2), so that rounding gives L integers: -L//2 ... (L-1)//2."""
+    def _bounded(self, z: Float32[Tensor, "*size d"]) -> Float32[Tensor, "*size d"]:
+        """Into (-L/2, L/2), so that rounding gives L integers: -L//2 ... (L-1)//2."""
         levels = constant(tuple(self.levels), torch.float32, z.device)
         half = (levels - 1) * (1 + self.MARGIN) / 2
         offset = torch.where(levels % 2 == 0, 0.5, 0.0)  # an even number of levels is not centred
         shift = torch.atanh(offset / half)
         return torch.tanh(z + shift) * half - offset
 
-    def _codes_of(self, z: Tensor) -> Tensor:
+    def _codes_of(self, z: Float32[Tensor, "b d i j"]) -> Int64[Tensor, "b i j"]:
         return self._joined(self._bounded(z.movedim(1, -1)).round())
 
-    def _joined(self, rounded: Tensor) -> Tensor:
-        """Integers [...,d] from -L//2 on -> codes [...], the first channel's digit the lowest, and
-        that of a NaN 0."""
+    def _joined(self, rounded: Float32[Tensor, "*size d"]) -> Int64[Tensor, "*size"]:
+        """Integers from -L//2 on -> codes, the first channel's digit the lowest, and that of a NaN
+        0."""
         digits = (rounded + self._half(rounded.device)).nan_to_num(0)
         return (digits.long() * self._places(digits.device)).sum(-1)
 
-    def lookup(self, codes: Tensor) -> Tensor:
+    def lookup(self, codes: Int64[Tensor, "b i j"]) -> Float32[Tensor, "b d i j"]:
         levels = constant(tuple(self.levels), torch.int64, codes.device)
         digits = codes[..., None] // self._places(codes.device) % levels
         half = levels // 2
         return ((digits - half) / half).movedim(-1, 1)
 
-    def _half(self, device: torch.device) -> Tensor:
-        """L//2 of each channel [d]: its largest integer, or one more."""
+    def _half(self, device: torch.device) -> Float32[Tensor, "d"]:
+        """L//2 of each channel: its largest integer, or one more."""
         return constant(tuple(level // 2 for level in self.levels), torch.float32, device)
 
-    def _places(self, device: torch.device) -> Tensor:
+    def _places(self, device: torch.device) -> Int64[Tensor, "d"]:
         """What a digit counts: 1, L1, L1*L2, ..."""
         places = (math.prod(self.levels[:index]) for index in range(self.dim))
         return constant(tuple(places), torch.int64, device)

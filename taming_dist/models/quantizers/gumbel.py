@@ -11,6 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from jaxtyping import Float, Float32, Int64
 from omegaconf import MISSING
 from torch import Tensor, nn
 
@@ -42,14 +43,18 @@ class GumbelQuantizerConfig:
 
 
 class Mixture(nn.Module):
-    """The entries [K,d]; the weight is used in this module's own forward, where ZeRO-3 has it."""
+    """The entries; the weight is used in this module's own forward, where ZeRO-3 has it."""
 
     def __init__(self, codes: int, dim: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(codes, dim))
 
-    def forward(self, shares: Tensor | None, codes: Tensor | None = None) -> Tensor:
-        """Shares of the entries [b,K,i,j] (or codes [b,i,j]) -> [b,d,i,j]."""
+    def forward(
+        self,
+        shares: Float32[Tensor, "b K i j"] | None,
+        codes: Int64[Tensor, "b i j"] | None = None,
+    ) -> Float32[Tensor, "b d i j"]:
+        """Shares of the entries (or codes) -> the entries mixed in these shares."""
         if codes is not None:
             return rearrange(F.embedding(codes, self.weight), "b i j d -> b d i j")
         assert shares is not None
@@ -72,7 +77,7 @@ class GumbelQuantizer(Quantizer):
         self.proj = nn.Conv2d(config.dim, config.codes, 1)
         self.embed = Mixture(config.codes, config.dim)
 
-    def forward(self, z: Tensor) -> Quantized:
+    def forward(self, z: Float[Tensor, "b d i j"]) -> Quantized:
         with full_precision(z) as z32:
             logits = self.proj(z32)
             if self.training:
@@ -85,15 +90,15 @@ class GumbelQuantizer(Quantizer):
             statistics = Statistics(count(codes, self.vocabulary))
             return Quantized(z_q, codes, self.kl_weight * self._divergence(logits), statistics)
 
-    def _codes_of(self, z: Tensor) -> Tensor:
+    def _codes_of(self, z: Float32[Tensor, "b d i j"]) -> Int64[Tensor, "b i j"]:
         return self.proj(z).argmax(1)
 
-    def _divergence(self, logits: Tensor) -> Tensor:
+    def _divergence(self, logits: Float32[Tensor, "b K i j"]) -> Float32[Tensor, ""]:
         """KL(q(k|z) || uniform), the mean over all positions."""
         log_q = F.log_softmax(logits, dim=1)
         return (log_q.exp() * (log_q + math.log(self.vocabulary))).sum(1).mean()
 
-    def lookup(self, codes: Tensor) -> Tensor:
+    def lookup(self, codes: Int64[Tensor, "b i j"]) -> Float32[Tensor, "b d i j"]:
         return self.embed(None, codes)
 
     def anneal(self, progress: float) -> dict[str, float]:

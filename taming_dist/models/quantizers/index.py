@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from jaxtyping import Float, Float32, Int64
 from omegaconf import MISSING
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -47,19 +48,19 @@ class IndexQuantizerConfig:
 
 
 class Chosen(NamedTuple):
-    """Of a block of n vectors: codes [n]; entries [n,d], with a gradient to the chosen entries
-    only; z_q [n,d], the same values with a gradient to all of them; the sum of the entropies of
-    q(c|z), and the sum of q [K]."""
+    """Of a block of n vectors: codes; entries, with a gradient to the chosen entries only; z_q, the
+    same values with a gradient to all of them; the sum of the entropies of q(c|z), and that of q.
+    """
 
-    codes: Tensor
-    entries: Tensor
-    z_q: Tensor
-    entropy: Tensor
-    mass: Tensor
+    codes: Int64[Tensor, "n"]
+    entries: Float32[Tensor, "n d"]
+    z_q: Float32[Tensor, "n d"]
+    entropy: Float32[Tensor, ""]
+    mass: Float32[Tensor, "K"]
 
 
 class IndexCodebook(nn.Module):
-    """The entries [K,d]; the weight is used in this module's own forward, where ZeRO-3 has it.
+    """The entries; the weight is used in this module's own forward, where ZeRO-3 has it.
 
     The N x K matrix is taken in blocks of rows, which are computed again in the backward pass
     instead of being kept.
@@ -71,10 +72,12 @@ class IndexCodebook(nn.Module):
         self.weight = nn.Parameter(torch.empty(codes, dim).uniform_(-1 / codes, 1 / codes))
 
     def forward(
-        self, z: Tensor | None, codes: Tensor | None = None, codes_only: bool = False
-    ) -> Chosen | Tensor:
-        """Vectors [N,d] -> what is chosen for them, or their codes [N] only; or codes [...] ->
-        their entries [...,d]."""
+        self,
+        z: Float32[Tensor, "N d"] | None,
+        codes: Int64[Tensor, "*size"] | None = None,
+        codes_only: bool = False,
+    ) -> Chosen | Int64[Tensor, "N"] | Float32[Tensor, "*size d"]:
+        """Vectors -> what is chosen for them, or their codes only; or codes -> their entries."""
         if codes is not None:
             return F.embedding(codes, self.weight)
         assert z is not None
@@ -93,7 +96,7 @@ class IndexCodebook(nn.Module):
             torch.stack([block.mass for block in blocks]).sum(0),
         )
 
-    def _choose(self, z: Tensor, weight: Tensor) -> Chosen:
+    def _choose(self, z: Float32[Tensor, "n d"], weight: Float32[Tensor, "K d"]) -> Chosen:
         logits = z @ weight.T
         p = logits.softmax(1)
         codes = logits.detach().argmax(1)
@@ -115,7 +118,7 @@ class IndexQuantizer(EntropyQuantizer):
         self.entropy_weight, self.diversity = config.entropy_weight, config.diversity
         self.embedding = IndexCodebook(config.codes, config.dim, config.temperature)
 
-    def forward(self, z: Tensor) -> Quantized:
+    def forward(self, z: Float[Tensor, "b d i j"]) -> Quantized:
         with full_precision(z) as z32:
             flat = as_vectors(z32)
             chosen = self.embedding(flat)
@@ -134,8 +137,8 @@ class IndexQuantizer(EntropyQuantizer):
                 statistics=Statistics(count(chosen.codes, self.vocabulary)),
             )
 
-    def _codes_of(self, z: Tensor) -> Tensor:
+    def _codes_of(self, z: Float32[Tensor, "b d i j"]) -> Int64[Tensor, "b i j"]:
         return as_code_grid(self.embedding(as_vectors(z), codes_only=True), z)
 
-    def lookup(self, codes: Tensor) -> Tensor:
+    def lookup(self, codes: Int64[Tensor, "b i j"]) -> Float32[Tensor, "b d i j"]:
         return rearrange(self.embedding(None, codes), "b i j d -> b d i j")

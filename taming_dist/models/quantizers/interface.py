@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 
 NO_CODE = -1
@@ -24,26 +25,26 @@ ReplaceRows = Callable[[nn.Parameter, Tensor, Tensor], None]  # see `Quantizer.u
 class Statistics(NamedTuple):
     """What `update` and the usage metrics need of one call, to be brought together over all calls.
 
-    counts [K]: how often each code was chosen; sums [K,d]: sums of the vectors assigned to each
-    code (both are added up); candidates [b,k,d]: a few latents of each image for dead codes
-    (joined in the order of the global batch). The last two are None where nobody needs them.
+    counts: how often each code was chosen; sums: sums of the vectors assigned to each code (both
+    are added up); candidates: k latents of each image for dead codes (joined in the order of the
+    global batch). The last two are None where nobody needs them.
     """
 
-    counts: Tensor
-    sums: Tensor | None = None
-    candidates: Tensor | None = None
+    counts: Float32[Tensor, "K"]
+    sums: Float32[Tensor, "K d"] | None = None
+    candidates: Float32[Tensor, "b k d"] | None = None
 
 
 class Quantized(NamedTuple):
     """What a quantizer gives. (A tuple, because ZeRO-3 looks for tensors in tuples only.)
 
-    z_q [b,d,i,j]: the chosen entries, with a gradient to z (fp32); codes [b,i,j]: their indices,
-    int64; loss: the codebook loss, a scalar; statistics: see there.
+    z_q: the chosen entries, with a gradient to z; codes: their indices; loss: the codebook loss;
+    statistics: see there.
     """
 
-    z_q: Tensor
-    codes: Tensor
-    loss: Tensor
+    z_q: Float32[Tensor, "b d i j"]
+    codes: Int64[Tensor, "b i j"]
+    loss: Float32[Tensor, ""]
     statistics: Statistics
 
 
@@ -63,7 +64,7 @@ class StaysFloat32(nn.Module):
 
 
 class Quantizer(StaysFloat32):
-    """What the VQGAN and the recipe know of a quantizer: z [b,d,i,j] -> Quantized.
+    """What the VQGAN and the recipe know of a quantizer: latents z -> Quantized.
 
     `average` is set by whoever trains on several ranks (models know no ranks); terms that speak of
     the whole batch use it.
@@ -73,20 +74,20 @@ class Quantizer(StaysFloat32):
     dim: int
     average: Average | None = None
 
-    def encode(self, z: Tensor) -> Tensor:
-        """z [b,d,i,j] -> codes [b,i,j], int64: those of `forward` in evaluation, nothing beside.
+    def encode(self, z: Float[Tensor, "b d i j"]) -> Int64[Tensor, "b i j"]:
+        """Latents -> codes: those of `forward` in evaluation, nothing beside.
 
         A latent that is not finite has none: -1.
         """
         with torch.no_grad(), full_precision(z) as z32:
             return self._codes_of(z32).where(z32.isfinite().all(1), NO_CODE)
 
-    def _codes_of(self, z: Tensor) -> Tensor:
-        """The codes [b,i,j] of latents [b,d,i,j] in fp32, as evaluation chooses them."""
+    def _codes_of(self, z: Float32[Tensor, "b d i j"]) -> Int64[Tensor, "b i j"]:
+        """The codes of latents, as evaluation chooses them."""
         raise NotImplementedError
 
-    def lookup(self, codes: Tensor) -> Tensor:
-        """Codes [b,i,j] -> entries [b,d,i,j], fp32."""
+    def lookup(self, codes: Int64[Tensor, "b i j"]) -> Float32[Tensor, "b d i j"]:
+        """Codes -> entries."""
         raise NotImplementedError
 
     def anneal(self, progress: float) -> dict[str, float]:
@@ -106,7 +107,7 @@ class Quantizer(StaysFloat32):
 
 
 @contextmanager
-def full_precision(z: Tensor) -> Iterator[Tensor]:
+def full_precision(z: Float[Tensor, "b d i j"]) -> Iterator[Float32[Tensor, "b d i j"]]:
     """The latents in fp32, with autocast off.
 
     One that is not finite becomes NaN: its code is any of the vocabulary and means nothing, and the
@@ -118,24 +119,28 @@ def full_precision(z: Tensor) -> Iterator[Tensor]:
         yield z.where(z.isfinite(), torch.nan)
 
 
-def as_vectors(z: Tensor, normalized: bool = False) -> Tensor:
-    """[b,d,i,j] -> [N,d], `normalized` to unit length."""
+def as_vectors(z: Float32[Tensor, "b d i j"], normalized: bool = False) -> Float32[Tensor, "N d"]:
+    """Each latent as a row, `normalized` to unit length."""
     vectors = rearrange(z, "b d i j -> (b i j) d")
     return F.normalize(vectors, dim=-1) if normalized else vectors
 
 
-def as_grid(vectors: Tensor, z: Tensor) -> Tensor:
-    """[N,d] -> [b,d,i,j], with the sizes of z."""
+def as_grid(
+    vectors: Float32[Tensor, "N d"], z: Float[Tensor, "b d i j"]
+) -> Float32[Tensor, "b d i j"]:
+    """The inverse of `as_vectors`, with the sizes of z."""
     b, _, i, j = z.shape
     return rearrange(vectors, "(b i j) d -> b d i j", b=b, i=i, j=j)
 
 
-def as_code_grid(codes: Tensor, z: Tensor) -> Tensor:
-    """[N] -> [b,i,j], with the sizes of z."""
+def as_code_grid(codes: Int64[Tensor, "N"], z: Float[Tensor, "b d i j"]) -> Int64[Tensor, "b i j"]:
+    """The codes of rows as a grid, with the sizes of z."""
     return codes.view(len(z), *z.shape[2:])
 
 
-def straight_through(vectors: Tensor, entries: Tensor) -> Tensor:
+def straight_through(
+    vectors: Float32[Tensor, "*size"], entries: Float32[Tensor, "*size"]
+) -> Float32[Tensor, "*size"]:
     """The value of the entries with the gradient of the vectors."""
     return vectors + (entries - vectors).detach()
 
@@ -145,8 +150,8 @@ def rows_per_block(codes: int) -> int:
     return max(1, SEARCH_BYTES // (4 * codes))
 
 
-def nearest(z: Tensor, entries: Tensor) -> Tensor:
-    """Index of the nearest entry for every vector: z [N,d], entries [K,d] -> [N] int64.
+def nearest(z: Float32[Tensor, "N d"], entries: Float32[Tensor, "K d"]) -> Int64[Tensor, "N"]:
+    """Index of the nearest entry for every vector.
 
     The distances are taken in blocks of rows, so that N*K numbers are never held at once. Ties go
     to the lowest index.
@@ -161,8 +166,8 @@ def nearest(z: Tensor, entries: Tensor) -> Tensor:
     )
 
 
-def count(codes: Tensor, vocabulary: int) -> Tensor:
-    """How often each code occurs: [K] float32 (exact up to 2^24 per call).
+def count(codes: Int64[Tensor, "..."], vocabulary: int) -> Float32[Tensor, "{vocabulary}"]:
+    """How often each code occurs (exact up to 2^24 per call).
 
     Not by `bincount`, for which the host waits until a GPU has told the largest code.
     """

@@ -8,6 +8,7 @@ import dataclasses
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float, Float32, Int64
 from omegaconf import MISSING
 from torch import Tensor
 
@@ -61,7 +62,7 @@ class LFQuantizer(EntropyQuantizer):
         self.entropy_weight, self.diversity = config.entropy_weight, config.diversity
         self.temperature = config.temperature
 
-    def forward(self, z: Tensor) -> Quantized:
+    def forward(self, z: Float[Tensor, "b d i j"]) -> Quantized:
         with full_precision(z) as z32:
             flat = as_vectors(z32)
             bits = flat > 0
@@ -77,16 +78,20 @@ class LFQuantizer(EntropyQuantizer):
                 statistics=Statistics(count(codes, self.vocabulary)),
             )
 
-    def _codes_of(self, z: Tensor) -> Tensor:
+    def _codes_of(self, z: Float32[Tensor, "b d i j"]) -> Int64[Tensor, "b i j"]:
         return self._joined(as_vectors(z) > 0, z)
 
-    def _joined(self, bits: Tensor, z: Tensor) -> Tensor:
-        """Bits [N,d], the first one lowest -> codes [b,i,j], with the sizes of z."""
+    def _joined(
+        self, bits: Bool[Tensor, "N d"], z: Float[Tensor, "b d i j"]
+    ) -> Int64[Tensor, "b i j"]:
+        """Bits, the first one lowest -> codes, with the sizes of z."""
         places = torch.arange(self.dim, device=z.device)
         return as_code_grid((bits.long() << places).sum(-1), z)
 
-    def _certainty(self, flat: Tensor) -> tuple[Tensor, Tensor]:
-        """E[H(q(z))] and E[q(z)] [K], from z [N,d].
+    def _certainty(
+        self, flat: Float32[Tensor, "N d"]
+    ) -> tuple[Float32[Tensor, ""], Float32[Tensor, "K"]]:
+        """E[H(q(z))] and E[q(z)].
 
         q factorises over the bits, with logits 4 z / temperature. So the first entropy is a sum
         over bits, and the mean distribution is the product of two thin matrices, [2^(d/2),N] and
@@ -99,14 +104,14 @@ class LFQuantizer(EntropyQuantizer):
         mean = joint(high).T @ joint(low) / len(flat)
         return of_each, mean.flatten()
 
-    def lookup(self, codes: Tensor) -> Tensor:
+    def lookup(self, codes: Int64[Tensor, "b i j"]) -> Float32[Tensor, "b d i j"]:
         bits = codes[:, None] >> torch.arange(self.dim, device=codes.device)[:, None, None]
         return (2 * (bits & 1) - 1).float()
 
 
-def joint(on: Tensor) -> Tensor:
-    """Probabilities of independent bits [N,k] -> those of their 2^k combinations [N,2^k], where the
-    first bit is the lowest of the index."""
+def joint(on: Float32[Tensor, "N k"]) -> Float32[Tensor, "N 2**k"]:
+    """Probabilities of independent bits -> those of their combinations, where the first bit is the
+    lowest of the index."""
     out = on.new_ones(len(on), 1)
     for p in on.unbind(1):
         p = p[:, None]

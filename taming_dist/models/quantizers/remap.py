@@ -9,15 +9,16 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from jaxtyping import Int64
 from torch import Tensor
 
 from taming_dist.errors import UserError
 
 
 def keep_used(
-    config: Any, state: Mapping[str, Tensor], used: Tensor
+    config: Any, state: Mapping[str, Tensor], used: Int64[Tensor, "U"]
 ) -> tuple[Any, dict[str, Tensor]]:
-    """Configuration and state of a quantizer that has the codes `used` [U] only, in that order.
+    """Configuration and state of a quantizer that has the codes `used` only, in that order.
 
     Errors: UserError for quantizers whose codes are no list of entries, and for codes that the
     quantizer does not have, or twice.

@@ -7,6 +7,7 @@ Legend: d latent channels, K codes, P latents in the pool.
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float32, Int64
 from torch import Tensor, nn
 
 from taming_dist.copies import to_device
@@ -48,9 +49,13 @@ class Start(StaysFloat32):
         return not self._done
 
     def entries(
-        self, pool: Tensor, codes: int, normalized: bool, generator: torch.Generator
-    ) -> Tensor:
-        """The first entries [K,d] from the pool [P,d]; from now on nothing is pending."""
+        self,
+        pool: Float32[Tensor, "P d"],
+        codes: int,
+        normalized: bool,
+        generator: torch.Generator,
+    ) -> Float32[Tensor, "{codes} d"]:
+        """The first entries from the pool; from now on nothing is pending."""
         self.done.fill_(1)
         entries = draw(pool, codes, generator)
         if normalized:
@@ -58,13 +63,15 @@ class Start(StaysFloat32):
         return kmeans(pool, entries, normalized) if self.kind == "kmeans" else entries
 
 
-def candidates(latents: Tensor, at_start: bool) -> Tensor:
-    """A few evenly spaced latents of each image: [b,n,d] -> [b,k,d]."""
+def candidates(latents: Float32[Tensor, "b n d"], at_start: bool) -> Float32[Tensor, "b k d"]:
+    """A few evenly spaced latents of each image."""
     wanted = CANDIDATES_AT_START if at_start else CANDIDATES
     return latents[:, :: -(-latents.shape[1] // wanted)]
 
 
-def draw(pool: Tensor, wanted: int, generator: torch.Generator) -> Tensor:
+def draw(
+    pool: Float32[Tensor, "P d"], wanted: int, generator: torch.Generator
+) -> Float32[Tensor, "{wanted} d"]:
     """Rows of the pool at random, each once; a smaller pool is gone through again, with noise."""
     rounds = -(-wanted // len(pool))
     order = torch.cat([torch.randperm(len(pool), generator=generator) for _ in range(rounds)])
@@ -74,8 +81,10 @@ def draw(pool: Tensor, wanted: int, generator: torch.Generator) -> Tensor:
     return drawn + noise * pool.std(0, correction=0)
 
 
-def kmeans(pool: Tensor, entries: Tensor, normalized: bool) -> Tensor:
-    """Lloyd's algorithm from the entries [K,d]; a cluster without members keeps its place."""
+def kmeans(
+    pool: Float32[Tensor, "P d"], entries: Float32[Tensor, "K d"], normalized: bool
+) -> Float32[Tensor, "K d"]:
+    """Lloyd's algorithm from the entries; a cluster without members keeps its place."""
     for _ in range(KMEANS_ROUNDS):
         # on the CPU, where sums come out the same to the bit on every rank
         codes = nearest(pool, entries).cpu()
@@ -88,7 +97,9 @@ def kmeans(pool: Tensor, entries: Tensor, normalized: bool) -> Tensor:
     return entries
 
 
-def dead_codes(usage: Tensor, revive_below: float, limit: int) -> Tensor:
+def dead_codes(
+    usage: Float32[Tensor, "K"], revive_below: float, limit: int
+) -> Int64[Tensor, "dead"]:
     """Codes used less than `revive_below` times the average, `limit` at most (the others wait)."""
     return (usage < revive_below * usage.mean()).nonzero().flatten()[:limit]
 
@@ -103,8 +114,10 @@ class Usage(nn.Module):
         self.register_buffer("mean", torch.ones(codes))
         self.mean: Tensor
 
-    def dead(self, counts: Tensor, revive_below: float, limit: int) -> Tensor:
-        """Take in counts [K]; gives the codes to revive, which count as of average use from now."""
+    def dead(
+        self, counts: Float32[Tensor, "K"], revive_below: float, limit: int
+    ) -> Int64[Tensor, "dead"]:
+        """Take in counts; gives the codes to revive, which count as of average use from now."""
         self.mean.lerp_(counts, 1 - self.DECAY)
         dead = dead_codes(self.mean, revive_below, limit)
         self.mean[dead] = self.mean.mean()

@@ -9,6 +9,7 @@ import dataclasses
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from jaxtyping import Float, Float32, Int64
 from omegaconf import MISSING
 from torch import Tensor, nn
 
@@ -32,7 +33,7 @@ from taming_dist.ranges import check_ranges, ranged
 
 
 class Codebook(StaysFloat32):
-    """The entries [K,d]; the weight is used in this module's own forward, where ZeRO-3 has it."""
+    """The entries; the weight is used in this module's own forward, where ZeRO-3 has it."""
 
     def __init__(self, codes: int, dim: int, normalized: bool) -> None:
         super().__init__()
@@ -41,12 +42,14 @@ class Codebook(StaysFloat32):
         # of unit length from the start: a gradient step turns a tiny vector by any angle
         self.weight = nn.Parameter(F.normalize(weight, dim=-1) if normalized else weight)
 
-    def entries(self) -> Tensor:
+    def entries(self) -> Float32[Tensor, "K d"]:
         weight = self.weight.float()
         return F.normalize(weight, dim=-1) if self.normalized else weight
 
-    def forward(self, z: Tensor | None, codes: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Vectors [N,d] (or codes [N]) -> codes [N], their entries [N,d]."""
+    def forward(
+        self, z: Float32[Tensor, "N d"] | None, codes: Int64[Tensor, "N"] | None = None
+    ) -> tuple[Int64[Tensor, "N"], Float32[Tensor, "N d"]]:
+        """Vectors (or codes) -> codes, their entries."""
         entries = self.entries()
         if codes is None:
             assert z is not None
@@ -94,7 +97,7 @@ class VectorQuantizer(Quantizer):
         self.start = Start(config.initial)
         self.usage = Usage(config.codes) if config.revive_below else None
 
-    def forward(self, z: Tensor) -> Quantized:
+    def forward(self, z: Float[Tensor, "b d i j"]) -> Quantized:
         with full_precision(z) as z32:
             flat = as_vectors(z32, self.normalized)
             codes, entries = self.embedding(flat)
@@ -108,18 +111,19 @@ class VectorQuantizer(Quantizer):
                 statistics=self._statistics(flat.detach().view(len(z), -1, self.dim), codes),
             )
 
-    def _codes_of(self, z: Tensor) -> Tensor:
+    def _codes_of(self, z: Float32[Tensor, "b d i j"]) -> Int64[Tensor, "b i j"]:
         codes, _ = self.embedding(as_vectors(z, self.normalized))
         return as_code_grid(codes, z)
 
-    def _statistics(self, latents: Tensor, codes: Tensor) -> Statistics:
-        """From latents [b,n,d] and codes [b*n]."""
+    def _statistics(
+        self, latents: Float32[Tensor, "b n d"], codes: Int64[Tensor, "b*n"]
+    ) -> Statistics:
         counts, at_start = count(codes, self.vocabulary), self.start.pending()
         if not self.training or (self.usage is None and not at_start):
             return Statistics(counts)
         return Statistics(counts, candidates=candidates(latents, at_start))
 
-    def lookup(self, codes: Tensor) -> Tensor:
+    def lookup(self, codes: Int64[Tensor, "b i j"]) -> Float32[Tensor, "b d i j"]:
         _, entries = self.embedding(None, codes.flatten())
         return rearrange(entries, "(b i j) d -> b d i j", i=codes.shape[1], j=codes.shape[2])
 
