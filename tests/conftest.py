@@ -19,8 +19,10 @@ from typing import Any
 import pytest
 from jaxtyping import install_import_hook
 
+import tests.typechecker  # noqa: F401  (the hook below knows it by its name)
+
 # Before any of them is imported: in this process every call of theirs is checked against its
-# signature, shapes and types of tensors included. An int will do for a float, as it does for mypy.
+# signature, shapes and types of tensors included.
 CHECKED = [
     "autoencoder",
     "constants",
@@ -33,7 +35,7 @@ CHECKED = [
 ]
 install_import_hook(
     [f"taming_dist.models.{name}" for name in CHECKED],
-    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+    "tests.typechecker.checked",
 )
 
 
