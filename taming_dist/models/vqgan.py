@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float, Float32, Int64
 from omegaconf import MISSING
 from torch import Tensor, nn
 
@@ -79,15 +80,14 @@ def check_size(size: int, factor: int, name: str) -> None:
 class Reconstruction(NamedTuple):
     """What a training step needs; only `images` and `codebook_loss` carry gradients.
 
-    images [b,c,h,w]: G(z_q); features [b,c',h,w]: the input of the decoder's last convolution,
-    detached (it serves the adaptive weight alone); codebook_loss: a scalar; codes [b,i,j];
-    statistics: see `Statistics`.
+    images: G(z_q); features: the input of the decoder's last convolution, detached (it serves the
+    adaptive weight alone); statistics: see `Statistics`.
     """
 
-    images: Tensor
-    features: Tensor
-    codebook_loss: Tensor
-    codes: Tensor
+    images: Float[Tensor, "b c h w"]
+    features: Float[Tensor, "b width h w"]
+    codebook_loss: Float32[Tensor, ""]
+    codes: Int64[Tensor, "b i j"]
     statistics: Statistics
 
 
@@ -121,8 +121,8 @@ class VQGAN(
         self.quant_conv = nn.Conv2d(config.latent_channels, config.quantizer.dim, 1)
         self.post_quant_conv = nn.Conv2d(config.quantizer.dim, config.latent_channels, 1)
 
-    def forward(self, images: Tensor) -> Reconstruction:
-        """Images [b,c,h,w] in [-1,1] -> their reconstruction, with what training needs beside."""
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Reconstruction:
+        """Images in [-1,1] -> their reconstruction, with what training needs beside."""
         quantized = self.quantize(self.latents(images))
         features = self.decoder.features(self.post_quant_conv(quantized.z_q.to(images.dtype)))
         return Reconstruction(
@@ -135,23 +135,23 @@ class VQGAN(
             statistics=quantized.statistics,
         )
 
-    def latents(self, images: Tensor) -> Tensor:
-        """Images [b,c,h,w] -> vectors before quantisation [b,d,h/f,w/f]."""
+    def latents(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
+        """Vectors before quantisation; i = h/f, j = w/f."""
         check_size(images.shape[-2], self.config.factor, "image height")
         check_size(images.shape[-1], self.config.factor, "image width")
         return self.quant_conv(self.encoder(images))
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """Images [b,c,h,w] in [-1,1] -> codes [b,h/f,w/f], int64, those of `forward` in eval mode.
+    def encode(self, images: Float[Tensor, "b c h w"]) -> Int64[Tensor, "b i j"]:
+        """Images in [-1,1] -> codes, i = h/f and j = w/f: those of `forward` in eval mode.
 
         The encoder and the search run, and nothing else: no loss, no statistics, no graph. Where
         latents are not finite the code is -1, see `check_all_coded`; the device is not waited for.
         """
         return self.quantize.encode(self.latents(images.to(self.dtype)))
 
-    def decode_codes(self, codes: Tensor) -> Tensor:
-        """Codes [b,i,j] -> images [b,c,i*f,j*f], about in [-1,1] (not clamped), or logits."""
+    def decode_codes(self, codes: Int64[Tensor, "b i j"]) -> Float[Tensor, "b c h w"]:
+        """Codes -> images, h = i*f and w = j*f, about in [-1,1] (not clamped), or logits."""
         return self.decoder(self.post_quant_conv(self.quantize.lookup(codes).to(self.dtype)))
 
     @property
@@ -159,8 +159,8 @@ class VQGAN(
         return self.quant_conv.weight.dtype
 
 
-def check_all_coded(codes: Tensor, keys: Sequence[str], advice: str) -> None:
-    """UserError naming an image if one of the codes [b,...] of images `keys` is missing.
+def check_all_coded(codes: Int64[Tensor, "b ..."], keys: Sequence[str], advice: str) -> None:
+    """UserError naming an image if one of the codes of images `keys` is missing.
 
     Call it once the codes are on the CPU anyway.
     """
@@ -171,9 +171,9 @@ def check_all_coded(codes: Tensor, keys: Sequence[str], advice: str) -> None:
 
 
 def with_codes(
-    config: VQGANConfig, state: Mapping[str, Tensor], used: Tensor
+    config: VQGANConfig, state: Mapping[str, Tensor], used: Int64[Tensor, "U"]
 ) -> tuple[VQGANConfig, dict[str, Tensor]]:
-    """Configuration and state of a VQGAN that has the codes `used` [U] only, in that order.
+    """Configuration and state of a VQGAN that has the codes `used` only, in that order.
 
     Errors: UserError, as `keep_used`.
     """

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from taming_dist.models.discriminators.dino import DinoConfig, DinoHeads
@@ -44,6 +45,6 @@ def build_discriminator(config: Any, image_channels: int) -> nn.Module:
     return networks[type(config)](config, image_channels)
 
 
-def accuracy(real: Tensor, fake: Tensor) -> Tensor:
+def accuracy(real: Float[Tensor, "b 1 h w"], fake: Float[Tensor, "b 1 h w"]) -> Float[Tensor, ""]:
     """Share of logits on the right side of 0, for real and generated patches together."""
     return ((real > 0).float().mean() + (fake < 0).float().mean()) / 2

@@ -12,6 +12,7 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from taming_dist.copies import to_device
@@ -47,7 +48,7 @@ class DinoConfig:
 
 
 class DinoFeatures(nn.Module):
-    """The frozen ViT: images [b, 1 or 3, h, w] in [-1, 1] -> features [b,k,n,e] after k blocks.
+    """The frozen ViT: images of 1 or 3 channels in [-1, 1] -> features after k of its blocks.
 
     Images are resized to `side` pixels. As StyleGAN-T reads them, the class token is added to every
     patch. Parameter names are those of the public checkpoint; its last norm is not needed.
@@ -69,7 +70,7 @@ class DinoFeatures(nn.Module):
         self.requires_grad_(False)
         self.eval()
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k n e"]:
         x = (self._resized(images.float()) + 1) / 2
         x = self.patch_embed["proj"]((x - self.mean) / self.deviation).flatten(2).transpose(1, 2)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.pos_embed
@@ -92,8 +93,10 @@ class DinoFeatures(nn.Module):
 
 
 @cache
-def resizing(length: int, side: int, area: bool, device: torch.device) -> Tensor:
-    """The matrix [side, length] that resizes one axis, by means of areas or else bicubically.
+def resizing(
+    length: int, side: int, area: bool, device: torch.device
+) -> Float32[Tensor, "{side} {length}"]:
+    """The matrix that resizes one axis, by means of areas or else bicubically.
 
     `F.interpolate` does the same, and its gradient adds up in any order on a GPU.
     """
@@ -113,7 +116,7 @@ class Block(nn.Module):
         hidden = 4 * WIDTH
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(WIDTH, hidden), "fc2": nn.Linear(hidden, WIDTH)})
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b n e"]) -> Float[Tensor, "b n e"]:
         x = x + self.attn(self.norm1(x))
         return x + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x))))
 
@@ -124,7 +127,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
         self.proj = nn.Linear(WIDTH, WIDTH)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b n e"]) -> Float[Tensor, "b n e"]:
         q, k, v = self.qkv(x).unflatten(2, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
@@ -145,13 +148,13 @@ class SpectralConv(nn.Module):
         self.weight, self.bias = plain.weight, plain.bias
         self.register_buffer("u", F.normalize(torch.randn(outputs), dim=0))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b e n 1"]) -> Float[Tensor, "b out n 1"]:
         margin = self.weight.shape[2] // 2
         x = F.pad(x, (0, 0, margin, margin), mode="circular")
         return F.conv2d(x, self.weight / self._largest(), self.bias)
 
-    def _largest(self) -> Tensor:
-        """The largest singular value of the weight as a matrix [outputs, -1]; fp32."""
+    def _largest(self) -> Float32[Tensor, ""]:
+        """The largest singular value of the weight as a matrix [outputs, -1]."""
         with torch.autocast(self.weight.device.type, enabled=False):
             matrix = self.weight.float().flatten(1)
             with torch.no_grad():
@@ -163,7 +166,7 @@ class SpectralConv(nn.Module):
 
 
 class Head(nn.Module):
-    """Features [b,e,n,1] -> logits [b,1,n,1]: one layer per patch, one over neighbours."""
+    """Features -> logits: one layer per patch, one over neighbours."""
 
     def __init__(self, norm: str) -> None:
         super().__init__()
@@ -171,7 +174,7 @@ class Head(nn.Module):
         self.second = layer(KERNEL, norm)
         self.out = SpectralConv(WIDTH, 1, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b e n 1"]) -> Float[Tensor, "b 1 n 1"]:
         x = self.first(x)
         return self.out((x + self.second(x)) / math.sqrt(2))
 
@@ -182,12 +185,12 @@ def layer(kernel: int, norm: str) -> nn.Sequential:
 
 
 class DinoHeads(nn.Module):
-    """The trained part: features [b,k,n,e] of `DinoFeatures` -> logits [b,1,n,k]."""
+    """The trained part: features of `DinoFeatures` -> logits."""
 
     def __init__(self, config: DinoConfig, image_channels: int) -> None:
         super().__init__()
         self.heads = nn.ModuleList(Head(config.norm) for _ in config.depths)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Float[Tensor, "b k n e"]) -> Float[Tensor, "b 1 n k"]:
         pairs = zip(self.heads, features.transpose(2, 3).unsqueeze(4).unbind(1), strict=True)
         return torch.cat([head(x) for head, x in pairs], 3)

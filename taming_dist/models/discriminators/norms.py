@@ -7,6 +7,7 @@ ranks (see `average_statistics`).
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 Average = Callable[[Tensor], Tensor]
@@ -18,7 +19,7 @@ class Averaged(nn.Module):
 
     average: Average | None = None
 
-    def over_ranks(self, statistic: Tensor) -> Tensor:
+    def over_ranks(self, statistic: Float32[Tensor, "*size"]) -> Float32[Tensor, "*size"]:
         """The mean of a statistic over ranks; differentiable."""
         return statistic if self.average is None else self.average(statistic)
 
@@ -36,13 +37,13 @@ class BatchNorm(nn.BatchNorm2d, Averaged):
 
     track: bool = True
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         if not self.training:
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
             return self._normalize(x.float()).to(x.dtype)
 
-    def _normalize(self, x: Tensor) -> Tensor:
+    def _normalize(self, x: Float32[Tensor, "b c h w"]) -> Float32[Tensor, "b c h w"]:
         moments = self.over_ranks(torch.stack([x.mean((0, 2, 3)), x.square().mean((0, 2, 3))]))
         mean, variance = moments[0], moments[1] - moments[0].square()
         if self.track:
@@ -53,7 +54,9 @@ class BatchNorm(nn.BatchNorm2d, Averaged):
         return x * scale[:, None, None] + shift[:, None, None]
 
     @torch.no_grad()
-    def _move_running(self, mean: Tensor, variance: Tensor, n: int) -> None:
+    def _move_running(
+        self, mean: Float32[Tensor, "c"], variance: Float32[Tensor, "c"], n: int
+    ) -> None:
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -76,11 +79,13 @@ class ActNorm(Averaged):
         self.register_buffer("initialized", torch.zeros((), dtype=torch.uint8))
         self.initialized: Tensor
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         return self.scale * (x + self.loc)
 
-    def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """`loc` and `scale` for the batches x [b,c,h,w] of all ranks together."""
+    def statistics(
+        self, x: Float32[Tensor, "b c h w"]
+    ) -> tuple[Float32[Tensor, "1 c 1 1"], Float32[Tensor, "1 c 1 1"]]:
+        """`loc` and `scale` for the batches x of all ranks together."""
         mean = self.over_ranks(x.mean((0, 2, 3), keepdim=True))
         variance = self.over_ranks((x - mean).square().mean((0, 2, 3), keepdim=True))
         n = x.numel() // x.shape[1] * self.ranks
@@ -109,14 +114,16 @@ def track_statistics(network: nn.Module, track: bool) -> None:
             module.track = track  # type: ignore[assignment]
 
 
-def set_in_place(parameter: nn.Parameter, value: Tensor) -> None:
+def set_in_place(parameter: nn.Parameter, value: Float[Tensor, "*size"]) -> None:
     """How a parameter of a plain network is set; an engine has its own way."""
     parameter.data.copy_(value)
 
 
 @torch.no_grad()
-def initialize_actnorm(network: nn.Module, images: Tensor, assign: Assign = set_in_place) -> bool:
-    """Set every ActNorm that was never set from a first batch [b,c,h,w]; True if there was one.
+def initialize_actnorm(
+    network: nn.Module, images: Float[Tensor, "b c h w"], assign: Assign = set_in_place
+) -> bool:
+    """Set every ActNorm that was never set from a first batch; True if there was one.
 
     Each layer sees what those before it give once they are set. Values are assigned after the
     pass, because under ZeRO-3 what a forward writes into its parameters is lost.

@@ -5,6 +5,7 @@ Parameter names are those of the original implementation's `loss.discriminator.*
 
 import dataclasses
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from taming_dist.errors import UserError
@@ -46,7 +47,7 @@ class PatchGANConfig:
 
 
 class PatchGAN(nn.Module):
-    """One logit for every overlapping patch: images [b,c,h,w] -> logits [b,1,h',w']."""
+    """One logit for every overlapping patch of the images."""
 
     def __init__(self, config: PatchGANConfig, image_channels: int) -> None:
         super().__init__()
@@ -63,7 +64,7 @@ class PatchGAN(nn.Module):
         self.main = nn.Sequential(*layers)
         self.apply(_initialize)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 _ _"]:
         return self.main(images)
 
 

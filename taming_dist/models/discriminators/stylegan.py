@@ -9,6 +9,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from taming_dist.errors import UserError
@@ -71,7 +72,7 @@ class Conv(Weighted):
         super().__init__((outputs, inputs, kernel, kernel), equalized, biased)
         self.down, self.padding = down, kernel // 2
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out _ _"]:
         stride = 2 if self.down else 1
         if self.down and self.padding == 0:  # 1x1: it would read every second pixel only
             x, stride = blur(x, stride), 1
@@ -86,11 +87,11 @@ class Linear(Weighted):
     def __init__(self, inputs: int, outputs: int, equalized: bool) -> None:
         super().__init__((outputs, inputs), equalized)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b n"]) -> Float[Tensor, "b out"]:
         return F.linear(x, self.weight * self.scale, self.bias)
 
 
-def blur(x: Tensor, stride: int = 1) -> Tensor:
+def blur(x: Float[Tensor, "b c h w"], stride: int = 1) -> Float[Tensor, "b c _ _"]:
     """Low-pass filter [1, 2, 1] / 4 along both sides, size and mean kept: what is halved after it
     does not alias. `stride`: only every so many pixels of it."""
     taps = constant((0.25, 0.5, 0.25), x.dtype, x.device)
@@ -99,7 +100,7 @@ def blur(x: Tensor, stride: int = 1) -> Tensor:
     return F.conv2d(padded, kernel, stride=stride, groups=x.shape[1])
 
 
-def activate(x: Tensor) -> Tensor:
+def activate(x: Float[Tensor, "*size"]) -> Float[Tensor, "*size"]:
     return F.leaky_relu(x, SLOPE) * GAIN
 
 
@@ -112,7 +113,7 @@ class Block(nn.Module):
         self.conv2 = Conv(inputs, outputs, 3, equalized, down=True)
         self.skip = Conv(inputs, outputs, 1, equalized, down=True, biased=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h//2 w//2"]:
         return (activate(self.conv2(activate(self.conv1(x)))) + self.skip(x)) / math.sqrt(2)
 
 
@@ -123,7 +124,7 @@ class MinibatchDeviation(Averaged):
     depend on the number of ranks.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c+1 h w"]:
         with torch.autocast(x.device.type, enabled=False):
             x32 = x.float()
             mean = self.over_ranks(x32.mean(0))
@@ -134,7 +135,7 @@ class MinibatchDeviation(Averaged):
 
 
 class StyleGAN(nn.Module):
-    """One logit for an image: images [b,c,size,size] -> logits [b,1,1,1]."""
+    """One logit for an image of `size` pixels."""
 
     def __init__(self, config: StyleGANConfig, image_channels: int) -> None:
         super().__init__()
@@ -151,7 +152,7 @@ class StyleGAN(nn.Module):
         self.hidden = Linear(width * SMALLEST**2, width, equalized)
         self.out = Linear(width, 1, equalized)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 1 1"]:
         x = activate(self.from_image(images))
         for block in self.blocks:
             x = block(x)
