@@ -1,0 +1,1 @@
+"""Training networks on any number of ranks: DeepSpeed, its settings, checkpoints, averages."""

@@ -211,7 +211,7 @@ def test_every_stylegan_logit_has_a_second_derivative() -> None:
 
 
 def test_accuracy_counts_patches_on_the_right_side() -> None:
-    real, fake = torch.tensor([1.0, 1.0, -1.0, 1.0]), torch.tensor([-1.0, 1.0, 1.0, 1.0])
+    real, fake = torch.tensor([[1.0, 1.0, -1.0, 1.0], [-1.0, 1.0, 1.0, 1.0]]).view(2, 1, 1, 2, 2)
     assert accuracy(real, fake).item() == pytest.approx((0.75 + 0.25) / 2)
 
 
