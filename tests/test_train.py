@@ -399,7 +399,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_continues_once_there_is_ro
     first, _, second = out.partition("exit 2\n")
     assert [line for line in err.splitlines() if not line.startswith("WARNING: LPIPS")] == [
         "error: outputs/small/checkpoints cannot be written (No space left on device): make room "
-        "on its disk, then give the same command again"
+        "on its disk, then run the same command again"
     ]
     assert "step 2/2  " in first
     left, _, second = second.partition("\n")

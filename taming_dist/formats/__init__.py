@@ -1,1 +1,1 @@
-"""What lies on disk: shards of images and of codes, their manifests, and where they are kept."""
+"""The formats on disk: image shards, code shards, their manifests, and the storage under them."""

@@ -1,4 +1,4 @@
-"""Whether code shards go together, and can be what a model is trained on."""
+"""Checks that code shards belong together and that a model can be trained on them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,28 +13,28 @@ from taming_dist.formats.manifest import Dataset
 
 
 def shared_facts(facts: Mapping[str, Any], source: Path) -> dict[str, Any]:
-    """The facts that all shards of a data set have in common; `UserError` if they are damaged."""
+    """The facts that all shards of a data set share; `UserError` if they are damaged."""
     shared = {name: facts[name] for name in SHARED_FACTS if name in facts}
     try:
         _check_facts(shared)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{source} does not say what its codes are ({error}): delete its manifest and run "
-            f"tools/tokenize_dataset.py again"
+            f"{source} does not describe its codes correctly ({error}): delete its manifest and "
+            f"run tools/tokenize_dataset.py again"
         ) from error
     return shared
 
 
 def number_of_classes(details: Mapping[str, Any], folder: Path) -> int:
-    """How many classes a manifest says that its shards have; `UserError` if it does not."""
+    """The number of classes that a manifest states; `UserError` if it states none."""
     found = details.get("num_classes")
     if type(found) is not int or found < 0:
-        raise UserError(f"{folder} does not say how many classes it has: tokenize again")
+        raise UserError(f"{folder} does not state its number of classes: tokenize again")
     return found
 
 
 def _check_facts(facts: Mapping[str, Any]) -> None:
-    """Raise what python raises for facts of another form."""
+    """Raise whatever Python raises for facts that are malformed."""
     numbers = [facts["vocab"], facts["views"], *facts["grid"]]
     fingerprints = [facts["tokenizer"]["fingerprint"]]
     sides = len(facts["grid"])
@@ -44,7 +44,7 @@ def _check_facts(facts: Mapping[str, Any]) -> None:
         fingerprints.append(condition["fingerprint"])
         sides += len(condition["grid"]) - 2
     if sides != 2 or any(type(number) is not int or number < 1 for number in numbers):
-        raise ValueError("a vocabulary, grid or number of views that there is not")
+        raise ValueError("an impossible vocabulary, grid or number of views")
     if not all(isinstance(fingerprint, str) for fingerprint in fingerprints):
         raise ValueError("a fingerprint that is not text")
 
@@ -56,7 +56,7 @@ def check_agreement(
     for name in SHARED_FACTS:
         if facts.get(name) != others.get(name):
             raise UserError(
-                f"{one} and {other} do not go together: their {name} is {facts.get(name)} and "
+                f"{one} and {other} do not match: their {name} is {facts.get(name)} and "
                 f"{others.get(name)}; make both with the same tools/tokenize_dataset.py command"
             )
 
@@ -66,13 +66,13 @@ def check_column(dataset: Dataset, column: str) -> None:
     having = [bool(entry.columns.get(column)) for entry in dataset.shards if entry.samples]
     if len(set(having)) > 1:
         one, other = (dataset.paths[having.index(there)] for there in (True, False))
-        raise UserError(f"only one of {one} and {other} has a column {column}: use one of the two")
+        raise UserError(f"{one} has a column {column} but {other} does not: use one of the two")
 
 
 def check_classes(paths: Sequence[Path]) -> None:
-    """Raise `UserError` naming the first image of the shards whose class no model can have.
+    """Raise `UserError` naming the first image whose class is out of range for any model.
 
-    Tokenization refuses such classes; shards of before it did may hold them.
+    Tokenization refuses such classes, but older shards may hold them.
     """
     for path in paths:
         shard = CodeShard.open(path)

@@ -1,6 +1,6 @@
-"""Class ids: which numbers they may be, and which the labels of images become.
+"""Class ids: their range, and how the labels of images are turned into them.
 
-Imports no torch: the process that decodes reads classes.
+Does not import torch: the decoding process reads classes.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Any
 
 from taming_dist.formats.names import escape, natural_order
 
-# Ids are below: more than any data set has, and fewer than the rows a table of classes could have.
+# An upper bound on ids: more classes than any data set has, and still a possible embedding table.
 MAX_CLASSES = 2**24
 NUMBER = re.compile(r"[+-]?[0-9]{1,100}(\.0*)?")
 FRACTION = re.compile(r"[+-]?[0-9]*\.?[0-9]+(e[+-]?[0-9]+)?", re.IGNORECASE)
@@ -22,16 +22,16 @@ def class_fault(number: int) -> str | None:
     """What is wrong with a class id, or None."""
     if 0 <= number < MAX_CLASSES:
         return None
-    return f"the class {number} is outside of 0 to {MAX_CLASSES - 1}"
+    return f"the class {number} is outside the range 0 to {MAX_CLASSES - 1}"
 
 
 def is_missing(label: Any) -> bool:
-    """Whether a label says nothing: None, no text, or NaN, as pandas writes what is missing."""
+    """Whether a label is missing: None, an empty string, or NaN, as pandas writes it."""
     return label is None or label == "" or label != label
 
 
 def whole_number(label: Any) -> int | None:
-    """The whole number that a label is, of whatever type: 3, 3.0, True, "3" or "3.0"; else None."""
+    """The integer value of a label of any type (3, 3.0, True, "3", "3.0"), or None."""
     if isinstance(label, str):
         text = label.strip()
         return int(text.partition(".")[0]) if NUMBER.fullmatch(text) else None
@@ -49,9 +49,9 @@ class Numbering:
 
 
 def number_labels(labels: Collection[Any]) -> Numbering:
-    """Number distinct labels: whole numbers are their own ids, names are numbered in order.
+    """Number distinct labels: whole numbers are their own ids, names are numbered in natural order.
 
-    What is missing has no id. Raises `ValueError` on fractions, and on numbers among names.
+    Missing labels get no id. Raises `ValueError` for fractions, or numbers mixed with names.
     """
     said = [label for label in labels if not is_missing(label)]
     numbers = {label: whole_number(label) for label in said}
@@ -65,7 +65,7 @@ def number_labels(labels: Collection[Any]) -> Numbering:
     if number is not None:
         name = next(name for name in names if isinstance(name, str))
         raise ValueError(
-            f"the label {number!r} is a number, but {name!r} a name: use either, not both"
+            f"the label {number!r} is a number, but {name!r} is a name: use one or the other"
         )
     numbered = number_names(said)
     return Numbering(numbered, tuple(map(escape, numbered)))

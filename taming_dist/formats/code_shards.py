@@ -1,7 +1,7 @@
-"""Code shards on disk: one WebDataset sample of arrays in an uncompressed tar, mapped into memory.
+"""Code shards on disk: one WebDataset sample of arrays in an uncompressed tar, memory-mapped.
 
 A shard is `<name>.json`, `<name>.<column>.npy` and `<name>.keys.txt`; docs/data-formats.md has the
-details. What is damaged, or is not what its manifest says, is refused and never read.
+details. A shard that is damaged or differs from its manifest is refused and never read.
 """
 
 import hashlib
@@ -30,11 +30,11 @@ CODES, CLASSES, SOURCES, CONDITIONS = "codes", "cls", "src", "cond"
 CROPS, BOXES, BOX_CLASSES, BOX_ENDS = "crop", "boxes", "box_class", "box_ends"
 BOX_FLAGS = "box_flags"
 KEYS = "keys.txt"
-# What the shards of a data set have in common, and their manifest repeats.
+# Facts that all shards of a data set share and that their manifest repeats.
 SHARED_FACTS = ("tokenizer", "vocab", "grid", "views", "dtype", "condition")
 MAX_HEADER = 2**12
 STORED_TYPES = tuple(map(np.dtype, (np.uint8, np.uint16, np.int32, np.int64, np.float32)))
-# What taking damaged bytes for a tar, a json and npy headers (python literals) can end in.
+# What parsing damaged bytes as a tar, JSON and npy headers (Python literals) can raise.
 DAMAGE = (
     BrokenData,
     ValueError,
@@ -59,8 +59,8 @@ class CodeShard:
     `facts`: its json. `codes` [n, views, i, j]; `sources` int64 [n], the ids of the images in
     their data set; `keys`, their n names; `classes` int32 [n] or None; `conditions`
     [n, views, k, l], the codes of a second tokenizer, or None; `crops` float32 [n, views, 5]:
-    left, top, width, height of each view as shares of its image, 1 if it is mirrored, or None;
-    `boxes` of the objects in each of the n x views, float32 shares of the view, or None.
+    left, top, width, height of each view as fractions of its image, 1 if it is mirrored, or None;
+    `boxes` of the objects in each of the n x views, float32 fractions of the view, or None.
     """
 
     facts: dict[str, Any]
@@ -85,7 +85,7 @@ class CodeShard:
         if self.boxes is not None:
             parts = (self.boxes.places, self.boxes.classes, self.boxes.ends)
             found |= dict(zip((BOXES, BOX_CLASSES, BOX_ENDS), parts, strict=True))
-            # Most data sets have none, and shards of before there was the column stay valid.
+            # Most data sets have none, and shards older than this column stay valid.
             found[BOX_FLAGS] = self.boxes.flags if self.boxes.flags.any() else None
         return {name: array for name, array in found.items() if array is not None}
 
@@ -95,7 +95,7 @@ class CodeShard:
             return self.write(file, path.name)
 
     def write(self, file: BinaryIO, name: str) -> Shard:
-        """Write the shard that is to be called `name`; return its entry for the manifest."""
+        """Write the shard under the name `name`; return its entry for the manifest."""
         stem = Path(name).stem
         known = json_safe(self.complete_facts())
         facts = json.dumps(known, indent=1, sort_keys=True, allow_nan=False)
@@ -108,7 +108,7 @@ class CodeShard:
         return Shard(name, len(self.codes), tar.bytes, digest, _counts(self.arrays, self.codes))
 
     def complete_facts(self) -> dict[str, Any]:
-        """The facts that were given, and those that the arrays tell."""
+        """The given facts together with those derived from the arrays."""
         n, views, *grid = self.codes.shape
         columns = {
             name: {
@@ -130,9 +130,9 @@ class CodeShard:
 
     @classmethod
     def open(cls, path: Path, in_memory: bool = False) -> "CodeShard":
-        """Map a shard into memory, or read it; `UserError` naming the file if it is not whole.
+        """Map a shard into memory, or read it; `UserError` naming the file if it is incomplete.
 
-        Its structure is checked, not its contents: see `verify`.
+        Only its structure is checked; see `verify` for its contents.
         """
         return cls.parse(_contents(path, in_memory), path)
 
@@ -181,7 +181,7 @@ class CodeShard:
             raise ValueError("no fingerprint of its tokenizer")
 
     def _expected(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-        """The types and shapes that the columns must have, by what the facts say."""
+        """The dtypes and shapes that the columns must have according to the facts."""
         facts = self.facts
         n, views = facts["n"], facts["views"]
         forms = {
@@ -202,10 +202,10 @@ class CodeShard:
         return forms
 
     def verify(self) -> str | None:
-        """Read everything; returns what is wrong with the contents, or None."""
+        """Read everything and return what is wrong with the contents, or None."""
         for name, array in self.arrays.items():
             if _digest(array) != self.facts["columns"][name]["xxh3_128"]:
-                return f"the column {name} has another xxh3 than the json says"
+                return f"the xxh3 of the column {name} differs from the one in the json"
         if len(self.keys) != len(self.codes):
             return f"{len(self.keys)} keys for {len(self.codes)} images"
         limits = {CODES: self.facts["vocab"]}
@@ -214,9 +214,9 @@ class CodeShard:
         for name, vocabulary in limits.items():
             array = self.arrays[name]
             if array.size and not 0 <= array.min() <= array.max() < vocabulary:
-                return f"{name} outside of 0 .. {vocabulary - 1}"
+                return f"{name} outside the range 0 to {vocabulary - 1}"
         if self.crops is not None and not ((self.crops >= 0) & (self.crops <= 1)).all():
-            return "crop outside of 0 .. 1"
+            return "crop outside the range 0 to 1"
         return None if self.boxes is None else self.boxes.fault()
 
 
@@ -227,13 +227,13 @@ def _boxes(arrays: Mapping[str, np.ndarray]) -> Boxes:
 
 
 def open_verified(path: Path, entry: Shard, in_memory: bool = False) -> CodeShard:
-    """Open a shard and read it whole, once: its bytes, hash and rows must be those of `entry`.
+    """Open a shard and read all of it once: its size, hash and rows must match `entry`.
 
     Raises `UserError` naming the file and the fix.
     """
     buffer = _contents(path, in_memory)
     if (len(buffer), xxhash.xxh3_128_hexdigest(buffer)) != (entry.bytes, entry.xxh3_128):
-        raise UserError(damaged(path, "its size or xxh3 is not what its manifest says"))
+        raise UserError(damaged(path, "its size or xxh3 differs from its manifest"))
     shard = CodeShard.parse(buffer, path)
     fault = shard.verify()
     if fault is None and len(shard.codes) != entry.samples:
@@ -244,7 +244,7 @@ def open_verified(path: Path, entry: Shard, in_memory: bool = False) -> CodeShar
 
 
 def damaged(path: Path, fault: str) -> str:
-    """What a user is told of a code shard that cannot be used."""
+    """The error line for a code shard that cannot be used."""
     return (
         f"the code shard {path} is damaged ({fault}): delete it and run "
         f"tools/tokenize_dataset.py again"
@@ -260,11 +260,11 @@ def write_codes_manifest(
     known: Mapping[str, Shard] | None = None,
     source_fingerprint: str | None = None,
 ) -> Manifest:
-    """Write the manifest of a folder of whole code shards, its mark of completeness.
+    """Write the manifest of a folder of finished code shards, which marks it as complete.
 
-    Depends on the shards only, so several processes may write it at once. Entries that are
-    `known` are not measured again. `source_fingerprint` is that of the images' data set; without
-    it, it is made from those of the shards.
+    It depends on the shards only, so several processes may write it at once. `known` entries are
+    not measured again. `source_fingerprint` is that of the images' data set; if omitted, it is
+    derived from those of the shards.
     """
     entries, bad, num_classes, facts = [], 0, 0, {}
     sources = hashlib.sha256()
@@ -290,7 +290,7 @@ def write_codes_manifest(
 
 
 def entry_of(path: Path, shard: CodeShard) -> Shard:
-    """The manifest's entry of a shard that is opened; its file is read whole."""
+    """The manifest's entry for an open shard; reads the whole file."""
     return Shard(path.name, len(shard.codes), *measure(path), _counts(shard.arrays, shard.codes))
 
 
@@ -308,9 +308,9 @@ def _contents(path: Path, in_memory: bool) -> memoryview:
 def _map(path: Path) -> memoryview:
     """Map a file into memory, read-only, for as long as a view of it lives.
 
-    By torch, for Python's own mappings hold a descriptor each: a data set of many shards would not
-    leave any within the usual limit of 1024. (Under a name that is not UTF-8, which torch does not
-    take, they have to do.)
+    torch maps it, because each of Python's own mappings holds a file descriptor, and a data set of
+    many shards would exhaust the usual limit of 1024. (Python's are the fallback for names that are
+    not UTF-8, which torch does not accept.)
     """
     if printable(str(path)) != str(path):
         return map_file(path)
@@ -323,9 +323,9 @@ def _map(path: Path) -> memoryview:
 
 
 class _Keys(Sequence[str]):
-    """The lines of keys.txt, taken apart only when somebody asks for them.
+    """The lines of keys.txt, split only when they are needed.
 
-    Bytes that are not UTF-8, as in shards of before keys were escaped, are escaped here.
+    Bytes that are not UTF-8, as in shards written before keys were escaped, are escaped here.
     """
 
     def __init__(self, data: memoryview) -> None:
@@ -341,7 +341,7 @@ class _Keys(Sequence[str]):
 def _join_keys(keys: Sequence[str]) -> bytes:
     for key in keys:
         if "\n" in key:
-            raise UserError(f"the key {key!r} has a line break: rename it in the image shards")
+            raise UserError(f"the key {key!r} contains a line break: rename it in the image shards")
     return "".join(f"{printable(key)}\n" for key in keys).encode()
 
 
@@ -359,9 +359,9 @@ def _from_npy(data: memoryview) -> np.ndarray:
     """The array in an npy file, as a view of it."""
     file = io.BytesIO(data[:MAX_HEADER])
     if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("npy of another version")
+        raise ValueError("an unsupported npy version")
     shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
     if is_fortran or dtype not in STORED_TYPES:
-        raise ValueError(f"npy of {dtype} in another order")
+        raise ValueError(f"an npy of unsupported type or order ({dtype})")
     count = int(np.prod(shape))
     return np.frombuffer(data, dtype=dtype, count=count, offset=file.tell()).reshape(shape)

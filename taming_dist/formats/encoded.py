@@ -1,9 +1,9 @@
-"""Images and maps in their files: first the size is read, and later the pixels.
+"""Encoded images and maps: the size is read first, the pixels later.
 
 simplejpeg decodes what it can (bit-identical to Pillow, 1.5 times as fast), Pillow the rest. EXIF
-rotation is not applied, as in the original. Whatever is wrong with a file is `BrokenData`; where
-only a part of a JPEG is lost it is `LostData`, and the rest can still be had. Imports no torch: the
-process that decodes has to start quickly.
+rotation is not applied, as in the original. Any defect of a file is a `BrokenData`; if only part
+of a JPEG is lost it is a `LostData`, and the rest can still be decoded. Does not import torch: the
+decoding process has to start quickly.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from taming_dist.formats.storage import Bytes
 
 Reading = TypeVar("Reading", bound=Callable[..., Any])
 Channels = Literal["RGB", "BGR"]
-MAX_PIXELS = 2**26  # 8192 x 8192: larger images are taken for decompression bombs
-FORMATS = ("JPEG", "PNG", "WEBP")  # the few of Pillow's decoders that data may reach
+MAX_PIXELS = 2**26  # 8192 x 8192: larger images are treated as decompression bombs
+FORMATS = ("JPEG", "PNG", "WEBP")  # the only decoders of Pillow that data may reach
 
 
 class Encoded(Protocol):
-    """An image or a map in its file. What was read from bytes has to be there until `pixels`."""
+    """An encoded image or map. The bytes that it was opened from must stay valid until `pixels`."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -37,18 +37,20 @@ class Encoded(Protocol):
         ...
 
     def pixels(self, channels: Channels = "RGB", buffer: np.ndarray | None = None) -> np.ndarray:
-        """Decode: an image to uint8 [h, w, 3], a map to [h, w]. A `buffer`, uint8, is used if it is
-        large enough. Raises `BrokenData` if the bytes are cut or damaged, and `LostData` if `rest`
-        can decode what is left."""
+        """Decode an image to uint8 [h, w, 3], a map to [h, w].
+
+        A uint8 `buffer` is used if it is large enough. Raises `BrokenData` if the bytes are
+        truncated or damaged, a `LostData` if `rest` can decode what is left.
+        """
         ...
 
     def rest(self, channels: Channels = "RGB") -> np.ndarray:
-        """As `pixels`, but of a damaged image what is left of it."""
+        """Like `pixels`, but decode what is left of a damaged image."""
         ...
 
 
 def as_broken_data(what: str) -> Callable[[Reading], Reading]:
-    """Have a function raise `BrokenData` whatever is wrong: damaged files give a dozen types."""
+    """Turn every exception of a function into `BrokenData`: damaged files raise a dozen types."""
 
     def wrap(function: Reading) -> Reading:
         @wraps(function)
@@ -58,7 +60,7 @@ def as_broken_data(what: str) -> Callable[[Reading], Reading]:
             except (BrokenData, MemoryError):
                 raise
             except UnidentifiedImageError as error:
-                raise BrokenData(f"the {what} is no JPEG, PNG or WebP file") from error
+                raise BrokenData(f"the {what} is not a JPEG, PNG or WebP file") from error
             except Exception as error:
                 raise BrokenData(f"the {what} cannot be decoded ({error})") from error
 
@@ -69,10 +71,10 @@ def as_broken_data(what: str) -> Callable[[Reading], Reading]:
 
 @as_broken_data("image")
 def open_image(data: Bytes, max_pixels: int = MAX_PIXELS) -> Encoded:
-    """A JPEG, PNG or WebP.
+    """Open a JPEG, PNG or WebP.
 
-    `BrokenData` if the bytes are no such image, have more than `max_pixels` pixels, or more than 8
-    bits per channel (which a conversion would clip).
+    Raises `BrokenData` if the bytes are not such an image, have more than `max_pixels` pixels, or
+    more than 8 bits per channel (which a conversion would clip).
     """
     size = jpeg_size(data)
     if size is None:
@@ -83,19 +85,19 @@ def open_image(data: Bytes, max_pixels: int = MAX_PIXELS) -> Encoded:
 
 @as_broken_data("label map")
 def open_labels(data: Bytes, max_pixels: int = MAX_PIXELS) -> Encoded:
-    """A label map, a PNG of one channel or with a palette: class ids, uint8 [h, w]."""
+    """Open a label map, a PNG with one channel or a palette: class ids, uint8 [h, w]."""
     return _open_map(data, ("L", "P"), "one 8-bit channel", max_pixels)
 
 
 @as_broken_data("edge map")
 def open_edges(data: Bytes, max_pixels: int = MAX_PIXELS) -> Encoded:
-    """Edges, a PNG of one channel of 8 bits: uint8 [h, w]; 255 is an edge."""
+    """Open an edge map, a PNG with one 8-bit channel: uint8 [h, w]; 255 is an edge."""
     return _open_map(data, ("L",), "one 8-bit channel", max_pixels)
 
 
 @as_broken_data("depth map")
 def open_depth(data: Bytes, max_pixels: int = MAX_PIXELS) -> Encoded:
-    """A depth map, a PNG of one channel of 8 or 16 bits: fp32 [h, w] in [0, 1].
+    """Open a depth map, a PNG with one channel of 8 or 16 bits: fp32 [h, w] in [0, 1].
 
     1 is the largest number that the file's bits can hold; nothing is rescaled per image.
     """
@@ -114,7 +116,7 @@ class _Jpeg(NamedTuple):
             buffer = None
         try:
             pixels = simplejpeg.decode_jpeg(self.data, colorspace=channels, buffer=buffer)
-        except ValueError:  # damaged, or only nearly a JPEG
+        except ValueError:  # damaged, or not quite a JPEG
             _check_losses(self.data)
             pixels = self._leniently(channels, _Image.pixels)
         return self._checked(pixels)
@@ -133,7 +135,7 @@ class _Jpeg(NamedTuple):
 
     def _checked(self, pixels: np.ndarray) -> np.ndarray:
         if pixels.shape[:2] != self.size:
-            raise BrokenData("the headers of the image contradict each other")
+            raise BrokenData("the headers of the image contradict one another")
         return pixels
 
 
@@ -188,7 +190,7 @@ class _Depth(_Map):
 def _open_with_pillow(data: Bytes, max_pixels: int) -> _Image:
     image = _opened(data, max_pixels)
     if image.mode[0] in "IF":
-        raise BrokenData(f"pixels of mode {image.mode}: only 8 bits are read")
+        raise BrokenData(f"pixels of mode {image.mode}: only 8 bits per channel are supported")
     return _Image(image, data)
 
 
@@ -213,7 +215,7 @@ def _converted(image: Image.Image, channels: Channels) -> np.ndarray:
 
 @as_broken_data("image")
 def _check_losses(data: Bytes) -> None:
-    """Raise `LostData` if not all of the picture is in a JPEG."""
+    """Raise `LostData` if part of the picture is missing from a JPEG."""
     lost = lost_data(data)
     if lost is not None:
         raise LostData(f"the image is damaged: {lost}")
@@ -221,4 +223,6 @@ def _check_losses(data: Bytes) -> None:
 
 def _check_size(height: int, width: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise BrokenData(f"{width} x {height} pixels, more than {max_pixels}: refused as a bomb")
+        raise BrokenData(
+            f"{width} x {height} pixels, more than {max_pixels}: refused as a decompression bomb"
+        )

@@ -1,6 +1,6 @@
-"""The exceptions of samples: of bytes that are damaged, and of a class that is none."""
+"""The exceptions of samples: damaged bytes, and invalid classes."""
 
-SKIP, USE = "skip", "use"  # what may be done with pictures of which a part is lost
+SKIP, USE = "skip", "use"  # what may be done with pictures that are partly lost
 
 
 class BrokenData(Exception):
@@ -11,12 +11,12 @@ class BrokenData(Exception):
 
 
 class LostData(BrokenData):
-    """Picture data are lost, but not all: the rest can be decoded, see `encoded.Encoded.rest`."""
+    """Part of the picture data is lost; the rest can be decoded, see `encoded.Encoded.rest`."""
 
 
 class BrokenClass(Exception):
-    """The class of a sample that cannot be used, where classes were asked for.
+    """A sample's class cannot be used although classes were requested.
 
-    No other sample takes its place, as for a damaged image: wrong classes come from a mistake that
-    concerns many. Whoever knows the shard turns it into a `UserError`.
+    Unlike a damaged image, the sample is not replaced: a wrong class usually means that many are
+    wrong. The caller that knows the shard turns it into a `UserError`.
     """

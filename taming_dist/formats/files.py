@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and what is said where they cannot be written."""
+"""Files that are written atomically, and the error lines for folders that cannot be written."""
 
 import errno
 import os
@@ -13,21 +13,21 @@ from safetensors import SafetensorError
 
 from taming_dist.errors import UserError
 
-# Why a folder that was fit for writing takes no more, and what to do about it.
+# Why a writable folder stops accepting data, and what to do about it.
 FIXES = {
     errno.ENOSPC: "make room on its disk",
     errno.EDQUOT: "make room within your quota",
     errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
-    errno.EROFS: "have its disk mounted for writing",
+    errno.EROFS: "remount its disk for writing",
 }
 PROBE_BYTES = 2**20
 
 
 @contextmanager
 def writing(folder: Path, option: str = "") -> Iterator[None]:
-    """Around what writes to `folder`: a full disk and its like become a `UserError` that names it.
+    """Turn a full disk and the like, while writing to `folder`, into a `UserError` that names it.
 
-    `option`: what chose the folder, as it is typed in front of it.
+    `option`: the option that chose the folder, as it is typed in front of it.
     """
     try:
         yield
@@ -37,20 +37,20 @@ def writing(folder: Path, option: str = "") -> Iterator[None]:
             raise
         raise UserError(
             f"{option}{folder} cannot be written ({cause.strerror}): {FIXES[cause.errno]}, then "
-            f"give the same command again"
+            f"run the same command again"
         ) from error
 
 
 def cause_of(error: Exception, folder: Path) -> OSError | None:
-    """What the system said to whatever failed to write to `folder`; None if it was not asked."""
+    """The system's error behind a failure to write to `folder`; None if there is none."""
     if isinstance(error, OSError):
         return error
-    told = re.search(r"\(os error (\d+)\)", str(error))  # safetensors and all that is in Rust
+    told = re.search(r"\(os error (\d+)\)", str(error))  # safetensors and other Rust code
     if told is not None:
         return OSError(int(told[1]), os.strerror(int(told[1])))
     if "inline_container.cc" in str(error):
-        # torch.save gives no reason. The file that it began is still there, so what filled the disk
-        # does so now.
+        # torch.save gives no reason. The file that it began is still there, so the disk is still as
+        # full as it was.
         try:
             with tempfile.TemporaryFile(dir=folder) as file:
                 file.write(bytes(PROBE_BYTES))
@@ -62,10 +62,10 @@ def cause_of(error: Exception, folder: Path) -> OSError | None:
 
 @contextmanager
 def replacing(path: Path, writer: str = "") -> Iterator[BinaryIO]:
-    """Open `<path>.tmp` for writing and rename it to `path` when the block ends well.
+    """Open `<path>.tmp` for writing and rename it to `path` when the block ends without an error.
 
-    `writer` names the process where several may write the same file at once; their temporary
-    files then differ, and the last rename wins. On an error the temporary file is removed.
+    `writer` names the process if several may write the same file at once: their temporary files
+    then differ, and the last rename wins. On an error the temporary file is removed.
     """
     temporary = path.with_name(f"{path.name}.{writer}.tmp" if writer else f"{path.name}.tmp")
     try:
@@ -80,6 +80,6 @@ def replacing(path: Path, writer: str = "") -> Iterator[BinaryIO]:
 
 
 def write_bytes(path: Path, data: bytes, writer: str = "") -> None:
-    """Write a small file so that it appears whole or not at all."""
+    """Write a small file atomically."""
     with replacing(path, writer) as file:
         file.write(data)

@@ -1,7 +1,7 @@
-"""What the bytes of a JPEG say before its pixels are decoded, and whether all its pixels are there.
+"""Reading a JPEG's size without decoding it, and finding out whether any of its data is lost.
 
-libjpeg goes on after most faults, and paints what it does not find grey or shifted. It only warns,
-of faults of form in the same way as of lost picture data, and only the first warning is told.
+libjpeg continues after most faults and fills what is missing with grey or shifted pixels. It only
+warns, about formal faults in the same way as about lost data, and reports only the first warning.
 """
 
 import struct
@@ -14,24 +14,24 @@ MAGIC, END = b"\xff\xd8", b"\xff\xd9"
 SEGMENT, FRAME = struct.Struct(">BBH"), struct.Struct(">BHHB")
 FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended, progressive
 APPLICATIONS, COMMENT, SCAN = frozenset(range(0xE0, 0xF0)), 0xFE, 0xDA
-# Tables of Huffman codes and of quantization, restart interval, comment, what applications add.
+# Huffman tables, quantization tables, restart interval, comment, application segments.
 BEFORE_FRAMES = frozenset((0xC4, 0xDB, 0xDD, COMMENT, *APPLICATIONS))
-# How libjpeg's warnings of what matters begin; the others are of numbers in headers.
+# How libjpeg's relevant warnings begin; the others concern numbers in headers.
 NO_END = "Premature end of JPEG file"
 CORRUPT = "Corrupt JPEG data: "
 LOST = (CORRUPT, "Inconsistent progression")
-# The bytes that are left when all blocks are decoded are filling, if only so many of them differ:
-# data of a picture, as they are left behind a hole in it, are as good as random.
+# Bytes left over after all blocks are decoded are padding if at most this many values occur in
+# them: real picture data, left over because of a hole, look random.
 FILLING_VALUES = 16
-HOLE = bytes(16)  # more zero bits than any coded block of a photograph has in a row
+HOLE = bytes(16)  # a longer run of zero bits than in any coded block of a photograph
 
 
 def jpeg_size(data: Bytes) -> tuple[int, int] | None:
-    """Height and width by the frame header of a Huffman-coded JPEG (ITU-T T.81, B.2.2).
+    """Height and width from the frame header of a Huffman-coded JPEG (ITU-T T.81, B.2.2).
 
-    None if it is no JPEG, has other channels than grey or three of 8 bits, or anything unusual
-    before the frame. simplejpeg reads headers too, but lets go of Python's lock for each: a thread
-    that waits for it would wake up every time, mostly in vain (4 % of all time).
+    None if it is not a JPEG, has channels other than one or three of 8 bits, or anything unusual
+    before the frame. simplejpeg reads headers too, but releases Python's lock for each: a waiting
+    thread would wake up every time, mostly in vain (4 % of all time).
     """
     if data[:2] != MAGIC:
         return None
@@ -49,12 +49,12 @@ def jpeg_size(data: Bytes) -> tuple[int, int] | None:
 
 
 def lost_data(data: Bytes) -> str | None:
-    """What libjpeg says of picture data that are missing or damaged; None if all are there.
+    """What libjpeg reports about missing or damaged picture data; None if nothing is lost.
 
-    Faults of form lose nothing: bytes between the segments of the header, unknown versions of JFIF
-    or Adobe's segment, no end mark, filling before the end mark. So the segments of applications
-    and what lies between segments are taken out, the end mark is put in, and libjpeg looks again.
-    None too if libjpeg cannot read the file at all: that is an error, which it tells anyway.
+    Formal faults lose nothing: bytes between header segments, unknown versions of JFIF or Adobe's
+    segment, a missing end marker, padding before it. So application segments and whatever lies
+    between segments are removed, the end marker is added, and libjpeg looks again. None also if
+    libjpeg cannot read the file at all: decoding then reports that error anyway.
     """
     bare = _without_extras(bytes(data))
     warning = _warning(bare)
@@ -67,7 +67,7 @@ def lost_data(data: Bytes) -> str | None:
 
 
 def _warning(data: bytes) -> str | None:
-    """The first that libjpeg warns of; decoding at an eighth of the size takes all data in."""
+    """libjpeg's first warning; decoding at an eighth of the size still reads all data."""
     try:
         simplejpeg.decode_jpeg(data, min_height=1, min_width=1, min_factor=8)
     except ValueError as error:
@@ -76,8 +76,8 @@ def _warning(data: bytes) -> str | None:
 
 
 def _without_extras(data: bytes) -> bytes:
-    """A JPEG without comments, segments of applications, and bytes between segments, up to its
-    first scan; from there on as it is."""
+    """A JPEG without comments, application segments and bytes between segments up to its first
+    scan; unchanged from there on."""
     parts, position = [MAGIC], len(MAGIC)
     while (position := data.find(b"\xff", position)) >= 0 and position + 4 <= len(data):
         _, kind, length = SEGMENT.unpack_from(data, position)
@@ -90,12 +90,12 @@ def _without_extras(data: bytes) -> bytes:
             if kind not in APPLICATIONS and kind != COMMENT:
                 parts.append(data[position:end])
             position = end
-    return data  # without a scan: libjpeg has the word
+    return data  # no scan: leave it to libjpeg
 
 
 def _is_filling(data: bytes, warning: str) -> bool:
-    """Whether the bytes that a warning is of are filling between the last block and the end mark,
-    and no sign of a hole in the data, behind which blocks have other places than their own."""
+    """Whether the bytes that a warning is about are padding between the last block and the end
+    marker, and not the sign of a hole in the data, behind which blocks are misplaced."""
     words = warning.split()
     if "extraneous" not in words or not warning.endswith("0xd9"):
         return False

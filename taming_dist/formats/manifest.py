@@ -1,9 +1,9 @@
-"""Which shards make a data set: `manifest.json`, the tar index, and the shard spec users type.
+"""Which shards form a data set: `manifest.json`, the tar index, and the shard specs of users.
 
-The format is written down in docs/data-formats.md. A manifest lies beside its shards, or names the
-URLs of shards that lie elsewhere; a folder holds one data set. Everything that lies on this machine
-is checked when a spec is resolved, before anything is computed; the sizes of remote shards are
-checked when they are read.
+docs/data-formats.md documents the format. A manifest lies beside its shards, or names the URLs of
+shards that lie elsewhere; a folder holds one data set. Everything on this machine is checked when
+a spec is resolved, before anything is computed; the sizes of remote shards are checked when they
+are read.
 """
 
 import glob
@@ -31,15 +31,15 @@ from taming_dist.placeholders import refuse_placeholder
 IMAGES_FORMAT = "taming_dist.images.v1"
 CODES_FORMAT = "taming_dist.codes.v1"
 MANIFEST = "manifest.json"
-IDX = ".idx"  # added to a shard's name
+IDX = ".idx"  # appended to a shard's name
 MANIFEST_LIMIT = 2**28  # bytes: about a million shards
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar file: its name, number of samples, size, hash, and how many samples have a column.
+    """One tar file: its name, samples, size, hash, and the number of samples with each column.
 
-    `url` is where it lies, if not beside its manifest.
+    `url` is its location if it does not lie beside its manifest.
     """
 
     name: str
@@ -50,24 +50,24 @@ class Shard:
     url: str = ""
 
     def check(self) -> None:
-        """Raise `ValueError` for values that no shard has, as a damaged manifest holds them."""
+        """Raise `ValueError` for impossible values, as found in damaged manifests."""
         counts = [self.samples, self.bytes, *self.columns.values()]
         if any(type(count) is not int or not 0 <= count < 2**63 for count in counts):
-            raise ValueError(f"a shard with the counts {counts}")
+            raise ValueError(f"a shard with impossible counts {counts}")
         if any(count > self.samples for count in self.columns.values()):
             raise ValueError("a shard with more files than samples")
         if not is_file_name(self.name):
-            raise ValueError("a shard that is no plain file name")
+            raise ValueError("a shard whose name is not a plain file name")
         if not isinstance(self.xxh3_128, str) or not isinstance(self.url, str):
-            raise ValueError("a shard with a hash or URL that is not text")
+            raise ValueError("a shard whose hash or URL is not text")
         if self.url and not is_url(self.url):
-            raise ValueError("a shard whose URL is none")
+            raise ValueError("a shard whose URL is invalid")
         storage.check_scheme(self.url)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The contents of `manifest.json`; `details` are facts of the tool that wrote the shards."""
+    """The contents of `manifest.json`; `details` are facts from the tool that wrote the shards."""
 
     format: str
     shards: tuple[Shard, ...]
@@ -92,14 +92,13 @@ class Manifest:
             record["classes"] = list(map(printable, self.classes))
         if self.details:
             record["details"] = json_safe(self.details)
-        # Not `write_json`: names of shards are those of files, whatever bytes they consist of.
+        # Not `write_json`: shards have the names of files, which may be any bytes.
         text = json.dumps(record, indent=1, allow_nan=False) + "\n"
         write_bytes(folder / MANIFEST, text.encode(), writer)
 
     @classmethod
     def load(cls, folder: Path | str) -> "Manifest":
-        """Read the manifest of a folder, a path or a URL; a `UserError` names the file if it is
-        missing or damaged."""
+        """Read the manifest of a folder (a path or URL); `UserError` if missing or damaged."""
         location = storage.beside(str(folder), MANIFEST)
         try:
             data = storage.fetch(location, MANIFEST_LIMIT)
@@ -115,22 +114,22 @@ class Manifest:
 
     @classmethod
     def _parse(cls, record: dict[str, Any]) -> "Manifest":
-        """A manifest from its JSON; raises what a record of another shape makes python raise."""
+        """A manifest from its JSON; raises whatever Python raises for a malformed record."""
         shards = tuple(Shard(**shard) for shard in record["shards"])
         for shard in shards:
             shard.check()
         classes = record.get("classes")
         if classes is not None and not all(isinstance(name, str) for name in classes):
-            raise ValueError("class names that are no texts")
+            raise ValueError("class names that are not text")
         manifest = cls(
             format=record["format"],
             shards=shards,
-            # Of before class names were escaped there are some that no UTF-8 can hold.
+            # Before class names were escaped, some were written that UTF-8 cannot represent.
             classes=None if classes is None else tuple(map(printable, classes)),
             details=dict(record.get("details", {})),
         )
         if len(manifest.by_name) != len(shards):
-            raise ValueError("two shards of one name")
+            raise ValueError("two shards with the same name")
         sums = {
             "fingerprint": fingerprint(shards),
             "samples": sum(shard.samples for shard in shards),
@@ -143,7 +142,7 @@ class Manifest:
 
 
 def is_file_name(name: Any) -> bool:
-    """Whether a name from outside is a plain file name: it cannot leave its folder."""
+    """Whether an untrusted name is a plain file name, which cannot leave its folder."""
     plain = isinstance(name, str) and name not in ("", ".", "..")
     return plain and not any(sign in name for sign in "/\\\0") and len(name) < 256
 
@@ -157,7 +156,7 @@ def _record(shard: Shard) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Part:
-    """One data set of a mixture: how many of the shards are its own, and its weight."""
+    """One data set of a mixture: how many of the shards belong to it, and its weight."""
 
     shards: int
     weight: int
@@ -165,10 +164,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The shards that a spec names, in order; the samples are numbered through from 0.
+    """The shards that a spec names, in order; samples are numbered consecutively from 0.
 
     `locations` and `indexes` are the paths or URLs of each shard and of its tar index. `parts` are
-    the data sets of a mixture; where their classes do not agree, class ids mean nothing.
+    the data sets of a mixture; if their classes disagree, class ids have no meaning.
     """
 
     locations: tuple[str, ...]
@@ -180,7 +179,7 @@ class Dataset:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """The shards as files of this machine; `UserError` if one of them lies elsewhere."""
+        """The shards as files on this machine; `UserError` if one of them lies elsewhere."""
         for location in self.locations:
             if is_url(location):
                 raise UserError(
@@ -190,7 +189,7 @@ class Dataset:
         return tuple(Path(location) for location in self.locations)
 
     def open_shard(self, number: int) -> Source:
-        """Open a shard for reading; one of another size than in its manifest is an error."""
+        """Open a shard for reading; a size that differs from its manifest is an error."""
         return storage.open_source(self.locations[number], self.shards[number].bytes)
 
     def read_index(self, number: int) -> np.ndarray:
@@ -209,7 +208,7 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The sha256 that changes when any shard, or their order, or a weight does."""
+        """A sha256 that changes when any shard, their order or a weight changes."""
         whole = fingerprint(self.shards)
         if not self.parts:
             return whole
@@ -218,7 +217,7 @@ class Dataset:
 
     @cached_property
     def columns(self) -> dict[str, int]:
-        """For each column (the extension of its files) the number of samples that have it."""
+        """The number of samples that have each column (the extension of its files)."""
         return count_columns(self.shards)
 
 
@@ -242,8 +241,8 @@ def write_index(shard: Path, offsets: np.ndarray) -> None:
 
 
 def read_index(location: str, shard: Shard, index: str = "") -> np.ndarray:
-    """Read the byte offsets of a shard's samples, int64 [samples + 1]; the index lies beside it
-    unless said otherwise."""
+    """The byte offsets of a shard's samples, int64 [samples + 1], from `index` (default: beside
+    the shard)."""
     index = index or storage.beside(storage.folder_of(location), storage.file_name(location) + IDX)
     size = 8 * (shard.samples + 1)
     try:
@@ -254,18 +253,18 @@ def read_index(location: str, shard: Shard, index: str = "") -> np.ndarray:
         raw = b""
     offsets = np.frombuffer(raw[: len(raw) // 8 * 8], dtype="<u8").astype(np.int64)
     if len(raw) != size or not _is_sound(offsets, shard.bytes):
-        raise UserError(f"{shown(index)} does not fit its shard; {_reindex(location)}")
+        raise UserError(f"{shown(index)} does not match its shard; {_reindex(location)}")
     return offsets
 
 
 def _is_sound(offsets: np.ndarray, size: int) -> bool:
-    """Headers are 512-byte blocks, so every sample starts on one and takes at least that."""
+    """Headers are 512-byte blocks, so every sample starts on one and takes at least one."""
     within = offsets[0] >= 0 and offsets[-1] <= size
     return bool(within and not (offsets % 512).any() and (np.diff(offsets) >= 512).all())
 
 
 def specs_of(given: Any) -> list[str]:
-    """One shard spec or a list of them as a list; `UserError` for what is none."""
+    """One shard spec or a list of them, as a list; `UserError` for anything else."""
     specs = [given] if isinstance(given, str) else given
     if isinstance(specs, list | tuple) and all(isinstance(spec, str) for spec in specs):
         return list(specs)
@@ -280,8 +279,8 @@ def resolve(spec: str | Sequence[str], format: str = IMAGES_FORMAT) -> Dataset:
     """Find the shards that a spec names and check each against its manifest.
 
     A spec is a folder with a manifest, a glob, a brace expansion, one file, or a list of these;
-    paths or URLs. Raises `UserError` naming the file and the fix if there is no shard, a shard
-    is missing, in no manifest, of another size than its manifest says, or of another `format`.
+    paths or URLs. Raises `UserError` if there is no shard, or a shard is missing, is in no
+    manifest, differs in size from its manifest, or has another `format`.
     """
     places = [place for single in specs_of(spec) for place in _expand(single)]
     if not places:
@@ -304,7 +303,7 @@ def resolve(spec: str | Sequence[str], format: str = IMAGES_FORMAT) -> Dataset:
 
 
 def _expand(spec: str) -> list[tuple[str, str]]:
-    """Folders and names of all shards of one spec, in order: braces as written, globs sorted."""
+    """Folders and names of the shards of one spec, in order: braces as written, globs sorted."""
     if not spec.strip():
         return []
     storage.check_scheme(spec)
@@ -345,14 +344,14 @@ def _load_checked(folder: str, format: str) -> Manifest:
     manifest = Manifest.load(folder)
     if manifest.format != format:
         raise UserError(
-            f"{shown(storage.beside(folder, MANIFEST))} is of format {manifest.format!r}, but "
+            f"{shown(storage.beside(folder, MANIFEST))} has the format {manifest.format!r}, but "
             f"{format!r} is needed here"
         )
     return manifest
 
 
 def _check(folder: str, name: str, manifest: Manifest) -> tuple[str, Shard]:
-    """Location and manifest entry of a shard; files of this machine are looked at."""
+    """Location and manifest entry of a shard; files on this machine are checked."""
     entry = manifest.by_name.get(name)
     location = (entry.url if entry else "") or storage.beside(folder, name)
     require_readable(location)
@@ -367,7 +366,7 @@ def _check(folder: str, name: str, manifest: Manifest) -> tuple[str, Shard]:
         refuse_placeholder(location, "a shard")
         raise UserError(
             f"the shard {location} has {Path(location).stat().st_size} bytes but its manifest says "
-            f"{entry.bytes}: it was cut or changed; fetch it again, or {_reindex(location)}"
+            f"{entry.bytes}: it was truncated or changed; fetch it again, or {_reindex(location)}"
         )
     index = storage.beside(folder, name + IDX)
     if manifest.format == IMAGES_FORMAT and not is_url(index) and not Path(index).is_file():
@@ -376,7 +375,7 @@ def _check(folder: str, name: str, manifest: Manifest) -> tuple[str, Shard]:
 
 
 def _common_classes(manifests: dict[str, Manifest]) -> tuple[str, ...] | None:
-    """The class names, if all folders have the same ones; else a `UserError` or None."""
+    """The class names if all folders have the same ones, None if none has; else `UserError`."""
     named = {folder: m.classes for folder, m in manifests.items() if m.classes is not None}
     if len(set(named.values())) > 1:
         folders = " and ".join(shown(folder) for folder in list(named)[:2])
@@ -397,4 +396,4 @@ def _fix(folder: Path | str) -> str:
 
 def _reindex(location: str) -> str:
     command = f"run: python tools/index_shards.py {shown(location)}"
-    return f"{command} --out DIR, and name DIR instead" if is_url(location) else command
+    return f"{command} --out DIR, and use DIR instead" if is_url(location) else command

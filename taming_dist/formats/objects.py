@@ -1,7 +1,8 @@
-"""Objects with boxes: from the json of an image to the boxes in each of its views.
+"""Objects with boxes: from an image's JSON to the boxes in each of its views.
 
-Boxes are left, top, width, height as shares: of the image in `<key>.json` (docs/making-shards.md
-has its form), of the view in code shards. Imports no torch: the process that decodes reads them.
+Boxes are left, top, width, height as fractions: of the image in `<key>.json` (described in
+docs/making-shards.md), of the view in code shards. Does not import torch: the decoding process
+reads them.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,17 +13,17 @@ import numpy as np
 
 from taming_dist.formats.faults import BrokenData
 
-MAX_OBJECTS = 4096  # of one image; Open Images has less than a thousand
+MAX_OBJECTS = 4096  # per image; Open Images has fewer than a thousand
 MAX_CATEGORY = 2**31
 FLAGS = ("group", "occluded", "truncated", "depiction", "inside")  # number k is the bit 2**k
 
 
 @dataclass(frozen=True)
 class Boxes:
-    """The objects of n images or views: those of number k are the rows ends[k - 1] to ends[k].
+    """The objects of n images or views: those of the k-th are the rows ends[k - 1] to ends[k].
 
     `places` [m, 4]: left, top, width, height; `classes` int32 [m], their categories; `flags` uint8
-    [m], the bits of `FLAGS` that hold: unknown ones do not; `ends` int64 [n], running.
+    [m], the bits of `FLAGS` that are set (unknown ones are not); `ends` int64 [n], cumulative.
     """
 
     places: np.ndarray
@@ -32,7 +33,7 @@ class Boxes:
 
     @property
     def counts(self) -> np.ndarray:
-        """How many objects each has, int64 [n]."""
+        """The number of objects of each image or view, int64 [n]."""
         return np.diff(self.ends, prepend=0)
 
     def take(self, numbers: np.ndarray) -> "Boxes":
@@ -56,14 +57,14 @@ class Boxes:
 
     def fault(self) -> str | None:
         """What is wrong with the numbers, or None."""
-        # Compared, not subtracted: differences of damaged numbers may overflow.
+        # Comparing rather than subtracting: differences of damaged numbers may overflow.
         bounds = np.concatenate([[0], self.ends])
         if (bounds[:-1] > bounds[1:]).any() or bounds[-1] != len(self.places):
-            return f"box_ends that do not divide {len(self.places)} boxes"
+            return f"box_ends that do not partition {len(self.places)} boxes"
         if not ((self.places >= 0) & (self.places <= 1)).all():
-            return "boxes outside of 0 .. 1"
+            return "boxes outside the range 0 to 1"
         if (self.flags >= 2 ** len(FLAGS)).any():
-            return f"box_flags of more than {len(FLAGS)} bits"
+            return f"box_flags with more than {len(FLAGS)} bits"
         return "box_class below 0" if (self.classes < 0).any() else None
 
 
@@ -82,9 +83,9 @@ def spans(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def objects_of(facts: dict[str, Any]) -> Boxes:
-    """The objects that the json of one image lists, fp64; `BrokenData` if they have another form.
+    """The objects listed in one image's JSON, fp64; `BrokenData` if they are malformed.
 
-    Boxes may reach beyond the image, as some of Open Images do.
+    Boxes may extend beyond the image, as some in Open Images do.
     """
     objects = facts.get("objects")
     if not isinstance(objects, list):
@@ -95,7 +96,7 @@ def objects_of(facts: dict[str, Any]) -> Boxes:
         if not _is_object(entry):
             raise BrokenData(
                 f"object {number} of its json has no category, no box of 4 numbers, or flags that "
-                f"are none of {', '.join(FLAGS)}"
+                f"are not among {', '.join(FLAGS)}"
             )
     return Boxes(
         np.array([entry["box"] for entry in objects], np.float64).reshape(-1, 4),
@@ -114,7 +115,7 @@ def _is_object(entry: Any) -> bool:
         and 0 <= category < MAX_CATEGORY
         and isinstance(box, list)
         and len(box) == 4
-        # Also false for NaN, which python reads in a json.
+        # Also false for NaN, which Python accepts in JSON.
         and all(type(side) in (int, float) and abs(side) <= MAX_CATEGORY for side in box)
         and isinstance(flags, list)
         and all(flag in FLAGS for flag in flags)
@@ -126,11 +127,11 @@ def _bits(flags: list[str]) -> int:
 
 
 def boxes_in_views(objects: Sequence[Boxes], crops: np.ndarray) -> Boxes:
-    """The objects of b images as each view shows them: cut off at its edges, mirrored as it is.
+    """The objects of b images as each view shows them: clipped to the view, mirrored with it.
 
-    `objects`: of each image, shares of it. `crops` [b, views, 5]: left, top, width, height of the
-    views as shares of the image, 1 if mirrored. Returns b x views, all views of an image in a
-    row; what does not overlap a view is not in it.
+    `objects`: those of each image, as fractions of it. `crops` [b, views, 5]: left, top, width,
+    height of the views as fractions of the image, 1 if mirrored. Returns the objects of b x views,
+    all views of an image in a row, without those that do not overlap their view.
     """
     images, views = crops.shape[:2]
     known = Boxes.join(objects).take(np.repeat(np.arange(images), views))
@@ -148,7 +149,7 @@ def boxes_in_views(objects: Sequence[Boxes], crops: np.ndarray) -> Boxes:
 def _inside(
     start: np.ndarray, length: np.ndarray, view_start: np.ndarray, view_length: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Begin and end of stretches as shares of their views, cut off at 0 and 1."""
+    """Begin and end of intervals as fractions of their views, clipped to [0, 1]."""
     near = (start - view_start) / view_length
     far = (start + length - view_start) / view_length
     return np.clip(near, 0, 1), np.clip(far, 0, 1)

@@ -1,9 +1,8 @@
-"""WebDataset tar files: how they are written, walked and indexed.
+"""WebDataset tar files: writing, walking and indexing them.
 
-Own code, because python's tarfile takes a damaged header for the end of the archive without a
-word; here every byte up to the end-of-archive mark is accounted for. Names in a tar are keys,
-never paths. Format: POSIX.1-1988 ustar; the long names of GNU and pax are understood in shards
-that others wrote.
+Own code, because Python's tarfile silently takes a damaged header for the end of the archive; here
+every byte up to the end-of-archive marker is accounted for. Names in a tar are keys, never paths.
+Format: POSIX.1-1988 ustar; GNU and pax long names are understood when reading.
 """
 
 import logging
@@ -38,7 +37,7 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
 
 class Member(NamedTuple):
-    """One file in a tar: `header` is where its header starts, `start` where its bytes do."""
+    """One file in a tar: `header` is the offset of its header, `start` that of its contents."""
 
     name: str
     header: int
@@ -47,15 +46,15 @@ class Member(NamedTuple):
 
     @property
     def end(self) -> int:
-        """Where the next header starts."""
+        """The offset of the next header."""
         return _padded(self.start + self.size)
 
 
 def split_name(name: str) -> tuple[str, str] | None:
     """Split a member's name into key and extension, at the first dot of the basename.
 
-    Both are UTF-8 text whatever bytes the name consists of, see `names.escape`.
-    None for what webdataset passes over too: no extension, no stem, or a `__name__` of metadata.
+    Both are UTF-8 text whatever bytes the name consists of, see `names.escape`. None for names that
+    webdataset skips too: no extension, no stem, or `__metadata__`.
     """
     folder, slash, base = escape(name).rpartition("/")
     stem, dot, extension = base.partition(".")
@@ -67,11 +66,11 @@ def split_name(name: str) -> tuple[str, str] | None:
 def walk(
     buffer: memoryview, archive: bool = True, links: Counter[str] | None = None
 ) -> Iterator[Member]:
-    """Yield the regular files in a tar, or (`archive=False`) in the bytes of one sample.
+    """Yield the regular files in a tar or, with `archive=False`, in the bytes of one sample.
 
-    Links are passed over, and counted by their kind in `links`.
-    Raises `BrokenData` naming the byte if a header is damaged, a member is cut, or an archive
-    does not end with its mark and nothing but zeros behind it.
+    Links are skipped, and counted by their kind in `links`.
+    Raises `BrokenData` naming the byte if a header is damaged, a member is truncated, or an archive
+    does not end with its marker followed by nothing but zeros.
     """
     position = header = 0
     extended: dict[str, str] = {}
@@ -84,7 +83,7 @@ def walk(
             name, size = extended.get("path", name), int(extended.get("size", size))
         member = Member(name, header, position + BLOCK, size)
         if member.start + size > len(buffer):
-            raise BrokenData(f"{name!r}, which starts at byte {header}, is cut")
+            raise BrokenData(f"{name!r}, which starts at byte {header}, is truncated")
         if kind in EXTENDED:
             extended.update(_parse_extended(kind, bytes(buffer[member.start :][:size]), position))
         else:
@@ -95,7 +94,7 @@ def walk(
             header, extended = member.end, {}
         position = member.end
     if archive:
-        raise BrokenData(f"the tar is cut: no end-of-archive mark at byte {len(buffer)}")
+        raise BrokenData(f"the tar is truncated: no end-of-archive marker at byte {len(buffer)}")
     return None
 
 
@@ -110,10 +109,10 @@ def _check_tail(buffer: memoryview, position: int) -> None:
 
 
 def _parse_header(block: bytes, position: int) -> tuple[str, int, bytes]:
-    """Name, size and type of a 512-byte header, after a check of its checksum."""
+    """Name, size and type from a 512-byte header whose checksum is verified."""
     try:
         if len(block) < BLOCK:
-            raise ValueError("cut header")
+            raise ValueError("truncated header")
         name, length, checksum, kind, magic, prefix = HEADER.unpack(block)
         if _sum(block) - sum(checksum) + 8 * ord(" ") != _parse_number(checksum):
             raise ValueError("wrong checksum")
@@ -127,13 +126,13 @@ def _parse_header(block: bytes, position: int) -> tuple[str, int, bytes]:
 
 
 def _sum(block: bytes) -> int:
-    """The sum of 512 bytes, faster than Python's: the low half of Adler-32 is 1 + the sum modulo
-    65521, which 256 bytes do not reach."""
+    """The sum of 512 bytes, faster than `sum`: the low half of Adler-32 is 1 + the sum modulo
+    65521, which 256 bytes cannot reach."""
     return (adler32(block[:256]) & 0xFFFF) + (adler32(block[256:]) & 0xFFFF) - 2
 
 
 def _parse_number(field: bytes) -> int:
-    if field[0] in (0x80, 0xFF):  # GNU: big-endian binary behind a mark
+    if field[0] in (0x80, 0xFF):  # GNU: big-endian binary after a marker byte
         return int.from_bytes(field[1:], "big", signed=field[0] == 0xFF)
     return int(field.rstrip(b"\0 ").lstrip() or b"0", 8)
 
@@ -143,7 +142,7 @@ def _text(field: bytes) -> str:
 
 
 def _parse_extended(kind: bytes, data: bytes, position: int) -> dict[str, str]:
-    """What a GNU long name or a pax header says about the next member."""
+    """What a GNU long name or pax header states about the next member."""
     if kind == b"L":
         return {"path": _text(data)}
     values = {}
@@ -163,7 +162,7 @@ def _parse_extended(kind: bytes, data: bytes, position: int) -> dict[str, str]:
 
 
 def map_file(path: Path) -> memoryview:
-    """Map a file into memory, read-only, for as long as a view of it lives."""
+    """Map a file into memory, read-only, for as long as a view of it exists."""
     with open(path, "rb") as file:
         if file.seek(0, 2) == 0:
             return memoryview(b"")
@@ -171,7 +170,7 @@ def map_file(path: Path) -> memoryview:
 
 
 def read_members(path: Path) -> dict[str, memoryview]:
-    """The files of a tar by name, as views of its mapping; `BrokenData` if it is damaged."""
+    """The files in a tar by name, as views of its mapping; `BrokenData` if it is damaged."""
     buffer = map_file(path)
     return {member.name: buffer[member.start :][: member.size] for member in walk(buffer)}
 
@@ -183,11 +182,11 @@ def measure(path: Path) -> tuple[int, str]:
 
 
 def scan(path: Path, location: str = "") -> tuple[Shard, np.ndarray]:
-    """Read a tar once: its manifest entry, and the byte offsets of its samples [samples + 1].
+    """Read a tar once for its manifest entry and the byte offsets of its samples [samples + 1].
 
-    Neighbouring members with one key make a sample, as in webdataset. `location` is where the
+    Consecutive members with the same key form a sample, as in webdataset. `location` is where the
     shard really lies, if `path` is a copy. Raises `UserError` naming the shard and the byte if the
-    tar is cut, damaged or compressed, or holds no image.
+    tar is truncated, damaged or compressed, or holds no image.
     """
     named = shown(location) if location else path
     refuse_placeholder(path, "a shard", str(named))
@@ -200,7 +199,9 @@ def scan(path: Path, location: str = "") -> tuple[Shard, np.ndarray]:
             offsets[-1:] = [offset, end]
             columns.update(extensions)
     except BrokenData as error:
-        raise UserError(f"the shard {named} is damaged: {error}; fetch or make it again") from error
+        raise UserError(
+            f"the shard {named} is damaged: {error}; fetch it or make it again"
+        ) from error
     if not any(columns[extension] for extension in IMAGE_EXTENSIONS):
         raise UserError(f"the shard {named} holds no image{_found_instead(columns, links)}")
     if links:
@@ -211,18 +212,18 @@ def scan(path: Path, location: str = "") -> tuple[Shard, np.ndarray]:
 
 
 def _found_instead(columns: Counter[str], links: Counter[str]) -> str:
-    """What a tar without an image holds, and what makes it one with images."""
+    """What a tar without an image holds, and how to turn it into one with images."""
     known = ", ".join(f".{extension}" for extension in IMAGE_EXTENSIONS)
     said = f" ({known})"
     if columns:
         some = ", ".join(f".{name}" for name in sorted(columns)[:3])
-        more = f" and {len(columns) - 3} other endings" if len(columns) > 3 else ""
-        said += f" but {some}{more}"
+        more = f" and {len(columns) - 3} other extensions" if len(columns) > 3 else ""
+        said += f", only {some}{more}"
     longer = [name for name in sorted(columns) if name.endswith(IMAGE_EXTENSIONS)]
     if longer:
         ending = longer[0].rpartition(".")[2]
         said += (
-            f": what follows the first dot of a name is its column, so pack the files as "
+            f": everything after the first dot of a name is its column, so pack the files as "
             f"KEY.{ending} (tar --transform {shlex.quote(f's/[.]{longer[0]}$/.{ending}/')})"
         )
     return f"{said}; {_of_links(links)}" if links else said
@@ -239,17 +240,17 @@ def _of_links(links: Counter[str]) -> str:
 
 
 def scan_at(location: str, room: Path | None = None) -> tuple[Shard, np.ndarray]:
-    """`scan` of a shard at a path or URL; the copy that the latter takes lies below `room`."""
+    """`scan` a shard at a path or URL; a URL is copied to a folder below `room` first."""
     with local_copy(location, room) as path:
         shard, offsets = scan(path, location)
     return replace(shard, url=location if is_url(location) else ""), offsets
 
 
 def read_sample(data: Bytes) -> tuple[str, dict[str, memoryview]]:
-    """Key and files, by extension, in the bytes of one sample; the files are views of them.
+    """The key and the files by extension in the bytes of one sample; the files are views of them.
 
-    Raises `BrokenData` if a header is damaged, or the bytes are not those of one whole sample, as
-    between offsets of a wrong index.
+    Raises `BrokenData` if a header is damaged, or the bytes are not exactly one sample, as with
+    offsets from a wrong index.
     """
     files: dict[str, memoryview] = {}
     key, buffer = "", memoryview(data)
@@ -260,14 +261,14 @@ def read_sample(data: Bytes) -> tuple[str, dict[str, memoryview]]:
         if files and parts[0] != key:
             raise BrokenData(f"files of {key!r} and {parts[0]!r} in one sample")
         if parts[1] in files:
-            raise BrokenData(f"{member.name!r} is there twice")
+            raise BrokenData(f"{member.name!r} appears twice")
         key = parts[0]
         files[parts[1]] = buffer[member.start : member.start + member.size]
     return key, files
 
 
 def _samples(buffer: memoryview, links: Counter[str]) -> Iterator[tuple[int, set[str], int]]:
-    """Yield offset, extensions and end of each sample of a tar; links are counted."""
+    """Yield the offset, extensions and end of each sample of a tar; count links."""
     key, offset, end = "", 0, 0
     extensions: set[str] = set()
     for member in walk(buffer, links=links):
@@ -278,7 +279,7 @@ def _samples(buffer: memoryview, links: Counter[str]) -> Iterator[tuple[int, set
             yield offset, extensions, end
             extensions = set()
         if parts[1] in extensions:
-            raise BrokenData(f"{member.name!r} at byte {member.header} is there twice")
+            raise BrokenData(f"{member.name!r} at byte {member.header} appears twice")
         if not extensions:
             key, offset = parts[0], member.header
         extensions.add(parts[1])
@@ -288,7 +289,7 @@ def _samples(buffer: memoryview, links: Counter[str]) -> Iterator[tuple[int, set
 
 
 class TarWriter:
-    """Writes one uncompressed USTAR file whose bytes depend on names and contents only."""
+    """Writer of an uncompressed USTAR file whose bytes depend on names and contents only."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -296,7 +297,7 @@ class TarWriter:
         self.bytes = 0
 
     def add(self, name: str, data: bytes) -> None:
-        """Append a file; modes, owners and times are fixed."""
+        """Append a file with a fixed mode, owner and time."""
         info = TarInfo(name)
         info.size = len(data)
         self._write(info.tobuf(USTAR_FORMAT, encoding="utf-8"))
@@ -304,7 +305,7 @@ class TarWriter:
         self._write(bytes(-len(data) % BLOCK))
 
     def finish(self) -> str:
-        """Write the end-of-archive mark and return the xxh3-128 of the whole file."""
+        """Write the end-of-archive marker and return the xxh3-128 of the whole file."""
         self._write(ZERO_BLOCK * 2)
         return self._hash.hexdigest()
 
@@ -317,7 +318,7 @@ class TarWriter:
 def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> Shard:
     """Write samples, each a key and its contents by extension, to a tar and its index.
 
-    Returns the manifest's entry. Samples may come from a generator: none is held.
+    Samples may come from a generator: none is kept. Returns the manifest's entry.
     """
     offsets = [0]
     columns: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""JSON that every parser reads, which Python's own writer does not promise."""
+"""JSON that every parser can read, which Python's own writer does not guarantee."""
 
 import json
 import math
@@ -10,16 +10,16 @@ from taming_dist.formats.names import printable
 
 
 def write_json(path: Path, record: Any, writer: str = "") -> None:
-    """Write what JSON can hold of a record, see `json_safe`, as `write_bytes` does."""
+    """Write the JSON-safe part of a record (see `json_safe`) atomically."""
     text = json.dumps(json_safe(record), indent=1, allow_nan=False)
     write_bytes(path, f"{text}\n".encode(), writer)
 
 
 def json_safe(value: Any) -> Any:
-    """The part of a value that every JSON parser reads, for what is written for others.
+    """The part of a value that every JSON parser can read.
 
-    NaN and the infinities, which Python writes though JSON has none, are left out of objects and
-    are null in lists; in texts, bytes that are not UTF-8 become `\\xNN`.
+    NaN and infinities, which Python writes although JSON has none, are dropped from objects and
+    become null in lists; in strings, bytes that are not UTF-8 become `\\xNN`.
     """
     if isinstance(value, float):
         return value if math.isfinite(value) else None

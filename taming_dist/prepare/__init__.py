@@ -1,1 +1,1 @@
-"""What is done offline, before training: collections of images to shards, and shards to codes."""
+"""Offline preparation: collections of images become image shards, and these become code shards."""

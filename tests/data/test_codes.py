@@ -175,7 +175,7 @@ def test_shards_are_mapped_when_needed_few_stay_so_and_no_file_stays_open(
         ({"tokenizer": {"fingerprint": "0"}}, "tokenizer is .*'0'.*make both with"),
         ({"vocab": 64}, "vocab is"),
         ({"views": 2}, "views is"),
-        ({"classes": False}, "only one of .*000000.* and .*00000[01].* has a column cls"),
+        ({"classes": False}, ".*000000.* has a column cls but .*00000[01].* does not"),
         ({"conditions": 4}, "condition is|has a column cond"),
         ({"places": True}, "has a column crop"),
     ],
@@ -225,7 +225,7 @@ def test_a_code_outside_of_the_vocabulary_is_an_error(codes: Any, tmp_path: Path
     array = wrong.codes.copy()
     array[3] = 32
     folder = codes.write(tmp_path / "c", CodeShard(wrong.facts, array, wrong.sources, wrong.keys))
-    with pytest.raises(UserError, match=r"codes outside of 0 \.\. 31"):
+    with pytest.raises(UserError, match=r"codes outside the range 0 to 31"):
         CodeDataset.open(str(folder))
 
 
@@ -245,7 +245,7 @@ def test_a_manifest_that_does_not_say_what_its_codes_are_is_refused(
     text = path.read_text()
     assert said in text
     path.write_text(text.replace(said, changed))
-    with pytest.raises(UserError, match="does not say (what|how many)"):
+    with pytest.raises(UserError, match="does not (describe|state) its"):
         CodeDataset.open(str(two_views))
 
 

@@ -108,7 +108,7 @@ def test_a_bad_sample_is_replaced_by_its_neighbour_and_shifts_nobody(
     assert [int(r["key"]) for r in records] == [id for id in expected if id in replaced]
     assert records[0]["shard"].endswith(".tar")
     assert records[0]["offset"] % 512 == 0
-    assert records[0]["error"] == "the image is no JPEG, PNG or WebP file"
+    assert records[0]["error"] == "the image is not a JPEG, PNG or WebP file"
 
 
 def test_a_replacement_is_cut_as_it_would_be_in_its_own_place(

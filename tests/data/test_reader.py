@@ -174,8 +174,8 @@ BROKEN_CLASSES = {
     b"cat": r"its \.cls is b'cat', which is not a whole number",
     b"1.0": r"its \.cls is b'1\.0', which is not a whole number",
     b"": r"its \.cls is b'', which is not a whole number",
-    b"-1": "the class -1 is outside of 0 to",
-    b"8589934592": "the class 8589934592 is outside of 0 to",
+    b"-1": "the class -1 is outside the range 0 to",
+    b"8589934592": "the class 8589934592 is outside the range 0 to",
     b"9" * 5000: r"its \.cls is b'9",
 }
 

@@ -173,7 +173,7 @@ def test_a_mistake_of_the_user_arrives_as_it_is_and_a_bug_with_its_place(
 ) -> None:
     source = reader(write_images(tmp_path))
     (tmp_path / "train-000002.tar.idx").write_bytes(b"")
-    with pytest.raises(UserError, match=r"000002\.tar\.idx does not fit"):
+    with pytest.raises(UserError, match=r"000002\.tar\.idx does not match"):
         list(islice(source.batches(), 11))
     source.decoder = dataclasses.replace(source.decoder, read_class=int)
     with pytest.raises(RuntimeError, match=r"decoding\.py(.|\n)*int\(\) argument must be"):

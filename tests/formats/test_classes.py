@@ -37,8 +37,8 @@ def test_names_are_numbered_in_natural_order() -> None:
         ({0.5}, r"0\.5 is not a class: use whole numbers or names"),
         ({"0.5", "1"}, r"'0\.5' is not a class"),
         ({math.inf, 1}, "inf is not a class"),
-        ({3, "cat"}, "3 is a number, but 'cat' a name"),
-        ({0.5, "cat"}, r"0\.5 is a number, but 'cat' a name"),
+        ({3, "cat"}, "3 is a number, but 'cat' is a name"),
+        ({0.5, "cat"}, r"0\.5 is a number, but 'cat' is a name"),
     ],
 )
 def test_what_is_neither_is_refused(labels: set[Any], message: str) -> None:

@@ -52,13 +52,13 @@ def test_flags_that_none_has_take_no_column(codes: Any, tmp_path: Path) -> None:
     [
         ("crops", np.zeros((5, 2, 4), np.float32), r"crop of shape \(5, 2, 4\)"),
         ("crops", np.zeros((5, 2, 5)), "float64"),
-        ("crops", np.full((5, 2, 5), 1.5, np.float32), "crop outside of 0 .. 1"),
+        ("crops", np.full((5, 2, 5), 1.5, np.float32), "crop outside the range 0 to 1"),
         ("places", np.zeros((3, 4), np.float32), "box_class of shape"),
         ("flags", np.ones(3, np.uint8), r"box_flags of shape \(3,\)"),
-        ("flags", np.full(9, 32, np.uint8), "box_flags of more than 5 bits"),
+        ("flags", np.full(9, 32, np.uint8), "box_flags with more than 5 bits"),
         ("ends", np.zeros(5, np.int64), "box_ends of shape"),
         ("ends", np.full(10, 9, np.int64), None),
-        ("ends", np.full(10, 8, np.int64), "box_ends that do not divide 9 boxes"),
+        ("ends", np.full(10, 8, np.int64), "box_ends that do not partition 9 boxes"),
     ],
 )
 def test_columns_that_do_not_fit_together_are_refused(
@@ -137,7 +137,8 @@ def test_a_flipped_byte_is_found_by_its_hash(two_views: Path) -> None:
     with open(path, "r+b") as file:
         file.seek(start)
         file.write(b"\x07")
-    assert CodeShard.open(path).verify() == "the column codes has another xxh3 than the json says"
+    fault = CodeShard.open(path).verify()
+    assert fault == "the xxh3 of the column codes differs from the one in the json"
 
 
 @settings(

@@ -33,7 +33,7 @@ def test_whatever_meets_a_limit_of_the_system_ends_in_one_line(
         write(tmp_path)
     assert str(caught.value) == (
         f"--out {tmp_path} cannot be written (File too large): raise the limit on the size of "
-        f"files (ulimit -f), then give the same command again"
+        f"files (ulimit -f), then run the same command again"
     )
 
 
@@ -42,7 +42,7 @@ def test_whatever_meets_a_limit_of_the_system_ends_in_one_line(
     [
         (errno.ENOSPC, "(No space left on device): make room on its disk, then"),
         (errno.EDQUOT, "(Disk quota exceeded): make room within your quota, then"),
-        (errno.EROFS, "(Read-only file system): have its disk mounted for writing, then"),
+        (errno.EROFS, "(Read-only file system): remount its disk for writing, then"),
     ],
 )
 def test_each_reason_comes_with_its_fix(tmp_path: Path, code: int, said: str) -> None:

@@ -93,10 +93,10 @@ def test_objects_of_another_form_make_a_broken_sample(objects: Any) -> None:
 @pytest.mark.parametrize(
     ("places", "classes", "ends", "fault"),
     [
-        ([[0, 0, 1, 1]], [0], [0, 2], "do not divide"),
-        ([[0, 0, 1, 1]], [0], [2, 1], "do not divide"),
-        ([[0, 0, 1, 1]], [0], [2**63 - 1, -(2**63), 1], "do not divide"),
-        ([[0, 0, 1, 1]], [0], [], "do not divide"),
+        ([[0, 0, 1, 1]], [0], [0, 2], "do not partition"),
+        ([[0, 0, 1, 1]], [0], [2, 1], "do not partition"),
+        ([[0, 0, 1, 1]], [0], [2**63 - 1, -(2**63), 1], "do not partition"),
+        ([[0, 0, 1, 1]], [0], [], "do not partition"),
         ([[0, 0, 2, 1]], [0], [0, 1], "outside"),
         ([[0, 0, float("nan"), 1]], [0], [0, 1], "outside"),
         ([[0, 0, 1, 1]], [-1], [0, 1], "below 0"),

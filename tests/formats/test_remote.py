@@ -154,7 +154,7 @@ def test_mistakes_in_a_remote_spec_name_the_url_and_the_fix(server: Any) -> None
         (f"{url}/*.tar", "lists no files"),
         (f"{url}/train-{{000000", "unbalanced"),
         (f"{url}/train-000003.tar", r"train-000003\.tar\.idx is missing.*--out DIR"),
-        (f"{url}/train-000002.tar", r"train-000002\.tar\.idx does not fit"),
+        (f"{url}/train-000002.tar", r"train-000002\.tar\.idx does not match"),
     ):
         with pytest.raises(UserError, match=message):
             Reader(resolve(spec), Preprocess(8), micro_batch=1).dataset.read_index(0)
@@ -177,12 +177,12 @@ def test_what_is_large_is_no_manifest_and_no_index(
     [
         ({"url": "file:///etc/passwd"}, "cannot read file://"),
         ({"url": "pipe:cat /etc/passwd"}, "a pipe has no byte ranges"),
-        ({"url": "/etc/passwd"}, "URL is none"),
-        ({"url": "../a.tar"}, "URL is none"),
+        ({"url": "/etc/passwd"}, "URL is invalid"),
+        ({"url": "../a.tar"}, "URL is invalid"),
         ({"url": "memory::file:///etc/passwd"}, "cannot read"),
-        ({"name": ".."}, "no plain file name"),
-        ({"name": "/etc/passwd"}, "no plain file name"),
-        ({"name": "a\0b"}, "no plain file name"),
+        ({"name": ".."}, "not a plain file name"),
+        ({"name": "/etc/passwd"}, "not a plain file name"),
+        ({"name": "a\0b"}, "not a plain file name"),
     ],
 )
 def test_a_manifest_from_elsewhere_reaches_no_file_of_this_machine(

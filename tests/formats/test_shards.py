@@ -192,7 +192,7 @@ def test_a_lost_or_wrong_index_is_refused(tmp_path: Path) -> None:
     whole = scan(path)[1]
     for offsets in ([0, 2048, 1024], [0, 2000, 4096], whole[:-1], [*whole, whole[-1] + 512]):
         write_index(path, np.array(offsets))
-        with pytest.raises(UserError, match=r"train-000000\.tar\.idx does not fit"):
+        with pytest.raises(UserError, match=r"train-000000\.tar\.idx does not match"):
             read_index(str(path), shard)
     (tmp_path / "train-000000.tar.idx").unlink()
     with pytest.raises(UserError, match=r"train-000000\.tar\.idx is missing"):

@@ -187,8 +187,8 @@ def test_mistakes_are_one_line_and_leave_nothing(images: Path, tmp_path: Path) -
     for folder, options, message in (
         (tmp_path / "none", [], "there is no such folder"),
         (tmp_path / "empty", [], "no jpg, png or webp file"),
-        (tmp_path / "broken", [], "none of 1 images can be used; the first: a.png: no JPEG"),
-        (images, ["--labels", "folders"], r"loose\.png lies in no class folder"),
+        (tmp_path / "broken", [], "none of 1 images can be used; the first: a.png: not a JPEG"),
+        (images, ["--labels", "folders"], r"loose\.png is not in a class folder"),
         (images, ["--shard-samples", "0"], "--shard-samples: '0' given"),
         (images, ["--prefix", "../x"], "--prefix"),
         (images, ["--quality", "101"], "--quality: '101' given, use a whole number from 1 to 100"),
@@ -198,7 +198,7 @@ def test_mistakes_are_one_line_and_leave_nothing(images: Path, tmp_path: Path) -
         (images, ["--low-resolution", "1"], "--low-resolution is 1"),
         (images, ["--depth", str(tmp_path / "none")], "--depth .*there is no such folder"),
         (images, ["--depth", str(tmp_path / "empty")], r"the first: .*\.png: .* is missing"),
-        (images, ["--min-side", "9"], "the first: .* 12 x 8 pixels: less than 9 on a side"),
+        (images, ["--min-side", "9"], "the first: .* 12 x 8 pixels: a side below 9"),
         (
             images,
             ["--shard-samples", "x"],
@@ -591,7 +591,7 @@ def test_a_class_out_of_range_is_refused_and_nothing_stays(
     (tmp_path / "a.csv").write_text(f"path,label\ncat/0.v1.png,0\ncat/1.v1.png,{label}\n")
     out = tmp_path / "out"
     arguments = ["--list", str(tmp_path / "a.csv"), "--root", str(images), "--out", str(out)]
-    with pytest.raises(UserError, match=rf"cat/1\.v1\.png: the class {label} is outside of 0 to"):
+    with pytest.raises(UserError, match=rf"cat/1\.v1\.png: the class {label} is outside the range"):
         make_shards(arguments)
     assert not out.exists()
     make_shards([*arguments, "--labels", "none"])

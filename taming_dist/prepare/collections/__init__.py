@@ -1,4 +1,4 @@
-"""Where images are before they are in shards: a class for each way in which people keep them.
+"""Collections of images before they are sharded: one class per way of storing them.
 
-Every class yields `Entry` records and never holds them: ten million files are no burden.
+Every class yields `Entry` records and keeps none, so ten million files take no memory.
 """

@@ -1,4 +1,4 @@
-"""What a collection of images says of one of them, whatever way it is kept in."""
+"""The record that every collection of images yields for each image, however it is stored."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -10,19 +10,19 @@ from taming_dist.errors import UserError
 from taming_dist.formats.classes import class_fault
 from taming_dist.formats.shards import IMAGE_EXTENSIONS
 
-OTHER_FILE = "other file"  # the kind of what is no image by its name
-HIDDEN = "hidden"  # the kind of what is hidden, or belongs to a system rather than to the data
-ARRAY = "npy"  # CelebA-HQ is handed round as arrays
+OTHER_FILE = "other file"  # the kind of a file whose name is not that of an image
+HIDDEN = "hidden"  # the kind of a hidden file, or one of the system rather than the data
+ARRAY = "npy"  # CelebA-HQ is distributed as arrays
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One image to be stored and what belongs to it.
+    """One image to be stored, and what belongs to it.
 
-    `name`: unique in the data set, with the extension; the key is made of it. `image`: a file, or
-    its bytes. `cls`: class id; `UserError` if it is out of range. `pairs`: files by column ("seg",
-    "depth", "edges", "lr"). `facts`: what goes into `<key>.json`; `objects` in it have boxes as
-    fractions of the image.
+    `name`: unique in the data set, with the extension; the key is derived from it. `image`: a file
+    or its bytes. `cls`: class id; `UserError` if it is out of range. `pairs`: files by column
+    ("seg", "depth", "edges", "lr"). `facts`: the contents of `<key>.json`, whose `objects` have
+    boxes as fractions of the image.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A file that does not go into the shards: its name, the kind of fault, and the reason."""
+    """A file that is left out of the shards: its name, the kind of fault, and the reason."""
 
     name: str
     kind: str
@@ -50,9 +50,9 @@ class LeftOut:
 
 
 class Collection(ABC):
-    """Images and what belongs to them, in any order: the names decide where each is stored.
+    """Images and what belongs to them, in any order: names alone decide where each is stored.
 
-    `where`: what the user gave, for messages. `classes`: class names by id, or None.
+    `where`: the source as given by the user, for messages. `classes`: class names by id, or None.
     `details`: facts for the manifest. `label_shift` is added to label maps, modulo 256.
     """
 
@@ -68,7 +68,7 @@ class Collection(ABC):
 
 
 def is_image(name: str) -> bool:
-    """Whether a file's extension is that of an image."""
+    """Whether a file has the extension of an image."""
     stem, _, extension = name.rpartition("/")[2].lower().rpartition(".")
     return bool(stem) and (extension in IMAGE_EXTENSIONS or extension == ARRAY)
 
@@ -82,23 +82,23 @@ SYSTEM_NAMES = frozenset((
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is hidden, or belongs to a system, by the last part of its path."""
+    """Whether the last part of a path is that of a hidden or system file or folder."""
     last = last_name(name)
     return last.startswith(".") or last.lower() in SYSTEM_NAMES
 
 
 def last_name(name: str) -> str:
-    """The last part of a relative path, which may have a slash behind it."""
+    """The last part of a relative path, with its trailing slash if there is one."""
     return name.rstrip("/").rpartition("/")[2]
 
 
 def hidden(name: str) -> LeftOut:
-    """The record of a hidden file or, with a slash behind its name, a folder."""
+    """The record of a hidden file or, if the name has a trailing slash, folder."""
     if name.endswith("/"):
-        return LeftOut(name, HIDDEN, "a hidden or system folder: rename it to use what is in it")
+        return LeftOut(name, HIDDEN, "a hidden or system folder: rename it to use its contents")
     return LeftOut(name, HIDDEN, "a hidden file: rename it to use it")
 
 
 def no_image(name: str) -> LeftOut:
-    """The record of a file that is none."""
+    """The record of a file that is not an image."""
     return LeftOut(name, OTHER_FILE, "not a jpg, png, webp or npy file")

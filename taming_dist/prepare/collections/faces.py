@@ -1,4 +1,4 @@
-"""CelebA-HQ, FFHQ, and both together, by the lists of the original."""
+"""CelebA-HQ, FFHQ, and both combined, following the lists of the original."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,7 +10,7 @@ from taming_dist.prepare.collections.splits import find, spellings
 
 
 def faces(name: str, root: Path, split: str) -> ImageList:
-    """The images in `root/<name>` that `root/<name><split>.txt` lists; arrays become PNG."""
+    """The images in `root/<name>` listed by `root/<name><split>.txt`; arrays become PNG."""
     lists = [root / f"{name}{spelling}.txt" for spelling in spellings(split)]
     return ImageList(find(lists) or lists[0], root / name)
 
@@ -26,7 +26,7 @@ def ffhq(root: Path, split: str = "train") -> Collection:
 
 
 class FacesHQ(Collection):
-    """Both; the class says which an image is of."""
+    """CelebA-HQ and FFHQ combined; the class is the data set that an image comes from."""
 
     classes = ("celebahq", "ffhq")
 

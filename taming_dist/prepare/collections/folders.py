@@ -1,4 +1,4 @@
-"""Folders of images, flat or with a folder for each class, and folders of what belongs to them."""
+"""Folders of images, flat or with a folder per class, and folders of the images' maps."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ from taming_dist.prepare.collections.entry import (
 
 
 class ImageFolder(Collection):
-    """Every image below a folder that is not hidden; a name is the path relative to it."""
+    """Every image below a folder except hidden ones; names are paths relative to the folder."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(str(folder))
@@ -40,10 +40,10 @@ class ImageFolder(Collection):
 
 
 class ClassFolders(ImageFolder):
-    """Images in folders that are their classes; ids number the names in natural order.
+    """Images in one folder per class; ids number the folder names in natural order.
 
-    The classes are the first-level folders that hold any file; what is hidden does not count.
-    Raises `UserError` on an image that lies in none of them.
+    The classes are the first-level folders that hold any file; hidden ones do not count.
+    Raises `UserError` for an image outside of all class folders.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,17 +56,17 @@ class ClassFolders(ImageFolder):
         first, slash, _ = name.partition("/")
         if not slash or first not in self._ids:
             raise UserError(
-                f"{self.folder / name} lies in no class folder: move it into one, or leave "
+                f"{self.folder / name} is not in a class folder: move it into one, or leave "
                 f"--labels folders out"
             )
         return Entry(name, self.folder / name, cls=self._ids[first])
 
 
 class Paired(Collection):
-    """The images of `collection`, each with the files of the same name below other folders.
+    """The images of `collection`, each with the files of the same name in other folders.
 
-    `folders` by column. Label maps, depth maps and edges are `.png`; a low resolution image has
-    the name that the image has, or `.png`. An image whose file is missing is left out.
+    `folders` by column. Label maps, depth maps and edges are `.png`; a low-resolution image has
+    the image's own name, or `.png`. An image whose file is missing is left out.
     """
 
     def __init__(self, collection: Collection, folders: Mapping[str, Path]) -> None:
@@ -94,21 +94,21 @@ class Paired(Collection):
 
 
 def require_folder(folder: Path) -> Path:
-    """The folder itself; `UserError` if there is none."""
+    """Return the folder; `UserError` if it does not exist."""
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder")
     return folder
 
 
 def require_file(path: Path) -> Path:
-    """The file itself; `UserError` if there is none."""
+    """Return the file; `UserError` if it does not exist."""
     if not path.is_file():
         raise UserError(f"{path}: there is no such file")
     return path
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
-    """The names, in natural order, of the folders in `folder` that hold any file."""
+    """The names of the folders in `folder` that hold any file, in natural order."""
     with os.scandir(folder) as entries:
         names = [e.name for e in entries if _is_folder(e) and not is_hidden(e.name)]
     return tuple(sorted((n for n in names if _holds_files(folder / n)), key=natural_order))
@@ -119,10 +119,10 @@ def _holds_files(folder: Path) -> bool:
 
 
 def walk_files(folder: Path) -> Iterator[str]:
-    """Every file below a folder as a relative name, in no order; links are followed.
+    """Yield every file below a folder as a relative name, in any order; links are followed.
 
-    A hidden folder is not looked into: its name comes with a slash behind it. No directory is held
-    as a list. Raises `UserError` if a folder links to one above itself.
+    A hidden folder is not entered: its name is yielded with a trailing slash. No directory is held
+    as a list. Raises `UserError` if a folder links to one of its parents.
     """
     pending = [("", frozenset({_identity(folder)}))]
     while pending:
@@ -142,7 +142,7 @@ def walk_files(folder: Path) -> Iterator[str]:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    # Asked of the entry itself, a link to itself is an error.
+    # `entry.is_dir` would raise for a link that points to itself.
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 

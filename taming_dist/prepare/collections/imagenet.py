@@ -1,6 +1,6 @@
-"""ImageNet (ILSVRC 2012): images in folders of their synsets, or all in one with a list of these.
+"""ImageNet (ILSVRC 2012): a folder per synset, or one folder with a list of synsets.
 
-The class ids are those of the sorted synsets, as in the original and everywhere else.
+Class ids number the sorted synsets, as in the original and everywhere else.
 """
 
 import re
@@ -13,17 +13,17 @@ from taming_dist.prepare.collections.folders import ImageFolder, class_folders
 from taming_dist.prepare.collections.splits import SPELLINGS, find, spellings
 
 SYNSET = re.compile(r"n\d{8}")
-# What says the synset of images in a flat folder: the original's list, Kaggle's, tiny ImageNet's.
+# Lists with the synsets of images in a flat folder: the original's, Kaggle's, tiny ImageNet's.
 TRUTHS = ("validation_synset.txt", "LOC_val_solution.csv", "val_annotations.txt")
 NAMES = ("LOC_synset_mapping.txt", "synset_words.txt", "synset_human.txt", "words.txt")
-# A PNG that is called JPEG in CMYK; the original leaves it out as well.
+# A CMYK PNG with the extension JPEG; the original leaves it out as well.
 PASSED_OVER = "n06596364_9591.JPEG"
 
 
 class ImageNet(ImageFolder):
     """`root/<split>/`, `root/data/` (the original's cache) or `root/` with the images.
 
-    Classes are the folders of `root/train` if it is there, so that both splits agree on them.
+    Classes are the folders of `root/train` if it exists, so that both splits agree.
     """
 
     def __init__(self, root: Path, split: str = "train") -> None:
@@ -41,7 +41,7 @@ class ImageNet(ImageFolder):
             self.classes = tuple(own or sorted(set(self._truth.values())))
         if not self.classes:
             raise UserError(
-                f"{self.folder} has no folders of synsets (n01440764 ...), and {root} has no "
+                f"{self.folder} has no synset folders (n01440764 ...), and {root} has no "
                 f"{' or '.join(TRUTHS)}"
             )
         self._ids = {synset: number for number, synset in enumerate(self.classes)}
@@ -59,14 +59,14 @@ class ImageNet(ImageFolder):
         synset = first if SYNSET.fullmatch(first) else self._truth.get(base.partition(".")[0])
         if synset not in self._ids:
             raise UserError(
-                f"{self.folder / name}: its synset ({synset or 'unknown'}) is none of the "
+                f"{self.folder / name}: its synset ({synset or 'unknown'}) is not one of the "
                 f"{len(self._ids)} classes"
             )
         return Entry(name, self.folder / name, self._ids[synset])
 
 
 def _read_truth(path: Path) -> dict[str, str]:
-    """The synset of each image, by its name without extension."""
+    """The synset of each image by its name without the extension."""
     found = {}
     for line in path.read_text().splitlines():
         name, _, rest = re.sub(r"[,\t]", " ", line).partition(" ")
@@ -77,7 +77,7 @@ def _read_truth(path: Path) -> dict[str, str]:
 
 
 def _read_names(path: Path) -> dict[str, str]:
-    """What each synset is called."""
+    """The name of each synset."""
     text = path.read_text(encoding="utf-8", errors="backslashreplace")
     lines = (line.split(maxsplit=1) for line in text.splitlines())
     return {parts[0]: parts[1].strip() for parts in lines if len(parts) == 2}

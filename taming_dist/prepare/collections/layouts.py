@@ -1,4 +1,4 @@
-"""The data sets of the original by name, each in the folders in which it is handed round."""
+"""The data sets of the original by name, each in the folder layout in which it is distributed."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,9 +24,9 @@ LAYOUTS: dict[str, Callable[..., Collection]] = {
 
 
 def open_layout(words: Sequence[str]) -> Collection:
-    """The collection of a layout's name, its root folder and perhaps a split."""
+    """Open a collection from a layout's name, its root folder and perhaps a split."""
     if words[0] not in LAYOUTS:
         raise UserError(f"--layout {words[0]}: choose one of {', '.join(LAYOUTS)}")
     if len(words) not in (2, 3):
-        raise UserError(f"--layout {words[0]}: give its folder, and a split if you like")
+        raise UserError(f"--layout {words[0]}: give its folder and, optionally, a split")
     return LAYOUTS[words[0]](require_folder(Path(words[1])), *words[2:])

@@ -1,7 +1,7 @@
-"""A list of images: paths one a line (.txt), or a table with a header (.csv, .tsv) or .jsonl.
+"""A list of images: one path per line (.txt), a table with a header (.csv, .tsv), or .jsonl.
 
 A table has the field `path` and may have `label` (class ids or names), `segmentation`, `depth`,
-`edges` and `low_resolution` (paths). What else it has goes into the sample's json.
+`edges` and `low_resolution` (paths). All other fields go into the sample's JSON.
 """
 
 import csv
@@ -24,10 +24,10 @@ Row = dict[str, Any]
 
 
 class ImageList(Collection):
-    """The images that a list names, relative to a folder, by default the list's own.
+    """The images that a list names, relative to a folder (by default the list's own).
 
-    Labels are read as `classes.number_labels` has it, or not at all without `with_labels`. Raises
-    `UserError` naming the line that is wrong.
+    Labels are numbered by `classes.number_labels`, or ignored without `with_labels`. Raises
+    `UserError` naming the faulty line.
     """
 
     def __init__(self, path: Path, root: Path | None = None, with_labels: bool = True) -> None:
@@ -35,7 +35,7 @@ class ImageList(Collection):
         self.path = require_file(path)
         self._root = require_folder(root or path.parent)
         if path.suffix.lower() not in PARSERS:
-            raise UserError(f"{path}: the name of a list ends in {', '.join(PARSERS)}")
+            raise UserError(f"{path}: the name of a list must end in {', '.join(PARSERS)}")
         self._with_labels = with_labels
         labels = {row.get(LABEL) for _, row in self._rows()}
         try:
@@ -58,7 +58,7 @@ class ImageList(Collection):
                 yield no_image(name)
 
     def _rows(self) -> Iterator[tuple[int, Row]]:
-        """Line number of every line that is not empty, and those of its fields that are not."""
+        """Yield the number and the non-empty fields of every line that is not empty."""
         number = 0
         try:
             with open(
@@ -73,7 +73,7 @@ class ImageList(Collection):
                         raise UserError(f"{self.path}, line {number}: {fault}")
                     yield number, filled
         except (ValueError, csv.Error) as error:
-            raise UserError(f"{self.path}, behind line {number}: {error}") from error
+            raise UserError(f"{self.path}, after line {number}: {error}") from error
 
     def _class_id(self, label: Any, number: int) -> int | None:
         if not self._ids:
@@ -84,26 +84,26 @@ class ImageList(Collection):
 
 
 def _fault(row: Row) -> str:
-    """What is wrong with a line; nothing, if it can be used."""
+    """What is wrong with a line, or an empty string."""
     if not isinstance(row.get(PATH), str):
         return f"no field {PATH!r}"
     if not isinstance(row.get(LABEL, 0), int | float | str):
-        return f"{LABEL!r} is neither a number nor a text"
+        return f"{LABEL!r} is neither a number nor text"
     if "cls" in row:
-        return f"a field 'cls': call it {LABEL!r}"
+        return f"a field 'cls': rename it to {LABEL!r}"
     if None in row:
-        return "more values than the header has names"
+        return "more values than the header has fields"
     if not all(isinstance(row[field], str) for field in PAIRS if field in row):
-        return f"{', '.join(PAIRS)} have to be paths"
+        return f"{', '.join(PAIRS)} must be paths"
     if any("\0" in row.get(field, "") for field in (PATH, *PAIRS)):
         return "a path with a zero byte"
     if not all(map(_is_path, (row.get(field, "") for field in (PATH, *PAIRS)))):
-        return "a path with half a character, which no file can have"
+        return "a path with half of a surrogate pair, which no file can have"
     return ""
 
 
 def _is_path(text: str) -> bool:
-    """Whether a text can be a path: undecodable bytes can, half of a pair of UTF-16 cannot."""
+    """Whether text can be a path: undecodable bytes can, half of a surrogate pair cannot."""
     try:
         os.fsencode(text)
     except UnicodeEncodeError:
@@ -128,7 +128,7 @@ def _objects(file: TextIO) -> Iterator[tuple[int, Row]]:
         if line.strip():
             row = json.loads(line)
             if not isinstance(row, dict):
-                raise ValueError("no JSON object")
+                raise ValueError("not a JSON object")
             yield number, row
 
 

@@ -1,8 +1,8 @@
-"""Images with boxes around their objects: COCO and Open Images.
+"""Images with object boxes: COCO and Open Images.
 
-A sample's json has `objects`, each with `category` (a number, whose name stands in the manifest's
-details), `box` [left, top, width, height] as fractions of the image, and, if there are any, `flags`
-that hold and `unknown_flags`. Every object is kept; which are used is decided in training.
+A sample's JSON has `objects`, each with `category` (a number; the manifest's details have its
+name), `box` [left, top, width, height] as fractions of the image and, if there are any, the `flags`
+that are set and `unknown_flags`. Every object is kept; training decides which are used.
 Categories are numbered as in the original: by their ids, sorted as text.
 """
 
@@ -22,9 +22,9 @@ from taming_dist.prepare.collections.folders import require_file, require_folder
 from taming_dist.prepare.collections.splits import find, spellings
 
 CATEGORIES = "categories"
-# The original moves this one to the end; its published models number the categories so.
+# The original moves this one to the end; its published models use this numbering.
 LAST_CATEGORY = "/m/01s55n"
-HOLDS, HOLDS_NOT, UNKNOWN = 1, 0, -1  # as Open Images writes them
+HOLDS, HOLDS_NOT, UNKNOWN = 1, 0, -1  # as in Open Images
 FLAG_FIELDS = {
     "IsGroupOf": "group",
     "IsOccluded": "occluded",
@@ -37,9 +37,9 @@ FLAG_FIELDS = {
 class Coco(Collection):
     """`root/<split>2017/` with `root/annotations/{instances,stuff,captions}_<split>2017.json`.
 
-    The last two are read if they are there, and so are the label maps of things and stuff in
-    `root/cocostuffthings/<split>2017` (or `stuffthingmaps`): 255, unlabelled, becomes 0 and the
-    182 classes 1 to 182, as in the original.
+    The last two are read if they exist, and so are the label maps of things and stuff in
+    `root/cocostuffthings/<split>2017` (or `stuffthingmaps`): 255 (unlabelled) becomes 0, and the
+    182 classes become 1 to 182, as in the original.
     """
 
     def __init__(self, root: Path, split: str = "train") -> None:
@@ -59,7 +59,7 @@ class Coco(Collection):
             self._objects = _objects_by_image(parts, numbers)
         except (KeyError, TypeError) as error:
             raise UserError(
-                f"{root / 'annotations'}: what is there for {name} is no annotation file of COCO "
+                f"{root / 'annotations'}: the file for {name} is not a COCO annotation file "
                 f"({error!r} is missing)"
             ) from error
         self.details[CATEGORIES] = [categories[id] for id in numbers]
@@ -73,7 +73,7 @@ class Coco(Collection):
                 entry = self._entry(image)
             except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
                 raise UserError(
-                    f"{self.where}: what its annotations say is not in COCO's form ({error!r}): "
+                    f"{self.where}: its annotations are not in COCO's format ({error!r}): "
                     f"{str(image)[:200]}"
                 ) from error
             yield entry
@@ -96,7 +96,7 @@ class Coco(Collection):
 class OpenImages(Collection):
     """`root/<split>/` with `<split>-annotations-bbox.csv` and `class-descriptions-boxable.csv`.
 
-    The images that have boxes, in the order of that file, which is read line by line.
+    Holds the images that have boxes, in the order of that file, which is read line by line.
     """
 
     def __init__(self, root: Path, split: str = "train") -> None:
@@ -124,7 +124,7 @@ class OpenImages(Collection):
                     yield Entry(name, self._folder / name, facts=facts)
             except (KeyError, ValueError, TypeError) as error:
                 raise UserError(
-                    f"{self._boxes}, line {rows.line_num}: no box of Open Images ({error!r})"
+                    f"{self._boxes}, line {rows.line_num}: not an Open Images box ({error!r})"
                 ) from error
 
     def _describe(self, row: dict[str, str]) -> dict[str, Any]:
@@ -135,15 +135,15 @@ class OpenImages(Collection):
 
 
 def describe(category: int, box: list[float], flags: Mapping[str, int]) -> dict[str, Any]:
-    """An object as it stands in a sample's json; a thousandth of a pixel is precise enough.
+    """An object's entry in a sample's JSON; a thousandth of a pixel is precise enough.
 
-    `flags`: 1, 0 or -1 (unknown), by name. Raises `ValueError` on other numbers, and on a box
-    with a side that is not finite.
+    `flags`: 1, 0 or -1 (unknown) by name. Raises `ValueError` for other numbers, and for a box with
+    a side that is not finite.
     """
     if not set(flags.values()) <= {HOLDS, HOLDS_NOT, UNKNOWN}:
-        raise ValueError(f"flags {dict(flags)}")
+        raise ValueError(f"invalid flags {dict(flags)}")
     if not all(map(math.isfinite, box)):
-        raise ValueError(f"a box {box}")
+        raise ValueError(f"invalid box {box}")
     found: dict[str, Any] = {"category": category, "box": [round(value, 6) for value in box]}
     for field, value in (("flags", HOLDS), ("unknown_flags", UNKNOWN)):
         names = [name for name, said in flags.items() if said == value]
@@ -159,7 +159,7 @@ def number_categories(names: dict[str, str]) -> dict[str, int]:
 
 def _load(path: Path) -> dict[str, Any]:
     def without_outlines(found: dict[str, Any]) -> dict[str, Any]:
-        found.pop("segmentation", None)  # most of the file, and not needed
+        found.pop("segmentation", None)  # most of the file, and unused
         return found
 
     try:
@@ -168,12 +168,12 @@ def _load(path: Path) -> dict[str, Any]:
         if not isinstance(loaded, dict) or "images" not in loaded:
             raise ValueError("no list of images")
     except ValueError as error:
-        raise UserError(f"{path} is no annotation file of COCO: {error}") from error
+        raise UserError(f"{path} is not a COCO annotation file: {error}") from error
     return loaded
 
 
 def _categories(parts: list[dict[str, Any]]) -> dict[str, str]:
-    """Names by id; "other" is what the stuff has left for all things."""
+    """Names by id, without "other", the stuff annotations' label for all things."""
     every = [category for part in parts for category in part["categories"]]
     return {str(one["id"]): one["name"] for one in every if one["name"] != "other"}
 

@@ -1,7 +1,7 @@
-"""Tables of images as Hugging Face's `datasets` writes them: parquet files with encoded images.
+"""Image tables as written by Hugging Face's `datasets`: parquet files with encoded images.
 
-The image column is the one that the table's metadata says, or else the first that is a struct with
-`bytes`, or binary. Class labels come with their names; numbers and texts go into the json.
+The image column is the one given by the table's metadata, or else the first one that is a struct
+with `bytes`, or binary. Class labels come with their names; numbers and text go into the JSON.
 """
 
 import json
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 LABELS = ("label", "labels", "class", "cls")
 ROWS = 64  # decoded at a time
-WITHHELD = -1  # what a test set of `datasets` has for a class label
+WITHHELD = -1  # the class label in the test sets of `datasets`
 WITHOUT_LABELS = "make shards without classes (--labels none)"
 
 
 class ParquetTables(Collection):
-    """The images of parquet files, or of all below a folder; names are `<table>/<row>`.
+    """The images of parquet files, or of all parquet files below a folder; names: `<table>/<row>`.
 
-    Tables without rows say nothing, not even of columns. Labels are read as
-    `classes.number_labels` has it, or not at all without `with_labels`. Raises `UserError` if
-    pyarrow is missing, a file is no table of images, or labels are none.
+    Tables without rows are ignored, columns included. Labels are numbered by
+    `classes.number_labels`, or ignored without `with_labels`. Raises `UserError` if pyarrow is
+    missing, a file is not a table of images, or a label is invalid.
     """
 
     def __init__(self, paths: Sequence[Path], with_labels: bool = True) -> None:
@@ -46,7 +46,7 @@ class ParquetTables(Collection):
                     self._tables.append(table)
                     schemas.append(file.schema_arrow)
         if not schemas:
-            raise UserError(f"{self.where}: no row in any table")
+            raise UserError(f"{self.where}: all tables are empty")
         self._features = _features(schemas[0])
         self._image = self._find_image(schemas[0])
         self._label = self._find_label(schemas) if with_labels else None
@@ -70,7 +70,7 @@ class ParquetTables(Collection):
         image = values[self._image]
         data = image["bytes"] if isinstance(image, dict) else image
         if data is None:
-            return LeftOut(name, "missing", "the table has no bytes for it")
+            return LeftOut(name, "missing", "the table holds no bytes for it")
         cls = None if self._label is None else self._class_id(name, values[self._label])
         facts = {key: values[key] for key in self._facts if values[key] is not None}
         return Entry(name, data, cls, facts=json_safe(facts))
@@ -90,7 +90,7 @@ class ParquetTables(Collection):
         return self._features.get(self._label or "", {}).get("_type") == "ClassLabel"
 
     def _find_tables(self, path: Path) -> Iterator[tuple[str, Path]]:
-        """Name and path of each table, sorted; the name is the path without `.parquet`."""
+        """Yield name and path of each table, sorted; the name is the path without `.parquet`."""
         if not path.is_dir():
             yield path.stem, require_file(path)
             return
@@ -98,7 +98,7 @@ class ParquetTables(Collection):
         self._left_out += [hidden(name) for name in names if name.endswith("/")]
         tables = [name for name in names if name.endswith(".parquet") and not is_hidden(name)]
         if not tables:
-            raise UserError(f"{path}: no parquet file below it")
+            raise UserError(f"{path}: no parquet file in this folder")
         for name in tables:
             yield name.removesuffix(".parquet"), path / name
 
@@ -109,7 +109,7 @@ class ParquetTables(Collection):
         try:
             return ParquetFile(path)
         except pyarrow.ArrowInvalid as error:
-            raise UserError(f"{path} is no parquet table: {error}") from error
+            raise UserError(f"{path} is not a parquet table: {error}") from error
 
     def _rows(self, path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
         import pyarrow
@@ -140,11 +140,11 @@ class ParquetTables(Collection):
         ]
         found = [name for name in (*said, *structs, *binary) if name in schema.names]
         if not found:
-            raise UserError(f"{self._tables[0][1]} has no column of images: {schema.names}")
+            raise UserError(f"{self._tables[0][1]} has no image column, only {schema.names}")
         return found[0]
 
     def _find_label(self, schemas: Sequence["pyarrow.Schema"]) -> str | None:
-        """The column of labels: the first that can be one in every table that has it."""
+        """The label column: the first that can hold labels in every table that has it."""
         said = [name for name, kind in self._features.items() if kind.get("_type") == "ClassLabel"]
         unfit = ""
         for name in dict.fromkeys((*said, *LABELS)):
@@ -153,13 +153,13 @@ class ParquetTables(Collection):
             if kinds and not wrong:
                 return name
             if wrong and not unfit:
-                unfit = f"the column {name!r} holds {wrong[0]}, not one class of each image"
+                unfit = f"the column {name!r} holds {wrong[0]}, not one class per image"
         if unfit:
             raise UserError(f"{self.where}: {unfit}: {WITHOUT_LABELS}")
         return None
 
     def _name_classes(self, label: str, schemas: Sequence["pyarrow.Schema"]) -> None:
-        """Class names from the metadata, or from the labels themselves if they are names."""
+        """Take class names from the metadata, or from the labels themselves if they are names."""
         names = self._features.get(label, {}).get("names")
         if names:
             self.classes = tuple(map(escape, names))
@@ -180,7 +180,7 @@ def _require_pyarrow() -> None:
 
 
 def _features(schema: "pyarrow.Schema") -> dict[str, dict[str, Any]]:
-    """What `datasets` notes about the columns, by name."""
+    """The features that `datasets` records for the columns, by name."""
     said = (schema.metadata or {}).get(b"huggingface")
     try:
         features = json.loads(said)["info"]["features"] if said else {}
@@ -190,7 +190,7 @@ def _features(schema: "pyarrow.Schema") -> dict[str, dict[str, Any]]:
 
 
 def _kinds(name: str, schemas: Sequence["pyarrow.Schema"]) -> list["pyarrow.DataType"]:
-    """The types that a column has in the tables, but for those where all of it is empty."""
+    """The types of a column in the tables, except where the whole column is null."""
     from pyarrow import types
 
     kinds = [schema.field(name).type for schema in schemas if name in schema.names]
@@ -217,7 +217,7 @@ def _is_number(kind: "pyarrow.DataType") -> bool:
 
 
 def _is_label(kind: "pyarrow.DataType") -> bool:
-    """Whether values of a type can be labels: numbers, texts, and categories of these."""
+    """Whether values of a type can be labels: numbers, text, and categories of these."""
     from pyarrow import types
 
     if types.is_dictionary(kind):
@@ -226,7 +226,7 @@ def _is_label(kind: "pyarrow.DataType") -> bool:
 
 
 def _is_plain(kind: "pyarrow.DataType") -> bool:
-    """Whether values of a type can stand in a json: numbers, texts, and lists of these."""
+    """Whether values of a type can be written to JSON: numbers, text, and lists of these."""
     from pyarrow import types
 
     if types.is_dictionary(kind) or types.is_list(kind) or types.is_large_list(kind):

@@ -1,4 +1,4 @@
-"""Photographs with label maps: S-FLCKR (182 classes) and ADE20k (151, with the kind of scene)."""
+"""Photographs with label maps: S-FLCKR (182 classes) and ADE20k (151 classes, and scenes)."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ SCENES = "sceneCategories.txt"
 def sflckr(root: Path, split: str | None = None) -> Collection:
     """`root/sflckr_images` and `root/sflckr_segmentations`, or without the prefix.
 
-    With a split only the images that `root/sflckr_<split>.txt` names.
+    With a split, only the images listed by `root/sflckr_<split>.txt`.
     """
     images, maps = (
         require_folder(find([root / f"sflckr_{name}"]) or root / name)
@@ -33,7 +33,7 @@ def sflckr(root: Path, split: str | None = None) -> Collection:
 
 
 class Ade20k(ImageFolder):
-    """`root/images/<split>`; the class is the scene that `root/sceneCategories.txt` says."""
+    """`root/images/<split>`; the class is the scene given by `root/sceneCategories.txt`."""
 
     def __init__(self, root: Path, split: str) -> None:
         super().__init__(root / "images" / split)
@@ -45,12 +45,12 @@ class Ade20k(ImageFolder):
     def _entry(self, name: str) -> Entry:
         scene = self._scenes.get(Path(name).stem)
         if scene is None:
-            raise UserError(f"{SCENES} says no scene of {self.folder / name}")
+            raise UserError(f"{SCENES} has no scene for {self.folder / name}")
         return Entry(name, self.folder / name, self._ids[scene])
 
 
 def ade20k(root: Path, split: str = "training") -> Collection:
-    """ADE20k's images of a split, with the label maps below `root/annotations/<split>`."""
+    """A split of ADE20k, with the label maps below `root/annotations/<split>`."""
     names = spellings(split)
     name = next((name for name in names if (root / "images" / name).is_dir()), split)
     return Paired(Ade20k(root, name), {"seg": root / "annotations" / name})

@@ -1,4 +1,4 @@
-"""The names that data sets have for their parts."""
+"""The names that data sets use for their splits."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,7 +7,7 @@ SPELLINGS = (("train", "training"), ("val", "validation"))
 
 
 def spellings(split: str) -> tuple[str, ...]:
-    """The names that a split may have, the given one first."""
+    """The possible names of a split, the given one first."""
     for names in SPELLINGS:
         if split in names:
             return (split, *(name for name in names if name != split))

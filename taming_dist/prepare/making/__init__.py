@@ -1,1 +1,1 @@
-"""From images, wherever they are, to shards: list them, make each sample, write shard by shard."""
+"""Making image shards: list the images, make each sample, write shard by shard."""

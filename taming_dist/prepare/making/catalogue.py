@@ -1,8 +1,8 @@
-"""Every image of a run, listed once: records on disk, some tens of bytes an image in memory.
+"""Every image of a run, listed once: records on disk, some tens of bytes per image in memory.
 
-An unfinished run keeps its catalogue, so that it goes on from where it was without listing the
-files again. What is where in the shards follows from the names alone, not from the order in which
-a file system lists them.
+An unfinished run keeps its catalogue, so that it resumes without listing the files again. An
+image's place in the shards follows from its name alone, not from the order in which the file
+system lists the files.
 """
 
 import errno
@@ -38,9 +38,9 @@ NAMES, KEYS, SIZES, STARTS, AMBIGUOUS = "names", "keys", "sizes", "starts", "amb
 
 @dataclass(frozen=True)
 class Record:
-    """One image as the catalogue has it: `Entry`, but its bytes are a range of a file.
+    """One image in the catalogue: an `Entry` whose bytes, if any, are a range of a file.
 
-    `sizes`: bytes of the image and its pairs, by path, when it was listed.
+    `sizes`: bytes of the image and its pairs by path when they were listed.
     """
 
     name: str
@@ -55,9 +55,9 @@ class Record:
 class Catalogue:
     """The images listed in a folder; `record(i)` reads one of them.
 
-    `names`, `keys`: uint64 [n], hashes of the name and of the key that it gives.
+    `names`, `keys`: uint64 [n], hashes of the name and of the key derived from it.
     `sizes`: int64 [n], bytes of all files of the image and of their tar headers.
-    `ambiguous`: bool [n], whether another image gives the same key.
+    `ambiguous`: bool [n], whether another image has the same key.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -74,7 +74,7 @@ class Catalogue:
         return len(self.names)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Catalogue, (self._folder,)  # another process maps the same files
+        return Catalogue, (self._folder,)  # the other process maps the same files
 
     @cached_property
     def _records(self) -> mmap.mmap:
@@ -87,13 +87,13 @@ class Catalogue:
         return Record(**json.loads(self._records[start : self._records.find(b"\n", start)]))
 
     def read_image(self, record: Record) -> bytes:
-        """The bytes of an image; `Unfit` if its file is not the one that was listed."""
+        """The bytes of an image; `Unfit` if its file has changed since it was listed."""
         if record.start is None:
             return _read(record.image, record.sizes[record.image])
         return os.pread(self._contents, record.sizes[record.image], record.start)
 
     def read_pair(self, record: Record, column: str) -> bytes:
-        """The bytes of what belongs to an image; errors as above."""
+        """The bytes of a map that belongs to an image; `Unfit` if its file has changed since."""
         path = record.pairs[column]
         return _read(path, record.sizes[path])
 
@@ -109,7 +109,7 @@ class Catalogue:
 
 
 def list_images(folder: Path, collection: Collection, settings: str) -> Catalogue:
-    """Write the catalogue of `collection` into a new folder; plan.json, last, makes it complete.
+    """Write the catalogue of `collection` to a new folder; plan.json, written last, completes it.
 
     Raises `UserError` if there is no image, or one is listed twice.
     """
@@ -117,7 +117,7 @@ def list_images(folder: Path, collection: Collection, settings: str) -> Catalogu
     folder.mkdir(parents=True)
     columns = {NAMES: array("Q"), KEYS: array("Q"), SIZES: array("q"), STARTS: array("q")}
     total, end = 0, 0
-    unusable: LeftOut | None = None  # the first of the images
+    unusable: LeftOut | None = None  # the first image that cannot be used
     with ExitStack() as stack:
         records, contents = (stack.enter_context(open(folder / n, "wb")) for n in (RECORDS, BYTES))
         left_out = stack.enter_context(open(folder / LEFT_OUT, "w"))
@@ -149,7 +149,7 @@ def list_images(folder: Path, collection: Collection, settings: str) -> Catalogu
 
 
 def forget(folder: Path) -> None:
-    """Remove a catalogue, its plan first: what a killed process leaves of it is none."""
+    """Remove a catalogue, its plan first, so that a killed process leaves no valid catalogue."""
     (folder / PLAN).unlink(missing_ok=True)
     if folder.exists():
         shutil.rmtree(folder)
@@ -180,7 +180,7 @@ def _repeated(values: np.ndarray) -> np.ndarray:
 
 
 def digest_of(collection: Collection, settings: str) -> str:
-    """The digest that a catalogue of `collection` would have."""
+    """The digest that the catalogue of `collection` has."""
     total = 0
     with open(os.devnull, "wb") as contents:
         for entry in collection:
@@ -190,7 +190,7 @@ def digest_of(collection: Collection, settings: str) -> str:
 
 
 def _digest(total: int, settings: str) -> str:
-    # A sum does not depend on the order in which the file system lists the images.
+    # A sum is independent of the order in which the file system lists the images.
     text = f"{settings} {total % 2**DIGEST_BITS}"
     return xxhash.xxh3_128_hexdigest(text.encode())
 
@@ -202,16 +202,16 @@ def _read(path: str, size: int) -> bytes:
         data = None
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read ({error.strerror}): fix or remove it, then give the same "
+            f"{path} cannot be read ({error.strerror}): fix or remove it, then run the same "
             f"command again"
         ) from error
     if data is None or len(data) != size:
-        raise Unfit("changed", f"{path} changed or vanished after it was listed")
+        raise Unfit("changed", f"{path} was changed or removed after it was listed")
     return data
 
 
 def _stat(entry: Entry, contents: BinaryIO) -> tuple[Record, int] | LeftOut:
-    """The record of an entry, and a number for all of it, sizes and times included."""
+    """The record of an entry, and a digest of it that includes sizes and times."""
     pairs = {column: str(path) for column, path in entry.pairs.items()}
     sizes: dict[str, int] = {}
     facts: list[Any] = [entry.name, entry.cls, sorted(pairs.items()), entry.facts]
@@ -231,8 +231,8 @@ def _stat(entry: Entry, contents: BinaryIO) -> tuple[Record, int] | LeftOut:
             if error.errno not in NO_SUCH_FILE:
                 raise
             return LeftOut(entry.name, "missing", f"{path}: {error.strerror}")
-        if not S_ISREG(stat.st_mode):  # a pipe would be waited for
-            return LeftOut(entry.name, "missing", f"{path} is no file")
+        if not S_ISREG(stat.st_mode):  # opening a pipe would block
+            return LeftOut(entry.name, "missing", f"{path} is not a regular file")
         sizes[path] = stat.st_size
         facts.append([stat.st_size, stat.st_mtime_ns])
     record = Record(entry.name, image, start, sizes, entry.cls, pairs, dict(entry.facts))
@@ -240,27 +240,27 @@ def _stat(entry: Entry, contents: BinaryIO) -> tuple[Record, int] | LeftOut:
 
 
 def _tar_bytes(record: Record) -> int:
-    """The bytes that an image takes in a tar if it goes in as it is, roughly: class and facts."""
+    """The bytes of an image in a tar if stored unchanged; approximate for class and facts."""
     files = [*record.sizes.values(), *([BLOCK] if record.facts else [])]
     files += [BLOCK] if record.cls is not None else []
     return sum(BLOCK + -(-size // BLOCK) * BLOCK for size in files)
 
 
 def hashes(name: str) -> tuple[int, int]:
-    """Two 64-bit hashes, of an image's name and of the key that it gives if nothing is in the way.
+    """Two 64-bit hashes: of an image's name, and of its key if no other image has the same.
 
-    The first decides on its place, the second on its split.
+    The first decides its place, the second its split.
     """
     return _hash(name), _hash(plain_key(name))
 
 
 def plain_key(name: str) -> str:
-    """The name without its extension, in characters that a key may have."""
+    """The name without its extension, in characters that are allowed in keys."""
     return re.sub(r"[^A-Za-z0-9_/-]", "_", name.rpartition(".")[0].lstrip("/"))
 
 
 def key_of(name: str, is_ambiguous: bool) -> str:
-    """The key under which an image is stored: its own name where the tar format allows that."""
+    """The key of an image: its own name where the tar format allows that."""
     key = plain_key(name)
     if len(key) <= MAX_KEY and not is_ambiguous:
         return key

@@ -1,7 +1,6 @@
-"""Conditions that are computed from an image while shards are made.
+"""Conditions that are computed from an image when shards are made.
 
-Coordinates are not among them: they follow from where a crop lies, so they are computed where
-crops are cut.
+Coordinates are not among them: they depend on the crop, so they are computed when it is cut.
 """
 
 import numpy as np
@@ -9,7 +8,7 @@ from PIL import Image
 
 from taming_dist.errors import UserError
 
-CANNY_SIGMA = 2.0  # pixels; as in the original's ImageNetEdges
+CANNY_SIGMA = 2.0  # pixels, as in the original's ImageNetEdges
 
 
 def require_canny() -> None:

@@ -1,7 +1,7 @@
-"""The pixel layers of a sample: the image, and the maps that lie over it.
+"""The pixel layers of a sample: the image and its maps.
 
-A layer keeps the bytes of its file until its pixels change: what is not changed is stored byte
-for byte. What is done with unusual files is written down in docs/making-shards.md.
+A layer keeps the bytes of its file until its pixels change, so an unchanged layer is stored byte
+for byte. docs/making-shards.md documents what is done with unusual files.
 """
 
 import io
@@ -23,10 +23,10 @@ EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 DAMAGED = "damaged"
 ARRAY_MAGIC = b"\x93NUMPY"
 ORIENTATION = 0x0112
-# A chunk of EXIF, and the names of the chunks of text that hold EXIF or XMP.
+# The EXIF chunk, and the names of the text chunks that hold EXIF or XMP.
 PNG_METADATA = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 Turn = Callable[[np.ndarray], np.ndarray]
-# What brings the pixels of each EXIF orientation upright (CIPA DC-008, 4.6.5), on [h, w(, c)].
+# How to turn the pixels [h, w(, c)] of each EXIF orientation upright (CIPA DC-008, 4.6.5).
 UPRIGHT: dict[int, Turn] = {
     2: np.fliplr,
     3: lambda pixels: np.rot90(pixels, 2),
@@ -48,7 +48,7 @@ class Unfit(Exception):
 
 @dataclass(frozen=True)
 class Layer:
-    """Pixels uint8 or uint16 [h, w(, 3)], their extension, and their file if it has just these.
+    """Pixels uint8 or uint16 [h, w(, 3)], their extension, and their file if it is still exact.
 
     `resampling` is the filter for scaling the layer down.
     """
@@ -64,14 +64,14 @@ class Layer:
         return self.pixels.shape[0], self.pixels.shape[1]
 
     def turned(self, turn: Turn) -> "Layer":
-        """The layer with its pixels rearranged; a WebP becomes a JPEG."""
+        """The layer with its pixels turned; a WebP becomes a JPEG."""
         extension = self.extension.replace("webp", "jpg")
         return replace(
             self, extension=extension, pixels=np.ascontiguousarray(turn(self.pixels)), data=None
         )
 
     def scaled(self, short_side: int) -> "Layer":
-        """The layer scaled to a short side; 16 bits are scaled as floats."""
+        """The layer scaled to a short side; 16-bit pixels are scaled as floats."""
         if self.pixels.dtype == np.uint8:
             pixels = resize_short_side(self.pixels, short_side, self.resampling)
         else:
@@ -80,7 +80,7 @@ class Layer:
         return replace(self, pixels=pixels, data=None)
 
     def encode(self, quality: int) -> bytes:
-        """The file of the layer: the one that it came from, or a new PNG, or JPEG of a quality."""
+        """The layer's file: the original bytes if unchanged, else a new PNG or JPEG."""
         if self.data is not None:
             return self.data
         out = io.BytesIO()
@@ -94,7 +94,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image as its file has it, what turns it upright, and what is notable about the file."""
+    """An image as stored in its file, the turn that makes it upright, and notes on the file."""
 
     layer: Layer
     turn: Turn | None
@@ -102,9 +102,9 @@ class Picture:
 
 
 def open_picture(data: bytes, use_damaged: bool = False) -> Picture:
-    """Decode an image whatever its file is like; `Unfit` if it cannot be used.
+    """Decode an image file of any kind; `Unfit` if it cannot be used.
 
-    `use_damaged`: what is left of a damaged JPEG becomes a layer of its own, else it is unfit.
+    `use_damaged`: keep what is left of a damaged JPEG; otherwise it is unfit.
     """
     if not data:
         raise Unfit("empty", "the file is empty")
@@ -117,7 +117,7 @@ def open_picture(data: bytes, use_damaged: bool = False) -> Picture:
         notes = _notes(image)
         turn = UPRIGHT.get(_orientation(image, data))
         extension = EXTENSIONS[str(image.format)]
-        # A PNG's header says its bits per channel; Pillow's mode does so for grey ones only.
+        # A PNG's header states its bits per channel; Pillow's mode does so for greyscale only.
         if extension == "png" and data[24] == 16:
             layer = Layer("png", _to_8_bits(image), None)
             return Picture(layer, turn, (*notes, "16 bits to 8"))
@@ -132,7 +132,7 @@ def open_picture(data: bytes, use_damaged: bool = False) -> Picture:
 
 
 def open_labels(data: bytes, shift: int) -> Layer:
-    """A label map; `shift` is added to its ids, modulo 256 (so that 255, unlabelled, gets 0)."""
+    """Open a label map; `shift` is added to its ids, modulo 256 (255, unlabelled, becomes 0)."""
     with _as_unfit():
         labels = encoded.open_labels(data).pixels()
     if shift:
@@ -141,10 +141,10 @@ def open_labels(data: bytes, shift: int) -> Layer:
 
 
 def open_depth(data: bytes) -> Layer:
-    """A depth map: one channel of 8 or 16 bits.
+    """Open a depth map: one channel of 8 or 16 bits.
 
-    Depth that is packed as float32 in the four channels of an RGBA PNG, as MiDaS leaves it in the
-    original, becomes 16 bits from its least to its greatest value.
+    Depth packed as float32 into the four channels of an RGBA PNG, as the original stores MiDaS's
+    output, is rescaled to 16 bits from its minimum to its maximum.
     """
     with _opened(data) as image:
         if image.mode == "L":
@@ -159,7 +159,7 @@ def open_depth(data: bytes) -> Layer:
 
 
 def open_edges(data: bytes) -> Layer:
-    """An edge map: one channel of 8 bits, or 1."""
+    """Open an edge map: one channel of 8 bits or 1 bit."""
     with _opened(data) as image:
         if image.mode not in ("L", "1"):
             raise Unfit("pair", f"an edge map of mode {image.mode}: one 8-bit channel is needed")
@@ -168,13 +168,13 @@ def open_edges(data: bytes) -> Layer:
 
 @contextmanager
 def _as_unfit() -> Iterator[None]:
-    """Turn whatever a decoder raises into `Unfit`: damaged files give a dozen types."""
+    """Turn whatever a decoder raises into `Unfit`: damaged files raise a dozen types."""
     try:
         yield
     except (Unfit, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise Unfit("unreadable", "no JPEG, PNG or WebP file") from error
+        raise Unfit("unreadable", "not a JPEG, PNG or WebP file") from error
     except LostData as error:
         raise Unfit(DAMAGED, str(error)) from error
     except Image.DecompressionBombError as error:
@@ -186,7 +186,7 @@ def _as_unfit() -> Iterator[None]:
 
 @contextmanager
 def _opened(data: bytes) -> Iterator[Image.Image]:
-    """Open a still image of an allowed size; what fails in the block is `Unfit` as well."""
+    """Open a still image of an allowed size; failures within the block become `Unfit` too."""
     with _as_unfit():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -194,7 +194,7 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
         if image.width * image.height > MAX_PIXELS:
             reason = f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}"
             raise Unfit("too large", f"{reason}: refused as a decompression bomb")
-        # A JPEG of several pictures is a camera's photo with its previews.
+        # A JPEG with several pictures is a camera's photo with previews.
         if image.format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) > 1:
             raise Unfit("animated", "an animation")
         yield image
@@ -212,13 +212,13 @@ def _notes(image: Image.Image) -> tuple[str, ...]:
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:
-    """The orientation in EXIF or XMP, wherever the format keeps them; 1 if there is none."""
+    """The orientation from EXIF or XMP, wherever the format stores them; 1 if there is none."""
     # Pillow decodes a whole PNG to look for them behind its pixels.
     if image.format == "PNG" and not any(mark in data for mark in PNG_METADATA):
         return 1
     try:
         return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # damaged metadata are no reason to lose the image
+    except Exception:  # damaged metadata are no reason to drop the image
         return 1
 
 
@@ -233,13 +233,13 @@ def _to_8_bits(image: Image.Image) -> np.ndarray:
 def _unpack_depth(channels: np.ndarray) -> np.ndarray:
     depth = channels.view("<f4")[:, :, 0].astype(np.float64)
     if not np.isfinite(depth).all():
-        raise Unfit("pair", "an RGBA depth map that holds no float32 numbers")
+        raise Unfit("pair", "an RGBA depth map that does not hold float32 numbers")
     low, high = depth.min(), depth.max()
     return np.rint((depth - low) * (65535 / max(high - low, 1e-8))).astype(np.uint16)
 
 
 def _load_array(data: bytes) -> np.ndarray:
-    """An image of CelebA-HQ: uint8 [(1,) 3, h, w] or [h, w, 3] as a .npy, never unpickled."""
+    """Load an image of CelebA-HQ: uint8 [(1,) 3, h, w] or [h, w, 3] as .npy, never unpickled."""
     with _as_unfit():
         array = np.load(io.BytesIO(data), allow_pickle=False)
     if array.ndim == 4 and len(array) == 1:
@@ -247,7 +247,7 @@ def _load_array(data: bytes) -> np.ndarray:
     if array.ndim == 3 and array.shape[0] == 3:
         array = array.transpose(1, 2, 0)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        raise Unfit("unreadable", f"an array of {array.dtype} {list(array.shape)}, no RGB image")
+        raise Unfit("unreadable", f"an array of {array.dtype} {list(array.shape)}, not RGB")
     if array.shape[0] * array.shape[1] > MAX_PIXELS:
         raise Unfit("too large", f"an array of {list(array.shape)}")
     return np.ascontiguousarray(array)

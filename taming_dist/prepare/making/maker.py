@@ -1,8 +1,8 @@
-"""Writes the shards of a catalogue, in parallel, so that an interrupted run can go on.
+"""Writing the shards of a catalogue in parallel, so that an interrupted run can resume.
 
-A shard is a range of a fixed order of the images, and depends on nothing else: neither on the
-number of processes nor on what was there before. Beside the catalogue lies a report for every
-finished shard; a run that finds it, and the shard as it says, does not make it again.
+A shard is a range of a fixed order of the images and depends on nothing else: neither on the
+number of processes nor on what existed before. Beside the catalogue lies a report for every
+finished shard; a run that finds the report and a matching shard does not make it again.
 """
 
 import errno
@@ -45,7 +45,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 @dataclass(frozen=True)
 class Split:
-    """A folder of shards called `<prefix>-000000.tar` ..., and the images in it, in order."""
+    """A folder of shards named `<prefix>-000000.tar` ..., and its images in order."""
 
     folder: Path
     prefix: str
@@ -54,7 +54,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Job:
-    """A shard to be made of the images [start, stop) of a split."""
+    """A shard to be made from the images [start, stop) of a split."""
 
     split: str
     number: int
@@ -69,7 +69,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Report:
-    """What became of a job: the shard, None if no image of it could be used; and the counts."""
+    """The outcome of a job: the shard, or None if no image could be used; and the counts."""
 
     split: str
     number: int
@@ -132,10 +132,10 @@ def locking(path: Path) -> Iterator[Lock | None]:
 
 
 def split_by_key(catalogue: Catalogue, val_fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the images for training and for validation, each in the order of the shards.
+    """The numbers of the training and of the validation images, each in the order of the shards.
 
-    The order is that of the hashes of the names: it mixes classes, and depends on nothing but the
-    names. An image is for validation if the hash of its key lies below the fraction.
+    The order is that of the hashes of the names, which mixes classes and depends on the names
+    only. An image is for validation if the hash of its key lies below the fraction.
     """
     order = np.argsort(catalogue.names, kind="stable")
     is_val = catalogue.keys[order] < np.uint64(int(val_fraction * (2**64 - 1)))
@@ -143,7 +143,7 @@ def split_by_key(catalogue: Catalogue, val_fraction: float) -> tuple[np.ndarray,
 
 
 def cut(sizes: np.ndarray, max_samples: int | None, max_bytes: int | None) -> list[int]:
-    """Where shards of at most so many samples and bytes end; a larger sample is alone in its own.
+    """Cut samples into shards of at most so many samples and bytes; a larger one gets its own.
 
     `sizes` int64 [n] are the bytes of each sample. Returns the bounds, from 0 to n.
     """
@@ -160,7 +160,7 @@ def cut(sizes: np.ndarray, max_samples: int | None, max_bytes: int | None) -> li
 
 
 class ShardMaker:
-    """Makes any shard of the splits: a function of a job that every process can call."""
+    """Maker of any shard of the splits: a function of a job that every process can call."""
 
     def __init__(
         self, catalogue: Catalogue, work: Path, splits: Sequence[Split], recipe: Recipe
@@ -168,11 +168,11 @@ class ShardMaker:
         self._catalogue, self._work, self._recipe = catalogue, work, recipe
         self._folders = {split.prefix: split.folder for split in splits}
         for split in splits:
-            # Processes map the order; they are not sent it.
+            # Processes map the order rather than receive it.
             np.save(work / f"{split.prefix}.order.npy", split.images)
 
     def __call__(self, job: Job) -> Report:
-        """Make the shard, or find that it is there as its report says."""
+        """Make the shard, unless it exists and matches its report."""
         return self._finished(job) or self._make(job)
 
     def _make(self, job: Job) -> Report:
@@ -214,7 +214,7 @@ class ShardMaker:
         return self._work / f"{job.name}.json"
 
     def _finished(self, job: Job) -> Report | None:
-        """The report of an earlier run, if the shard is still what it says, byte by byte."""
+        """The report of an earlier run if the shard still matches it, byte for byte."""
         path = self._report_path(job)
         if not path.exists():
             return None
@@ -246,9 +246,9 @@ def _load_order(path: Path) -> np.ndarray:
 def run(
     maker: ShardMaker, jobs: Sequence[Job], workers: int, lock: Lock | None = None
 ) -> Iterator[Report]:
-    """Do the jobs in this process, or in several; reports come in the order of completion.
+    """Do the jobs in this process or in several; yield reports in the order of completion.
 
-    The workers hold `lock` as well, so that it outlives this process as long as one of them does.
+    The workers hold `lock` as well, so that it outlives this process as long as any of them runs.
     """
     if workers == 1:
         yield from map(maker, jobs)
@@ -258,7 +258,7 @@ def run(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     _start_server()
-    # Ignored where a script started this in the background: then ctrl-c is meant for others.
+    # Ignored if a script started this in the background: then Ctrl-C is meant for others.
     heeds = signal.getsignal(signal.SIGINT) != signal.SIG_IGN
     pool = ProcessPoolExecutor(workers, context, _start_worker, (maker, lock, heeds))
     try:
@@ -267,15 +267,15 @@ def run(
             yield future.result()
     except BrokenProcessPool as error:
         raise UserError(
-            "a worker process was killed, perhaps for want of memory: run the same command again, "
-            "it resumes from here; with fewer --workers it needs less"
+            "a worker process was killed, perhaps for lack of memory: run the same command again "
+            "to resume; fewer --workers need less memory"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _start_server() -> None:
-    """Start it deaf to ctrl-c, which would interrupt its imports with a traceback."""
+    """Start it with Ctrl-C ignored, which would interrupt its imports with a traceback."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         forkserver.ensure_running()
@@ -290,12 +290,12 @@ def _start_worker(maker: ShardMaker, _lock: Lock | None, heeds_ctrl_c: bool) -> 
     global _maker
     _maker = maker
     if heeds_ctrl_c:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # which ends it without a traceback
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it without a traceback
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
 def _exit_with_parent() -> None:
-    """End this worker when its parent has died, however: nobody waits for its shard any more."""
+    """End this worker when its parent has died: nobody waits for its shard any more."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])

@@ -1,4 +1,4 @@
-"""One sample of a shard: the files that are stored of an image and of what belongs to it."""
+"""Making one sample of a shard: the files stored for an image and its maps."""
 
 import json
 from collections.abc import Mapping
@@ -26,12 +26,12 @@ LOW_RESOLUTION = "lr"
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is done with every image.
+    """What to do with every image.
 
-    `short_side`: larger images are scaled down to it. `quality`: of JPEGs that are made here.
-    `min_side`: smaller images are left out. `canny`: compute edges. `low_resolution`: compute an
-    image that is smaller by this factor. `label_shift`: added to label maps, modulo 256.
-    `use_damaged`: what is left of a damaged JPEG is stored, else it is left out.
+    `short_side`: scale larger images down to it. `quality`: of new JPEGs. `min_side`: leave out
+    smaller images. `canny`: compute edges. `low_resolution`: compute an image smaller by this
+    factor. `label_shift`: added to label maps, modulo 256. `use_damaged`: store what is left of a
+    damaged JPEG rather than leave it out.
     """
 
     short_side: int | None = None
@@ -45,7 +45,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Sample:
-    """The files of a sample by extension, and what was notable about its image."""
+    """The files of a sample by extension, and notes on its image."""
 
     files: dict[str, bytes]
     notes: tuple[str, ...]
@@ -56,7 +56,7 @@ def make_sample(catalogue: Catalogue, record: Record, recipe: Recipe) -> Sample:
     picture = open_picture(catalogue.read_image(record), recipe.use_damaged)
     if min(picture.layer.shape) < recipe.min_side:
         height, width = picture.layer.shape
-        raise Unfit("tiny", f"{width} x {height} pixels: less than {recipe.min_side} on a side")
+        raise Unfit("tiny", f"{width} x {height} pixels: a side below {recipe.min_side}")
     maps = [
         open_map(column, catalogue.read_pair(record, column), recipe) for column in record.pairs
     ]
@@ -77,7 +77,7 @@ def make_sample(catalogue: Catalogue, record: Record, recipe: Recipe) -> Sample:
 
 
 def open_map(column: str, data: bytes, recipe: Recipe) -> Layer:
-    """Decode what belongs to an image; `Unfit` names the column."""
+    """Decode a map that belongs to an image; raises `Unfit` naming the column."""
     try:
         if column == "seg":
             return open_labels(data, recipe.label_shift)
@@ -93,7 +93,7 @@ def open_map(column: str, data: bytes, recipe: Recipe) -> Layer:
 
 
 def choose_turn(picture: Picture, facts: Mapping[str, Any]) -> Turn | None:
-    """What turns the image upright; None if it is so, or if its boxes are those of its file."""
+    """The turn that makes an image upright; None if it is, or if its boxes fit the file as is."""
     if picture.turn is None or "objects" not in facts:
         return picture.turn
     upright = picture.turn(picture.layer.pixels).shape[:2]
@@ -102,9 +102,9 @@ def choose_turn(picture: Picture, facts: Mapping[str, Any]) -> Turn | None:
 
 
 def turn_upright(image: Layer, maps: list[Layer], turn: Turn | None) -> tuple[Layer, list[Layer]]:
-    """Turn an image, and with it the maps that fit its file; those that fit it then are upright.
+    """Turn an image and the maps that match its file; maps that match the result are upright.
 
-    Raises `Unfit` if a map fits neither.
+    Raises `Unfit` if a map matches neither.
     """
     upright = image if turn is None else image.turned(turn)
     aligned = []
@@ -115,12 +115,12 @@ def turn_upright(image: Layer, maps: list[Layer], turn: Turn | None) -> tuple[La
             aligned.append(layer)
         else:
             column = layer.extension.partition(".")[0]
-            raise Unfit("pair", f"its {column} file has another size, {layer.shape}")
+            raise Unfit("pair", f"its {column} file has a different size, {layer.shape}")
     return upright, aligned
 
 
 def fits(layer: Layer, image: Layer) -> bool:
-    """Whether a map has the size of its image; a low resolution image its proportions."""
+    """Whether a map has the size of its image, or a low-resolution image its proportions."""
     if not is_low_resolution(layer):
         return layer.shape == image.shape
     return in_proportion(layer.shape, image.shape)
@@ -131,13 +131,13 @@ def is_low_resolution(layer: Layer) -> bool:
 
 
 def scale(image: Layer, maps: list[Layer], short_side: int) -> tuple[Layer, list[Layer]]:
-    """Scale an image, which becomes a JPEG, and all its maps but one of low resolution."""
+    """Scale an image, which becomes a JPEG, and its maps except a low-resolution image."""
     scaled = Layer("jpg", image.scaled(short_side).pixels, None)
     return scaled, [m if is_low_resolution(m) else m.scaled(short_side) for m in maps]
 
 
 def computed(pixels: np.ndarray, recipe: Recipe) -> list[Layer]:
-    """The conditions that are computed from the image as it is stored."""
+    """The conditions that are computed from the stored image."""
     layers = []
     if recipe.canny:
         layers.append(Layer("edges.png", canny_edges(pixels), None))

@@ -1,9 +1,9 @@
-"""Who works on what, without a server: lease files in a folder that all workers see.
+"""Dividing work without a server: lease files in a folder that all workers share.
 
-A claim is a file that only one worker can create (O_EXCL); while it works it renews the file's
-time. A claim that was not renewed for a while is that of a dead worker and may be taken over.
-Should two workers ever believe that a piece is theirs, both do it: that costs time and nothing
-else, for both make the same bytes and only the first is kept.
+A claim is a file that only one worker can create (O_EXCL), and whose modification time it renews
+while it works. A claim that was not renewed for a while belongs to a dead worker and may be taken
+over. If two workers ever hold the same claim, both do the work: that only costs time, because both
+make the same bytes and only the first result is kept.
 """
 
 import json
@@ -13,16 +13,16 @@ import threading
 from pathlib import Path
 from types import TracebackType
 
-# Longer than the attributes of a file may be cached by NFS (60 s) and a renewal may be late.
+# Longer than NFS may cache file attributes (60 s) plus the delay of a renewal.
 STALE_S = 120.0
 
 
 class Claims:
-    """The claims of this worker in `folder`; renewed by a thread while used as a context manager.
+    """This worker's claims in `folder`, renewed by a thread while used as a context manager.
 
-    `stale_s`: seconds without renewal after which a claim counts as abandoned. Ages are taken by
-    the clock of the file system, so that the clocks of the nodes need not agree. A worker of
-    this host whose process is gone is known to be dead at once.
+    `stale_s`: seconds without renewal after which a claim counts as abandoned. Ages are measured
+    by the file system's clock, so the nodes' clocks need not agree. A worker on this host whose
+    process is gone is known to be dead at once.
     """
 
     def __init__(self, folder: Path, stale_s: float = STALE_S) -> None:
@@ -51,7 +51,7 @@ class Claims:
         self._clock.unlink(missing_ok=True)
 
     def take(self, name: str) -> bool:
-        """Claim a piece of work; False if a living worker has it."""
+        """Claim a piece of work; False if a live worker holds it."""
         path = self._folder / f"{name}.claim"
         try:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
@@ -66,7 +66,7 @@ class Claims:
         return True
 
     def release(self, name: str) -> None:
-        """Give a claim back; one that another worker has taken over is left to it."""
+        """Release a claim, unless another worker has taken it over."""
         path = self._folder / f"{name}.claim"
         self._held.discard(path)
         if _owner(path) == (socket.gethostname(), os.getpid()):
@@ -89,12 +89,12 @@ class Claims:
                 try:
                     os.utime(path)
                 except OSError:
-                    # It was taken over, or the disk is away for a moment: the work goes on.
+                    # It was taken over, or the disk is briefly unavailable: work continues.
                     continue
 
 
 def _owner(path: Path) -> tuple[str, int]:
-    """Host and process of a claim; ("", 0) while it is being written, or gone."""
+    """Host and process of a claim; ("", 0) while it is being written or after it is gone."""
     try:
         record = json.loads(path.read_text())
         return str(record["host"]), int(record["pid"])

@@ -1,4 +1,4 @@
-"""From the images of a part to its code shard."""
+"""Encoding the images of a part into its code shard."""
 
 import math
 import time
@@ -24,7 +24,7 @@ from taming_dist.prepare.tokenization.progress import Progress
 
 @dataclass
 class _Rows:
-    """What is kept of a batch: the codes of each model, and which images they are of.
+    """What is kept of a batch: the codes of each model, and the images that they belong to.
 
     `crops` [b, views, 5] and `boxes` of the b x views: None if they are not stored.
     """
@@ -38,10 +38,10 @@ class _Rows:
 
 
 class Encoder:
-    """Encodes parts of a job on `device`, `batch` images at a time.
+    """Encoder of the parts of a job on `device`, `batch` images at a time.
 
-    Every batch has the same shape, filled up where images are missing, so that a code depends on
-    its image, its place in the part and `batch`, not on its neighbours. In fp32 no TF32 is used.
+    Every batch has the same shape, padded where images are missing, so that a code depends on its
+    image, its place in the part and `batch`, not on its neighbours. fp32 means no TF32.
     """
 
     def __init__(
@@ -75,9 +75,9 @@ class Encoder:
         for batch in self._waited(self.reader.epoch_batches(part.start, part.stop)):
             codes = [self.codes(model, batch, self.job.precision) for model in self.models]
             if rows:
-                # One batch behind: a GPU has work while this waits for what it has finished.
+                # One batch behind, so that a GPU has work while this waits for finished results.
                 rows[-1] = self._fetched(rows[-1])
-            # Not the batch itself: the images of a whole part would not fit into memory.
+            # Not the batch itself: the images of a whole part would not fit in memory.
             crops, boxes = self._places(batch)
             rows.append(_Rows(codes, batch.ids, batch.keys, batch.classes, crops, boxes))
             self.progress.advance(len(batch))
@@ -88,7 +88,7 @@ class Encoder:
         return self._shard(part, rows)
 
     def _fetched(self, rows: _Rows) -> _Rows:
-        """Rows with their codes on the CPU; UserError if an image has none."""
+        """Rows with their codes on the CPU; `UserError` if an image has none."""
         rows = replace(rows, codes=[column.cpu() for column in rows.codes])
         advice = "use --precision fp32, or another model"
         for column in rows.codes:
@@ -96,14 +96,14 @@ class Encoder:
         return rows
 
     def inputs(self, model: VQGAN, batch: Batch) -> Iterator[Tensor]:
-        """Each view of a batch as a model takes it, [b, c, size, size] on the device."""
+        """Yield each view of a batch as model input, [b, c, size, size] on the device."""
         modality = model.config.modality
         views = self.job.views.cut(modality.take(batch.columns, self.device), batch.ids)
         return map(modality.tensor, views)
 
     @torch.inference_mode()
     def codes(self, model: VQGAN, batch: Batch, precision: str) -> Tensor:
-        """Codes int32 [b, views, i, j] that a model gives a batch, on the device."""
+        """The codes that a model assigns to a batch, int32 [b, views, i, j] on the device."""
         views = self.inputs(model, batch)
         return torch.stack([self._encode(model, view, precision) for view in views], 1)
 
@@ -114,7 +114,7 @@ class Encoder:
         return codes[: len(view)].to(torch.int32)
 
     def _places(self, batch: Batch) -> tuple[np.ndarray | None, Boxes | None]:
-        """Where the views lie in their images, and the objects in the views, if that is stored."""
+        """The views' places in their images, and the objects in the views, if these are stored."""
         if not (self.job.coordinates or self.job.boxes):
             return None, None
         crops = self.job.views.crops(batch.crops.numpy(), batch.ids)
@@ -122,7 +122,7 @@ class Encoder:
         return crops.astype(np.float32) if self.job.coordinates else None, boxes
 
     def _waited(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches; the time spent waiting for them goes to the progress."""
+        """Yield the batches; report the time spent waiting for them to the progress line."""
         while True:
             start = time.monotonic()
             batch = next(batches, None)
@@ -157,7 +157,7 @@ class Encoder:
         )
 
     def _stored(self, model: VQGAN, codes: list[Tensor]) -> np.ndarray:
-        """The codes of a model as they are stored, [n, views, i, j]."""
+        """A model's codes in their stored type, [n, views, i, j]."""
         shape = (0, len(self.job.views.names), *self.job.grid(model))
         joined = torch.cat([torch.empty(shape, dtype=torch.int32), *codes])
         return joined.numpy().astype(codes_dtype(model.config.vocabulary))
@@ -168,7 +168,7 @@ def _joined(columns: list[Tensor], dtype: Any) -> np.ndarray:
 
 
 def psnr(squared_errors: list[float]) -> float | None:
-    """PSNR in dB of the mean of squared errors of pixels in [0, 1]; None without any."""
+    """PSNR in dB of the mean of squared errors for pixels in [0, 1]; None if there are none."""
     if not squared_errors:
         return None
     mean = sum(squared_errors) / len(squared_errors)

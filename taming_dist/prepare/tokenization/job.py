@@ -1,4 +1,4 @@
-"""What all workers of a tokenization agree on: the models, the images, and which shard is which."""
+"""What all workers of a tokenization agree on: models, images, and the contents of each shard."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from taming_dist.prepare.tokenization.views import Views
 
 @dataclass(frozen=True)
 class Part:
-    """One output shard, and the source samples [start, stop) whose codes it holds."""
+    """One output shard and the source samples [start, stop) whose codes it holds."""
 
     path: Path
     start: int
@@ -31,13 +31,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Job:
-    """Which images become which code shards: the same command gives the same job everywhere.
+    """The assignment of images to code shards: the same command gives the same job everywhere.
 
-    Shard k holds the samples k * `shard_samples` and following, whatever the number of workers.
-    `condition_model` encodes what the transformer is conditioned on, label maps for example.
-    `coordinates` and `boxes`: whether the shards also say where each view lies in its image, and
-    where the objects lie in each view. `classes`: whether they say the class of each image, if all
-    images have one.
+    Shard k holds the samples from k * `shard_samples` on, whatever the number of workers.
+    `condition_model` encodes what the transformer is conditioned on, for example label maps.
+    `coordinates` and `boxes`: also store where each view lies in its image, and where the objects
+    lie in each view. `classes`: store the class of each image, if all images have one.
     """
 
     model: VQGAN
@@ -69,7 +68,7 @@ class Job:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """What all shards of this job say of the models and the preprocessing."""
+        """The facts about models and preprocessing that all shards of this job share."""
         settings: dict[str, Any] = {
             "tokenizer": {"fingerprint": self.model.fingerprint},
             "vocab": self.model.config.vocabulary,
@@ -82,7 +81,7 @@ class Job:
                 "precision": self.precision,
             },
         }
-        # Named only where they are written: shards of before there were such columns stay valid.
+        # Stated only where they are written, so that shards older than these columns stay valid.
         for name in ("coordinates", "boxes"):
             if getattr(self, name):
                 settings["preprocessing"][name] = True
@@ -97,18 +96,18 @@ class Job:
         return settings
 
     def grid(self, model: VQGAN) -> list[int]:
-        """The code grid [i, j] that a model makes of a crop."""
+        """The code grid [i, j] that a model produces from a crop."""
         return [self.size // model.config.factor] * 2
 
     def facts(self, part: Part) -> dict[str, Any]:
-        """What a shard of this job says of itself, but for what its images decide."""
+        """The facts of a shard of this job, except those that depend on its images."""
         return self.settings | {"source": self.source(part.start, part.stop)}
 
     def source(self, start: int, stop: int) -> dict[str, Any]:
         """Where the samples [start, stop) come from.
 
-        The fingerprint is over the image shards that hold them, so that it stays the same when
-        shards are appended to the data set.
+        The fingerprint covers the image shards that hold them, so it stays the same when shards
+        are appended to the data set.
         """
         ends = np.cumsum(self.dataset.samples_per_shard)
         first, last = np.searchsorted(ends, [start, stop - 1], side="right")
@@ -122,27 +121,29 @@ class Job:
         }
 
     def is_of(self, part: Part, found: dict[str, Any]) -> bool:
-        """Whether facts of a shard are those of `part`; False if they are those of its beginning,
-        as left by the same job on fewer images; `UserError` if they are another job's.
+        """Whether a shard's facts are those of `part`.
+
+        False if they cover only its beginning, as left by the same job on fewer images;
+        `UserError` if they are another job's.
         """
         for name in ("tokenizer", "condition", "vocab", "preprocessing"):
             mine = self.settings.get(name)
             if found.get(name) != mine:
                 raise UserError(
                     f"{part.path} holds codes with the {name} {found.get(name)}, but this command "
-                    f"asks for {mine}: {self._fix}"
+                    f"requires {mine}: {self._fix}"
                 )
         start, stop = found["source"]["range"]
         if start != part.start or not part.start < stop <= part.stop:
             raise UserError(
-                f"{part.path} holds the images {start} to {stop}, but with this --shards and "
-                f"--shard-samples it is {part.start} to {part.stop}: {self._fix}"
+                f"{part.path} holds the images {start} to {stop}, but with these --shards and "
+                f"--shard-samples it should hold {part.start} to {part.stop}: {self._fix}"
             )
         theirs, mine = found["source"], self.source(start, stop)
         if theirs["fingerprint"] != mine["fingerprint"]:
             raise UserError(
-                f"{part.path} holds codes of other images, {theirs.get('shards')} with the "
-                f"fingerprint {theirs['fingerprint']}, but in --shards they are {mine['shards']} "
+                f"{part.path} holds codes of other images: {theirs.get('shards')} with the "
+                f"fingerprint {theirs['fingerprint']}, but --shards has {mine['shards']} "
                 f"with {mine['fingerprint']}: {self._fix}"
             )
         return bool(stop == part.stop)

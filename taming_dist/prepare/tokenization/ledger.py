@@ -1,7 +1,7 @@
-"""Which shards are finished: a record beside the shards for each, and how a shard gets there.
+"""Which shards are finished: a record for each beside the shards, and how shards are published.
 
-A shard is written beside its place and linked into it, so that it is whole, and the first one of
-a kind stays. Its record follows; where a worker died between the two it is made from the shard.
+A shard is written under a temporary name and linked into place, so it is always complete, and the
+first one wins. Its record follows; if a worker dies in between, it is recreated from the shard.
 """
 
 import errno
@@ -27,7 +27,7 @@ NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class Ledger:
-    """The finished shards of a job, as `worker` knows them."""
+    """The finished shards of a job as known to `worker`."""
 
     def __init__(self, job: Job, worker: str) -> None:
         self.job, self.worker = job, worker
@@ -35,10 +35,10 @@ class Ledger:
         self.entries: dict[str, Shard] = {}
 
     def check(self, mine: list[Part]) -> None:
-        """Look at what is there before anything is written; `UserError` if it is another job's.
+        """Check what exists before anything is written; `UserError` if it is another job's.
 
-        The shards of the parts `mine` are read whole, and deleted if they are damaged: together
-        the workers check every shard that an earlier run has left.
+        The shards of the parts `mine` are read in full, and deleted if they are damaged: together
+        the workers check every shard left by an earlier run.
         """
         job = self.job
         if job.out.exists() and not job.out.is_dir():
@@ -53,7 +53,7 @@ class Ledger:
         for path in sorted(job.out.glob("*.tar")):
             if path not in expected:
                 raise UserError(
-                    f"--out {job.out} holds {path.name}, of another job: choose another --out, or "
+                    f"--out {job.out} holds {path.name} from another job: choose another --out, or "
                     f"delete that folder and run this command again"
                 )
             record = self._read_record(expected[path]) or self._read_shard(expected[path])
@@ -66,7 +66,7 @@ class Ledger:
                 self._discard(part)
 
     def unfinished(self) -> list[Part]:
-        """The parts that nobody has finished yet."""
+        """The parts that are not finished yet."""
         there = set(os.listdir(self.job.out)) if self.job.out.exists() else set()
         return [
             part
@@ -76,7 +76,7 @@ class Ledger:
         ]
 
     def publish(self, part: Part, shard: CodeShard) -> None:
-        """Put a shard into its place, unless another worker was faster; then record it."""
+        """Put a shard in place, unless another worker was faster, and record it."""
         temporary = part.path.with_name(f"{part.path.name}.{self.worker}.tmp")
         try:
             with open(temporary, "wb") as file:
@@ -91,7 +91,7 @@ class Ledger:
             temporary.unlink(missing_ok=True)
 
     def open_for_work(self) -> None:
-        """Make the folders; a manifest means complete, so that of fewer shards goes first."""
+        """Make the folders, and remove the manifest of fewer shards: a manifest means complete."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.unfinished():
             (self.job.out / MANIFEST).unlink(missing_ok=True)
@@ -110,7 +110,7 @@ class Ledger:
         )
 
     def remove_leftovers(self, older_than_s: float) -> None:
-        """Delete what workers that were killed have left half-written."""
+        """Delete half-written files of killed workers."""
         probe = self.folder / f"{self.worker}.clock"
         probe.touch()
         now = probe.stat().st_mtime
@@ -124,8 +124,7 @@ class Ledger:
                     continue
 
     def is_finished(self, part: Part) -> bool:
-        """Whether the shard is there, and enter it; one that is damaged or only a beginning of its
-        part is deleted."""
+        """Whether the shard exists; enter it if so. A damaged or incomplete one is deleted."""
         try:
             size = part.path.stat().st_size
         except FileNotFoundError:
@@ -156,13 +155,13 @@ class Ledger:
         return record if is_complete else None
 
     def _read_shard(self, part: Part) -> dict[str, Any] | None:
-        """The record of a shard that has none, after it was read whole; None if it is damaged."""
+        """Make the record of a shard that has none, reading all of it; None if it is damaged."""
         try:
             shard = CodeShard.open(part.path)
             entry = entry_of(part.path, shard)
             open_verified(part.path, entry)
         except UserError as damage:
-            print(f"{damage}; it is made again", flush=True)
+            print(f"{damage}; making it again", flush=True)
             return None
         return _record_of(entry, shard.facts)
 
@@ -170,7 +169,7 @@ class Ledger:
         try:
             open_verified(part.path, entry)
         except UserError as damage:
-            print(f"{damage}; it is made again", flush=True)
+            print(f"{damage}; making it again", flush=True)
             return False
         return True
 
@@ -193,7 +192,7 @@ def _record_of(entry: Shard, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _link_first(temporary: Path, path: Path) -> bool:
-    """Give a whole file its name unless that is taken; whether it was given."""
+    """Give a complete file its name unless that is taken; returns whether it was free."""
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -201,5 +200,5 @@ def _link_first(temporary: Path, path: Path) -> bool:
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
-        os.replace(temporary, path)  # the last one wins, which has the same bytes
+        os.replace(temporary, path)  # the last one wins; its bytes are the same
     return True

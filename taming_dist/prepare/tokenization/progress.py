@@ -1,4 +1,4 @@
-"""What a worker says while it tokenizes: how far, how fast, how long still, waiting for what."""
+"""A worker's progress line: images done, speed, time left, and time spent waiting for data."""
 
 import time
 
@@ -6,7 +6,7 @@ REPORT_EVERY_S = 10.0
 
 
 class Progress:
-    """Prints a line every few seconds. `who` names the worker; `total` images are all workers'."""
+    """Progress, printed every few seconds; `who` names the worker, `total` is of all workers."""
 
     def __init__(self, who: str, total: int) -> None:
         self._who, self._total = who, total
@@ -16,19 +16,19 @@ class Progress:
         self._started = self._said = time.monotonic()
 
     def finished(self, images: int) -> None:
-        """So many images lie in finished shards, whoever made them."""
+        """Note that so many images lie in finished shards, whoever made them."""
         if self._found is None:
             self._found = images
         self._elsewhere = max(0, images - self._found - self._here)
 
     def advance(self, count: int) -> None:
-        """This worker has encoded `count` more images."""
+        """Note that this worker has encoded `count` more images."""
         self._here += count
         if time.monotonic() - self._said > REPORT_EVERY_S:
             self.report()
 
     def waited(self, seconds: float) -> None:
-        """This worker has waited for images."""
+        """Note that this worker has waited for images."""
         self._waited += seconds
 
     def report(self) -> None:
@@ -40,7 +40,7 @@ class Progress:
         left = (self._total - done) / speed if speed else 0.0
         print(
             f"{self._who}{done} of {self._total} images, {self._here / elapsed:.1f} images/s here, "
-            f"{self._waited / elapsed:.0%} of the time waiting for data, {duration(left)} to go",
+            f"{self._waited / elapsed:.0%} of the time waiting for data, {duration(left)} left",
             flush=True,
         )
 

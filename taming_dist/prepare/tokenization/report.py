@@ -1,7 +1,7 @@
-"""The last word on a set of code shards: how the codebook is used, and what the codes are worth.
+"""The final report on code shards: codebook usage, and a check of the codes against the images.
 
-A few samples are taken back from the finished shards, decoded and held against their images, which
-are read and encoded anew: a proof that the codes are those of the images that they name.
+A few samples from the finished shards are decoded and compared with their images, which are read
+and encoded again: proof that the codes belong to the images that they name.
 """
 
 import json
@@ -21,7 +21,7 @@ from taming_dist.prepare.tokenization.encoder import Encoder, psnr
 from taming_dist.prepare.tokenization.job import Job
 
 REPORT = "report.json"
-# Enough for steady figures (two million images at the default size), read in seconds.
+# Enough for stable statistics (two million images at the default size), read in seconds.
 COUNTED_SHARDS = 128
 PROOF_PARTS, PROOF_IMAGES = 4, 16
 FIGURES = (
@@ -54,7 +54,7 @@ def write_report(job: Job, manifest: Manifest, encoder: Encoder) -> str:
         **_prove(job, encoder),
         "histogram": counts.tolist(),
     }
-    line = json.dumps(json_safe(record), allow_nan=False)  # the histogram is no column of numbers
+    line = json.dumps(json_safe(record), allow_nan=False)  # on one line because of the histogram
     write_bytes(job.out / REPORT, f"{line}\n".encode())
     text = _text(job, record)
     write_bytes(job.out / "report.txt", text.encode())
@@ -67,7 +67,7 @@ def _bytes_per_sample(job: Job, manifest: Manifest) -> float:
 
 
 def _prove(job: Job, encoder: Encoder) -> dict[str, Any]:
-    """PSNR of decoded samples against their sources, and the share of codes that fp32 gives too."""
+    """PSNR of decoded samples against their sources, and the fraction of codes equal to fp32's."""
     errors: list[float] = []
     equal: list[float] = []
     places = np.linspace(0, len(job.parts) - 1, min(PROOF_PARTS, len(job.parts)))
@@ -90,7 +90,7 @@ def _prove(job: Job, encoder: Encoder) -> dict[str, Any]:
 
 @torch.inference_mode()
 def _squared_errors(job: Job, encoder: Encoder, batch: Any, codes: torch.Tensor) -> list[float]:
-    """Mean squared error per image, for pixels in [0, 1], of the first view as a picture."""
+    """Mean squared error per image for pixels in [0, 1], of the first view as a picture."""
     modality = job.model.config.modality
     source = modality.picture(next(encoder.inputs(job.model, batch)))
     decoded = modality.picture(job.model.decode_codes(codes.long())).clamp(-1, 1)

@@ -1,9 +1,9 @@
-"""Which crops of an image are encoded: several views make up for the augmentation that codes lack.
+"""The crops of an image that are encoded; several views replace augmentation, which codes lack.
 
 All views are cut from one centre square that the reader delivers, images and label maps alike.
-Where they were cut can be stored beside their codes.
-Ten crops (four corners and the centre, each also mirrored) from a slightly larger square are how
-class-conditional transformers on ImageNet are commonly trained.
+Their places can be stored beside their codes.
+Class-conditional transformers on ImageNet are commonly trained on ten crops (four corners and the
+centre, each also mirrored) from a slightly larger square.
 """
 
 from abc import ABC, abstractmethod
@@ -16,13 +16,13 @@ from torch import Tensor
 from taming_dist.data.order import PIXELS, random_words
 from taming_dist.errors import UserError
 
-# How much larger the square is than a crop, where crops differ in place.
+# How much larger the square is than a crop where crops have different places.
 ENLARGEMENT = 1.1
 
 
 class Views(ABC):
-    """The views of a job: their `names`, their side `size` and that of the `square` they are cut
-    from, in pixels."""
+    """The views of a job: their `names`, and the sides in pixels of the views (`size`) and of the
+    square that they are cut from (`square`)."""
 
     names: list[str]
 
@@ -33,30 +33,30 @@ class Views(ABC):
     def places(self, ids: Tensor) -> np.ndarray:
         """Left and top of each view in its square, and 1 if it is mirrored: int64 [b, views, 3].
 
-        `ids` [b] are of the samples; a mirrored view is cut, then mirrored.
+        `ids` [b] are those of the samples; a mirrored view is cut first, then mirrored.
         """
 
     def cut(self, squares: Tensor, ids: Tensor) -> Iterator[Tensor]:
         """Yield each view [b, ..., size, size] of squares [b, ..., square, square] of samples ids.
 
-        Any leading dimensions after b; what is a label map is cut as its image is.
+        There may be any dimensions after b; label maps are cut as their images are.
         """
         for places in self.places(ids).swapaxes(0, 1):
             rows = zip(squares, places, strict=True)
             yield torch.stack([self._crop(square, place) for square, place in rows])
 
     def crops(self, squares: np.ndarray, ids: Tensor) -> np.ndarray:
-        """Where the views lie in their images, fp64 [b, views, 5].
+        """The places of the views in their images, fp64 [b, views, 5].
 
-        Both `squares` [b, 5], which may not be mirrored, and the result are left, top, width,
-        height as shares of the image, and 1 if mirrored.
+        Both `squares` [b, 5], which must not be mirrored, and the result are left, top, width,
+        height as fractions of the image, and 1 if mirrored.
         """
         assert not squares[:, 4].any()
         places = self.places(ids)
         corners, extents = squares[:, None, :2], squares[:, None, 2:4]
         starts = corners + extents * (places[..., :2] / self.square)
         sides = np.broadcast_to(extents * (self.size / self.square), starts.shape)
-        # Rounding may not carry a view over the edge of its image.
+        # Rounding must not push a view over the edge of its image.
         shares = np.clip(np.concatenate([starts, sides], 2), 0, 1)
         return np.concatenate([shares, places[..., 2:]], 2)
 
@@ -67,7 +67,7 @@ class Views(ABC):
 
 
 class _SameForAll(Views):
-    """Views whose place does not depend on the sample: `table` [views, 3], see `places`."""
+    """Views whose places are the same for all samples: `table` [views, 3], see `places`."""
 
     table: list[tuple[int, int, int]]
 
@@ -93,7 +93,7 @@ class Center(_SameForAll):
 
 
 class Flip(_SameForAll):
-    """The whole square, and mirrored."""
+    """The whole square, as it is and mirrored."""
 
     names = ["center", "flipped"]
     table = [(0, 0, 0), (0, 0, 1)]
@@ -112,7 +112,7 @@ class TenCrop(_SameForAll):
         super().__init__(size, enlarged(size))
         far = self.square - self.size
         corners = [(0, 0), (far, 0), (0, far), (far, far), (far // 2, far // 2)]
-        # Mirrored, the left crop is the mirror image of the left crop, as its name says.
+        # A flipped crop is the mirror image of the crop of the same name.
         self.table = [(left, top, mirrored) for mirrored in (0, 1) for left, top in corners]
 
 
@@ -136,7 +136,7 @@ class RandomCrops(Views):
     def _place(self, number: int, sample: int) -> tuple[int, int, int]:
         words = [int(w) for w in random_words(self.seed, PIXELS, number, sample, count=3)]
         places = self.square - self.size + 1
-        # The high bits of a word scaled to the range: no division, no bias that could be seen.
+        # The high bits of a word scaled to the range: no division, no measurable bias.
         top, left = (word * places >> 64 for word in words[:2])
         return left, top, words[2] >> 63
 
@@ -145,10 +145,10 @@ VIEWS = ("center", "flip", "ten-crop", "random")
 
 
 def build_views(name: str, size: int, count: int, seed: int) -> Views:
-    """The views called `name` in VIEWS, crops of `size` pixels; `count` and `seed` are random's.
+    """Build the views `name` of VIEWS with crops of `size` pixels; `count`, `seed`: of `random`.
 
     Raises:
-        UserError: a count or seed that there is not.
+        UserError: if the count or seed is out of range.
     """
     if name != "random":
         plain: dict[str, type[Center] | type[Flip] | type[TenCrop]]
@@ -157,10 +157,10 @@ def build_views(name: str, size: int, count: int, seed: int) -> Views:
     if count < 1:
         raise UserError(f"--crops is {count} but must be at least 1")
     if not 0 <= seed < 2**64:
-        raise UserError(f"--seed is {seed} but must be in 0 .. 2^64 - 1")
+        raise UserError(f"--seed is {seed} but must be between 0 and 2^64 - 1")
     return RandomCrops(size, count, seed)
 
 
 def enlarged(size: int) -> int:
-    """The side of the square from which crops of `size` pixels are cut at different places."""
+    """The side of the square from which crops of `size` pixels at different places are cut."""
     return round(size * ENLARGEMENT)

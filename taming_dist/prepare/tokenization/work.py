@@ -1,4 +1,4 @@
-"""One worker: claims parts that nobody has finished, encodes them, until none is left."""
+"""One worker: claims unfinished parts and encodes them until none is left."""
 
 import os
 import time
@@ -22,7 +22,7 @@ LOOK_AGAIN_S = 2.0
 
 @dataclass(frozen=True)
 class Worker:
-    """Which of `count` workers this is; a hint for where to begin, not for what to do."""
+    """The number of this worker among `count`: only a hint at which part to begin with."""
 
     number: int
     count: int
@@ -30,28 +30,28 @@ class Worker:
 
     @property
     def who(self) -> str:
-        """How its lines begin."""
+        """The prefix of its lines."""
         return f"worker {self.number}: " if self.count > 1 else ""
 
 
 def worker_of(environment: Mapping[str, str]) -> Worker:
-    """The worker of this process: by torchrun, srun, a Slurm job array, or alone.
+    """The worker of this process: from torchrun, srun, a Slurm job array, or alone.
 
-    In an array every task may have several processes.
+    In an array, every task may have several processes.
     """
-    # No process group is made, so the address of the first process is of no interest.
+    # There is no process group, so the address of the first process does not matter.
     here = place({"MASTER_ADDR": "", "MASTER_PORT": "0", **environment})
     names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT")
     if not all(environment.get(name, "").isdigit() for name in names):
         return Worker(here.rank, here.world_size, here.local_rank)
     task, first, tasks = (int(environment[name]) for name in names)
-    # Array tasks may be numbered with gaps: two workers with one number only begin alike.
+    # Array tasks may be numbered with gaps: workers with the same number merely begin alike.
     number = (task - first) % tasks * here.world_size + here.rank
     return Worker(number, tasks * here.world_size, here.local_rank)
 
 
 def tokenize(job: Job, worker: Worker, batch: int, threads: int, stale_s: float) -> None:
-    """Work until every part is finished, by whomever; whoever comes last completes the folder.
+    """Work until every part is finished by any worker; the last worker completes the folder.
 
     Raises `UserError` if the folder holds another job's shards, or the disk is full.
     """
@@ -70,7 +70,7 @@ def tokenize(job: Job, worker: Worker, batch: int, threads: int, stale_s: float)
         if error.errno not in FIXES:
             raise
         raise UserError(
-            f"{job.out} cannot be written ({error.strerror}): {FIXES[error.errno]}, then give the "
+            f"{job.out} cannot be written ({error.strerror}): {FIXES[error.errno]}, then run the "
             f"same command again; {len(ledger.entries)} finished shards are kept"
         ) from error
 
@@ -90,9 +90,9 @@ def _work(
 def _claimed(
     job: Job, ledger: Ledger, claims: Claims, worker: Worker, progress: Progress
 ) -> Iterator[Part]:
-    """The parts that this worker does; ends when all are finished.
+    """Yield the parts that this worker claims; end when all are finished.
 
-    What others have claimed is waited for: should they die, it is taken over.
+    Parts claimed by others are waited for, and taken over if those workers die.
     """
     is_waiting = False
     while todo := ledger.unfinished():
@@ -121,12 +121,12 @@ def _is_complete(job: Job, ledger: Ledger) -> bool:
     try:
         manifest = Manifest.load(job.out)
     except UserError:
-        return False  # there is none, or another worker has just removed an old one
+        return False  # it does not exist, or another worker has just removed an old one
     return manifest.shards == tuple(ledger.entries[part.path.name] for part in job.parts)
 
 
 def _complete(job: Job, ledger: Ledger, claims: Claims, worker: Worker, encoder: Encoder) -> None:
-    """Write manifest and report, or see that another worker does."""
+    """Write the manifest and report, or wait until another worker has."""
     while not _is_complete(job, ledger):
         if not claims.take("manifest"):
             time.sleep(min(LOOK_AGAIN_S, claims.stale_s / 2))
@@ -139,5 +139,5 @@ def _complete(job: Job, ledger: Ledger, claims: Claims, worker: Worker, encoder:
 
 
 def environment_worker() -> Worker:
-    """The worker of this process by its own environment."""
+    """The worker of this process, from its own environment."""
     return worker_of(os.environ)

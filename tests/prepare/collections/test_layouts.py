@@ -65,7 +65,7 @@ def test_imagenet_reads_the_synsets_of_a_flat_folder(tmp_path: Path, truth: str,
 
 def test_imagenet_refuses_images_of_unknown_class(tmp_path: Path) -> None:
     touch(tmp_path, "val/v1.JPEG")
-    with pytest.raises(UserError, match="no folders of synsets"):
+    with pytest.raises(UserError, match="no synset folders"):
         open_layout(["imagenet", str(tmp_path), "val"])
     touch(tmp_path, "train/n01000000/a.JPEG")
     with pytest.raises(UserError, match=r"v1\.JPEG: its synset \(unknown\)"):
@@ -208,10 +208,10 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
             open_layout(words)
     make_coco(tmp_path)
     write(tmp_path, "annotations/instances_val2017.json", "[]")
-    with pytest.raises(UserError, match=r"instances_val2017\.json is no annotation file"):
+    with pytest.raises(UserError, match=r"instances_val2017\.json is not a COCO annotation file"):
         open_layout(["coco", root, "val"])
     write(tmp_path, "annotations/instances_val2017.json", '{"images": [], "annotations": [{}]}')
-    with pytest.raises(UserError, match="is no annotation file"):
+    with pytest.raises(UserError, match="is not a COCO annotation file"):
         open_layout(["coco", root, "val"])
     whole = {"images": [{"id": 1, "file_name": "a.jpg"}], "categories": [], "annotations": []}
     write(tmp_path, "annotations/instances_val2017.json", json.dumps(whole))
@@ -220,9 +220,9 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     touch(tmp_path, "train/a.jpg")
     write(tmp_path, "class-descriptions-boxable.csv", "/m/1,Cat\n")
     write(tmp_path, "train-annotations-bbox.csv", "ImageID,LabelName\na,/m/1\n")
-    with pytest.raises(UserError, match="line 2: no box of Open Images"):
+    with pytest.raises(UserError, match="line 2: not an Open Images box"):
         list(open_layout(["openimages", root]))
     box = "ImageID,LabelName,XMin,XMax,YMin,YMax,IsInside\na,/m/1,0,1,0,1,2\n"
     write(tmp_path, "train-annotations-bbox.csv", box)
-    with pytest.raises(UserError, match="line 2: no box of Open Images .*'inside': 2"):
+    with pytest.raises(UserError, match="line 2: not an Open Images box .*'inside': 2"):
         list(open_layout(["openimages", root]))

@@ -72,10 +72,10 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     whole = write(tmp_path / "a.parquet", {"image": IMAGES})
     text = write(tmp_path / "b.parquet", {"text": ["a"]})
     for paths, message in (
-        ([tmp_path / "empty"], "no parquet file below it"),
+        ([tmp_path / "empty"], "no parquet file in this folder"),
         ([tmp_path / "none.parquet"], "there is no such file"),
-        ([tmp_path / "x.parquet"], "x.parquet is no parquet table"),
-        ([text], "has no column of images"),
+        ([tmp_path / "x.parquet"], "x.parquet is not a parquet table"),
+        ([text], "has no image column"),
         ([whole, text], "b.parquet lacks columns"),
     ):
         with pytest.raises(UserError, match=message):
@@ -121,10 +121,10 @@ def test_labels_of_every_scalar_type_become_classes(tmp_path: Path, kind: str) -
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([[0], [1], [2]], r"'label' holds list<.*>, not one class of each image.*--labels none"),
+        ([[0], [1], [2]], r"'label' holds list<.*>, not one class per image.*--labels none"),
         ([0.5, 1.0, 2.0], r"a/00000000\.image: its label is 0\.5, which is not a class"),
-        ([0, 1, 2**33], r"a/00000002\.image: the class 8589934592 is outside of 0 to"),
-        ([0, -1, 2], r"a/00000001\.image: the class -1 is outside of 0 to"),
+        ([0, 1, 2**33], r"a/00000002\.image: the class 8589934592 is outside the range 0 to"),
+        ([0, -1, 2], r"a/00000001\.image: the class -1 is outside the range 0 to"),
         (["0.5", "1", "2"], r"'0\.5' is not a class"),
     ],
 )
@@ -142,7 +142,7 @@ def test_tables_without_rows_say_nothing(tmp_path: Path) -> None:
     write(tmp_path / "1.parquet", {"image": IMAGES, "label": [2, 0, 1]})
     write(tmp_path / "2.parquet", {"image": IMAGES, "label": pyarrow.nulls(3)})
     assert classes_of(ParquetTables([tmp_path])) == [2, 0, 1, None, None, None]
-    with pytest.raises(UserError, match=r"0\.parquet: no row in any table"):
+    with pytest.raises(UserError, match=r"0\.parquet: all tables are empty"):
         ParquetTables([tmp_path / "0.parquet"])
 
 
@@ -153,7 +153,7 @@ def test_tables_whose_labels_have_different_types_agree_or_are_one_line(tmp_path
     tables = ParquetTables([tmp_path])
     assert classes_of(tables) == [2, 0, 1, 10, 1, None, 3, None, 0]
     write(tmp_path / "3.parquet", {"image": IMAGES, "label": ["cat", "1", "2"]})
-    with pytest.raises(UserError, match="is a number, but 'cat' a name"):
+    with pytest.raises(UserError, match="is a number, but 'cat' is a name"):
         ParquetTables([tmp_path])
     write(tmp_path / "3.parquet", {"image": IMAGES, "label": [[1], [2], [3]]})
     with pytest.raises(UserError, match="the column 'label' holds list"):

@@ -49,7 +49,7 @@ def test_appended_image_shards_leave_the_finished_code_shards_alone(
     kept = [n for n, t in times.items() if (tmp_path / "grown" / n).stat().st_mtime_ns == t]
     assert len(times) == 3
     assert sorted(kept) == ["codes-train-000000.tar", "codes-train-000001.tar"]
-    with pytest.raises(UserError, match=r"codes-train-00000\d\.tar.*(of another job|holds the im)"):
+    with pytest.raises(UserError, match=r"codes-train-00000\d\.tar.*(another job|holds the im)"):
         run(fewer, tmp_path / "grown")
 
 
