@@ -215,7 +215,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         open_layout(["coco", root, "val"])
     whole = {"images": [{"id": 1, "file_name": "a.jpg"}], "categories": [], "annotations": []}
     write(tmp_path, "annotations/instances_val2017.json", json.dumps(whole))
-    with pytest.raises(UserError, match="not in COCO's form .*'width'"):
+    with pytest.raises(UserError, match="not in COCO's format .*'width'"):
         list(open_layout(["coco", root, "val"]))
     touch(tmp_path, "train/a.jpg")
     write(tmp_path, "class-descriptions-boxable.csv", "/m/1,Cat\n")
