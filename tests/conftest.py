@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from jaxtyping import install_import_hook
@@ -58,6 +59,7 @@ class Server(ThreadingHTTPServer):
         self.folder = folder
         self.faults: list[str] = []
         self.requests: Counter[str] = Counter()
+        self.logins: list[str | None] = []
         self.released = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}"
 
@@ -72,9 +74,16 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         """Say nothing."""
 
+    def do_HEAD(self) -> None:
+        file = self.server.folder / self.path.lstrip("/")
+        self.send_response(200 if file.is_file() else 404)
+        self.send_header("Content-Length", str(file.stat().st_size if file.is_file() else 0))
+        self.end_headers()
+
     def do_GET(self) -> None:
-        path = self.path.partition("?")[0].lstrip("/")
+        path = unquote(self.path.partition("?")[0]).lstrip("/")
         self.server.requests[path] += 1
+        self.server.logins.append(self.headers.get("Authorization"))
         fault = self.server.faults.pop(0) if self.server.faults else ""
         if fault.isdigit():
             return self.send_error(int(fault))
@@ -86,10 +95,18 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.close_connection = True
             return self.connection.close()
+        if fault == "elsewhere":
+            return self.redirect(self.path)
         file = self.server.folder / path
         if not file.is_file():
             return self.send_error(404)
         return self.answer(file.read_bytes(), fault)
+
+    def redirect(self, path: str) -> None:
+        self.send_response(302)
+        self.send_header("Location", path)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def answer(self, whole: bytes, fault: str) -> None:
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
@@ -105,7 +122,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def send(self, code: int, data: bytes, place: str, fault: str) -> None:
         self.send_response(code)
-        self.send_header("Content-Length", str(len(data)))
+        if fault == "chunked":
+            self.send_header("Transfer-Encoding", "chunked")
+            data = b"%x\r\n%s\r\n0\r\n\r\n" % (len(data), data)
+        else:
+            self.send_header("Content-Length", str(len(data)))
         if place and fault != "unnamed":
             self.send_header("Content-Range", place)
         if fault == "gzip":
@@ -126,6 +147,8 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     """A web server of the folder tmp_path/served."""
+    from taming_dist.formats.remote import web_store
+
     (tmp_path / "served").mkdir()
     running = Server(tmp_path / "served")
     thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
@@ -135,6 +158,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
     running.shutdown()
     running.server_close()
     thread.join()
+    web_store.cache_clear()  # nobody else would close these connections before 90 s are over
 
 
 @pytest.fixture

@@ -94,7 +94,7 @@ def test_a_server_without_ranges_is_read_and_a_broken_answer_is_begun_anew(
 ) -> None:
     data = (folder / "s-000000.tar").read_bytes()
     (server.folder / "a.tar").write_bytes(data)
-    server.faults += ["short", "reset", "503", "stall"]
+    server.faults += ["short", "reset", "503", "stall", "chunked"]
     hurried = Patience(attempts=5, first_wait_s=0.001, timeout_s=0.3)
     copy_in_sequence(f"{server.url}/a.tar", tmp_path / "copy", hurried)
     assert (tmp_path / "copy").read_bytes() == data

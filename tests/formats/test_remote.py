@@ -62,7 +62,7 @@ def assert_same(ones: Found, others: Found) -> None:
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(sleep=lambda _: None, monotonic=time.monotonic)
-    monkeypatch.setattr("taming_dist.formats.storage.time", clock)
+    monkeypatch.setattr("taming_dist.formats.sources.time", clock)
 
 
 def to_memory(folder: Path, bucket: str) -> str:

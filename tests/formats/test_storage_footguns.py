@@ -18,7 +18,7 @@ from taming_dist.data.images import Preprocess
 from taming_dist.data.reader import Reader
 from taming_dist.data.streaming import StreamingReader, stream_locations
 from taming_dist.errors import UserError
-from taming_dist.formats import storage
+from taming_dist.formats import sources
 from taming_dist.formats.manifest import resolve
 from taming_dist.formats.shards import scan, walk
 from taming_dist.formats.storage import StorageError
@@ -32,7 +32,7 @@ SAMPLES = 20
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without waits, and without the shuffle buffer, which holds several passes."""
     clock = SimpleNamespace(sleep=lambda _: None, monotonic=time.monotonic)
-    monkeypatch.setattr(storage, "time", clock)
+    monkeypatch.setattr(sources, "time", clock)
     monkeypatch.setattr(streaming, "SHUFFLED", 1)
 
 
