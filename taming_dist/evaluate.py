@@ -29,20 +29,21 @@ from taming_dist.engine.world import choose_device
 from taming_dist.errors import UserError
 from taming_dist.evaluation.label_maps import LabelMapFigures
 from taming_dist.evaluation.reconstruction import ReconstructionFigures
-from taming_dist.evaluation.tokens import TokenFigures
+from taming_dist.evaluation.tokens import TokenMetrics
 from taming_dist.formats.files import writing
 from taming_dist.formats.manifest import resolve
 from taming_dist.formats.strict_json import write_json
-from taming_dist.generation.pictures import sheet, to_uint8
+from taming_dist.generation.pictures import image_grid, to_uint8
 from taming_dist.models.export import read_kind
 from taming_dist.models.modalities import LabelMap
 from taming_dist.models.prior.transformer import Transformer
 from taming_dist.models.vqgan import VQGAN, check_all_coded, check_size
 from taming_dist.pretrained import lpips_network
 from taming_dist.ranges import check_ranges, ranged
+from taming_dist.stages.prior import arranged
 from taming_dist.training.sinks import save_png
 
-SHEET_COLUMNS = 8
+GRID_COLUMNS = 8
 PROGRESS_PERIOD_S = 10.0
 
 AnyBatch = TypeVar("AnyBatch", Batch, CodeBatch)
@@ -141,49 +142,31 @@ def first_stage_figures(
 
 
 def evaluate_transformer(config: EvaluateConfig, device: torch.device) -> dict[str, Any]:
-    """Return the figures of a transformer on codes of the tokenizer that it was trained on."""
+    """Return the metrics of a transformer on codes of the tokenizer that it was trained on."""
     transformer = Transformer.from_pretrained(config.model)
     fingerprint = transformer.fingerprint
     dataset = CodeDataset.open(config.data)
     check_codes(transformer, dataset, config.data)
     prepare_folder(Path(config.out))
-    figures = TokenFigures(transformer.config.vocabulary)
+    vocabulary, condition = transformer.config.vocabulary, transformer.condition
+    metrics = TokenMetrics(vocabulary)
     transformer.to(device)
-    reader = CodeReader(dataset, micro_batch=config.batch)
+    reader = CodeReader(dataset, micro_batch=config.batch, columns=condition.columns)
     for batch in with_progress(reader.epoch_batches(), dataset.num_samples):
-        given = getattr(batch, transformer.condition.column)
-        prefix = transformer.condition.tokens(len(batch), given, device)
-        tokens = batch.codes.flatten(1).to(device)
-        figures.update(transformer(tokens, prefix), tokens)
+        prefix = condition.prefix(len(batch), batch.columns).to(device)
+        tokens = arranged(transformer, batch.codes.to(device), batch.ids, seed=0)
+        pair = transformer.scheme.evaluation_pair(tokens, vocabulary)
+        metrics.update(transformer(pair.inputs, prefix), pair.targets, pair.mask)
     facts = {"kind": Transformer.kind, "fingerprint": fingerprint, "images": dataset.num_samples}
-    return facts | figures.compute()
+    return facts | metrics.compute()
 
 
 def check_codes(transformer: Transformer, dataset: CodeDataset, spec: str) -> None:
     """Raise a `UserError`, naming both sides, if the codes are not of the transformer's kind."""
-    config = transformer.config
-    sides = {
-        "tokenizer": (dataset.tokenizer_fingerprint, config.vqgan_fingerprint),
-        "vocabulary": (dataset.vocabulary, config.vocabulary),
-        "grid": (list(dataset.grid), list(config.grid)),
-    }
-    if not config.vqgan_fingerprint:
-        del sides["tokenizer"]
-    if config.condition == "codes":
-        condition = dataset.condition or {"fingerprint": "none", "vocab": 0, "grid": []}
-        sides |= {
-            "condition": (condition["fingerprint"], config.condition_fingerprint),
-            "condition's vocabulary": (condition["vocab"], config.condition_vocabulary),
-            "condition's grid": (condition["grid"], list(config.condition_grid)),
-        }
-    for name, (theirs, ours) in sides.items():
-        if theirs != ours:
-            raise UserError(
-                f"data: the codes of {spec} have the {name} {theirs}, but the transformer was "
-                f"trained with {ours}; give codes of the VQGAN that it was trained on"
-            )
-    if config.condition == "class" and not dataset.classes_present:
-        raise UserError(f"data: {spec} has no classes, which this transformer is conditioned on")
+    try:
+        transformer.config.fitted(dataset, spec)
+    except UserError as error:
+        raise UserError(f"data: the transformer was trained on others, {error}") from error
 
 
 class Pictures:
@@ -200,11 +183,11 @@ class Pictures:
             self.pairs.append((images[row], reconstructions[row]))
 
     def save(self, out: Path) -> None:
-        """Write each pair, and a sheet with reconstructions below their inputs."""
+        """Write each pair, and a grid with reconstructions below their inputs."""
         for number, pair in enumerate(self.pairs):
             for picture, name in zip(pair, ("input", "reconstruction"), strict=True):
                 save_png(picture, out / "images" / f"{number:03d}-{name}.png")
-        columns = min(SHEET_COLUMNS, len(self.pairs))
+        columns = min(GRID_COLUMNS, len(self.pairs))
         rows: list[Tensor] = []
         pairs = list(self.pairs)
         while columns and len(pairs) >= columns:  # a last row that is not full is left out
@@ -212,7 +195,7 @@ class Pictures:
             rows += [*inputs, *outputs]
             del pairs[:columns]
         if rows:
-            save_png(sheet(torch.stack(rows), columns), out / "reconstructions.png")
+            save_png(image_grid(torch.stack(rows), columns), out / "reconstructions.png")
 
 
 def prepare_folder(out: Path) -> None:

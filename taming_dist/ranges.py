@@ -109,12 +109,33 @@ def too_large(value: Any) -> bool:
     return isinstance(value, Integral) and abs(int(value)) > LARGEST_INT
 
 
-def ranged(default: Any = dataclasses.MISSING, **limits: Any) -> Any:
-    """A field of a config class; the limits are those of `Range`. A list as default is copied."""
-    metadata = {RANGE: Range(**limits)}
+def ranged(
+    default: Any = dataclasses.MISSING,
+    *,
+    compared: bool = True,
+    may_change: bool = False,
+    **limits: Any,
+) -> Any:
+    """A field of a config class; the limits are those of `Range`, the marks those of `marked`. A
+    list as default is copied."""
+    marks: dict[str, Any] = {RANGE: Range(**limits), **_marks(compared, may_change)}
     if isinstance(default, list):
-        return dataclasses.field(default_factory=default.copy, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+        return dataclasses.field(default_factory=default.copy, metadata=marks)
+    return dataclasses.field(default=default, metadata=marks)
+
+
+def marked(default: Any, *, compared: bool = True, may_change: bool = False) -> Any:
+    """A field of a config class that is no number.
+
+    `compared=False`: a run may start from an export (run.init) with another value, because it only
+    steers training, or because it shows in the names and shapes of the tensors, which are compared
+    too. `may_change`: it may be another when a run resumes.
+    """
+    return dataclasses.field(default=default, metadata=_marks(compared, may_change))
+
+
+def _marks(compared: bool, may_change: bool) -> dict[str, bool]:
+    return {"compared": compared, "may_change": may_change}
 
 
 def check_ranges(config: Any, prefix: str = "") -> None:

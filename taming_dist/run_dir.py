@@ -11,6 +11,7 @@ import yaml
 from taming_dist.config import to_yaml
 from taming_dist.errors import UserError
 from taming_dist.formats.files import write_bytes, writing
+from taming_dist.models.export import ModelConfig
 from taming_dist.stages import schemas
 from taming_dist.stages.interface import Config
 from taming_dist.training.clock import Clock
@@ -103,6 +104,8 @@ def differing(key: str, before: Any, now: Any) -> Iterator[Difference]:
         if before != now:
             yield Difference(key, kind(before), kind(now))
         return
+    if isinstance(now, ModelConfig) and isinstance(before, dict):
+        before = now.present(before)
     fields = sorted(dataclasses.fields(now), key=lambda field: field.name != "name")
     if not isinstance(before, dict) or set(before) - {field.name for field in fields}:
         yield Difference(key, kind(before), kind(dataclasses.asdict(now)))

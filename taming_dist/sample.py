@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import MISSING
 from torch import Tensor
@@ -29,15 +28,16 @@ from taming_dist.errors import UserError
 from taming_dist.formats.files import writing
 from taming_dist.formats.strict_json import write_json
 from taming_dist.generation.generator import Generator, Samples
-from taming_dist.generation.pictures import sheet, to_uint8
+from taming_dist.generation.pictures import image_grid, to_uint8
 from taming_dist.generation.sampling import Sampling
+from taming_dist.models.prior.conditions import Columns, Request
 from taming_dist.models.prior.transformer import Transformer
 from taming_dist.models.vqgan import VQGAN
 from taming_dist.ranges import LARGEST_SEED, check_ranges, ranged
 from taming_dist.training.sinks import save_png
 
-SHEET_COLUMNS = 10
-SHEET_PICTURES = 100
+GRID_COLUMNS = 10
+GRID_IMAGES = 100
 PROGRESS_PERIOD_S = 10.0
 TERMINAL_PERIOD_S = 0.2
 
@@ -47,8 +47,8 @@ class SampleConfig:
     """What to sample; `transformer` and `vqgan` are export folders, `out` receives the images.
 
     A class-conditional transformer takes `class_id` for every image, or else goes through its
-    classes in turn. One that is conditioned on codes takes them from the code shards `condition`,
-    a spec or a list of them, the first n samples. `size` is HEIGHTxWIDTH in pixels (the trained one
+    classes in turn. One with another condition takes it from the code shards `condition`, a spec or
+    a list of them, the first n samples. `size` is HEIGHTxWIDTH in pixels (the trained one
     if left out); `batch` images are made at a time, which changes speed and memory, not the images.
     `top_k`, `top_p` off: null.
     """
@@ -80,16 +80,18 @@ def main(config: SampleConfig) -> None:
     sampling = Sampling(config.temperature, config.top_k, config.top_p, config.guidance)
     generator = load_generator(config)
     generator.check_size(parse_size(config.size))
-    classes = classes_of_images(config, generator.transformer)
-    codes = codes_of_condition(config, generator.transformer)
-    prefix = generator.prefix(config.n, classes if codes is None else codes)
+    condition = generator.transformer.condition
+    request = Request(config.n, CodeDataset.open, config.class_id, config.condition)
+    columns = condition.requested(request)
+    prefix = generator.prefix(config.n, columns or None)
     parts = generator.stream(prefix, sampling, config.seed, config.batch)
     out = Path(config.out)
     prepare_folder(out, config.n)
     with writing(out, "out="):
         pictures = write_pictures(with_progress(parts, config.n), out)
-        save_png(sheet(pictures, sheet_columns(config, generator.transformer)), out / "grid.png")
-        write_record(config, generator, classes, out)
+        per_row = images_per_row(config.n, condition.period(request))
+        save_png(image_grid(pictures, per_row), out / "grid.png")
+        write_record(config, generator, columns, out)
     print(f"{config.n} images, and all at a glance: {out / 'grid.png'}")
 
 
@@ -109,39 +111,6 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     if match is None:
         raise UserError(f"size: {text!r} is no size, give HEIGHTxWIDTH such as 256x256")
     return int(match[1]), int(match[2])
-
-
-def classes_of_images(config: SampleConfig, transformer: Transformer) -> list[int] | None:
-    """Return n class ids: the one asked for, else all in turn; None if the model has no classes."""
-    if config.class_id is not None:
-        return [config.class_id] * config.n
-    if transformer.config.condition == "class":
-        return [index % transformer.config.classes for index in range(config.n)]
-    return None
-
-
-def codes_of_condition(config: SampleConfig, transformer: Transformer) -> Tensor | None:
-    """Return the condition's codes [n, k, l] of the first n samples of the code shards named."""
-    if config.condition is None:
-        return None
-    if transformer.config.condition != "codes":
-        raise UserError("condition: this transformer is not conditioned on codes, leave it out")
-    dataset = CodeDataset.open(config.condition)
-    theirs = (dataset.condition or {}).get("fingerprint")
-    if theirs != transformer.config.condition_fingerprint:
-        raise UserError(
-            f"condition: the codes of the condition in {config.condition} are of {theirs}, but the "
-            f"transformer was trained with {transformer.config.condition_fingerprint}: tokenize "
-            f"with that --condition-model"
-        )
-    if config.n > dataset.num_samples:
-        raise UserError(
-            f"n: {config.n} images need as many samples in {config.condition}, which has "
-            f"{dataset.num_samples}"
-        )
-    found = dataset.take(np.arange(config.n)).conditions
-    assert found is not None
-    return torch.from_numpy(found.astype(np.int64))
 
 
 def prepare_folder(out: Path, n: int) -> None:
@@ -183,7 +152,7 @@ def write_pictures(parts: Iterator[Samples], out: Path) -> Tensor:
     for part in parts:
         for picture in to_uint8(part.images).cpu():
             save_png(picture, out / picture_name(index))
-            if index < SHEET_PICTURES:
+            if index < GRID_IMAGES:
                 shown.append(picture)
             index += 1
     return torch.stack(shown)
@@ -206,19 +175,17 @@ def with_progress(parts: Iterator[Samples], total: int) -> Iterator[Samples]:
             print(line, end=end, file=sys.stderr, flush=True)
 
 
-def sheet_columns(config: SampleConfig, transformer: Transformer) -> int:
-    """Return the pictures per row of the sheet: one column per class where classes take turns."""
-    classes = transformer.config.classes
-    if config.class_id is None and 1 < classes <= SHEET_COLUMNS:
-        return classes
-    return min(SHEET_COLUMNS, math.ceil(math.sqrt(config.n)))
+def images_per_row(count: int, period: int) -> int:
+    """Return how many images of `count` stand in a row: those of a period, if conditions repeat."""
+    if 1 < period <= GRID_COLUMNS:
+        return period
+    return min(GRID_COLUMNS, math.ceil(math.sqrt(count)))
 
 
-def write_record(
-    config: SampleConfig, generator: Generator, classes: list[int] | None, out: Path
-) -> None:
+def write_record(config: SampleConfig, generator: Generator, columns: Columns, out: Path) -> None:
     """Write <out>/samples.json: settings, fingerprints, and the class of each image (or null)."""
-    ids = [None] * config.n if classes is None else classes
+    classes = columns.get("cls")
+    ids = [None] * config.n if classes is None else classes.tolist()
     record: dict[str, Any] = {
         "settings": dataclasses.asdict(config),
         "fingerprints": {

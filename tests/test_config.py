@@ -542,8 +542,11 @@ def test_a_global_batch_that_the_ranks_cannot_share_is_refused(
         (["model.vocabulary=32"], ["model.vocabulary is 32", "have 16"]),
         (["model.grid=[3,3]"], ["model.grid is [3, 3]", "[2, 3]"]),
         (["data.val=others"], ["model.vqgan_fingerprint", "others", "c" * 64]),
-        (["model.condition=class", "model.classes=2"], ["model.classes=2", "up to 2"]),
-        (["model.condition=clas"], ["model.condition", "class"]),
+        (
+            ["model/condition=class", "model.condition.classes=2"],
+            ["model.condition.classes=2", "up to 2"],
+        ),
+        (["model/condition=clas"], ["model/condition", "class"]),
         (["model.width=130"], ["model.width", "heads"]),
         (["data.train=nowhere"], ["data.train: ", "nowhere", "tools/tokenize_dataset.py"]),
         (["data.val=nowhere"], ["data.val: ", "nowhere", "tools/tokenize_dataset.py"]),
@@ -578,14 +581,17 @@ def test_there_may_be_more_classes_than_codes_unless_they_share_a_table(
     compose: Compose, elsewhere: Path
 ) -> None:
     make_codes(elsewhere / "codes")
-    imagenet = (*CODES, "model.condition=class", "model.classes=1000")
+    imagenet = (*CODES, "model/condition=class", "model.condition.classes=1000")
 
     def opened(config: Config) -> Any:
         start = Start(ALONE, check(config, 1), elsewhere / "run")
         return stage_of(config).open_data(config, start)
 
-    assert opened(compose(*imagenet)).model.classes == 1000
-    with pytest.raises(UserError, match=r"model\.classes: 1000 .* vocabulary=16, whose table they"):
+    assert opened(compose(*imagenet)).model.condition.classes == 1000
+    with pytest.raises(
+        UserError,
+        match=r"model/condition=class: its 1000 tokens .* vocabulary=16, whose table they",
+    ):
         opened(compose(*imagenet, "model.condition_table=shared"))
 
 

@@ -37,7 +37,7 @@ DINO = (*STAGE_1, "loss/discriminator=dino")
         (STAGE_1, "engine=zero2", "engine.zero", "0", "2"),
         ((*STAGE_1, "engine=zero3"), "loss.r1_weight=1", "loss.r1_weight", "0.0", "1.0"),
         (STAGE_2, "model.layers=2", "model.layers", "4", "2"),
-        (STAGE_2, "model.condition=class", "model.condition", "", "class"),
+        (STAGE_2, "model/condition=class", "model.condition.name", "none", "class"),
     ],
 )
 def test_what_a_checkpoint_depends_on_is_compared_and_named_in_one_line(
@@ -109,7 +109,7 @@ def test_a_damaged_config_file_is_one_line(
 def test_a_run_from_before_a_key_had_what_the_keys_class_gives_it(
     compose: Compose, tmp_path: Path
 ) -> None:
-    classes = (*STAGE_2, "model.condition=class")
+    classes = (*STAGE_2, "model/condition=class")
     text = to_yaml(compose(*classes))
     assert "  condition_table: own\n" in text
     (tmp_path / "config.yaml").write_text(text.replace("  condition_table: own\n", ""))

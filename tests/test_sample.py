@@ -16,6 +16,7 @@ from PIL import Image
 from taming_dist.errors import UserError
 from taming_dist.generation.generator import Generator
 from taming_dist.generation.pictures import to_uint8
+from taming_dist.models.prior.conditions import ClassCondition, Unconditional
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
@@ -40,7 +41,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     )
     vqgan.save_pretrained(folder / "vqgan")
-    for condition, classes in (("class", 3), ("none", 0)):
+    for condition in (ClassCondition(3), Unconditional()):
         config = TransformerConfig(
             vocabulary=16,
             grid=[2, 3],
@@ -48,10 +49,9 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
             heads=2,
             width=8,
             condition=condition,
-            classes=classes,
             vqgan_fingerprint=vqgan.fingerprint,
         )
-        Transformer(config).save_pretrained(folder / condition)
+        Transformer(config).save_pretrained(folder / condition.name)
     return folder
 
 

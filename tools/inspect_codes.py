@@ -25,7 +25,7 @@ from taming_dist.errors import UserError
 from taming_dist.formats.files import write_bytes, writing
 from taming_dist.formats.names import printable
 from taming_dist.formats.strict_json import write_json
-from taming_dist.generation.pictures import sheet, to_uint8
+from taming_dist.generation.pictures import image_grid, to_uint8
 from taming_dist.losses.tokens import unigram_entropy
 from taming_dist.models.vqgan import VQGAN
 from taming_dist.training.sinks import save_png
@@ -119,12 +119,12 @@ def describe(dataset: CodeDataset, counts: Counts) -> dict[str, Any]:
 
 @torch.inference_mode()
 def decode(model: VQGAN, dataset: CodeDataset, ids: np.ndarray) -> torch.Tensor:
-    """The samples `ids` as one sheet of pictures, uint8 [3, h, w]."""
-    codes = torch.from_numpy(dataset.take(ids).codes.astype(np.int64))
+    """The samples `ids` as one grid of images, uint8 [3, h, w]."""
+    codes = torch.from_numpy(dataset.take(ids)["codes"].astype(np.int64))
     device = next(model.parameters()).device
     parts = [model.decode_codes(part.to(device)).float().cpu() for part in codes.split(COLUMNS)]
     pictures = torch.cat([model.config.modality.picture(part) for part in parts])
-    return sheet(to_uint8(pictures), COLUMNS)
+    return image_grid(to_uint8(pictures), COLUMNS)
 
 
 def page(

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from taming_dist.data.batching import DataConfig
+from taming_dist.data.code_columns import COLUMNS, Rows, rows_at, tensors
 from taming_dist.data.plan import Plan, Selection, prefetched
 from taming_dist.errors import UserError
 from taming_dist.formats.agreement import (
@@ -23,22 +24,11 @@ from taming_dist.formats.agreement import (
     number_of_classes,
     shared_facts,
 )
-from taming_dist.formats.code_shards import (
-    BOXES,
-    CLASSES,
-    CONDITIONS,
-    CROPS,
-    CodeShard,
-    codes_dtype,
-    open_verified,
-)
+from taming_dist.formats.code_shards import CLASSES, CODES, CodeShard, open_verified
 from taming_dist.formats.manifest import CODES_FORMAT, Dataset, Manifest, resolve
-from taming_dist.formats.objects import Boxes
 
 # Enough for the lanes of a rank to stay in their shards; a system allows some 65,000 mappings.
 OPEN_SHARDS = 512
-# The columns that are read only if they are asked for, and the option that writes each.
-OPTIONS = {CROPS: "--coordinates", BOXES: "--boxes"}
 # Samples gathered in one go: the cost of finding out which ones are next is shared by many.
 GATHERED_SAMPLES = 4096
 
@@ -53,31 +43,6 @@ class CodesConfig(DataConfig):
 
     in_memory: bool = False
     vqgan: str = ""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What a data set gives for some samples, in their order, as stored.
-
-    codes [b, i, j]; classes int32 [b] or None; conditions [b, k, l] or None; crops float32 [b, 5]
-    and boxes of b views, see `CodeShard`, None unless they were asked for.
-    """
-
-    codes: np.ndarray
-    classes: np.ndarray | None
-    conditions: np.ndarray | None
-    crops: np.ndarray | None = None
-    boxes: Boxes | None = None
-
-    def take(self, places: np.ndarray) -> "Rows":
-        """Copies of the rows at `places` int64 [c]."""
-        return Rows(
-            self.codes.take(places, axis=0),
-            None if self.classes is None else self.classes.take(places),
-            None if self.conditions is None else self.conditions.take(places, axis=0),
-            None if self.crops is None else self.crops.take(places, axis=0),
-            None if self.boxes is None else self.boxes.take(places),
-        )
 
 
 class CodeDataset:
@@ -121,7 +86,7 @@ class CodeDataset:
         known = [shared_facts(each, folder) for each, folder in zip(details, folders, strict=True)]
         for folder, facts in zip(folders, known, strict=True):
             check_agreement(folder, facts, folders[0], known[0])
-        for column in (CLASSES, CONDITIONS, CROPS, BOXES):
+        for column in COLUMNS:
             check_column(dataset, column)
         num_classes = max(number_of_classes(each, folders[0]) for each in details)
         found = cls(dataset, known[0], num_classes, in_memory)
@@ -144,12 +109,12 @@ class CodeDataset:
         return self._has(CLASSES)
 
     def require(self, columns: Sequence[str]) -> None:
-        """Raise `UserError` if the data set lacks one of the columns of OPTIONS."""
+        """Raise `UserError` if the data set lacks one of `columns`, which are of COLUMNS."""
         for column in columns:
             if not self._has(column):
                 raise UserError(
                     f"the codes in {self._paths[0].parent} have no column {column}: run "
-                    f"tools/tokenize_dataset.py with {OPTIONS[column]}, and another --out"
+                    f"tools/tokenize_dataset.py with {COLUMNS[column].origin}, and another --out"
                 )
 
     def check_classes(self) -> None:
@@ -157,78 +122,46 @@ class CodeDataset:
         check_classes(self._paths)
 
     def take(self, ids: np.ndarray, columns: Sequence[str] = ()) -> Rows:
-        """The samples `ids` int64 [b]; each shard is visited once, its rows in ascending order.
+        """The samples `ids` int64 [b]: the rows of their codes, and of `columns`, by name.
 
-        `columns`: which of OPTIONS are taken too; they must be there, see `require`.
+        Each shard is visited once, its rows in ascending order. See `require`.
         """
         rows, places = self.gather(ids, columns)
-        return rows.take(places)
+        return rows_at(rows, places)
 
     def gather(self, ids: np.ndarray, columns: Sequence[str] = ()) -> tuple[Rows, np.ndarray]:
         """The samples `ids` int64 [b] in ascending order, and the place of each of `ids` in it."""
         order = np.argsort(ids, kind="stable")
         places = np.empty_like(order)
         places[order] = np.arange(len(ids))
-        ascending = ids[order]
-        rows = self._take_ascending(ascending)
-        if CROPS in columns:
-            rows = replace(rows, crops=self._crops(ascending))
-        if BOXES in columns:
-            rows = replace(rows, boxes=self._boxes(ascending))
-        return rows, places
+        parts: dict[str, list[Any]] = {name: [] for name in (CODES, *columns)}
+        for number, samples in self._by_shard(ids[order]):
+            shard = self.shard(number)
+            for name, found in parts.items():
+                found.append(COLUMNS[name].part(shard, samples, self.views))
+        return {name: COLUMNS[name].join(found) for name, found in parts.items()}, places
+
+    def first(self, count: int, columns: Sequence[str]) -> dict[str, torch.Tensor]:
+        """The tensors of `columns` of the first `count` samples."""
+        return tensors(self.take(np.arange(count), columns))
 
     def keys(self, ids: np.ndarray) -> list[str]:
         """The names of the images that the samples `ids` int64 [b] are views of, ascending ids."""
         found: list[str] = []
-        for number, _, samples in self._by_shard(np.sort(ids)):
+        for number, samples in self._by_shard(np.sort(ids)):
             names = self.shard(number).keys[:]
             found += [names[sample // self.views] for sample in samples.tolist()]
         return found
 
-    def _take_ascending(self, ids: np.ndarray) -> Rows:
-        codes = np.empty((len(ids), *self.grid), codes_dtype(self.vocabulary))
-        classes = np.empty(len(ids), np.int32) if self.classes_present else None
-        conditions = None
-        if self.condition is not None:
-            shape = (len(ids), *self.condition["grid"])
-            conditions = np.empty(shape, codes_dtype(self.condition["vocab"]))
-        for number, where, samples in self._by_shard(ids):
-            shard = self.shard(number)
-            _copy_rows(shard.codes, samples, codes[where])
-            if classes is not None and shard.classes is not None:
-                classes[where] = shard.classes[samples // self.views]
-            if conditions is not None and shard.conditions is not None:
-                _copy_rows(shard.conditions, samples, conditions[where])
-        return Rows(codes, classes, conditions)
-
-    def _crops(self, ids: np.ndarray) -> np.ndarray:
-        """Those of ascending `ids`, float32 [b, 5]."""
-        crops = np.empty((len(ids), 5), np.float32)
-        for number, where, samples in self._by_shard(ids):
-            found = self.shard(number).crops
-            assert found is not None
-            crops[where] = found.reshape(-1, 5)[samples]
-        return crops
-
-    def _boxes(self, ids: np.ndarray) -> Boxes:
-        """Those of ascending `ids`."""
-        parts = []
-        for number, _, samples in self._by_shard(ids):
-            found = self.shard(number).boxes
-            assert found is not None
-            parts.append(found.take(samples))
-        return Boxes.join(parts)
-
-    def _by_shard(self, ids: np.ndarray) -> Iterator[tuple[int, slice, np.ndarray]]:
-        """Yield shard, where it is in ascending `ids`, and samples of it, for each shard needed."""
-        if not len(ids):
-            return
+    def _by_shard(self, ids: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the number of a shard and the ascending `ids` in it, counted within it, for each
+        shard needed; for no ids none of the first."""
         owners = np.searchsorted(self._ends, ids, side="right")
         cuts = [0, *(np.flatnonzero(owners[1:] != owners[:-1]) + 1).tolist(), len(ids)]
         for start, stop in zip(cuts, cuts[1:], strict=False):
-            number = int(owners[start])
+            number = int(owners[start]) if len(ids) else 0
             first = self._ends[number] - self.samples_per_shard[number]
-            yield number, slice(start, stop), ids[start:stop] - first
+            yield number, ids[start:stop] - first
 
     def _has(self, column: str) -> bool:
         return self._dataset.columns.get(column, 0) > 0
@@ -239,50 +172,33 @@ class CodeDataset:
             return CodeShard.open(path, self._in_memory)
         shard = open_verified(path, entry, self._in_memory)
         check_agreement(path, shared_facts(shard.facts, path), path.parent, self.facts)
-        if any((name in shard.arrays) != self._has(name) for name in (CLASSES, CROPS, BOXES)):
+        if any((name in shard.arrays) != self._has(name) for name in COLUMNS):
             raise UserError(f"{path} has other columns than its manifest says: make it again")
         self._was_verified[number] = True
         return shard
 
 
-def _copy_rows(column: np.ndarray, samples: np.ndarray, out: np.ndarray) -> None:
-    """Copy the ascending `samples` of a shard's column to `out`."""
-    views = column.reshape(-1, *out.shape[1:])
-    if samples[-1] >= len(views):
-        raise IndexError(f"sample {samples[-1]} of a shard that has {len(views)}")
-    # Every mode but "raise" writes straight to `out`, which takes a tenth less time.
-    views.take(samples, axis=0, out=out, mode="clip")
-
-
 @dataclass(frozen=True)
 class CodeBatch:
-    """Codes int64 [b, i, j], classes int64 [b] or None, and sample ids int64 [b] (on the CPU).
+    """The columns of some samples by name, `codes` int64 [b, i, j] and those that were asked for
+    (see `code_columns.COLUMNS`), and sample ids int64 [b]; on the CPU."""
 
-    `conditions` int64 [b, k, l]: the codes of a second tokenizer, or None. None unless they were
-    asked for: `crops` fp32 [b, 5]: left, top, width, height of what each sample shows as shares of
-    its image, 1 if it is mirrored; `boxes` fp32 [m, 4]: left, top, width, height of the objects as
-    shares of their sample, `box_classes` and `box_flags` int64 [m] (the bits of `objects.FLAGS`)
-    and `box_ends` int64 [b]: those of sample k are the rows box_ends[k - 1] to box_ends[k].
-    """
-
-    codes: torch.Tensor
-    classes: torch.Tensor | None
+    columns: Mapping[str, torch.Tensor]
     ids: torch.Tensor
-    conditions: torch.Tensor | None = None
-    crops: torch.Tensor | None = None
-    boxes: torch.Tensor | None = None
-    box_classes: torch.Tensor | None = None
-    box_flags: torch.Tensor | None = None
-    box_ends: torch.Tensor | None = None
+
+    @property
+    def codes(self) -> torch.Tensor:
+        return self.columns[CODES]
 
     def __len__(self) -> int:
-        return len(self.codes)
+        return len(self.ids)
 
 
 class CodeReader:
     """The codes of a data set as this rank's batches, in the order that images are read in.
 
-    `columns`: which of OPTIONS the batches have too; `UserError` if the data set lacks one.
+    `columns`: which of COLUMNS the batches have beside the codes; `UserError` if the data set lacks
+    one.
     `most_evaluated`: see `Plan`.
     """
 
@@ -344,23 +260,9 @@ class CodeReader:
             for ids, rows, places in gathered:
                 for start in range(0, len(ids), self.plan.micro_batch):
                     part = slice(start, start + self.plan.micro_batch)
-                    yield _batch(ids[part], rows.take(places[part]))
+                    yield batch_of(ids[part], rows_at(rows, places[part]))
 
 
-def _batch(ids: np.ndarray, rows: Rows) -> CodeBatch:
-    boxes = rows.boxes
-    return CodeBatch(
-        codes=_tensor(rows.codes),
-        classes=None if rows.classes is None else _tensor(rows.classes),
-        ids=torch.from_numpy(ids),
-        conditions=None if rows.conditions is None else _tensor(rows.conditions),
-        crops=None if rows.crops is None else torch.from_numpy(rows.crops),
-        boxes=None if boxes is None else torch.from_numpy(boxes.places),
-        box_classes=None if boxes is None else _tensor(boxes.classes),
-        box_flags=None if boxes is None else _tensor(boxes.flags),
-        box_ends=None if boxes is None else _tensor(boxes.ends),
-    )
-
-
-def _tensor(array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(array.astype(np.int64))
+def batch_of(ids: np.ndarray, rows: Rows) -> CodeBatch:
+    """The batch of samples `ids` int64 [b]: here its tensors are made."""
+    return CodeBatch(tensors(rows), torch.from_numpy(ids))

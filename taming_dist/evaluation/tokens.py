@@ -9,8 +9,8 @@ from torch import Tensor
 from taming_dist.losses.tokens import token_nll, unigram_entropy
 
 
-class TokenFigures:
-    """Sums over batches of codes, and the figures that follow from them.
+class TokenMetrics:
+    """Sums over batches of codes, and the metrics that follow from them.
 
     `sums` is one fp64 tensor that may be added over the ranks (one all-reduce) before `compute`.
     """
@@ -20,11 +20,14 @@ class TokenFigures:
         self.sums = torch.zeros(1 + vocabulary, dtype=torch.float64)
 
     @torch.no_grad()
-    def update(self, logits: Tensor, codes: Tensor) -> None:
-        """Add the logits [b, n, v] that a model gave for the codes [b, n] int64."""
+    def update(self, logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> None:
+        """Add the logits [b, n, v] that a model gave for targets [b, n] int64; mask bool [b, n]:
+        the tokens that count, None for all."""
         self.sums = self.sums.to(logits.device)
-        self.sums[0] += token_nll(logits, codes).double() * codes.numel()
-        self.sums[1:] += torch.bincount(codes.flatten(), minlength=len(self.sums) - 1)
+        counted = targets.new_ones(targets.shape) if mask is None else mask.to(targets.dtype)
+        nll = token_nll(logits, targets, mask).double()
+        self.sums[0] += nll * (targets.numel() if mask is None else mask.sum())
+        self.sums[1:].index_add_(0, targets.flatten(), counted.flatten().double())
 
     def compute(self) -> dict[str, float]:
         """Return `val_nll`, and `unigram_entropy` that it has to stay below; nats per token."""

@@ -1,4 +1,4 @@
-"""Images of a model as pictures: bytes per pixel, and many of them on one sheet."""
+"""Images of a model as pictures: bytes per pixel, and many of them as one grid."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,8 +12,8 @@ def to_uint8(images: Tensor) -> Tensor:
     return (images.clamp(-1, 1) + 1).mul(127.5).round().byte()
 
 
-def sheet(pictures: Tensor, columns: int) -> Tensor:
-    """Return pictures [b, c, h, w] uint8 row by row on one white sheet [c, rows, width] uint8.
+def image_grid(pictures: Tensor, columns: int) -> Tensor:
+    """Return pictures [b, c, h, w] uint8 row by row as one white grid [c, rows, width] uint8.
 
     Pictures stand `GAP` pixels apart; an unfinished last row is filled up with white ones.
     """

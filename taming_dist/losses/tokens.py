@@ -8,12 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
+def token_nll(logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return the mean negative log-likelihood, a scalar in nats per token, computed in fp32.
 
-    logits [b, n, v] (any float), targets [b, n] int64. Source: arXiv 2012.09841, equation 11.
+    logits [b, n, v] (any float), targets [b, n] int64; mask bool [b, n]: the tokens that count,
+    None for all. Source: arXiv 2012.09841, equation 11.
     """
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+    if mask is None:
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+    each = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+    return (each * mask.flatten()).sum() / mask.sum().clamp(min=1)
 
 
 def corrupt(tokens: Tensor, pkeep: float, chance: Tensor, noise: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -28,6 +29,11 @@ WEIGHTS = "model.safetensors"
 @dataclasses.dataclass
 class ModelConfig:
     """Base of the configs of exported models, the `model` group of a stage."""
+
+    @staticmethod
+    def present(values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return plain values of an export or a run of any age under the present keys."""
+        return dict(values)
 
 
 class Exported(nn.Module, PyTorchModelHubMixin):
@@ -65,6 +71,11 @@ class Exported(nn.Module, PyTorchModelHubMixin):
                 f"{folder}/model.safetensors is damaged or does not fit config.json "
                 f"({str(error).splitlines()[0]}): export the model again"
             ) from error
+
+    @classmethod
+    def _decode_arg(cls, expected_type: Any, value: Any) -> Any:
+        """The mixin's hook where config.json becomes the config class."""
+        return super()._decode_arg(expected_type, expected_type.present(value))
 
     def _save_pretrained(self, save_directory: Any) -> None:
         with usual_mode(save_directory / WEIGHTS):

@@ -35,13 +35,13 @@ class VQGANConfig(ModelConfig):
     the quantizer's dimension. `modality`: what it encodes, of `taming_dist.models.modalities`."""
 
     quantizer: Any = MISSING
-    resolution: int = ranged(256, at_least=1)
-    channels: int = ranged(128, at_least=1)
-    multipliers: list[int] = ranged([1, 1, 2, 2, 4], at_least=1)
-    blocks: int = ranged(2, at_least=1)
-    attention_resolutions: list[int] = ranged([16], at_least=1, empty=True)
-    latent_channels: int = ranged(256, at_least=1)
-    dropout: float = ranged(0.0, at_least=0, below=1)
+    resolution: int = ranged(256, at_least=1, compared=False)
+    channels: int = ranged(128, at_least=1, compared=False)
+    multipliers: list[int] = ranged([1, 1, 2, 2, 4], at_least=1, compared=False)
+    blocks: int = ranged(2, at_least=1, compared=False)
+    attention_resolutions: list[int] = ranged([16], at_least=1, empty=True, compared=False)
+    latent_channels: int = ranged(256, at_least=1, compared=False)
+    dropout: float = ranged(0.0, at_least=0, below=1, compared=False)
     modality: Any = MISSING
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from taming_dist.data.reader import ImagesConfig
 from taming_dist.errors import UserError
-from taming_dist.generation.pictures import sheet, to_uint8
+from taming_dist.generation.pictures import image_grid, to_uint8
 from taming_dist.models.modalities import MODALITIES
 from taming_dist.models.quantizers import VARIANTS
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
@@ -74,7 +74,7 @@ class Autoencoder:
         with self.engine.evaluated() as network, self.engine.autocast():
             reconstructions = network(images).images
         pairs = torch.cat([self.modality.picture(part) for part in (images, reconstructions)])
-        return sheet(to_uint8(pairs), columns=len(images))
+        return image_grid(to_uint8(pairs), columns=len(images))
 
     def export(self, folder: Path) -> None:
         """See `Trained.export`."""

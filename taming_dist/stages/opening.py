@@ -1,6 +1,5 @@
 """How stages open what a run needs: readers as the loop takes them, and weights to start from."""
 
-import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,25 +12,12 @@ from torch import Tensor
 
 from taming_dist.data.batching import BatchSizes
 from taming_dist.errors import UserError
+from taming_dist.models.answers import other_answers
 from taming_dist.models.discriminators import build_discriminator
 from taming_dist.models.export import Exported, ModelConfig
 from taming_dist.placeholders import refuse_placeholder
 from taming_dist.training.export import DISCRIMINATOR_FILE, check_tensors
 from taming_dist.training.loop import Data, EvaluatedSource, Source
-
-# What changes a model's answers without changing its tensors.
-UNSEEN = (
-    "vocabulary",
-    "modality.name",
-    "quantizer.name",
-    "quantizer.normalized",
-    "heads",
-    "grid",
-    "condition",
-    "condition_table",
-    "condition_grid",
-    "classes",
-)
 
 
 def join(
@@ -76,16 +62,11 @@ def initial_weights(
         found = kind.from_pretrained(init)
     except UserError as error:
         raise UserError(f"run.init: {error}") from error
-    for key in UNSEEN:
-        theirs, ours = (
-            functools.reduce(lambda part, name: getattr(part, name, None), key.split("."), whole)
-            for whole in (found.config, model)
+    for key, theirs, ours in other_answers(found.config, model):
+        raise UserError(
+            f"run.init={init} has {key}={theirs} and this run {ours}: set it so, or start from "
+            f"another export"
         )
-        if theirs != ours:
-            raise UserError(
-                f"run.init={init} has model.{key}={theirs} and this run {ours}: set it so, or "
-                f"start from another export"
-            )
     state = found.state_dict()
     with torch.device("meta"):
         check_tensors(kind(model).state_dict(), state, f"run.init={init}")

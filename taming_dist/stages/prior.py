@@ -5,7 +5,6 @@ of the VQGAN that wrote the codes, where it is given.
 """
 
 import dataclasses
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,16 +13,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taming_dist.data.codes import CodeDataset, CodeReader, CodesConfig
+from taming_dist.copies import to_device
+from taming_dist.data.codes import CodeBatch, CodeDataset, CodeReader, CodesConfig
 from taming_dist.errors import UserError
-from taming_dist.evaluation.tokens import TokenFigures
-from taming_dist.generation.generator import generate_tokens
-from taming_dist.generation.pictures import sheet, to_uint8
+from taming_dist.evaluation.tokens import TokenMetrics
+from taming_dist.generation.generator import generate_codes
+from taming_dist.generation.pictures import image_grid, to_uint8
 from taming_dist.generation.sampling import Sampling, image_uniforms
-from taming_dist.losses.tokens import corrupt, token_nll
-from taming_dist.models.prior.transformer import Transformer, TransformerConfig, decay_groups
+from taming_dist.losses.tokens import token_nll
+from taming_dist.models.prior.conditions import CONDITIONS
+from taming_dist.models.prior.orders import ORDERS
+from taming_dist.models.prior.schemes import SCHEMES
+from taming_dist.models.prior.transformer import (
+    BLOCK_CONFIGS,
+    Transformer,
+    TransformerConfig,
+    decay_groups,
+)
 from taming_dist.models.vqgan import VQGAN
-from taming_dist.ranges import check_ranges, ranged
 from taming_dist.stages.interface import Config, LossConfig, Opened, Stage, Start, part
 from taming_dist.stages.opening import initial_weights, join
 from taming_dist.stages.setup import Setup
@@ -32,15 +39,13 @@ from taming_dist.training.clock import Clock
 from taming_dist.training.optimization import mix
 from taming_dist.training.recipe import Scalars
 
+ORDER = "order"  # the draws of the order among those of the scheme
+
 
 @dataclasses.dataclass
 class TokenLossConfig(LossConfig):
-    """`pkeep`: probability that an input code is kept; else it is replaced by a random one."""
-
-    pkeep: float = ranged(1.0, above=0, at_most=1)
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "loss")
+    """The negative log-likelihood of the codes that the scheme (`model.scheme`) has predicted; it
+    has no keys."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +67,10 @@ class PriorStage(Stage[OpenedCodes]):
     data = CodesConfig
     schemas = {
         "model": {"transformer": TransformerConfig},
+        "model/condition": CONDITIONS,
+        "model/block": BLOCK_CONFIGS,
+        "model/order": ORDERS,
+        "model/scheme": SCHEMES,
         "loss": {"tokens": TokenLossConfig},
         "data": {"codes": CodesConfig},
     }
@@ -69,10 +78,11 @@ class PriorStage(Stage[OpenedCodes]):
     def open_data(self, config: Config, start: Start) -> OpenedCodes:
         data, batch, here = part(config.data, CodesConfig), start.batch, start.here
         train_set = open_codes(data, "train")
-        model = fitted(part(config.model, TransformerConfig), train_set, data.train)
+        model = part(config.model, TransformerConfig).fitted(train_set, data.train)
         initial = initial_weights(start.init, Transformer, model)
         val_set = open_codes(data, "val")
-        fitted(model, val_set, data.val)
+        model.fitted(val_set, data.val)
+        columns = model.condition.columns
         if val_set.class_names != train_set.class_names:
             raise UserError(
                 f"data.train and data.val name other classes, {train_set.class_names} and "
@@ -86,6 +96,7 @@ class PriorStage(Stage[OpenedCodes]):
             rank=here.rank,
             world_size=here.world_size,
             micro_batch=batch.micro_batch,
+            columns=columns,
         )
         val = CodeReader(
             val_set,
@@ -93,8 +104,9 @@ class PriorStage(Stage[OpenedCodes]):
             world_size=here.world_size,
             micro_batch=batch.micro_batch,
             most_evaluated=config.train.validate_images,
+            columns=columns,
         )
-        shown = CodeReader(val_set, micro_batch=config.train.preview_images)
+        shown = CodeReader(val_set, micro_batch=config.train.preview_images, columns=columns)
         decoder = open_decoder(data, train_set)
         return OpenedCodes(join(train, val, shown, batch), model, decoder, initial)
 
@@ -132,49 +144,8 @@ def open_codes(data: CodesConfig, name: str) -> CodeDataset:
         ) from error
 
 
-def fitted(model: TransformerConfig, codes: CodeDataset, spec: str) -> TransformerConfig:
-    """The model's configuration with what the codes say; UserError where the two differ."""
-    found: dict[str, Any] = {
-        "vocabulary": codes.vocabulary,
-        "grid": list(codes.grid),
-        "vqgan_fingerprint": codes.tokenizer_fingerprint,
-    }
-    if model.condition == "codes":
-        if codes.condition is None:
-            raise UserError(
-                f"model.condition=codes, but {spec} has codes of images only: make "
-                f"them with tools/tokenize_dataset.py --condition-model EXPORT"
-            )
-        found["condition_vocabulary"] = codes.condition["vocab"]
-        found["condition_grid"] = list(codes.condition["grid"])
-        found["condition_fingerprint"] = codes.condition["fingerprint"]
-    for name, value in found.items():
-        asked = getattr(model, name)
-        if asked and asked != value:
-            raise UserError(
-                f"model.{name} is {asked}, but the codes of {spec} have {value}: use the codes of "
-                f"that tokenizer, or another run"
-            )
-    if model.condition == "class":
-        if not codes.classes_present:
-            raise UserError(
-                f"model.condition=class, but the codes of {spec} have no classes: make image "
-                f"shards with labels (tools/make_shards.py --labels folders) and tokenize them"
-            )
-        codes.check_classes()
-        found["classes"] = model.classes or max(codes.num_classes, len(codes.class_names or ()))
-        if codes.num_classes > found["classes"]:
-            raise UserError(
-                f"model.classes={model.classes}, but {spec} has classes up to "
-                f"{codes.num_classes - 1}"
-            )
-    complete = dataclasses.replace(model, **found)
-    complete.check()
-    return complete
-
-
 class TransformerRecipe:
-    """Trains p(s | c) by next-index prediction."""
+    """Trains p(s | c) as the model's scheme has it."""
 
     def __init__(
         self,
@@ -196,69 +167,76 @@ class TransformerRecipe:
     def train_step(self, micro_batches: Iterable[Any], clock: Clock) -> Iterator[Scalars]:
         """One optimizer step: -log p(s | c), the mean over codes, in nats."""
         begin_step(self.engines, self.setup, clock)
-        noise, size = self._noise(clock), self.setup.micro_batch
+        draws, size = self._draws(clock), self.setup.micro_batch
+        network, vocabulary = self.network, self.network.config.vocabulary
         for index, batch in enumerate(micro_batches):
-            tokens, prefix = self._tokens(batch)
-            inputs = tokens
-            if noise is not None:
-                rows = slice(index * size, (index + 1) * size)
-                inputs = corrupt(tokens, self.loss.pkeep, *(part[rows] for part in noise))
-            loss = token_nll(self.transformer(inputs, prefix), tokens)
+            rows = slice(index * size, (index + 1) * size)
+            mine = {name: to_device(part[rows], self.world.device) for name, part in draws.items()}
+            tokens = network.order.arrange(self._codes(batch), mine.get(ORDER))
+            pair = network.scheme.training_pair(tokens, mine, vocabulary)
+            logits = self.transformer(pair.inputs, self._prefix(batch))
+            loss = token_nll(logits, pair.targets, pair.mask)
             self.transformer.backward(loss)
             self.transformer.step()
             yield {"loss": loss}
 
-    def _noise(self, clock: Clock) -> tuple[Tensor, Tensor] | None:
-        """Chances and random codes [b * accumulation, n] of this rank for one optimizer step.
+    @property
+    def network(self) -> Transformer:
+        """The transformer under its engine."""
+        return self.transformer.module
+
+    def _draws(self, clock: Clock) -> dict[str, Tensor]:
+        """The random numbers of the scheme and of the order for one optimizer step by name, a row
+        for each image of this rank.
 
         They are drawn for the whole global batch: they do not depend on the number of ranks.
         """
-        if self.loss.pkeep == 1:
-            return None
-        config = self.transformer.module.config
+        config = self.network.config
         randomness = torch.Generator().manual_seed(mix(self.setup.seed, clock.images))
         shape = (clock.global_batch, config.num_tokens)
-        chance = torch.rand(shape, generator=randomness)
-        codes = torch.randint(config.vocabulary, shape, generator=randomness)
+        draws = config.scheme.draw(shape, config.vocabulary, randomness)
+        wanted = config.order.draws(config.code_grid)
+        if wanted:
+            draws[ORDER] = torch.rand(clock.global_batch, wanted, generator=randomness)
         mine = slice(self.world.rank, None, self.world.world_size)
-        return chance[mine].to(self.world.device), codes[mine].to(self.world.device)
+        return {name: part[mine] for name, part in draws.items()}
 
-    def _tokens(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Codes [b,n] and condition prefix [b,m] on the device."""
-        condition = self.transformer.module.condition
-        given = getattr(batch, condition.column)
-        prefix = condition.tokens(len(batch.codes), given, self.world.device)
-        return batch.codes.flatten(1).to(self.world.device), prefix
+    def _codes(self, batch: CodeBatch) -> Tensor:
+        """Codes [b,i,j] on the device."""
+        return to_device(batch.codes, self.world.device)
+
+    def _prefix(self, batch: CodeBatch) -> Tensor:
+        """The prefix [b,m] of the condition on the device; its values are checked before."""
+        prefix = self.network.condition.prefix(len(batch), batch.columns)
+        return to_device(prefix, self.world.device)
 
     def window_metrics(self) -> dict[str, float]:
         return self.transformer.window_metrics()
 
     def validate(self, batches: Iterable[tuple[Any, bool]]) -> dict[str, float]:
-        def measure(model: Transformer, batch: Any) -> tuple[Tensor, ...]:
-            tokens, prefix = self._tokens(batch)
-            return model(tokens, prefix), tokens
+        vocabulary = self.network.config.vocabulary
 
-        figures = TokenFigures(self.transformer.module.config.vocabulary)
-        return self.trained.validate(batches, figures, measure)
+        def measure(model: Transformer, batch: CodeBatch) -> tuple[Any, ...]:
+            tokens = arranged(model, self._codes(batch), batch.ids, self.setup.seed)
+            pair = model.scheme.evaluation_pair(tokens, vocabulary)
+            return model(pair.inputs, self._prefix(batch)), pair.targets, pair.mask
+
+        return self.trained.validate(batches, TokenMetrics(vocabulary), measure)
 
     @torch.no_grad()
-    def preview(self, batch: Any) -> Tensor | None:
+    def preview(self, batch: CodeBatch) -> Tensor | None:
         """Samples under the batch's conditions, from the same random numbers every time."""
         if self.vqgan is None:
             return None
-        device = self.world.device
-        _, prefix = self._tokens(batch)
-        grid = tuple(self.transformer.module.config.grid)
-        uniforms = image_uniforms(self.setup.seed, range(len(prefix)), math.prod(grid)).to(device)
+        prefix, images = self._prefix(batch), range(len(batch))
         # by all ranks: ZeRO 3 needs them all
         with self.transformer.evaluated() as network, self.transformer.root_weights():
-            tokens = generate_tokens(network, prefix, Sampling(), uniforms)
+            codes = generate_codes(network, prefix, Sampling(), self.setup.seed, images)
         if not self.world.is_first:
             return None
-        decoder = self.vqgan.to(device)
-        images = decoder.decode_codes(tokens.unflatten(1, grid))
-        pictures = decoder.config.modality.picture(images)
-        return sheet(to_uint8(pictures), columns=len(pictures))
+        decoder = self.vqgan.to(self.world.device)
+        pictures = decoder.config.modality.picture(decoder.decode_codes(codes))
+        return image_grid(to_uint8(pictures), columns=len(pictures))
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -268,3 +246,13 @@ class TransformerRecipe:
 
     def export(self, folder: Path) -> None:
         self.trained.export(folder)
+
+
+def arranged(model: Transformer, codes: Tensor, ids: Tensor, seed: int) -> Tensor:
+    """Codes [b,i,j] of the samples `ids` as tokens [b,n] in the model's order: an order that is
+    drawn is the same for a sample every time, whatever the batch."""
+    draws = model.order.draws(model.config.code_grid)
+    if not draws:
+        return model.order.arrange(codes)
+    uniforms = image_uniforms(seed, ids.tolist(), draws)
+    return model.order.arrange(codes, to_device(uniforms, codes.device))

@@ -12,6 +12,10 @@ from torch import Tensor
 
 from taming_dist.errors import UserError
 from taming_dist.models.export import assemble
+from taming_dist.models.prior.blocks import GPTBlockConfig
+from taming_dist.models.prior.conditions import ClassCondition, Unconditional
+from taming_dist.models.prior.orders import Raster
+from taming_dist.models.prior.schemes import NextIndex
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.vqgan import VQGAN
 from taming_dist.taming_compat.first_stage import check_said, export_vqgan, number, section
@@ -87,8 +91,7 @@ def infer(
         dropout_embedding=number(said, "embd_pdrop", 0.0),
         dropout_attention=number(said, "attn_pdrop", 0.0),
         dropout_residual=number(said, "resid_pdrop", 0.0),
-        condition="class" if classes else "none",
-        classes=classes,
+        condition=ClassCondition(classes) if classes else Unconditional(),
         vqgan_fingerprint=vqgan.fingerprint,
         condition_table="shared",
     )
@@ -130,15 +133,11 @@ def export_transformer(
             no place for its condition.
     """
     config = transformer.config
+    _check_parts(config)
     if config.vqgan_fingerprint not in ("", vqgan.fingerprint):
         raise UserError(
             f"the VQGAN has the fingerprint {vqgan.fingerprint}, but the transformer learned the "
             f"codes of {config.vqgan_fingerprint}: name that VQGAN"
-        )
-    if config.condition == "codes":
-        raise UserError(
-            "a transformer that is conditioned on a second VQGAN's codes cannot be written in the "
-            "original's format yet: give its export itself"
         )
     if config.condition_table == "own":
         raise UserError(
@@ -153,8 +152,8 @@ def export_transformer(
         tensors[f"{TRANSFORMER}blocks.{layer}.attn.mask"] = _causal(config.positions)
     gpt = {"target": "taming.modules.transformer.mingpt.GPT", "params": describe(config)}
     params: dict[str, Any] = {"transformer_config": gpt, "first_stage_config": first_stage}
-    if config.condition == "class":
-        labels = {"n_classes": config.classes}
+    if isinstance(config.condition, ClassCondition):
+        labels = {"n_classes": config.condition.classes}
         params["cond_stage_key"] = "class_label"
         params["cond_stage_config"] = {
             "target": "taming.modules.util.Labelator",
@@ -164,6 +163,23 @@ def export_transformer(
         params |= {"unconditional": True, "cond_stage_config": "__is_unconditional__"}
     target = "taming.models.cond_transformer.Net2NetTransformer"
     return tensors, {"target": target, "params": params}
+
+
+def _check_parts(config: TransformerConfig) -> None:
+    """UserError for a condition, block, order or scheme for which the original has no place."""
+    known: dict[str, tuple[type, ...]] = {
+        "condition": (Unconditional, ClassCondition),
+        "block": (GPTBlockConfig,),
+        "order": (Raster,),
+        "scheme": (NextIndex,),
+    }
+    for part, kinds in known.items():
+        found = getattr(config, part)
+        if not isinstance(found, kinds):
+            raise UserError(
+                f"a transformer with model/{part}={found.name} cannot be written in the original's "
+                f"format: give its export itself"
+            )
 
 
 def _heads(said: Mapping[str, Any], given: Given) -> int:

@@ -25,9 +25,10 @@ def test_a_data_set_knows_its_tokenizer_vocabulary_grid_and_views(two_views: Pat
 
 
 def test_every_view_is_a_sample(two_views: Path) -> None:
-    batches = list(CodeReader(CodeDataset.open(str(two_views)), micro_batch=8).epoch_batches())
+    dataset = CodeDataset.open(str(two_views))
+    batches = list(CodeReader(dataset, micro_batch=8, columns=["cls"]).epoch_batches())
     codes = torch.cat([batch.codes for batch in batches])
-    classes = torch.cat([b.classes for b in batches if b.classes is not None])
+    classes = torch.cat([batch.columns["cls"] for batch in batches])
     assert codes[:, 0, 0].tolist() == [number % 32 for number in range(54)]
     assert classes.tolist() == [number // 2 for number in range(54)]
     assert codes.dtype == torch.int64
@@ -35,10 +36,11 @@ def test_every_view_is_a_sample(two_views: Path) -> None:
 
 
 def test_a_batch_can_be_told_by_the_names_of_its_images(two_views: Path) -> None:
-    reader = CodeReader(CodeDataset.open(str(two_views)), lanes=9, block=2, micro_batch=8)
+    dataset = CodeDataset.open(str(two_views))
+    reader = CodeReader(dataset, lanes=9, block=2, micro_batch=8, columns=["cls"])
     batch = next(reader.batches(0))
-    assert batch.classes is not None  # image k is of class k
-    expected = [f"k{number}" for number in sorted(batch.classes.tolist())]
+    classes = batch.columns["cls"].tolist()  # image k is of class k
+    expected = [f"k{number}" for number in sorted(classes)]
     assert reader.keys(batch) == expected
 
 
@@ -85,10 +87,10 @@ def test_ranks_and_resumption_read_the_same_global_batches(two_views: Path) -> N
 
 
 def test_without_classes_there_are_none(codes: Any, tmp_path: Path) -> None:
-    folder = codes.write(tmp_path / "c", codes.shard(range(9), classes=False))
+    folder = codes.write(tmp_path / "codes", codes.shard(range(9), classes=False))
     dataset = CodeDataset.open(str(folder))
-    batch = next(CodeReader(dataset, lanes=4, micro_batch=4).batches())
-    assert (batch.classes, batch.conditions) == (None, None)
+    with pytest.raises(UserError, match="codes have no column cls"):
+        CodeReader(dataset, lanes=4, micro_batch=4, columns=["cls"])
     assert (dataset.classes_present, dataset.num_classes) == (False, 0)
 
 
@@ -96,9 +98,9 @@ def test_codes_of_a_condition_come_with_those_of_their_view(codes: Any, tmp_path
     shards = [codes.shard(rows, views=2, conditions=7) for rows in (range(6), range(6, 9))]
     dataset = CodeDataset.open(str(codes.write(tmp_path / "c", *shards)), in_memory=True)
     assert dataset.condition == {"fingerprint": "c" * 64, "vocab": 7, "grid": [1, 2]}
-    for batch in islice(CodeReader(dataset, lanes=3, micro_batch=3).batches(), 20):
-        assert batch.conditions is not None
-        assert batch.conditions.tolist() == [[[int(id) % 7] * 2] for id in batch.ids]
+    reader = CodeReader(dataset, lanes=3, micro_batch=3, columns=["cond"])
+    for batch in islice(reader.batches(), 20):
+        assert batch.columns["cond"].tolist() == [[[int(id) % 7] * 2] for id in batch.ids]
         assert batch.codes[:, 1, 2].tolist() == [int(id) % 32 for id in batch.ids]
 
 
@@ -108,22 +110,18 @@ def test_coordinates_and_boxes_come_with_their_sample_if_they_are_asked_for(
     shards = [codes.shard(rows, views=2, places=True) for rows in (range(6), range(6, 9))]
     dataset = CodeDataset.open(str(codes.write(tmp_path / "c", *shards)))
     for batch in islice(CodeReader(dataset, lanes=3, micro_batch=3).batches(), 2):
-        assert (batch.crops, batch.boxes, batch.box_classes, batch.box_ends) == (None,) * 4
+        assert batch.columns.keys() == {"codes"}
     reader = CodeReader(dataset, lanes=3, micro_batch=3, columns=["crop", "boxes"])
     for batch in islice(reader.batches(), 20):
-        assert batch.crops is not None
-        assert batch.boxes is not None
-        assert batch.box_classes is not None
-        assert batch.box_flags is not None
-        assert batch.box_ends is not None
-        ids = batch.ids.tolist()
-        assert batch.crops.tolist() == [[id % 8 / 8] * 5 for id in ids]
+        columns, ids = batch.columns, batch.ids.tolist()
+        assert columns.keys() == {"codes", "crop", "boxes", "box_class", "box_flags", "box_ends"}
+        assert columns["crop"].tolist() == [[id % 8 / 8] * 5 for id in ids]
         expected = [[id] * (id % 3) for id in ids]
-        found = batch.box_classes.tensor_split(batch.box_ends[:-1])
+        found = columns["box_class"].tensor_split(columns["box_ends"][:-1])
         assert [part.tolist() for part in found] == expected
-        assert batch.boxes.tolist() == [[id % 8 / 8] * 4 for id in sum(expected, [])]
-        assert torch.equal(batch.box_flags, batch.box_classes)
-        assert len(batch.boxes) == batch.box_ends[-1]
+        assert columns["boxes"].tolist() == [[id % 8 / 8] * 4 for id in sum(expected, [])]
+        assert torch.equal(columns["box_flags"], columns["box_class"])
+        assert len(columns["boxes"]) == columns["box_ends"][-1]
 
 
 def test_columns_that_the_shards_do_not_have_are_refused(codes: Any, tmp_path: Path) -> None:
@@ -144,10 +142,9 @@ def test_a_gathering_of_many_batches_changes_no_batch(
 
 @pytest.mark.parametrize("ids", [[40, 3, 53, 3, 0], []])
 def test_samples_come_as_they_are_asked_for(two_views: Path, ids: list[int]) -> None:
-    rows = CodeDataset.open(str(two_views)).take(np.array(ids, dtype=np.int64))
-    assert rows.codes[:, 1, 2].tolist() == [id % 32 for id in ids]
-    assert rows.classes is not None
-    assert rows.classes.tolist() == [id // 2 for id in ids]
+    rows = CodeDataset.open(str(two_views)).take(np.array(ids, dtype=np.int64), ["cls"])
+    assert rows["codes"][:, 1, 2].tolist() == [id % 32 for id in ids]
+    assert rows["cls"].tolist() == [id // 2 for id in ids]
 
 
 def test_shards_are_mapped_when_needed_few_stay_so_and_no_file_stays_open(
@@ -165,7 +162,7 @@ def test_shards_are_mapped_when_needed_few_stay_so_and_no_file_stays_open(
     assert mapped_files() == 1
     for _ in range(2):
         rows = dataset.take(np.arange(48)[::-1])
-        assert rows.codes[:, 0, 0].tolist() == [number % 32 for number in range(47, -1, -1)]
+        assert rows["codes"][:, 0, 0].tolist() == [number % 32 for number in range(47, -1, -1)]
     assert mapped_files() == 3
 
 
@@ -261,9 +258,9 @@ def test_a_fuzzed_manifest_gives_the_same_codes_or_a_refusal(
     at = int(place * len(whole))
     path.write_bytes(whole[:at] + value + whole[at + len(value) :])
     try:
-        rows = CodeDataset.open(str(two_views)).take(np.arange(54))
-        assert rows.codes[:, 1, 1].tolist() == [number % 32 for number in range(54)]
-        assert rows.classes is None or rows.classes.tolist() == [n // 2 for n in range(54)]
+        rows = CodeDataset.open(str(two_views)).take(np.arange(54), ["cls"])
+        assert rows["codes"][:, 1, 1].tolist() == [number % 32 for number in range(54)]
+        assert rows["cls"].tolist() == [n // 2 for n in range(54)]
     except UserError:
         pass
     finally:
@@ -278,4 +275,4 @@ def test_more_shards_than_files_may_be_open_are_read_in_any_order(
     ids = np.random.default_rng(0).permutation(2 * few_files)
     for _ in range(2):  # verified, then mapped again
         for dataset in sets:
-            assert np.array_equal(dataset.take(ids).codes[:, 0, 0], ids % codes.vocabulary)
+            assert np.array_equal(dataset.take(ids)["codes"][:, 0, 0], ids % codes.vocabulary)

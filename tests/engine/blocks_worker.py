@@ -78,7 +78,7 @@ def count_convolutions(block: ResnetBlock, calls: list[int]) -> None:
 def gpt_steps(world: World, **settings: Any) -> dict[str, Any]:
     engine = engine_of(lambda: Transformer(GPT_CONFIG), world, **settings)
     losses = []
-    prefix = engine.module.condition.tokens(2, None, torch.device("cpu"))
+    prefix = engine.module.condition.prefix(2, {})
     for step in range(3):
         torch.manual_seed(step)
         tokens = torch.randint(24, (2, 12))

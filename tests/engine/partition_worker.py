@@ -23,6 +23,7 @@ from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.world import World
 from taming_dist.engine.zero import Engine
 from taming_dist.models.discriminators import PatchGANConfig
+from taming_dist.models.prior.conditions import ClassCondition
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
@@ -31,13 +32,15 @@ from taming_dist.stages.setup import Setup
 from taming_dist.training.clock import Clock
 from taming_dist.training.optimization import OptimConfig
 
-GPT = {"vocabulary": 24, "grid": [2, 3], "condition": "class", "classes": 3, "layers": 8}
+GPT = {"vocabulary": 24, "grid": [2, 3], "condition": ClassCondition(3), "layers": 8}
 SIZES = {"channels": 32, "multipliers": [1, 1], "blocks": 1, "attention_resolutions": []}
 BUCKET = 2_000  # elements; smaller than the layers below
 
 
 CLASSES = torch.tensor([0, 2])
-SHOWN = CodeBatch(torch.zeros(2, 2, 3, dtype=torch.int64), CLASSES, torch.arange(2))  # to all ranks
+SHOWN = CodeBatch(  # to all ranks
+    {"codes": torch.zeros(2, 2, 3, dtype=torch.int64), "cls": CLASSES}, torch.arange(2)
+)
 
 
 def setup_of(world: World, zero: int) -> Setup:
@@ -63,7 +66,7 @@ def codes(world: World) -> CodeBatch:
     randomness = torch.Generator().manual_seed(0)
     drawn = torch.randint(24, (2, 2, 3), generator=randomness)
     mine = slice(world.rank, None, world.world_size)
-    return CodeBatch(drawn[mine], CLASSES[mine], torch.arange(2)[mine])
+    return CodeBatch({"codes": drawn[mine], "cls": CLASSES[mine]}, torch.arange(2)[mine])
 
 
 def first_weights(world: World, zero: int) -> dict[str, Any]:

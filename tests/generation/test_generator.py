@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from taming_dist.errors import UserError
-from taming_dist.generation.generator import Generator, generate_tokens
-from taming_dist.generation.sampling import Sampling, image_uniforms
+from taming_dist.generation.generator import Generator, generate_codes
+from taming_dist.generation.sampling import Sampling
+from taming_dist.models.prior.conditions import ClassCondition
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
@@ -52,7 +53,7 @@ def tiny_transformer(vqgan: VQGAN, **settings: Any) -> Transformer:
 @pytest.fixture(scope="module")
 def pair() -> Generator:
     vqgan = tiny_vqgan()
-    return Generator(tiny_transformer(vqgan, condition="class", classes=5), vqgan)
+    return Generator(tiny_transformer(vqgan, condition=ClassCondition(5)), vqgan)
 
 
 def test_samples_are_images_of_codes(pair: Generator) -> None:
@@ -92,10 +93,9 @@ def test_seed_class_and_index_each_change_an_image(pair: Generator) -> None:
 def test_tokens_follow_the_models_distribution() -> None:
     vqgan = tiny_vqgan(codes=6)
     transformer = tiny_transformer(vqgan, grid=[1, 2]).eval()
-    prefix = transformer.condition.tokens(4000)
-    uniforms = image_uniforms(0, range(4000), 2)
+    prefix = transformer.condition.prefix(4000, {})
     with torch.no_grad():
-        tokens = generate_tokens(transformer, prefix, Sampling(), uniforms)
+        tokens = generate_codes(transformer, prefix, Sampling(), 0, range(4000)).flatten(1)
         first = torch.arange(6).repeat_interleave(6)
         second = torch.arange(6).repeat(6)
         logits = transformer(torch.stack([first, second], 1), prefix[:36]).log_softmax(-1)

@@ -9,13 +9,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from taming_dist.models.discriminators import PatchGANConfig, StyleGANConfig, build_discriminator
+from taming_dist.models.prior.conditions import ClassCondition
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.quantizers import build_quantizer
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
 from tests.models.quantizers.test_contract import CONFIGS, latents
 
 WAITING = {"_local_scalar_dense", "bincount", "equal", "lift_fresh", "masked_select", "nonzero"}
-GPT = TransformerConfig(12, [2, 3], layers=1, heads=2, width=8, condition="class", classes=3)
+GPT = TransformerConfig(12, [2, 3], layers=1, heads=2, width=8, condition=ClassCondition(3))
 SIZES: dict[str, Any] = {"channels": 32, "multipliers": [1, 1], "blocks": 1, "resolution": 8}
 DISCRIMINATORS = {
     "patchgan": PatchGANConfig(channels=8, layers=2),

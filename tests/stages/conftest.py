@@ -14,6 +14,7 @@ from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.world import World
 from taming_dist.models.discriminators import PatchGANConfig
 from taming_dist.models.modalities import LabelMap
+from taming_dist.models.prior.conditions import ClassCondition
 from taming_dist.models.prior.transformer import TransformerConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGANConfig
@@ -178,7 +179,7 @@ def code_recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., TransformerRec
 
     def make(accumulation: int = 1, lr: float = 1e-3, **given: Any) -> TransformerRecipe:
         model = TransformerConfig(
-            vocabulary=24, grid=[3, 4], layers=1, heads=2, width=16, condition="class", classes=3
+            vocabulary=24, grid=[3, 4], layers=1, heads=2, width=16, condition=ClassCondition(3)
         )
         setup = Setup(OptimConfig(lr=lr), EngineConfig(), ALONE, 2, accumulation)
         return TransformerRecipe(model, TokenLossConfig(), setup, **given)

@@ -23,7 +23,6 @@ from taming_dist.models.quantizers import (
     VectorQuantizerConfig,
 )
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
-from taming_dist.stages.prior import TokenLossConfig
 from taming_dist.training.clock import Clock
 
 # Each raises on a GPU: backward passes that add up in any order, and a few more.
@@ -125,9 +124,11 @@ def test_a_gpu_refuses_no_operation_of_any_loss(
 def test_a_gpu_refuses_no_operation_of_stage_2(code_recipe: Callable[..., Any]) -> None:
     shape: dict[str, Any] = {"resolution": 32, "channels": 32, "multipliers": [1, 1], "blocks": 1}
     vqgan = VQGAN(VQGANConfig(VectorQuantizerConfig(codes=24, dim=8), **shape))
-    batch = CodeBatch(torch.randint(24, (2, 3, 4)), torch.tensor([0, 2]), torch.arange(2))
+    batch = CodeBatch(
+        {"codes": torch.randint(24, (2, 3, 4)), "cls": torch.tensor([0, 2])}, torch.arange(2)
+    )
     recipe = code_recipe(vqgan=vqgan)
-    recipe.loss = TokenLossConfig(pkeep=0.5)
+    recipe.network.scheme.pkeep = 0.5
     names = run(recipe, batch)
     assert {"embedding_dense_backward", "searchsorted"} <= names
     assert not names & REFUSED

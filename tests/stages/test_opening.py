@@ -22,6 +22,7 @@ from taming_dist.engine.world import World
 from taming_dist.errors import UserError
 from taming_dist.launch import ALONE
 from taming_dist.models.discriminators import PatchGAN, PatchGANConfig
+from taming_dist.models.prior.conditions import ClassCondition
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
 from taming_dist.stages import STAGES
@@ -130,7 +131,7 @@ def test_without_run_init_nothing_is_loaded(tmp_path: Path) -> None:
         ({"attention_resolutions": [16]}, r"lacks encoder\.down\.1\.attn\.0"),
         ({"latent_channels": 8}, r"has other sizes of encoder\.conv_out\.weight"),
         ({"quantizer": QUANTIZER | {"normalized": True}}, r"model\.quantizer\.normalized=False"),
-        ({"quantizer": QUANTIZER | {"codes": 24}}, r"model\.vocabulary=12 and this run 24"),
+        ({"quantizer": QUANTIZER | {"codes": 24}}, r"model\.quantizer\.codes=12 and this run 24"),
     ],
 )
 def test_weights_of_another_vqgan_are_refused(
@@ -144,7 +145,7 @@ def test_weights_of_another_vqgan_are_refused(
     ("settings", "expected"),
     [
         ({"heads": 4}, r"model\.heads=2 and this run 4"),
-        ({"condition": "class", "classes": 3}, r"model\.condition=none and this run class"),
+        ({"condition": ClassCondition(3)}, r"model\.condition=none and this run class"),
         ({"layers": 2}, r"lacks blocks\.1\.ln1\.weight"),
     ],
 )
@@ -158,7 +159,7 @@ def test_weights_of_another_transformer_are_refused(
 
 
 def test_a_table_that_is_shared_does_not_become_one_of_the_conditions_own(tmp_path: Path) -> None:
-    classes = {"condition": "class", "classes": 3}
+    classes = {"condition": ClassCondition(3)}
     Transformer(gpt(**classes)).save_pretrained(tmp_path / "export")
     folder = str(tmp_path / "export")
     expected = r"model\.condition_table=shared and this run own: set it so"

@@ -20,12 +20,12 @@ def codes(seed: int = 0, count: int = 2) -> CodeBatch:
     randomness = torch.Generator().manual_seed(seed)
     drawn = torch.randint(24, (count, 3, 4), generator=randomness)
     classes = torch.randint(3, (count,), generator=randomness)
-    return CodeBatch(drawn, classes, torch.arange(count))
+    return CodeBatch({"codes": drawn, "cls": classes}, torch.arange(count))
 
 
 def nll(network: Any, batch: CodeBatch) -> float:
     """-log p(s | c) of the definition, the sum over all codes."""
-    prefix = network.condition.tokens(len(batch.codes), batch.classes, torch.device("cpu"))
+    prefix = network.condition.prefix(len(batch), batch.columns)
     log_p = network(batch.codes.flatten(1), prefix).log_softmax(-1)
     return -float(log_p.gather(-1, batch.codes.flatten(1)[..., None]).sum())
 

@@ -14,6 +14,7 @@ from taming_dist import VQGAN, Transformer
 from taming_dist.engine.checkpoint import Checkpoints
 from taming_dist.engine.world import World
 from taming_dist.errors import UserError
+from taming_dist.models.prior.conditions import ClassCondition
 from taming_dist.models.prior.transformer import TransformerConfig
 from taming_dist.models.quantizers import EMAQuantizerConfig, VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGANConfig
@@ -87,7 +88,7 @@ def test_a_vqgan_comes_back_bit_for_bit(
     assert back.fingerprint == model.fingerprint
 
 
-@pytest.mark.parametrize("condition", [{}, {"condition": "class", "classes": 5}])
+@pytest.mark.parametrize("condition", [{}, {"condition": ClassCondition(5)}])
 def test_a_transformer_comes_back_bit_for_bit_with_its_vqgan(
     condition: dict[str, Any], round_trip: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -188,14 +189,14 @@ def test_a_transformer_leaves_with_the_vqgan_that_it_learned_from_only(
 def test_a_condition_with_a_table_of_its_own_has_no_place_in_the_originals_format(
     tool: Callable[..., str], tmp_path: Path
 ) -> None:
-    own = {"condition": "class", "classes": 50, "condition_table": "own"}
+    own = {"condition": ClassCondition(50), "condition_table": "own"}
     gpt(tmp_path / "gpt", saved(tmp_path / "vqgan"), **own)
     arguments = (tmp_path / "gpt", "--out", tmp_path / "t")
     with pytest.raises(UserError, match=r"model\.condition_table=shared"):
         tool(export_model, *arguments, "--format", "taming", "--vqgan", tmp_path / "vqgan")
     assert not (tmp_path / "t").exists()
     tool(export_model, *arguments)
-    assert Transformer.from_pretrained(tmp_path / "t").config.classes == 50
+    assert Transformer.from_pretrained(tmp_path / "t").config.condition.classes == 50
 
 
 def test_a_run_gives_its_export_and_its_step(tool: Callable[..., str], tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from taming_dist import VQGAN, Generator, Transformer
 from taming_dist.errors import UserError
 from taming_dist.models.discriminators import PatchGAN, PatchGANConfig
 from taming_dist.models.modalities import RGB, Depth, LabelMap
+from taming_dist.models.prior.conditions import ClassCondition, Unconditional
 from taming_dist.taming_compat.files import read_tensors
 from taming_dist.taming_compat.first_stage import import_vqgan, infer, set_aside
 from taming_dist.training.export import check_tensors
@@ -302,7 +303,7 @@ def test_a_class_conditional_transformer_samples_with_its_vqgan(
     transformer = Transformer.from_pretrained(tmp_path / "out")
     config = transformer.config
     assert config.vqgan_fingerprint == vqgan.fingerprint
-    assert (config.heads, config.condition, config.classes) == (4, "class", 5)
+    assert (config.heads, config.condition) == (4, ClassCondition(5))
     assert config.condition_table == "shared"
     assert (config.block_size, list(config.grid), config.dropout_residual) == (16, [4, 4], 0.1)
     for name, value in transformer.state_dict().items():
@@ -324,7 +325,7 @@ def test_without_a_yaml_file_the_user_says_heads_and_classes(
         convert(tensors, "--heads", 2, "--classes", 0)
     convert(tensors, *size, "--heads", 2, "--classes", 0)
     config = Transformer.from_pretrained(tmp_path / "out").config
-    assert (config.heads, config.condition) == (2, "none")
+    assert (config.heads, config.condition) == (2, Unconditional())
 
 
 def test_a_transformer_without_its_vqgan_is_given_one(

@@ -23,7 +23,6 @@ from taming_dist.models.modalities import RGB
 from taming_dist.models.prior.transformer import TransformerConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
-from taming_dist.stages.prior import fitted
 from tests.data.shard_files import writing_shards
 
 TOOL = Path(__file__).parents[2] / "tools" / "tokenize_dataset.py"
@@ -93,17 +92,16 @@ def test_codes_are_what_the_model_gives_for_each_image(
     assert (dataset.vocabulary, dataset.grid, dataset.views) == (16, (8, 8), 2)
     assert dataset.class_names == ("a", "b", "c")
     assert dataset.num_samples == 2 * SAMPLES
-    rows = dataset.take(np.arange(2 * SAMPLES))
+    rows = dataset.take(np.arange(2 * SAMPLES), ["cls"])
     reader = Reader(resolve(str(shards)), Preprocess(16), micro_batch=SAMPLES)
     (batch,) = reader.epoch_batches()
     images = RGB().tensor(batch.columns["image"])
     with torch.inference_mode():
         expected = torch.stack([vqgan.encode(images), vqgan.encode(images.flip(-1))], dim=1)
     # Another batch size may round another way: at most a tie or two may fall differently.
-    assert np.mean(rows.codes == expected.flatten(0, 1).numpy()) > 0.999
-    assert rows.classes is not None
-    assert rows.classes.tolist() == [number // 2 % 3 for number in range(2 * SAMPLES)]
-    assert len(np.unique(rows.codes)) > 4
+    assert np.mean(rows["codes"] == expected.flatten(0, 1).numpy()) > 0.999
+    assert rows["cls"].tolist() == [number // 2 % 3 for number in range(2 * SAMPLES)]
+    assert len(np.unique(rows["codes"])) > 4
 
 
 def test_views_are_cut_from_the_image_that_they_belong_to(
@@ -280,5 +278,5 @@ def test_classes_of_codes_that_were_written_before_they_had_a_range_are_named(
     codes = CodeDataset.open(str(tmp_path / "out"))
     config = TransformerConfig(16, [8, 8], condition="class", layers=1, heads=2, width=8)
     with pytest.raises(UserError, match=r"the class -1 is outside the range .* \(the image 0005\)"):
-        fitted(config, codes, "out")
-    assert fitted(dataclasses.replace(config, condition="none"), codes, "out").vocabulary == 16
+        config.fitted(codes, "out")
+    assert dataclasses.replace(config, condition="none").fitted(codes, "out").vocabulary == 16

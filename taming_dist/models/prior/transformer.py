@@ -1,25 +1,35 @@
-"""The second stage: a GPT that predicts an image's next code from its condition and past codes.
+"""The second stage: a transformer that predicts an image's codes from its condition and past codes.
 
-Source: arXiv 2012.09841, section 3.2, p(s | c) = prod_i p(s_i | s_<i, c); parameter names and
-initialisation are those of the original implementation, so that its checkpoints fit.
+It is put together from a condition, an order, a scheme and a kind of block, each a registry of its
+own beside this file. Source: arXiv 2012.09841, section 3.2, p(s | c) = prod_i p(s_i | s_<i, c);
+parameter names and initialisation are those of the original implementation, so that its checkpoints
+fit.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from omegaconf import MISSING
 from torch import Tensor, nn
 
 from taming_dist.errors import UserError
+from taming_dist.models.answers import other_answers
+from taming_dist.models.choice import chosen
 from taming_dist.models.export import Exported, ModelConfig
 from taming_dist.models.initial import draw_normal
-from taming_dist.models.prior.conditions import Condition, build_condition
-from taming_dist.ranges import check_ranges, ranged
+from taming_dist.models.prior import former_keys
+from taming_dist.models.prior.blocks import BLOCKS, Block, BlockSizes, KVCache
+from taming_dist.models.prior.conditions import CONDITIONS, Codes, agreed
+from taming_dist.models.prior.orders import ORDERS
+from taming_dist.models.prior.schemes import SCHEMES
+from taming_dist.ranges import check_ranges, marked, ranged
 
 INIT_STD = 0.02
 CONDITION_TABLES = ("own", "shared")
+BLOCK_CONFIGS = {name: config for name, (config, _) in BLOCKS.items()}
 
 
 @dataclass
@@ -27,8 +37,8 @@ class TransformerConfig(ModelConfig):
     """Sizes of a transformer and the tokenizer that it was trained on; defaults are the paper's.
 
     `vocabulary` is the number of codes, `grid` the code grid [i, j] of one image, `block_size` the
-    number of positions (0: as many as prefix and grid need), `condition` is `class`, `codes` (of a
-    second VQGAN, with the `condition_...` of its own) or `none`.
+    number of positions (0: as many as prefix and grid need). `condition`, `block`, `order` and
+    `scheme` are members of CONDITIONS, BLOCKS, ORDERS and SCHEMES.
 
     `condition_table`: `own` gives the condition's tokens a table of their own, of any size;
     `shared` takes the rows of the codes for them too, as the original does: class 3 is code 3. It
@@ -37,27 +47,35 @@ class TransformerConfig(ModelConfig):
 
     vocabulary: int = ranged(at_least=0)
     grid: list[int] = ranged(at_least=1, length=2, empty=True)
-    block_size: int = ranged(0, at_least=0)
-    layers: int = ranged(24, at_least=1)
+    block_size: int = ranged(0, at_least=0, compared=False)
+    layers: int = ranged(24, at_least=1, compared=False)
     heads: int = ranged(16, at_least=1)
-    width: int = ranged(1024, at_least=1)
-    dropout_embedding: float = ranged(0.0, at_least=0, below=1)
-    dropout_attention: float = ranged(0.0, at_least=0, below=1)
-    dropout_residual: float = ranged(0.0, at_least=0, below=1)
-    condition: str = "none"
-    classes: int = ranged(0, at_least=0)
-    vqgan_fingerprint: str = ""
-    condition_vocabulary: int = ranged(0, at_least=0)
-    condition_grid: list[int] = ranged([], at_least=1, length=2, empty=True)
-    condition_fingerprint: str = ""
+    width: int = ranged(1024, at_least=1, compared=False)
+    dropout_embedding: float = ranged(0.0, at_least=0, below=1, compared=False)
+    dropout_attention: float = ranged(0.0, at_least=0, below=1, compared=False)
+    dropout_residual: float = ranged(0.0, at_least=0, below=1, compared=False)
+    condition: Any = MISSING
+    block: Any = MISSING
+    order: Any = MISSING
+    scheme: Any = MISSING
+    vqgan_fingerprint: str = marked("", compared=False)
     condition_table: str = "shared"
 
     def __post_init__(self) -> None:
         check_ranges(self, "model")
+        self.condition = chosen(CONDITIONS, self.condition, "model/condition")
+        self.block = chosen(BLOCK_CONFIGS, self.block, "model/block")
+        self.order = chosen(ORDERS, self.order, "model/order")
+        self.scheme = chosen(SCHEMES, self.scheme, "model/scheme")
         if self.condition_table not in CONDITION_TABLES:
             raise UserError(f"model.condition_table={self.condition_table}: use own or shared")
-        if self.condition == "none":
+        if not self.condition.has_table:
             self.condition_table = "shared"
+
+    @staticmethod
+    def present(values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return plain values that an export or run of any age has, under the present keys."""
+        return former_keys.present(values)
 
     @property
     def num_tokens(self) -> int:
@@ -65,15 +83,44 @@ class TransformerConfig(ModelConfig):
         return prod(self.grid)
 
     @property
+    def code_grid(self) -> tuple[int, int]:
+        """Return the grid [i, j] as a tuple."""
+        return self.grid[0], self.grid[1]
+
+    @property
     def positions(self) -> int:
-        """Return the length of the position table, in tokens of prefix and image together."""
+        """Return the most positions there are, in tokens of prefix and image together."""
         return self.block_size or self._positions_needed()
 
-    def build_condition(self) -> Condition:
-        """Return the condition that these settings describe."""
-        return build_condition(
-            self.condition, self.classes, self.condition_grid, self.condition_vocabulary
+    @property
+    def block_sizes(self) -> BlockSizes:
+        """Return what each block is told."""
+        return BlockSizes(
+            self.width,
+            self.heads,
+            self.dropout_attention,
+            self.dropout_residual,
+            self.scheme.causal,
+            self.positions,
+            self.condition.length,
+            self.code_grid,
         )
+
+    def fitted(self, codes: Codes, spec: Any) -> "TransformerConfig":
+        """Return it with what code shards say; `spec` names them in errors.
+
+        Raises:
+            UserError: the two differ, or the sizes do not fit together.
+        """
+        found = {
+            "vocabulary": codes.vocabulary,
+            "grid": list(codes.grid),
+            "vqgan_fingerprint": codes.tokenizer_fingerprint,
+        }
+        condition = self.condition.fitted(codes, spec)
+        complete = replace(agreed(self, found, "model", spec), condition=condition)
+        complete.check()
+        return complete
 
     def check(self) -> None:
         """Raise a UserError, naming the key, if the sizes do not fit together."""
@@ -81,11 +128,11 @@ class TransformerConfig(ModelConfig):
             raise UserError("model.grid=[]: give the code grid [height, width]")
         if self.width % self.heads:
             raise UserError(f"model.width: {self.width} does not divide by heads={self.heads}")
-        condition = self.build_condition()
-        if self.condition_table == "shared" and condition.vocabulary > self.vocabulary:
-            key = "model.classes" if self.condition == "class" else "model.condition_vocabulary"
+        self.condition.check()
+        tokens = self.condition.vocabulary
+        if self.condition_table == "shared" and tokens > self.vocabulary:
             raise UserError(
-                f"{key}: {condition.vocabulary} condition tokens do not fit vocabulary="
+                f"model/condition={self.condition.name}: its {tokens} tokens do not fit vocabulary="
                 f"{self.vocabulary}, whose table they share: use model.condition_table=own, or a "
                 f"codebook of at least that many"
             )
@@ -96,86 +143,11 @@ class TransformerConfig(ModelConfig):
             )
 
     def _positions_needed(self) -> int:
-        # The last code is predicted but never read, hence one position less than tokens.
-        return self.build_condition().length + self.num_tokens - 1
-
-
-class KVCache:
-    """Keys and values of the positions read so far, in memory that is taken once.
-
-    `keys` and `values` are [layers, b, heads, positions, width / heads]; `length` positions count.
-    """
-
-    def __init__(
-        self, config: TransformerConfig, batch: int, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        head_width = config.width // config.heads
-        shape = (config.layers, batch, config.heads, config.positions, head_width)
-        self.keys = torch.empty(shape, device=device, dtype=dtype)
-        self.values = torch.empty(shape, device=device, dtype=dtype)
-        self.length = 0
-
-    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write one layer's keys and values [b, heads, t, d] after `length`; return all so far."""
-        end = self.length + key.shape[2]
-        self.keys[layer, :, :, self.length : end] = key
-        self.values[layer, :, :, self.length : end] = value
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
-
-
-class Attention(nn.Module):
-    """Causal multi-head self-attention."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.heads = config.heads
-        self.dropout = config.dropout_attention
-        self.key = nn.Linear(config.width, config.width)
-        self.query = nn.Linear(config.width, config.width)
-        self.value = nn.Linear(config.width, config.width)
-        self.proj = nn.Linear(config.width, config.width)
-
-    def forward(self, x: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
-        """Map [b, t, width] to the same shape; with a cache, x continues the cached positions."""
-        query, key, value = (
-            linear(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for linear in (self.query, self.key, self.value)
-        )
-        if cache is not None:
-            key, value = cache.extend(layer, key, value)
-        # A single position may see everything before it: only a longer piece needs the mask.
-        out = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=query.shape[2] > 1,
-        )
-        return self.proj(out.transpose(1, 2).flatten(2))
-
-
-class Block(nn.Module):
-    """Pre-norm residual block: attention, then a perceptron of four times the width."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        width = config.width
-        self.ln1 = nn.LayerNorm(width)
-        self.ln2 = nn.LayerNorm(width)
-        self.attn = Attention(config)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
-        )
-        self.dropout = nn.Dropout(config.dropout_residual)
-
-    def forward(self, x: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
-        """Map [b, t, width] to the same shape."""
-        x = x + self.dropout(self.attn(self.ln1(x), cache, layer))
-        return x + self.dropout(self.mlp(self.ln2(x)))
+        return self.condition.length + self.num_tokens - self.scheme.shift
 
 
 class Transformer(Exported):
-    """GPT over [condition prefix, codes of the image in raster order].
+    """Blocks over [condition prefix, codes of the image in an order].
 
     Source: arXiv 2012.09841, section 3.2.
     """
@@ -187,37 +159,55 @@ class Transformer(Exported):
         super().__init__()
         config.check()
         self.config = config
-        self.condition = config.build_condition()
-        self.tok_emb = nn.Embedding(config.vocabulary, config.width)
+        self.condition, self.order, self.scheme = config.condition, config.order, config.scheme
+        block, sizes = BLOCKS[config.block.name][1], config.block_sizes
+        rows = config.vocabulary + self.scheme.extra_tokens
+        self.tok_emb = nn.Embedding(rows, config.width)
         self.cond_emb: nn.Embedding | None = None
         if config.condition_table == "own":
             self.cond_emb = nn.Embedding(self.condition.vocabulary, config.width)
-        self.pos_emb = nn.Parameter(torch.zeros(1, config.positions, config.width))
+        self.pos_emb: nn.Parameter | None = None
+        if block.learned_positions:
+            self.pos_emb = nn.Parameter(torch.zeros(1, config.positions, config.width))
         self.drop = nn.Dropout(config.dropout_embedding)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.ln_f = nn.LayerNorm(config.width)
+        self.blocks = nn.ModuleList(block(sizes, config.block) for _ in range(config.layers))
+        self.ln_f = block.last_norm(sizes)
         self.head = nn.Linear(config.width, config.vocabulary, bias=False)
         self.apply(_initialise)
 
     def forward(self, tokens: Tensor, prefix: Tensor) -> Tensor:
-        """Return logits [b, n, v]: those at k predict tokens[:, k] from prefix and tokens[:, :k].
+        """Return logits [b, n, v], those of each of the image's tokens.
 
-        tokens [b, n] and prefix [b, m], the condition's tokens, are int64, 1 <= m and
-        m + n - 1 <= block_size.
+        tokens [b, n] and prefix [b, m], the condition's tokens, are int64 in the model's order,
+        1 <= m and m + n - shift <= positions, where `shift` is the scheme's. With the next index
+        (shift 1) logits at k come from prefix and tokens[:, :k].
         Source: arXiv 2012.09841, equation 11 (the negative mean log-likelihood is `losses.tokens`).
 
         Raises:
             UserError: more tokens than positions.
         """
-        x = self._placed(self._embedded(prefix, tokens[:, :-1]), start=0)
+        shift = self.scheme.shift
+        x = self._embedded(prefix, tokens[:, : tokens.shape[1] - shift])
+        x = self._placed(x, start=0)
         for block in self.blocks:
             x = block(x)
         # Positions inside the prefix predict no code, so the head skips them.
-        return self.head(self.ln_f(x[:, prefix.shape[1] - 1 :]))
+        return self.head(self.ln_f(x[:, prefix.shape[1] - shift :]))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.tok_emb.weight.device
 
     def cache(self, batch: int) -> KVCache:
         """Return an empty cache for `batch` images, on the model's device and in its precision."""
-        return KVCache(self.config, batch, self.pos_emb.device, self.pos_emb.dtype)
+        weight = self.tok_emb.weight
+        first: Any = self.blocks[0]
+        heads, width = first.cached
+        positions = self.config.positions
+        return KVCache(
+            len(self.blocks), batch, heads, positions, width, weight.device, weight.dtype
+        )
 
     def step(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """Read tokens [b, t] after those in the cache; return logits [b, v] of the next code.
@@ -238,12 +228,16 @@ class Transformer(Exported):
         return self.head(self.ln_f(x[:, -1]))
 
     def canonical_config(self) -> dict[str, Any]:
-        """The configuration as config.json has it; a shared table is not mentioned, so that exports
-        from before there was a choice keep their fingerprints."""
+        """The configuration as config.json has it: what later keys say is left out where it is what
+        there was before them, so that exports keep their fingerprints."""
         values = super().canonical_config()
         if self.cond_emb is None:
             del values["condition_table"]
-        return values
+        for part, members in (("block", BLOCK_CONFIGS), ("order", ORDERS), ("scheme", SCHEMES)):
+            before: Any = members[former_keys.PARTS[part]]()
+            if not list(other_answers(before, getattr(self.config, part))):
+                del values[part]
+        return former_keys.former(values)
 
     def _embedded(self, prefix: Tensor, tokens: Tensor) -> Tensor:
         """Condition tokens [b, m] and codes [b, n] -> their embeddings [b, m + n, width]."""
@@ -258,7 +252,9 @@ class Transformer(Exported):
             raise UserError(
                 f"block_size: {end} tokens do not fit the model's {self.config.positions} positions"
             )
-        return self.drop(embedded + self.pos_emb[:, start:end])
+        if self.pos_emb is not None:
+            embedded = embedded + self.pos_emb[:, start:end]
+        return self.drop(embedded)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -34,7 +34,7 @@ from taming_dist.models.quantizers.renewal import (
     dead_codes,
     draw,
 )
-from taming_dist.ranges import check_ranges, ranged
+from taming_dist.ranges import check_ranges, marked, ranged
 
 
 @dataclasses.dataclass
@@ -49,11 +49,11 @@ class EMAQuantizerConfig:
     name: str = "ema"
     codes: int = ranged(MISSING, at_least=1, at_most=MOST_CODES)
     dim: int = ranged(MISSING, at_least=1)
-    beta: float = ranged(0.25, at_least=0)
-    decay: float = ranged(0.99, at_least=0, below=1)
+    beta: float = ranged(0.25, at_least=0, compared=False)
+    decay: float = ranged(0.99, at_least=0, below=1, compared=False)
     normalized: bool = True
-    initial: str = "random"
-    revive_below: float = ranged(0.05, at_least=0, below=1)
+    initial: str = marked("random", compared=False)
+    revive_below: float = ranged(0.05, at_least=0, below=1, compared=False)
 
     def __post_init__(self) -> None:
         check_ranges(self, "model.quantizer")

@@ -34,9 +34,9 @@ class GumbelQuantizerConfig:
     name: str = "gumbel"
     codes: int = ranged(MISSING, at_least=1, at_most=MOST_CODES)
     dim: int = ranged(MISSING, at_least=1)
-    kl_weight: float = ranged(1e-8, at_least=0)
-    temperature: float = ranged(0.9, above=0)
-    final_temperature: float = ranged(1e-6, above=0)
+    kl_weight: float = ranged(1e-8, at_least=0, compared=False)
+    temperature: float = ranged(0.9, above=0, compared=False)
+    final_temperature: float = ranged(1e-6, above=0, compared=False)
 
     def __post_init__(self) -> None:
         check_ranges(self, "model.quantizer")

@@ -36,10 +36,10 @@ class LFQuantizerConfig:
 
     name: str = "lfq"
     bits: int = ranged(MISSING, at_least=1, at_most=MOST_BITS)
-    beta: float = ranged(0.25, at_least=0)
-    entropy_weight: float = ranged(0.1, at_least=0)
-    diversity: float = ranged(1.0, at_least=0)
-    temperature: float = ranged(0.01, above=0)
+    beta: float = ranged(0.25, at_least=0, compared=False)
+    entropy_weight: float = ranged(0.1, at_least=0, compared=False)
+    diversity: float = ranged(1.0, at_least=0, compared=False)
+    temperature: float = ranged(0.01, above=0, compared=False)
 
     def __post_init__(self) -> None:
         check_ranges(self, "model.quantizer")

@@ -29,7 +29,7 @@ from taming_dist.models.quantizers.interface import (
     straight_through,
 )
 from taming_dist.models.quantizers.renewal import Start, Usage, candidates, check_start, draw
-from taming_dist.ranges import check_ranges, ranged
+from taming_dist.ranges import check_ranges, marked, ranged
 
 
 class Codebook(StaysFloat32):
@@ -70,11 +70,11 @@ class VectorQuantizerConfig:
     name: str = "vector"
     codes: int = ranged(MISSING, at_least=1, at_most=MOST_CODES)
     dim: int = ranged(MISSING, at_least=1)
-    beta: float = ranged(0.25, at_least=0)
+    beta: float = ranged(0.25, at_least=0, compared=False)
     normalized: bool = False
-    legacy: bool = False
-    initial: str = "random"
-    revive_below: float = ranged(0.0, at_least=0, below=1)
+    legacy: bool = marked(False, compared=False)
+    initial: str = marked("random", compared=False)
+    revive_below: float = ranged(0.0, at_least=0, below=1, compared=False)
 
     def __post_init__(self) -> None:
         check_ranges(self, "model.quantizer")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from taming_dist.errors import UserError
 from taming_dist.losses.tokens import corrupt, token_nll
+from taming_dist.models.prior.conditions import ClassCondition, CodesCondition
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig, decay_groups
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -85,9 +86,9 @@ def test_greedy_decoding_with_the_cache_equals_the_original() -> None:
 
 def test_class_conditional_logits_loss_and_samples_equal_the_original() -> None:
     golden = load_golden("class")
-    model = original(golden, grid=[8, 8], condition="class", classes=10)
+    model = original(golden, grid=[8, 8], condition=ClassCondition(10))
     codes = golden["codes"]
-    prefix = model.condition.tokens(2, golden["classes"])
+    prefix = model.condition.prefix(2, {"cls": golden["classes"]})
     logits = model(codes, prefix)
     assert torch.allclose(logits[:, ::8], golden["logits"], atol=1e-5)
     assert token_nll(logits, codes).item() == pytest.approx(golden["loss"].item(), abs=1e-6)
@@ -96,7 +97,7 @@ def test_class_conditional_logits_loss_and_samples_equal_the_original() -> None:
 
 def test_inputs_with_pkeep_one_half_give_the_original_logits() -> None:
     golden = load_golden("class")
-    model = original(golden, grid=[8, 8], condition="class", classes=10)
+    model = original(golden, grid=[8, 8], condition=ClassCondition(10))
     codes = golden["codes"]
     torch.manual_seed(13)
     kept = torch.bernoulli(0.5 * torch.ones(codes.shape))
@@ -108,8 +109,8 @@ def test_inputs_with_pkeep_one_half_give_the_original_logits() -> None:
 
 def test_a_condition_with_a_table_of_its_own_may_be_larger_than_the_codebook() -> None:
     """Everything depends on the class, through a row that no code reads."""
-    model = tiny(condition="class", classes=1000, condition_table="own")
-    prefix = model.condition.tokens(3, torch.tensor([3, 999, 998]))
+    model = tiny(condition=ClassCondition(1000), condition_table="own")
+    prefix = model.condition.prefix(3, {"cls": torch.tensor([3, 999, 998])})
     tokens = torch.full((3, 12), 3)
     logits = model(tokens, prefix)
     assert logits.shape == (3, 12, 24)
@@ -124,7 +125,7 @@ def test_a_condition_with_a_table_of_its_own_may_be_larger_than_the_codebook() -
 
 
 def test_an_own_table_with_the_rows_of_the_codes_is_the_shared_one() -> None:
-    settings = {"condition": "codes", "condition_grid": [2, 2], "condition_vocabulary": 24}
+    settings = {"condition": CodesCondition(24, [2, 2])}
     shared, own = tiny(**settings), tiny(**settings, condition_table="own")
     rows = {"cond_emb.weight": shared.tok_emb.weight}
     own.load_state_dict(shared.state_dict() | rows)
@@ -137,7 +138,7 @@ def test_an_own_table_with_the_rows_of_the_codes_is_the_shared_one() -> None:
 
 def test_neither_table_decays_and_both_start_alike() -> None:
     config = TransformerConfig(
-        512, [4, 4], width=256, layers=1, condition="class", classes=400, condition_table="own"
+        512, [4, 4], width=256, layers=1, condition=ClassCondition(400), condition_table="own"
     )
     model = Transformer(config)
     free = {id(parameter) for parameter in decay_groups(model, 0.01)[1]["params"]}
@@ -153,7 +154,7 @@ def test_a_start_token_is_no_condition_and_has_no_table() -> None:
 
 def test_weight_decay_reaches_exactly_the_originals_parameters() -> None:
     golden = load_golden("class")
-    model = original(golden, grid=[8, 8], condition="class", classes=10)
+    model = original(golden, grid=[8, 8], condition=ClassCondition(10))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decayed, free = decay_groups(model, 0.01)
     assert decayed["weight_decay"] == 0.01
@@ -203,9 +204,7 @@ def test_no_logit_depends_on_the_token_it_predicts_or_on_later_ones() -> None:
 @pytest.mark.parametrize("length", [1, 5])
 def test_decoding_with_the_cache_equals_the_full_pass(length: int, table: str) -> None:
     model = tiny(
-        condition="codes",
-        condition_grid=[1, length],
-        condition_vocabulary=24,
+        condition=CodesCondition(24, [1, length]),
         condition_table=table,
     )
     generator = torch.Generator().manual_seed(2)
@@ -251,7 +250,7 @@ def test_each_dropout_works_alone(name: str) -> None:
 
 @pytest.mark.parametrize("table", ["own", "shared"])
 def test_an_export_gives_back_the_same_model(tmp_path: Path, table: str) -> None:
-    model = tiny(condition="class", classes=4, vqgan_fingerprint="abc", condition_table=table)
+    model = tiny(condition=ClassCondition(4), vqgan_fingerprint="abc", condition_table=table)
     model.save_pretrained(tmp_path)
     # exports from before there was a choice have no such key, and are shared
     assert json.loads((tmp_path / "config.json").read_text()).get("condition_table") == (
@@ -268,12 +267,12 @@ def test_an_export_gives_back_the_same_model(tmp_path: Path, table: str) -> None
     ("settings", "message"),
     [
         (
-            {"condition": "class", "classes": 25},
-            r"model\.classes: 25 .* vocabulary=24.* model\.condition_table=own",
+            {"condition": ClassCondition(25)},
+            r"model/condition=class: its 25 tokens .* vocabulary=24.* model\.condition_table=own",
         ),
         ({"condition_table": "both"}, r"model\.condition_table=both: use own or shared"),
-        ({"condition": "class", "classes": 0}, r"model\.classes: 0"),
-        ({"condition": "depth"}, r"model\.condition: 'depth'"),
+        ({"condition": "class"}, r"model\.condition\.classes: 0"),
+        ({"condition": "depth"}, r"model/condition=depth: use one of none, class, codes"),
         ({"width": 15}, r"model\.width: 15 does not divide by heads=2"),
         ({"grid": [3]}, r"model\.grid"),
         ({"grid": [3, 0]}, r"model\.grid"),

@@ -1,5 +1,6 @@
 """Two VQGANs: images and what they are conditioned on, tokenized together and learned."""
 
+import dataclasses
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +14,9 @@ from taming_dist.data.reader import Reader
 from taming_dist.errors import UserError
 from taming_dist.formats.manifest import resolve
 from taming_dist.generation.generator import Generator
+from taming_dist.models.prior.conditions import Request
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.vqgan import VQGAN
-from taming_dist.sample import SampleConfig, codes_of_condition
-from taming_dist.stages.prior import fitted
 
 TOOL = Path(__file__).parents[3] / "tools" / "tokenize_dataset.py"
 GPT = TransformerConfig(0, [], layers=1, heads=2, width=8, condition="codes")
@@ -46,24 +46,24 @@ def test_the_condition_of_a_view_is_the_code_of_its_label_map(
         expected = [
             second.encode(second.config.modality.tensor(maps)) for maps in (labels, labels.flip(-1))
         ]
-    (found,) = CodeReader(dataset, micro_batch=16).epoch_batches()
-    assert found.conditions is not None
-    assert torch.equal(found.conditions, torch.stack(expected, 1).flatten(0, 1))
+    (found,) = CodeReader(dataset, micro_batch=16, columns=["cond"]).epoch_batches()
+    assert torch.equal(found.columns["cond"], torch.stack(expected, 1).flatten(0, 1))
 
 
 def test_a_transformer_learns_and_samples_images_from_the_codes_of_their_label_maps(
     codes: Path, model: Path
 ) -> None:
     dataset = CodeDataset.open(str(codes))
-    config = fitted(GPT, dataset, "codes")
-    assert (config.condition_grid, config.condition_vocabulary) == ([4, 4], 12)
+    config = GPT.fitted(dataset, "codes")
+    assert (config.condition.grid, config.condition.vocabulary) == ([4, 4], 12)
     transformer = Transformer(config)
     assert transformer.config.positions == 16 + 16 - 1
-    batch = next(CodeReader(dataset, lanes=4, micro_batch=4).batches())
-    prefix = transformer.condition.tokens(4, getattr(batch, transformer.condition.column))
+    columns = transformer.condition.columns
+    batch = next(CodeReader(dataset, lanes=4, micro_batch=4, columns=columns).batches())
+    prefix = transformer.condition.prefix(4, batch.columns)
     assert transformer(batch.codes.flatten(1), prefix).shape == (4, 16, 16)
-    settings = SampleConfig(condition=str(codes), n=3)
-    given = codes_of_condition(settings, transformer)
+    request = Request(3, CodeDataset.open, condition=str(codes))
+    given = transformer.condition.requested(request)
     images = Generator(transformer, VQGAN.from_pretrained(model)).sample(condition=given).images
     assert images.shape == (3, 3, 8, 8)
 
@@ -74,9 +74,15 @@ def test_what_a_condition_on_codes_cannot_use_is_refused(
     run(images(1), tmp_path / "plain")
     plain = CodeDataset.open(str(tmp_path / "plain"))
     with pytest.raises(UserError, match="plain has codes of images only.*--condition-model"):
-        fitted(GPT, plain, "plain")
-    config = fitted(GPT, CodeDataset.open(str(codes)), "codes")
-    with pytest.raises(UserError, match="plain are of None, but the transformer was trained with"):
-        codes_of_condition(SampleConfig(condition=str(tmp_path / "plain")), Transformer(config))
+        GPT.fitted(plain, "plain")
+    config = GPT.fitted(CodeDataset.open(str(codes)), "codes")
+    asked = config.condition
+    with pytest.raises(UserError, match=r"condition: .*plain has codes of images only"):
+        asked.requested(Request(3, CodeDataset.open, condition=str(tmp_path / "plain")))
     with pytest.raises(UserError, match="n: 17 images"):
-        codes_of_condition(SampleConfig(condition=str(codes), n=17), Transformer(config))
+        asked.requested(Request(17, CodeDataset.open, condition=str(codes)))
+    other = dataclasses.replace(asked, fingerprint="f" * 64)
+    with pytest.raises(UserError, match=f"condition: .*fingerprint is {'f' * 64}, but the codes"):
+        other.requested(Request(3, CodeDataset.open, condition=str(codes)))
+    with pytest.raises(UserError, match="class_id: .*leave it out"):
+        asked.requested(Request(3, CodeDataset.open, class_id=1))

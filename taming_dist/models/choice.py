@@ -1,0 +1,28 @@
+"""A member of a config group from what names it: `model/block=gpt`, config.json, or Python."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import MISSING
+
+from taming_dist.errors import UserError
+
+
+def chosen(members: Mapping[str, Any], value: Any, key: str) -> Any:
+    """Return the config that `value` stands for, of the config classes `members` by name.
+
+    `value` is a config already, its plain values with a `name` (config.json), its name alone (then
+    it has its defaults), or `MISSING` (then it is the first of the members).
+
+    Raises:
+        UserError: there is no such member; the line starts with `key`.
+    """
+    if value == MISSING:
+        value = next(iter(members))
+    values = {"name": value} if isinstance(value, str) else value
+    if not isinstance(values, Mapping):
+        return value
+    name = values.get("name")
+    if not isinstance(name, str) or name not in members:
+        raise UserError(f"{key}={name}: use one of {', '.join(members)}")
+    return members[name](**values)
