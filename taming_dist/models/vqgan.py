@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32, Int, Int64
 from omegaconf import MISSING
 from torch import Tensor, nn
 
@@ -159,7 +159,7 @@ class VQGAN(
         return self.quant_conv.weight.dtype
 
 
-def check_all_coded(codes: Int64[Tensor, "b ..."], keys: Sequence[str], advice: str) -> None:
+def check_all_coded(codes: Int[Tensor, "b ..."], keys: Sequence[str], advice: str) -> None:
     """UserError naming an image if one of the codes of images `keys` is missing.
 
     Call it once the codes are on the CPU anyway.
