@@ -3,8 +3,8 @@
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable
-from typing import Any, get_type_hints
+from collections.abc import Iterable, Iterator
+from typing import Any, get_args, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
@@ -20,7 +20,7 @@ def explain(error: Exception) -> str:
     while cause.__cause__ is not None:
         cause = cause.__cause__
     node, key = getattr(cause, "parent_node", None), getattr(cause, "key", None)
-    hint = similar(node, key) if isinstance(node, DictConfig) else ""
+    hint = (below(node, key) or similar(node, key)) if isinstance(node, DictConfig) else ""
     match = OVERRIDE.match(str(error))
     if match and isinstance(cause, ConfigKeyError | ConfigAttributeError):
         return f"there is no key {cause.full_key}{hint}"
@@ -41,6 +41,25 @@ def similar(keys: Iterable[Any], key: Any) -> str:
     return f" (did you mean '{near[0]}'?)" if near and near[0] != key else ""
 
 
+def below(node: DictConfig, key: Any) -> str:
+    """The same for a key further down that has all words of this one: 'terms.l1.weight' for
+    `l1_weight`."""
+    words = set(str(key).split("_"))
+    for path in paths(node):
+        if "." in path and words <= set(re.split(r"[._]", path)):
+            return f" (did you mean '{path}'?)"
+    return ""
+
+
+def paths(node: DictConfig) -> Iterator[str]:
+    """The keys of all values below a node, such as 'terms.l1.weight'."""
+    for key, value in node.items_ex(resolve=False):
+        if isinstance(value, DictConfig) and not value._is_none() and not value._is_missing():
+            yield from (f"{key!s}.{path}" for path in paths(value))
+        else:
+            yield str(key)
+
+
 def instead(node: Any, key: Any, override: str) -> str:
     """What a field of a dataclass takes, where it was given a value of another type."""
     if override.startswith("~"):
@@ -48,6 +67,10 @@ def instead(node: Any, key: Any, override: str) -> str:
     if isinstance(node, ListConfig):
         node, key = node._get_parent(), node._key()
     owner = None if node is None else OmegaConf.get_type(node)
+    if owner is dict and dataclasses.is_dataclass(node._metadata.element_type):
+        place = node._get_full_key(key)
+        group = place.rpartition(".")[0].replace(".", "/")
+        return f"set the keys in it, or choose another with {group}@{place}=NAME"
     if not dataclasses.is_dataclass(owner):
         return ""
     hint = get_type_hints(owner)[key]
@@ -58,6 +81,6 @@ def instead(node: Any, key: Any, override: str) -> str:
         return f"use {field.metadata[RANGE].words(kind)}{how}"
     if hint is bool:
         return "use true or false"
-    if dataclasses.is_dataclass(hint):
+    if any(dataclasses.is_dataclass(kind) for kind in get_args(hint) or (hint,)):
         return f"{key} is a group of keys, set one by one as in {key}.KEY=value"
     return "give a value" if override.endswith("=null") else ""

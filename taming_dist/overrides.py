@@ -92,6 +92,9 @@ def kinds_of(key: str, schema: type, groups: Groups) -> set[Any]:
     found: set[Any] = {schema}
     path: list[str] = []
     for name in key.split("."):
+        if any(get_origin(kind) is dict for kind in found):  # of what its group has, by any name
+            found = {kind for kind in found if dataclasses.is_dataclass(kind)}
+            continue
         path.append(name)
         hints = [get_type_hints(owner) for owner in found if dataclasses.is_dataclass(owner)]
         found = {kind for hint in hints if name in hint for kind in alternatives(hint[name])}

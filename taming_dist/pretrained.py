@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 from urllib.error import URLError
 
 import torch
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 from taming_dist.access import require_readable
 from taming_dist.errors import UserError
 from taming_dist.losses.perceptual import LPIPS
-from taming_dist.models.discriminators import DinoConfig
+from taming_dist.models.discriminators import DinoConfig, DiscriminatorConfig
 from taming_dist.models.discriminators.dino import SIDE, DinoFeatures
 from taming_dist.placeholders import refuse_placeholder
 
@@ -228,7 +227,7 @@ DINO_UNUSED = ("norm.weight", "norm.bias")  # the last norm: features are read b
 RANDOM_SIDE = 32  # pixels; random features are for tests, which need not wait for 224
 
 
-def frozen_features(discriminator: Any) -> DinoFeatures | None:
+def frozen_features(discriminator: DiscriminatorConfig) -> DinoFeatures | None:
     """The frozen network that a discriminator of this config stands on, or None.
 
     Raises `UserError` where its weights are not to be had or are not those of a DINO ViT-S/16.
@@ -248,7 +247,7 @@ def frozen_features(discriminator: Any) -> DinoFeatures | None:
     return network
 
 
-def check_frozen_features(discriminator: Any) -> None:
+def check_frozen_features(discriminator: DiscriminatorConfig) -> None:
     """UserError if the file with the frozen weights of a discriminator is not there."""
     weights = discriminator.weights if isinstance(discriminator, DinoConfig) else "hub"
     if weights in ("hub", "random"):

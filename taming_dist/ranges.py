@@ -3,12 +3,13 @@
     channels: int = ranged(128, at_least=1)
 
 A config class calls `check_ranges(self, "model")` in its `__post_init__`; `cli.number` does the
-same for the arguments of tools. NaN and infinity are in no range.
+same for the arguments of tools. NaN and infinity are in no range. `check_choice` is for texts.
 """
 
 import dataclasses
 import math
 import typing
+from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -136,6 +137,12 @@ def marked(default: Any, *, compared: bool = True, may_change: bool = False) -> 
 
 def _marks(compared: bool, may_change: bool) -> dict[str, bool]:
     return {"compared": compared, "may_change": may_change}
+
+
+def check_choice(key: str, value: str, known: Iterable[str]) -> None:
+    """UserError unless the value of a key is one of those that are known."""
+    if value not in known:
+        raise UserError(f"{key}={value}: use {' or '.join(known)}")
 
 
 def check_ranges(config: Any, prefix: str = "") -> None:

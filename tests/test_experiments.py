@@ -185,7 +185,7 @@ def test_the_label_maps_of_flickr_train_by_its_experiment(shards: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in STAGE_1 if name != "flickr_segmentation"])
 def test_every_experiment_of_stage_1_makes_two_steps(shards: Path, name: str) -> None:
-    overrides = ["loss.lpips_weights=random", "loss.disc_start=1"]
+    overrides = ["loss.terms.perceptual.weights=random", "loss.disc_start=1"]
     if name == "coco_segmentation":
         overrides = []
     elif name == "imagenet_vqvae":

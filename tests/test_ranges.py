@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 import taming_dist
 from taming_dist.errors import UserError
 from taming_dist.evaluate import EvaluateConfig
+from taming_dist.losses.terms import TermConfig
 from taming_dist.models.prior.transformer import TransformerConfig
 from taming_dist.ranges import LARGEST_INT, RANGE, Kind, Range, check_ranges, kind_of, ranged
 from taming_dist.sample import SampleConfig
@@ -49,8 +50,11 @@ class Number:
         return self.field.metadata[RANGE]
 
     def made_with(self, value: Any) -> Any:
-        """The config class with this value, and defaults elsewhere."""
-        return self.owner(**REQUIRED.get(self.owner, {}) | {self.field.name: value})
+        """The config class with this value, and defaults elsewhere, checked."""
+        made = self.owner(**REQUIRED.get(self.owner, {}) | {self.field.name: value})
+        if isinstance(made, TermConfig):  # checked by who knows its name
+            made.check(self.key.removesuffix(f".{self.field.name}"))
+        return made
 
     def outside(self) -> list[Any]:
         """Values just below and just above the range, and what is no number."""
@@ -91,7 +95,9 @@ def test_the_walk_meets_every_config_class_of_the_package() -> None:
         for name, value in vars(module).items()
         if name.endswith("Config") and dataclasses.is_dataclass(value)
     }
-    assert named - {Config} <= {owner for _, owner in config_classes()}
+    owners = {owner for _, owner in config_classes()}
+    bases = {value for value in named if any(value in owner.__mro__[1:] for owner in owners)}
+    assert named - bases - {Config} <= owners
 
 
 def test_every_number_of_every_config_class_has_a_range_with_a_lower_end() -> None:

@@ -77,7 +77,7 @@ def test_what_no_checkpoint_depends_on_may_change(compose: Compose, tmp_path: Pa
     changed = ["optim.lr=2e-5", "optim.weight_decay=0.1", "optim.clip=1", "optim.ema_half_life=20"]
     changed += ["train.steps=7", "train.log_every=3", "train.keep_last=9", "run.name=renamed"]
     changed += ["data.global_batch=16", "data.micro_batch=4", "data.flip=false", "data.train=moved"]
-    changed += ["loss.perceptual_weight=0.5", "loss.disc_start=9", "loss.disc_weight=0.1"]
+    changed += ["loss.terms.perceptual.weight=0.5", "loss.disc_start=9", "loss.disc_weight=0.1"]
     changed += ["loss.gan=vanilla", "loss.adaptive=lagged", "loss.lecam_weight=0.1"]
     changed += ["loss.discriminator.weights=moved.pth", "engine.precision=bf16"]
     check_run_dir(compose(*DINO, *changed), tmp_path)

@@ -6,104 +6,23 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from omegaconf import MISSING
 from torch import Tensor, nn
 
 from taming_dist.copies import to_device
-from taming_dist.errors import UserError
 from taming_dist.losses.adversarial import GAN_LOSSES, gradient_penalty, lecam
-from taming_dist.losses.augmentation import DRAWS, POLICIES, diffaug
+from taming_dist.losses.augmentation import DRAWS, diffaug
 from taming_dist.models.discriminators import (
-    DinoConfig,
-    PatchGANConfig,
     accuracy,
     average_statistics,
     build_discriminator,
     initialize_actnorm,
     track_statistics,
 )
-from taming_dist.ranges import check_ranges, ranged
-from taming_dist.stages.adaptive import ADAPTIVE
-from taming_dist.stages.interface import LossConfig
 from taming_dist.stages.setup import Setup
+from taming_dist.stages.vqgan_loss import VQGANLossConfig
 from taming_dist.training.clock import Clock
 from taming_dist.training.optimization import mix
 from taming_dist.training.recipe import Scalars
-
-ORDERS = ("reused", "updated")
-
-
-@dataclasses.dataclass
-class VQGANLossConfig(LossConfig):
-    """Weights of the terms and how the GAN is played; docs/losses.md explains each key.
-
-    Steps are optimizer steps. The GAN counts from `disc_start` on, growing over `disc_ramp` steps;
-    D is trained `disc_warmup` steps before that already. `discriminator` is a config of
-    `taming_dist.models.discriminators`, or None for no GAN at all.
-    """
-
-    l1_weight: float = ranged(1.0, at_least=0)
-    l2_weight: float = ranged(0.0, at_least=0)
-    perceptual_weight: float = ranged(1.0, at_least=0)
-    lpips_net: str = "vgg"
-    lpips_weights: str = "pretrained"
-    codebook_weight: float = ranged(1.0, at_least=0)
-    gan: str = "hinge"
-    discriminator: Any = MISSING
-    disc_start: int = ranged(250_001, at_least=0)
-    disc_warmup: int = ranged(0, at_least=0)
-    disc_ramp: int = ranged(0, at_least=0)
-    disc_weight: float = ranged(0.8, at_least=0)
-    adaptive: str = "global"
-    adaptive_min: float = ranged(0.0, at_least=0)
-    adaptive_max: float = ranged(1e4, at_least=0)
-    order: str = "reused"
-    r1_weight: float = ranged(0.0, at_least=0)
-    r1_every: int = ranged(16, at_least=1)
-    lecam_weight: float = ranged(0.0, at_least=0)
-    lecam_decay: float = ranged(0.999, at_least=0, below=1)
-    augment: list[str] = dataclasses.field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "loss")
-        if self.discriminator == MISSING:  # built in Python, not by Hydra: the original's
-            self.discriminator = PatchGANConfig()
-        choose("loss.gan", self.gan, GAN_LOSSES)
-        choose("loss.adaptive", self.adaptive, ADAPTIVE)
-        choose("loss.order", self.order, ORDERS)
-        for policy in self.augment:
-            choose("loss.augment", policy, POLICIES)
-        if self.adaptive_min > self.adaptive_max:
-            raise UserError(
-                f"loss.adaptive_min={self.adaptive_min}, loss.adaptive_max={self.adaptive_max}: "
-                f"use adaptive_min <= adaptive_max"
-            )
-        if self.adaptive == "fixed" and not self.adaptive_min <= 1 <= self.adaptive_max:
-            raise UserError(
-                f"loss.adaptive_min={self.adaptive_min}, loss.adaptive_max={self.adaptive_max}: "
-                f"loss.adaptive=fixed has no clamps, leave them out and set loss.disc_weight"
-            )
-        if self.r1_weight > 0 and isinstance(self.discriminator, DinoConfig):
-            raise UserError(
-                f"loss.r1_weight={self.r1_weight}: R1 is for discriminators that read images, not "
-                f"for heads on frozen features; set it to 0"
-            )
-
-    def gan_weight(self, step: int) -> float:
-        """What stands before the adaptive weight in a step: 0 while the GAN does not count."""
-        if self.discriminator is None or step < self.disc_start:
-            return 0.0
-        return self.disc_weight * min(1.0, (step - self.disc_start + 1) / (self.disc_ramp + 1))
-
-    def trains_discriminator(self, step: int) -> bool:
-        """Whether D learns in a step."""
-        return self.discriminator is not None and step >= self.disc_start - self.disc_warmup
-
-
-def choose(key: str, value: str, known: Any) -> None:
-    """UserError unless the value of a key is known."""
-    if value not in known:
-        raise UserError(f"{key}={value}: use {' or '.join(known)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,8 +64,11 @@ class Adversary:
             engine = dataclasses.replace(setup.engine, zero=min(setup.engine.zero, 2))
             setup = dataclasses.replace(setup, engine=engine)
 
+        config = loss.discriminator
+        assert config is not None, "without a discriminator there is no adversary"
+
         def make() -> nn.Module:
-            return build_discriminator(loss.discriminator, image_channels)
+            return build_discriminator(config, image_channels)
 
         network = setup.build(make, mix(setup.seed, 0), initial)  # a seed of its own
         average = self.world.average()

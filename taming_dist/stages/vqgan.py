@@ -13,30 +13,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from taming_dist import pretrained
 from taming_dist.data.reader import ImagesConfig
 from taming_dist.engine.zero import Engine
 from taming_dist.errors import UserError
 from taming_dist.evaluation.reconstruction import ReconstructionFigures
 from taming_dist.losses.perceptual import LPIPS
-from taming_dist.losses.reconstruction import l1, l2
+from taming_dist.losses.reconstruction import ReconstructionLoss
+from taming_dist.losses.terms import TERMS
 from taming_dist.models.discriminators import DISCRIMINATORS, DinoConfig
 from taming_dist.models.modalities import LabelMap
 from taming_dist.models.vqgan import VQGAN, Reconstruction, VQGANConfig, check_size
-from taming_dist.pretrained import check_frozen_features, frozen_features, lpips_network
 from taming_dist.stages.adaptive import ADAPTIVE
-from taming_dist.stages.adversary import Adversary, VQGANLossConfig
+from taming_dist.stages.adversary import Adversary
 from taming_dist.stages.autoencoder import FIRST_STAGE_SCHEMAS, Autoencoder, other_loss
 from taming_dist.stages.images import open_images
 from taming_dist.stages.interface import Config, Opened, Stage, Start, part
 from taming_dist.stages.opening import discriminator_weights, initial_weights
 from taming_dist.stages.setup import Setup
 from taming_dist.stages.trained import begin_step
+from taming_dist.stages.vqgan_loss import VQGANLossConfig
 from taming_dist.training.clock import Clock
 from taming_dist.training.recipe import Scalars
 
 __all__ = ["VQGANLossConfig", "VQGANRecipe", "VQGANStage"]
-
-SMALLEST_IMAGE = 16  # pixels that LPIPS' network leaves something of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +56,7 @@ class VQGANStage(Stage[OpenedVQGAN]):
     schemas = {
         **FIRST_STAGE_SCHEMAS,
         "loss": {"vqgan": VQGANLossConfig},
+        "loss/terms": TERMS,
         "loss/discriminator": {name: config for name, (config, _) in DISCRIMINATORS.items()},
     }
 
@@ -66,16 +67,14 @@ class VQGANStage(Stage[OpenedVQGAN]):
         check_size(size, model.factor, "data.size")
         if isinstance(model.modality, LabelMap):
             raise other_loss(model, "vqgan", "labels")
+        loss.check_size(size)
         if loss.discriminator is not None:
-            loss.discriminator.check_size(size)
-            check_frozen_features(loss.discriminator)
+            pretrained.check_frozen_features(loss.discriminator)
             if isinstance(loss.discriminator, DinoConfig) and model.modality.channels != 3:
                 raise UserError(
                     f"loss.discriminator=dino reads colours, and model.modality="
                     f"{model.modality.name} has none: use loss/discriminator=patchgan"
                 )
-        if size < SMALLEST_IMAGE:
-            raise UserError(f"data.size={size}: LPIPS needs at least {SMALLEST_IMAGE} pixels")
 
     def open_data(self, config: Config, start: Start) -> OpenedVQGAN:
         model, loss = part(config.model, VQGANConfig), part(config.loss, VQGANLossConfig)
@@ -105,12 +104,13 @@ class VQGANRecipe:
         self.setup, self.world, self.loss = setup, setup.world, loss
         self.autoencoder = Autoencoder(model, setup, initial)
         self.generator = self.autoencoder.engine
-        lpips = lpips_network(loss.lpips_net, loss.lpips_weights)
-        self.lpips: LPIPS = lpips.to(self.world.device)
+        self.reconstruction = ReconstructionLoss(loss.terms, pretrained).to(self.world.device)
+        lpips = (m for m in self.reconstruction.modules() if isinstance(m, LPIPS))
+        self.lpips = next(lpips, None)  # measures the validation set, too
         self.adaptive = ADAPTIVE[loss.adaptive](self.world, loss.adaptive_min, loss.adaptive_max)
         self.adversary: Adversary | None = None
         if loss.discriminator is not None:
-            features = frozen_features(loss.discriminator)
+            features = pretrained.frozen_features(loss.discriminator)
             channels = model.modality.channels
             self.adversary = Adversary(loss, setup, channels, features, initial_discriminator)
 
@@ -134,7 +134,7 @@ class VQGANRecipe:
             out: Reconstruction = self.generator(x)
             y = out.images.detach().float().requires_grad_(True)
 
-            rec, scalars = self._reconstruction_loss(x, y)
+            rec, scalars = self.reconstruction(x, y)
             gradient = self.generator.gradient(rec, y)
             loss = rec + self.loss.codebook_weight * out.codebook_loss
             if adversary is not None:
@@ -161,22 +161,11 @@ class VQGANRecipe:
                 scalars |= judged[-1].scalars
 
             statistics.append(out.statistics)
-            yield scalars | {"loss": loss, "codebook": out.codebook_loss}
+            yield scalars | {"loss": loss, "rec": rec, "codebook": out.codebook_loss}
         self.adaptive.update(weighed, self.generator.moved)
         if adversary is not None:
             adversary.update(judged)
         self.autoencoder.codebook.update(statistics, clock)
-
-    def _reconstruction_loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Scalars]:
-        """|x - x^| (or its square, or both) + LPIPS(x, x^)."""
-        pixels = perceptual = torch.zeros((), device=x.device)
-        for weight, distance in ((self.loss.l1_weight, l1), (self.loss.l2_weight, l2)):
-            if weight > 0:
-                pixels = pixels + weight * distance(x, y)
-        if self.loss.perceptual_weight > 0:
-            perceptual = self.lpips(x, y, self.lpips.features(x)).mean()
-        total = pixels + self.loss.perceptual_weight * perceptual
-        return total, {"rec": pixels, "perceptual": perceptual}
 
     @torch.no_grad()
     def _reconstructed(self, x: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ QUANTIZERS = {
     "vector": VectorQuantizerConfig(codes=24, dim=8),
     "ema": EMAQuantizerConfig(codes=24, dim=8, decay=0.8, revive_below=0.3),
 }
-PAPER = {"size": 32, "l1_weight": 1.0, "l2_weight": 0.0, "perceptual_weight": 1.0}
+PAPER = {"size": 32, "l1": 1.0, "l2": 0.0, "perceptual": 1.0}
 # All that steadies D, where nothing but the global batch may matter
 STEADY = {
     "adaptive": "lagged",

@@ -37,9 +37,9 @@ def build(
     world: World, precision: str, quantizer: str, zero: int, accumulation: int, **loss: Any
 ) -> VQGANRecipe:
     defaults = {
-        "l1_weight": 1.0,
-        "l2_weight": 0.0,
-        "perceptual_weight": 0.1,  # of random weights, which blow rounding up
+        "l1": 1.0,
+        "l2": 0.0,
+        "perceptual": 0.1,  # of random weights, which blow rounding up
         "disc_start": DISC_START,
         "discriminator": PatchGANConfig(channels=8, layers=2, norm="group"),
         "adaptive": "lagged",

@@ -14,6 +14,7 @@ from taming_dist.engine.start import init_world, shutdown
 from taming_dist.engine.world import World
 from taming_dist.engine.zero import Engine
 from taming_dist.launch import environment_place
+from taming_dist.losses.terms import L1Config, L2Config, PerceptualConfig
 from taming_dist.models.discriminators import PatchGANConfig
 from taming_dist.models.vqgan import VQGANConfig
 from taming_dist.stages.setup import Setup
@@ -30,9 +31,17 @@ class Images:
 
 
 def small_recipe(
-    quantizer: Any, setup: Setup, size: int = 16, levels: int = 2, **loss: Any
+    quantizer: Any,
+    setup: Setup,
+    size: int = 16,
+    levels: int = 2,
+    l1: float = 0.0,
+    l2: float = 1.0,
+    perceptual: float = 0.0,
+    **loss: Any,
 ) -> VQGANRecipe:
-    """Stage 1 for images of `size` pixels with a small D; keywords change the loss.
+    """Stage 1 for images of `size` pixels with a small D; `l1` to `perceptual` are the weights of
+    its terms, other keywords change the rest of the loss.
 
     It is L2, which has no kink: where an error of L1 changes its sign in one run and not in the
     other, their gradients part at once. LPIPS, which needs 32 pixels, counts where it has a weight.
@@ -46,12 +55,12 @@ def small_recipe(
         attention_resolutions=[],
         latent_channels=16,
     )
-    defaults = {
-        "l1_weight": 0.0,
-        "l2_weight": 1.0,
-        "perceptual_weight": 0.0,
-        "lpips_net": "alex",
-        "lpips_weights": "random",
+    defaults: dict[str, Any] = {
+        "terms": {
+            "l1": L1Config(l1),
+            "l2": L2Config(l2),
+            "perceptual": PerceptualConfig(perceptual, net="alex", weights="random"),
+        },
         "discriminator": PatchGANConfig(channels=8, layers=2),
     }
     return VQGANRecipe(model, VQGANLossConfig(**defaults | loss), setup)

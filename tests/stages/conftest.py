@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.world import World
+from taming_dist.losses.terms import L1Config, L2Config, PerceptualConfig, TermConfig
 from taming_dist.models.discriminators import PatchGANConfig
 from taming_dist.models.modalities import LabelMap
 from taming_dist.models.prior.conditions import ClassCondition
@@ -146,7 +147,8 @@ def batch() -> Callable[..., Images]:
 
 @pytest.fixture
 def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., VQGANRecipe]:
-    """A small stage 1 on plain engines; keywords change the loss, `model` the model."""
+    """A small stage 1 on plain engines; keywords change the loss, `model` the model, `l1` to
+    `perceptual` the weights of its terms, `net` that of LPIPS."""
     monkeypatch.setattr("taming_dist.stages.setup.Engine", PlainEngine)
 
     def make(
@@ -154,13 +156,20 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., VQGANRecipe]:
         accumulation: int = 1,
         lr: float = 1e-4,
         micro_batch: int = 2,
+        l1: float = 1.0,
+        l2: float | None = None,
+        perceptual: float = 1.0,
+        net: str = "alex",
         **loss: Any,
     ) -> VQGANRecipe:
         settings = MODEL | {"quantizer": VectorQuantizerConfig(codes=24, dim=8)} | (model or {})
+        lpips = PerceptualConfig(perceptual, net=net, weights="random")
+        terms: dict[str, TermConfig] = {"l1": L1Config(l1), "perceptual": lpips}
+        if l2 is not None:
+            terms["l2"] = L2Config(l2)
         defaults = {
+            "terms": terms,
             "disc_start": 0,
-            "lpips_net": "alex",
-            "lpips_weights": "random",
             "discriminator": PatchGANConfig(channels=8, layers=2),
         }
         return VQGANRecipe(

@@ -11,10 +11,11 @@ from torch import Tensor
 from taming_dist.engine.world import World
 from taming_dist.errors import UserError
 from taming_dist.losses.adversarial import Hinge
+from taming_dist.losses.terms import L1Config, L2Config, PerceptualConfig
 from taming_dist.models.discriminators import DinoConfig, PatchGANConfig, StyleGANConfig
 from taming_dist.stages.adaptive import AdaptiveWeight, Global, Lagged
-from taming_dist.stages.adversary import VQGANLossConfig
 from taming_dist.stages.vqgan import VQGANRecipe
+from taming_dist.stages.vqgan_loss import VQGANLossConfig
 from taming_dist.training.clock import Clock
 from taming_dist.training.metrics import Means
 
@@ -73,16 +74,8 @@ def test_without_gan_there_is_one_engine_and_no_term_of_it(recipe: Make, batch: 
     made = recipe(discriminator=None)
     found = step(made, batch())
     assert set(made.engines) == {"generator"}
-    assert found.keys() == {"rec", "perceptual", "codebook", "loss"}
+    assert found.keys() == {"l1", "perceptual", "rec", "codebook", "loss"}
     made.load_state_dict(made.state_dict())
-
-
-def test_the_pixel_loss_is_a_mix_of_l1_and_l2(recipe: Make, batch: Make) -> None:
-    made = recipe(l1_weight=0.3, l2_weight=2.0, disc_start=9)
-    images = made.autoencoder.input(batch())
-    y = made.generator.module(images).images.detach()
-    expected = 0.3 * (images - y).abs().mean() + 2 * (images - y).square().mean()
-    assert step(made, batch())["rec"] == pytest.approx(expected.item(), rel=1e-5)
 
 
 # The adaptive weight
@@ -275,6 +268,14 @@ def test_frozen_features_of_a_reconstruction_serve_both_g_and_d(
         ({"r1_weight": 1.0, "discriminator": DinoConfig()}, r"loss\.r1_weight=1\.0: R1 is for"),
         ({"r1_every": 0}, r"loss\.r1_every=0"),
         ({"lecam_decay": 1.0}, r"loss\.lecam_decay=1\.0"),
+        ({"terms": {"l1": L1Config(-1)}}, r"loss\.terms\.l1\.weight=-1"),
+        ({"terms": {"l1": L1Config(0)}}, r"loss\.terms: no term .* loss\.terms\.l1\.weight=1"),
+        ({"terms": {}}, r"loss\.terms: no term"),
+        ({"terms": {"rec": L2Config()}}, r"loss\.terms\.rec is .* name it l2 or l2_\.\.\."),
+        (
+            {"terms": {"perceptual": PerceptualConfig(net="vit")}},
+            r"net=vit: use vgg or alex",
+        ),
     ],
 )
 def test_settings_that_mean_nothing_are_the_users_mistake(

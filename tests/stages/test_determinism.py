@@ -95,7 +95,7 @@ QUANTIZERS = [
 ]
 LOSSES: dict[str, dict[str, Any]] = {
     "patchgan": {"augment": ["color", "translation", "cutout"], "lecam_weight": 1.0},
-    "vgg": {"lpips_net": "vgg"},
+    "vgg": {"net": "vgg"},
     "stylegan": {
         "discriminator": StyleGANConfig(size=32, channels=8, max_channels=8),
         "r1_weight": 1.0,

@@ -74,7 +74,8 @@ def test_training_starts_from_the_weights_of_the_export(export: Path, tmp_path: 
     command += ["model.resolution=32", "model.channels=32", "model.multipliers=[1,1]"]
     command += ["model.blocks=1", "model.attention_resolutions=[]", "model.latent_channels=4"]
     command += ["model.quantizer.codes=12", "model.quantizer.dim=4", "model.quantizer.legacy=true"]
-    command += ["loss.lpips_net=alex", "loss.lpips_weights=random", "train.preview_images=1"]
+    command += ["loss.terms.perceptual.net=alex", "loss.terms.perceptual.weights=random"]
+    command += ["train.preview_images=1"]
     command += ["loss.discriminator.channels=8", "loss.discriminator.layers=2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(

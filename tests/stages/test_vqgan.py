@@ -43,7 +43,8 @@ def obvious_gradients(
     network, discriminator = recipe.generator.module, recipe.engines["discriminator"].module
     out = network(images)
     loss = (images - out.images).abs().mean()
-    loss = loss + recipe.loss.perceptual_weight * recipe.lpips(images, out.images).mean()
+    weight = recipe.loss.terms["perceptual"].weight
+    loss = loss + weight * recipe.lpips(images, out.images).mean()
     weight = torch.zeros(())
     total = loss + recipe.loss.codebook_weight * out.codebook_loss
     if gan:
@@ -79,7 +80,7 @@ def test_the_step_equals_the_obvious_backward(
     settings = {
         "model": {"quantizer": quantizer},
         "disc_start": 0 if gan else 1,
-        "perceptual_weight": 0.7,
+        "perceptual": 0.7,
         "codebook_weight": 1.3,
     }
     trained, twin = recipe(**settings), recipe(**settings)
@@ -103,9 +104,11 @@ def test_the_discriminators_gradient_is_that_of_the_hinge_loss(recipe: Make, bat
 
 
 def test_the_logged_loss_is_the_sum_of_its_terms(recipe: Make, batch: Make) -> None:
-    found = step(recipe(perceptual_weight=0.5, codebook_weight=2.0, disc_weight=0.3), batch())
-    expected = found["rec"] + 0.5 * found["perceptual"] + 2.0 * found["codebook"]
-    expected += 0.3 * found["adaptive_weight"] * found["gan_g"]
+    weights = {"l1": 0.8, "perceptual": 0.5, "codebook_weight": 2.0, "disc_weight": 0.3}
+    found = step(recipe(**weights), batch())
+    expected = 0.8 * found["l1"] + 0.5 * found["perceptual"]
+    assert found["rec"] == pytest.approx(expected, rel=1e-5)
+    expected += 2.0 * found["codebook"] + 0.3 * found["adaptive_weight"] * found["gan_g"]
     assert found["loss"] == pytest.approx(expected, rel=1e-5)
 
 
@@ -192,7 +195,7 @@ def recorded(
             "latent_channels": 32,
         },
         disc_start=10,
-        perceptual_weight=0.0,
+        perceptual=0.0,
         discriminator=PatchGANConfig(channels=16),
         order=getattr(request, "param", "reused"),
     )
@@ -297,7 +300,7 @@ def test_before_the_gan_counts_nothing_of_it_is_computed(recipe: Make, batch: Ma
     [
         ({}, {"discriminator": 3}),
         ({"adaptive": "lagged", "gan": "non_saturating", "lecam_weight": 1.0}, {}),
-        ({"augment": ["color", "translation", "cutout"], "l2_weight": 1.0, "disc_ramp": 5}, {}),
+        ({"augment": ["color", "translation", "cutout"], "l2": 1.0, "disc_ramp": 5}, {}),
         ({"order": "updated"}, {"encoder": 2, "decoder": 2}),
         ({"r1_weight": 1.0, "r1_every": 1}, {"discriminator": 4}),
         ({"r1_weight": 1.0, "r1_every": 3}, {}),  # not due

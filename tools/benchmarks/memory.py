@@ -90,6 +90,7 @@ def measure(zero: int, precision: str) -> dict[str, float]:
     from taming_dist.engine.settings import EngineConfig
     from taming_dist.engine.start import init_world, shutdown
     from taming_dist.launch import environment_place
+    from taming_dist.losses.terms import L1Config, PerceptualConfig
     from taming_dist.models.quantizers import VectorQuantizerConfig
     from taming_dist.models.vqgan import VQGANConfig
     from taming_dist.stages.setup import Setup
@@ -100,7 +101,8 @@ def measure(zero: int, precision: str) -> dict[str, float]:
     torch.set_num_threads(1)
     world = init_world(environment_place())
     model = VQGANConfig(VectorQuantizerConfig(codes=1024, dim=256), channels=CHANNELS)
-    loss = VQGANLossConfig(lpips_net="alex", lpips_weights="random", disc_start=0)
+    terms = {"l1": L1Config(), "perceptual": PerceptualConfig(net="alex", weights="random")}
+    loss = VQGANLossConfig(terms, disc_start=0)
     optim = OptimConfig(lr=1e-5, ema_half_life=HALF_LIFE)
     engine = EngineConfig(zero=zero, precision=precision, persist_below=0)
     recipe = VQGANRecipe(model, loss, Setup(optim, engine, world, micro_batch=1, accumulation=2))
@@ -152,8 +154,8 @@ class Held:
         return found
 
     def _frozen(self) -> Iterator[Tensor]:
-        """What no stage cuts: the perceptual network and the buffers of the trained ones."""
-        yield from self.recipe.lpips.state_dict().values()
+        """What no stage cuts: the networks of the loss and the buffers of the trained ones."""
+        yield from self.recipe.reconstruction.state_dict().values()
         for engine in self.recipe.engines.values():
             yield from engine.module.buffers()
 

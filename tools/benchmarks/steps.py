@@ -75,6 +75,7 @@ def stage1_steps(steps: int) -> dict[str, float]:
     from taming_dist.engine.settings import EngineConfig
     from taming_dist.engine.start import init_world, shutdown
     from taming_dist.launch import environment_place
+    from taming_dist.losses.terms import L1Config, PerceptualConfig
     from taming_dist.models.quantizers import EMAQuantizerConfig
     from taming_dist.models.vqgan import VQGANConfig
     from taming_dist.stages.setup import Setup
@@ -87,7 +88,8 @@ def stage1_steps(steps: int) -> dict[str, float]:
         EMAQuantizerConfig(codes=512, dim=8), SIZE, channels=32, multipliers=[1, 2, 2], blocks=1,
         attention_resolutions=[], latent_channels=64,
     )  # fmt: skip
-    loss = VQGANLossConfig(lpips_weights="random", disc_start=steps + 2)
+    terms = {"l1": L1Config(), "perceptual": PerceptualConfig(weights="random")}
+    loss = VQGANLossConfig(terms, disc_start=steps + 2)
     setup = Setup(OptimConfig(lr=1e-3), EngineConfig(), world, BATCH)
     recipe = VQGANRecipe(model, loss, setup)
     clock = Clock(BATCH, 10 * steps)

@@ -1,10 +1,11 @@
 """Discriminators of the GAN loss, one file per family; all give logits [b,1,h,w]."""
 
-from typing import Any
+from collections.abc import Callable
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from taming_dist.models.discriminators.config import DiscriminatorConfig
 from taming_dist.models.discriminators.dino import DinoConfig, DinoHeads
 from taming_dist.models.discriminators.norms import (
     BatchNorm,
@@ -20,6 +21,7 @@ __all__ = [
     "BatchNorm",
     "DinoConfig",
     "DinoHeads",
+    "DiscriminatorConfig",
     "PatchGAN",
     "PatchGANConfig",
     "StyleGAN",
@@ -32,14 +34,14 @@ __all__ = [
 ]
 
 # name in conf/loss/discriminator -> its config and network
-DISCRIMINATORS: dict[str, tuple[Any, Any]] = {
+DISCRIMINATORS: dict[str, tuple[type[DiscriminatorConfig], Callable[..., nn.Module]]] = {
     "patchgan": (PatchGANConfig, PatchGAN),
     "stylegan": (StyleGANConfig, StyleGAN),
     "dino": (DinoConfig, DinoHeads),
 }
 
 
-def build_discriminator(config: Any, image_channels: int) -> nn.Module:
+def build_discriminator(config: DiscriminatorConfig, image_channels: int) -> nn.Module:
     """The trained network of a discriminator's config."""
     networks = dict(DISCRIMINATORS.values())
     return networks[type(config)](config, image_channels)

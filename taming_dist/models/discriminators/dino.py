@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from taming_dist.copies import to_device
 from taming_dist.errors import UserError
+from taming_dist.models.discriminators.config import DiscriminatorConfig
 from taming_dist.models.discriminators.norms import NORMS
 from taming_dist.ranges import check_ranges, ranged
 
@@ -27,10 +28,12 @@ MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclasses.dataclass
-class DinoConfig:
+class DinoConfig(DiscriminatorConfig):
     """`weights` of the frozen ViT: a .safetensors or .pth file with the names of the public
     checkpoint, hub to download that, or random (tests only). `depths`: after which of its 12 blocks
-    there is a head; `norm` in the heads: batch, group or none."""
+    there is a head; `norm` in the heads: batch, group or none. Images of any size are resized."""
+
+    reads_images = False
 
     weights: str = dataclasses.field(default="hub", metadata={"may_change": True})  # a place
     depths: list[int] = ranged([2, 5, 8, 11], at_least=0, at_most=DEPTH - 1)
@@ -42,9 +45,6 @@ class DinoConfig:
             raise UserError(f"loss.discriminator.depths={self.depths}: name each depth once")
         if self.norm not in ("batch", "group", "none"):
             raise UserError(f"loss.discriminator.norm={self.norm}: use batch, group or none")
-
-    def check_size(self, size: int) -> None:
-        """Any size will do: images are resized."""
 
 
 class DinoFeatures(nn.Module):

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from taming_dist.errors import UserError
+from taming_dist.models.discriminators.config import DiscriminatorConfig
 from taming_dist.models.discriminators.norms import NORMS
 from taming_dist.models.initial import draw_normal
 from taming_dist.ranges import check_ranges, ranged
@@ -17,7 +18,7 @@ MOST_LAYERS = 16  # for images of 2^18 pixels across
 
 
 @dataclasses.dataclass
-class PatchGANConfig:
+class PatchGANConfig(DiscriminatorConfig):
     """`channels` of the first layer, doubled up to 8 times of it over `layers` strided layers;
     `norm`: batch (as the original), actnorm, group or none."""
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from taming_dist.errors import UserError
 from taming_dist.models.constants import constant
+from taming_dist.models.discriminators.config import DiscriminatorConfig
 from taming_dist.models.discriminators.norms import Averaged
 from taming_dist.ranges import check_ranges, ranged
 
@@ -23,7 +24,7 @@ SMALLEST = 4  # pixels of the last feature map
 
 
 @dataclasses.dataclass
-class StyleGANConfig:
+class StyleGANConfig(DiscriminatorConfig):
     """For images of `size` pixels, a power of two. `channels` of the first layer, doubled at every
     halving up to `max_channels`; `equalized`: weights of deviation 1, scaled when they are used."""
 

@@ -1,0 +1,18 @@
+"""The terms of the reconstruction loss; `losses.reconstruction` adds up those that are chosen.
+
+A term is a module and its config class in a file here, its line in `TERMS`, and a YAML file of its
+name in conf/loss/terms/.
+"""
+
+from taming_dist.losses.terms.perceptual import PerceptualConfig
+from taming_dist.losses.terms.pixels import L1Config, L2Config
+from taming_dist.losses.terms.term import Networks, TermConfig
+
+__all__ = ["TERMS", "L1Config", "L2Config", "Networks", "PerceptualConfig", "TermConfig"]
+
+# name in conf/loss/terms -> its config class
+TERMS: dict[str, type[TermConfig]] = {
+    "l1": L1Config,
+    "l2": L2Config,
+    "perceptual": PerceptualConfig,
+}

@@ -1,0 +1,33 @@
+"""What every term of the reconstruction loss has: a config class, and a module that it builds."""
+
+import dataclasses
+from typing import Protocol
+
+from torch import nn
+
+from taming_dist.losses.perceptual import LPIPS
+from taming_dist.ranges import check_ranges, ranged
+
+
+class Networks(Protocol):
+    """Where a term gets its frozen networks from: the functions of `taming_dist.pretrained`."""
+
+    def lpips_network(self, net: str, weights: str) -> LPIPS: ...
+
+
+@dataclasses.dataclass
+class TermConfig:
+    """A term and its weight. With weight 0 it is not computed."""
+
+    weight: float = ranged(1.0, at_least=0)
+
+    def check(self, key: str) -> None:
+        """UserError for a value that means nothing; `key` is where the config stands."""
+        check_ranges(self, key)
+
+    def check_size(self, size: int) -> None:
+        """UserError if images of so many pixels across will not do."""
+
+    def build(self, networks: Networks) -> nn.Module:
+        """The term: images and reconstructions [b,c,h,w], about [-1, 1] -> a scalar in fp32."""
+        raise NotImplementedError
