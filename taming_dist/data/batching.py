@@ -1,4 +1,4 @@
-"""How the global batch is cut into what one rank holds at a time."""
+"""How the global batch is divided into micro-batches of each rank."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -57,10 +57,9 @@ class DataConfig:
 
 
 def batch_sizes(global_batch: int, largest: int, world_size: int) -> BatchSizes:
-    """Cut into the largest equal micro-batches of at most `largest` images (data.micro_batch), both
-    at least 1.
+    """Choose the largest equal micro-batches of at most `largest` images (data.micro_batch).
 
-    Raises `UserError` unless the ranks can share the global batch equally.
+    Raises `UserError` unless the global batch is a multiple of the number of ranks.
     """
     check_shared("data.global_batch", global_batch, world_size)
     per_rank = global_batch // world_size
@@ -70,8 +69,8 @@ def batch_sizes(global_batch: int, largest: int, world_size: int) -> BatchSizes:
 
 
 def check_shared(key: str, value: int, world_size: int) -> None:
-    """Raise `UserError` naming `key` and the nearest values that fit unless `value` is a multiple
-    of the number of ranks."""
+    """Raise `UserError` naming `key` and the nearest valid values unless `value` is a multiple of
+    the number of ranks."""
     if value % world_size:
         below = value // world_size * world_size
         nearest = " or ".join(f"{key}={fit}" for fit in (below, below + world_size) if fit)

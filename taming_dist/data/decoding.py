@@ -1,8 +1,8 @@
-"""From the bytes of samples to the rows of a batch; the same code in every process and thread.
+"""Decoding samples into the rows of a batch; the same code in every process and thread.
 
-A sample that cannot be read never shifts the others: in training its place is taken by the next
-good sample of its shard, in evaluation it is left out; either way it is noted. Imports no torch:
-the process that decodes has to start quickly.
+An unreadable sample never shifts the others: in training it is replaced by the next good sample of
+its shard, in evaluation it is left out; either way it is reported. Does not import torch: the
+decoding process has to start quickly.
 """
 
 import json
@@ -34,13 +34,13 @@ from taming_dist.formats.storage import Bytes
 
 Files = dict[str, memoryview]
 READ_AHEAD = 2**30  # bytes of encoded samples that a rank holds at most
-MAX_JSON = 2**22  # bytes of the json of one sample
+MAX_JSON = 2**22  # bytes of a sample's JSON
 CLASS_ID = re.compile(rb"\s*[+-]?[0-9]{1,100}\s*")
-READING_THREADS = 8  # they wait most of the time: for a disk little, for a distant store long
+READING_THREADS = 8  # they mostly wait: briefly for a disk, long for a distant store
 
 
 class Scratch(threading.local):
-    """Memory of each thread for the pixels of one image: used again, it stays in the cache."""
+    """A buffer per thread for the pixels of one image: being reused, it stays in the CPU cache."""
 
     def __init__(self) -> None:
         self.pixels = np.empty(2**22, dtype=np.uint8)  # larger images would not stay there
@@ -48,11 +48,11 @@ class Scratch(threading.local):
 
 @dataclass
 class Filled:
-    """What was written to the rows of a batch, from the first row on: one of `keys` for each.
+    """What was written to the first rows of a batch, one row for each of `keys`.
 
-    `asked` samples were tried; `bad` has {shard, key, offset, error} of those that are broken, and
-    `damaged` of those whose picture is used though a part of it is lost; `objects` has those of
-    each row, if they were asked for.
+    `asked` samples were tried; `bad` has {shard, key, offset, error} of the broken ones, `damaged`
+    of those whose picture is used although part of it is lost; `objects` has those of each row, if
+    requested.
     """
 
     asked: int
@@ -63,7 +63,7 @@ class Filled:
 
 
 class Part(NamedTuple):
-    """The file of a column, and the view of it that becomes a row; `method` resizes it."""
+    """The file of a column and the view of it that becomes a row; `method` resizes it."""
 
     column: str
     file: Encoded
@@ -72,9 +72,9 @@ class Part(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A sample of which all is read but the pixels; if there is an `error`, nothing but the key.
+    """A sample that is read except for its pixels; if there is an `error`, only its key is valid.
 
-    `crop` as in `View.crop`; `number`: of its class, 0 if none is read.
+    `crop` as in `View.crop`; `number`: its class id, 0 if none is read.
     """
 
     id: int
@@ -89,12 +89,12 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Decoder:
-    """Which samples become which rows; can be pickled.
+    """The mapping from samples to rows; can be pickled.
 
     `columns` of `images.COLUMNS` are read, in their order there; `read_class` gives the class of a
-    sample from its files, or is None; a class that cannot be used is a `UserError`. `with_objects`:
-    what the json of a sample says of them is read, and a sample without it is broken; so is one
-    whose picture is lost in part, unless `use_damaged`.
+    sample from its files, or is None; an invalid class is a `UserError`. `with_objects`: read the
+    objects in a sample's JSON; a sample without them is broken. So is one whose picture is partly
+    lost, unless `use_damaged`.
     """
 
     dataset: Dataset
@@ -107,11 +107,11 @@ class Decoder:
 
     @property
     def layout(self) -> Layout:
-        """Of the rows of a batch."""
+        """The layout of a batch's rows."""
         return Layout(self.plan.micro_batch, self.preprocess.size, self.columns)
 
     def training(self, from_sample: int, reading: Executor) -> Iterator[list[Ticket]]:
-        """Endless micro-batches from a global position on, read ahead in the threads `reading`."""
+        """Yield endless micro-batches from a position on, read ahead by the threads `reading`."""
         total = sum(shard.bytes for shard in self.dataset.shards)
         ahead = max(1, READ_AHEAD * self.dataset.num_samples // total)
         ahead = min(ahead, self.plan.round_samples)
@@ -119,7 +119,7 @@ class Decoder:
         return self._batches(fetch(windows, self._shards, reading, ahead, self.plan.block))
 
     def evaluation(self, start: int, stop: int | None, reading: Executor) -> Iterator[list[Ticket]]:
-        """Every sample of [start, stop) once over all ranks; the last micro-batch may be short."""
+        """Yield each sample of [start, stop) once over all ranks; the last batch may be short."""
         size = self.plan.micro_batch
         windows = self.plan.evaluation(start, stop)
         return self._batches(fetch(windows, self._shards, reading, 2 * size, size))
@@ -129,9 +129,9 @@ class Decoder:
             yield batch
 
     def fill(self, tickets: Iterable[Ticket], rows: Rows, replace: bool) -> Filled:
-        """Decode samples into rows. `replace`: the next good one of the shard for a broken one."""
-        # Decoding drives Python out of the processor's caches, where it then takes three times as
-        # long. So all samples are opened before the first is decoded, and noted after the last.
+        """Decode samples into rows; `replace` broken ones by the next good one of their shard."""
+        # Decoding evicts Python's code from the CPU caches, which makes it three times as slow. So
+        # all samples are opened before the first is decoded, and noted after the last.
         samples = [self._open_at(t.id, t.epoch, t.take()) for t in tickets]
         good: list[Sample] = []
         filled = Filled(len(samples), [], [], [], [])
@@ -151,7 +151,7 @@ class Decoder:
         return filled
 
     def open(self, id: int, epoch: int, data: Bytes) -> Sample:
-        """Read all of a sample but its pixels; raises `BrokenClass`."""
+        """Read all of a sample except its pixels; raises `BrokenClass`."""
         key = ""
         try:
             key, files = read_sample(data)
@@ -170,7 +170,7 @@ class Decoder:
         return Sample(id, epoch, key, parts, view.crop(*whole), number, objects)
 
     def _open_at(self, id: int, epoch: int, data: Bytes) -> Sample:
-        """`open`; a class that cannot be used ends the reading, and the sample is named."""
+        """`open`, with an invalid class as a `UserError` that names the sample."""
         try:
             return self.open(id, epoch, data)
         except BrokenClass as error:
@@ -178,9 +178,9 @@ class Decoder:
             raise UserError(f"{shard}: {error}") from error
 
     def decode(self, sample: Sample, rows: Rows, row: int) -> LostData | None:
-        """Decode the pixels of a sample into a row; `BrokenData` if it is broken.
+        """Decode the pixels of a sample into a row. Raises `BrokenData` if it is broken.
 
-        Returns what is lost of its picture, if damaged pictures are used.
+        Returns the loss if part of its picture is lost and damaged pictures are used.
         """
         if sample.error is not None:
             raise BrokenData(sample.error)
@@ -198,7 +198,7 @@ class Decoder:
         return lost
 
     def _replace(self, sample: Sample, rows: Rows, row: int, filled: Filled) -> Sample:
-        """Decode the next good one of a sample's shard in its place."""
+        """Decode the next good sample of the shard in place of a broken one."""
         shard, index = self._shards.locate_one(sample.id)
         count = self.dataset.shards[shard].samples
         for step in range(1, count):
@@ -219,7 +219,7 @@ class Decoder:
             filled.damaged.append(self._record(sample, lost))
 
     def _record(self, sample: Sample, error: BrokenData) -> dict[str, Any]:
-        """What is to be known of a bad sample."""
+        """The record of a bad sample."""
         shard, index = self._shards.locate_one(sample.id)
         location, offset = self._shards.location(shard), self._shards.offset(shard, index)
         return {"shard": location, "key": sample.key, "offset": offset, "error": str(error)}
@@ -237,7 +237,7 @@ class Decoder:
 
 
 def note(samples: Sequence[Sample], rows: Rows) -> None:
-    """Write down what samples are that fill the first rows, beside their pixels."""
+    """Store the ids, classes and crops of the samples in the first rows, beside their pixels."""
     count = len(samples)
     rows.ids[:count] = [sample.id for sample in samples]
     rows.classes[:count] = [sample.number for sample in samples]
@@ -247,9 +247,9 @@ def note(samples: Sequence[Sample], rows: Rows) -> None:
 def decode_in_threads(
     decoder: Decoder, start: int, stop: int | None, threads: int
 ) -> Generator[tuple[Filled, Rows], None, None]:
-    """Yield the batches of an evaluation in order, decoded in threads of this process.
+    """Yield the batches of an evaluation in order, decoded by threads of this process.
 
-    Closing or dropping the iterator ends the threads; what they raise surfaces here.
+    Closing or dropping the iterator ends the threads; their exceptions are raised here.
     """
 
     def fill(tickets: list[Ticket]) -> tuple[Filled, Rows]:
@@ -263,7 +263,7 @@ def decode_in_threads(
 
 
 def choose_class_column(dataset: Dataset) -> Callable[[Files], int] | None:
-    """How the class of a sample is read: all samples have one, or none is read."""
+    """Choose how classes are read: either all samples have one, or none is read."""
     columns, everyone = dataset.columns, dataset.num_samples
     if not dataset.classes_agree:
         return None
@@ -280,12 +280,12 @@ def choose_class_column(dataset: Dataset) -> Callable[[Files], int] | None:
 
 
 def read_objects(files: Files) -> Boxes:
-    """The objects of a sample, shares of its image; `BrokenData` if there are none to be read."""
+    """The objects of a sample as fractions of its image; `BrokenData` if it has no valid list."""
     return objects_of(_parse_json(_need(files, "json")))
 
 
 def check_objects(dataset: Dataset) -> None:
-    """Raise `UserError` unless the samples have objects: each a json, and the first one them."""
+    """Raise `UserError` unless all samples have JSON files, and the first one has objects."""
     count, everyone, shards = dataset.columns.get("json", 0), dataset.num_samples, Shards(dataset)
     first = shards.location(0)
     if count < everyone:
@@ -303,7 +303,7 @@ def check_objects(dataset: Dataset) -> None:
 
 
 def class_of(files: Files) -> Callable[[Files], int] | None:
-    """How the class of this sample, and of others like it, is read; None if it has none."""
+    """How to read the class of a sample like this one; None if it has none."""
     if "cls" in files:
         return _read_cls
     return _class_in_json(files) if "json" in files else None
@@ -318,7 +318,7 @@ def _class_in_json(files: Files) -> Callable[[Files], int] | None:
 
 
 def _class_id(read_class: Callable[[Files], int], key: str, files: Files) -> int:
-    """The class of a sample; `BrokenClass` names the sample and the way out."""
+    """The class of a sample; raises `BrokenClass` naming the sample and the fix."""
     try:
         number = read_class(files)
         fault = class_fault(number)
@@ -326,14 +326,14 @@ def _class_id(read_class: Callable[[Files], int], key: str, files: Files) -> int
             raise BrokenData(fault)
     except BrokenData as error:
         raise BrokenClass(
-            f"the class of the sample {key} cannot be used: {error}; make the shards with class "
-            f"ids, or leave classes out (tools/tokenize_dataset.py --no-classes)"
+            f"the class of the sample {key} is invalid: {error}; make the shards with class "
+            f"ids, or omit classes (tools/tokenize_dataset.py --no-classes)"
         ) from error
     return number
 
 
 def _need(files: Files, *extensions: str) -> memoryview:
-    """The first of these files that is there."""
+    """The first of these files that exists."""
     for extension in extensions:
         if extension in files:
             return files[extension]
@@ -342,8 +342,8 @@ def _need(files: Files, *extensions: str) -> memoryview:
 
 
 def _share(size: tuple[int, int], whole: tuple[int, int], column: Column) -> tuple[float, float]:
-    """Height and width of pixels as shares of those of the first column; `BrokenData` if they do
-    not belong together."""
+    """Height and width of pixels relative to those of the first column; `BrokenData` if they do
+    not match."""
     if size != whole and not (column.may_be_smaller and in_proportion(size, whole)):
         raise BrokenData(f"a .{column.files[0]} of {size} on an image of {whole}")
     return size[0] / whole[0], size[1] / whole[1]
@@ -360,7 +360,7 @@ def _read_json(files: Files, name: str) -> int:
     value = _parse_json(_need(files, "json")).get(name)
     number = whole_number(value) if isinstance(value, int | float) else None
     if number is None:
-        raise BrokenData(f"its json has no whole number {name!r}")
+        raise BrokenData(f"its json has no integer {name!r}")
     return number
 
 

@@ -1,9 +1,9 @@
-"""The bytes of samples, read ahead: what lies together in a shard comes in one range read.
+"""Reading the bytes of samples ahead; neighbours in a shard come in one range read.
 
 The samples of a training run are taken lane by lane, but every lane goes through its shard block
-by block. So the ids of a whole round of blocks, sorted, fall into one run of neighbours per block:
-each is read once, in the order of first need, and its samples are kept until they are taken. As
-many samples are read anew as are taken, so memory is bounded and reading is even.
+by block. So the sorted ids of a whole round of blocks form one run of neighbours per block: each
+run is read once, in the order of first use, and its samples are kept until they are taken. As many
+samples are read as are taken, so memory is bounded and reading is even.
 """
 
 import resource
@@ -19,18 +19,18 @@ from taming_dist.data.plan import Selection
 from taming_dist.formats.manifest import Dataset
 from taming_dist.formats.storage import Bytes, Source, shown
 
-OPEN_SHARDS = 512  # enough for the lanes of a rank to stay in their shards
+OPEN_SHARDS = 512  # enough for all lanes of a rank to keep their shards open
 
 
 def most_open_shards() -> int:
-    """How many shards a reader keeps open: two readers, as a run has, leave a third of the files
-    that the system allows a process (ulimit -n) for everything else."""
+    """The number of shards that a reader keeps open: the two readers of a run leave a third of the
+    process's file limit (ulimit -n) for everything else."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return OPEN_SHARDS if limit == resource.RLIM_INFINITY else max(1, min(OPEN_SHARDS, limit // 3))
 
 
 class Shards:
-    """The shards of a data set, opened when they are first read. May be used by many threads."""
+    """The shards of a data set, opened when first read. Thread-safe."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
@@ -38,28 +38,28 @@ class Shards:
         self._open = lru_cache(maxsize=most_open_shards())(self._open_shard)
 
     def locate(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Shard and place in it of global sample ids."""
+        """The shards of global sample ids, and their places in them."""
         shards = np.searchsorted(self._ends, ids, side="right")
         return shards, ids - self._ends[shards] + self.dataset.samples_per_shard[shards]
 
     def locate_one(self, id: int) -> tuple[int, int]:
-        """`locate` of a single sample."""
+        """`locate` a single sample."""
         shard, place = self.locate(np.array([id]))
         return int(shard[0]), int(place[0])
 
     def location(self, shard: int) -> str:
-        """Path or URL of a shard, as it may be shown."""
+        """Path or URL of a shard, fit to be shown."""
         return shown(self.dataset.locations[shard])
 
     def offset(self, shard: int, index: int) -> int:
-        """The byte of its shard where a sample starts."""
+        """The byte offset of a sample in its shard."""
         return int(self._open(shard)[1][index])
 
     def read(self, shard: int, first: int, count: int) -> list[Bytes]:
-        """The bytes of `count` neighbouring samples, in one read; `UserError` if they are gone."""
+        """Read the bytes of `count` neighbouring samples at once; `UserError` if they are gone."""
         source, offsets = self._open(shard)
         bounds = offsets[first : first + count + 1]
-        # Each in memory of its own, so that it is freed when it is taken.
+        # A copy of each, so that its memory is freed once it is taken.
         return list(source.read_parts(int(bounds[0]), np.diff(bounds).tolist()))
 
     def _open_shard(self, shard: int) -> tuple[Source, np.ndarray]:
@@ -67,7 +67,7 @@ class Shards:
 
 
 class Run:
-    """Neighbouring samples of one shard, which one read brings."""
+    """Neighbouring samples of one shard that are read at once."""
 
     def __init__(self, shard: int, first: int, count: int) -> None:
         self.shard, self.first, self.count = shard, first, count
@@ -75,7 +75,7 @@ class Run:
 
 
 class Ticket(NamedTuple):
-    """One sample of the order; its bytes are read, being read, or about to be."""
+    """One sample of the order, whose bytes are read, being read, or about to be."""
 
     id: int
     epoch: int
@@ -83,7 +83,7 @@ class Ticket(NamedTuple):
     place: int
 
     def take(self) -> Bytes:
-        """The bytes of the sample, once; waits for them. Raises what reading raised."""
+        """Take the bytes of the sample, once, waiting for them; raises what reading raised."""
         assert self.run.read is not None
         samples = self.run.read.result()
         data = samples[self.place]
@@ -94,10 +94,10 @@ class Ticket(NamedTuple):
 def fetch(
     windows: Iterable[Selection], shards: Shards, pool: Executor, ahead: int, longest: int
 ) -> Iterator[Ticket]:
-    """A ticket for every sample of the windows, in order; `pool` reads up to `ahead` samples early.
+    """Yield a ticket for every sample of the windows; `pool` reads up to `ahead` samples early.
 
-    No window may have more than `ahead` samples: then all that is held is of windows before, or
-    needed by, the next ticket, and reading never waits for itself. `longest`: samples per read.
+    No window may have more than `ahead` samples: then everything held belongs to earlier windows or
+    to the next ticket, and reading never waits for itself. `longest`: most samples per read.
     """
     remaining = iter(windows)
     planned: deque[list[Ticket]] = deque()
@@ -120,7 +120,7 @@ def fetch(
 
 
 def plan_runs(window: Selection, shards: Shards, longest: int) -> tuple[list[Ticket], list[Run]]:
-    """The tickets of a window in its order, and the reads that serve them in order of need."""
+    """The tickets of a window in its order, and the reads that serve them in order of use."""
     order = np.argsort(window.ids, kind="stable")
     ids = window.ids[order]
     of_shard, index = shards.locate(ids)

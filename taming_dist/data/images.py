@@ -1,8 +1,8 @@
-"""Images: from the pixels of files to the crops that networks are fed with.
+"""Images: from the pixels of files to the crops that networks read.
 
-What belongs to an image pixel by pixel, a label map or depth, is cut and flipped exactly as the
-image. Random numbers depend on seed, epoch and sample only. Imports no torch: the process that
-decodes has to start quickly.
+Pixel maps of an image, such as label maps or depth, are cropped and flipped exactly as the image.
+Random numbers depend on seed, epoch and sample only. Does not import torch: the decoding process
+has to start quickly.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from taming_dist.formats.storage import Bytes
 
 
 def in_proportion(size: tuple[int, ...], whole: tuple[int, ...]) -> bool:
-    """Whether heights and widths are those of one picture in two sizes, but for a pixel."""
+    """Whether two sizes have the same proportions, up to one pixel."""
     (height, width), (whole_height, whole_width) = size, whole
     return abs(height * whole_width - width * whole_height) <= max(whole)
 
@@ -32,7 +32,7 @@ def in_proportion(size: tuple[int, ...], whole: tuple[int, ...]) -> bool:
 def resize_short_side(
     pixels: np.ndarray, size: int, method: Image.Resampling = Image.Resampling.LANCZOS
 ) -> np.ndarray:
-    """Resize uint8 [h, w(, 3)] so that the shorter side has `size` pixels; the same, if it has."""
+    """Resize uint8 [h, w(, 3)] to a shorter side of `size` pixels; unchanged if it has that."""
     height, width = pixels.shape[:2]
     if min(height, width) == size:
         return pixels
@@ -49,7 +49,7 @@ def _resized(height: int, width: int, size: int) -> tuple[int, int]:
 class View(NamedTuple):
     """The rectangle of an image that becomes a square of `size` pixels, perhaps flipped.
 
-    `left`, `top`, `width`, `height` are in pixels of the image, and need not be whole.
+    `left`, `top`, `width`, `height` are in pixels of the image, not necessarily whole.
     """
 
     left: float
@@ -60,12 +60,12 @@ class View(NamedTuple):
     flipped: bool = False
 
     def crop(self, height: int, width: int) -> tuple[float, float, float, float, float]:
-        """Left, top, width, height as shares of an image of this size, and 1 if flipped."""
+        """Left, top, width, height as fractions of an image of this size, and 1 if flipped."""
         across, down = self.width / width, self.height / height
         return self.left / width, self.top / height, across, down, float(self.flipped)
 
     def on(self, down: float, across: float) -> View:
-        """The same view of the image in another size: `down` times as high, `across` as wide."""
+        """The same view of the image in another size, `down` times as high, `across` as wide."""
         if down == across == 1:
             return self
         left, width = self.left * across, self.width * across
@@ -79,15 +79,15 @@ class View(NamedTuple):
     ) -> None:
         """Write this view of `pixels` [h, w(, c)] to `out` [size, size(, c)].
 
-        A flipped view is read backwards, channels too: give them as BGR to get RGB. Resizing all of
-        the image and cutting from it gives the same, but for rounding.
+        A flipped view is read backwards, channels included: give BGR to get RGB. Resizing the whole
+        image and cropping it gives the same up to rounding.
         """
         left, top, size = round(self.left), round(self.top), self.size
         if (left, top, size, size) == (self.left, self.top, self.width, self.height):
             square = pixels[top : top + size, left : left + size]
         else:
             right, bottom = self.left + self.width, self.top + self.height
-            # Rounding may not carry the box over the edge, which Pillow refuses.
+            # Rounding must not push the box over the edge, which Pillow refuses.
             box = (self.left, self.top, min(right, pixels.shape[1]), min(bottom, pixels.shape[0]))
             square = np.asarray(Image.fromarray(pixels).resize((size, size), method, box))
         if self.flipped:
@@ -97,22 +97,22 @@ class View(NamedTuple):
 
 
 def copy_backwards(pixels: np.ndarray, out: np.ndarray) -> None:
-    """Copy [h, w(, c)] so that what follows the first axis stands in reverse order."""
+    """Copy [h, w(, c)] with the elements of each row in reverse order."""
     rows = np.ascontiguousarray(pixels).reshape(len(pixels), -1)  # so that words are aligned
     target = out.reshape(len(out), -1)
     if rows.itemsize == 1 and rows.shape[1] % 8 == 0:
-        # Eight bytes at a time, the other end first: 2.5 times as fast as one by one.
+        # Eight bytes at a time, byte-swapped: 2.5 times as fast as one by one.
         rows, target = rows.view("<u8"), target.view(">u8")
     target[...] = rows[:, ::-1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """What is read of a sample pixel by pixel.
+    """A column of pixels of a sample.
 
-    `files`: the extensions that its file may have, which `open` reads; `dtype` and `depth`, () or
-    (3,), of the pixels [h, w, *depth]; `method` resizes them; `may_be_smaller` than what else
-    belongs to the sample.
+    `files`: the possible extensions of its file, which `open` reads; `dtype` and `depth`, () or
+    (3,), of the pixels [h, w, *depth]; `method` resizes them; `may_be_smaller` than the other
+    columns of the sample.
     """
 
     files: tuple[str, ...]
@@ -123,8 +123,8 @@ class Column:
     may_be_smaller: bool = False
 
 
-# In the order in which they are read: the first one of a batch decides where the others are cut.
-# Numbers of classes cannot be blended, so label maps are resized to the nearest pixel.
+# In the order in which they are read: the first of a batch decides where the others are cropped.
+# Class ids cannot be blended, so label maps are resized by nearest neighbour.
 COLUMNS: dict[str, Column] = {
     "image": Column(
         files=IMAGE_EXTENSIONS, open=open_image, method=Image.Resampling.LANCZOS, depth=(3,)
@@ -153,13 +153,13 @@ class Crop(Protocol):
     def box(
         self, height: int, width: int, size: int, words: Sequence[int]
     ) -> tuple[float, float, float, float]:
-        """`words` [23] are random in [0, 2^64); the same ones give the same box."""
+        """`words` [23] are random in [0, 2^64); the same words give the same box."""
         ...
 
 
 @dataclass(frozen=True)
 class CenterCrop:
-    """The middle, as large as fits."""
+    """The largest square in the centre."""
 
     def box(
         self, height: int, width: int, size: int, words: Sequence[int]
@@ -169,7 +169,7 @@ class CenterCrop:
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """A square as large as fits, anywhere."""
+    """The largest square, at a random place."""
 
     def box(
         self, height: int, width: int, size: int, words: Sequence[int]
@@ -181,10 +181,10 @@ class RandomCrop:
 
 @dataclass(frozen=True)
 class RandomResizedCrop:
-    """A rectangle of a random share of the area and a random shape, anywhere (Szegedy et al. 2015).
+    """A rectangle of random area, aspect ratio and place (Szegedy et al. 2015).
 
-    `scale`: share of the area, uniform; `ratio`: width by height, uniform in its logarithm. After
-    ten draws that do not fit, the middle.
+    `scale`: fraction of the area, uniform; `ratio`: width by height, log-uniform. After ten draws
+    that do not fit, the centre.
     """
 
     scale: tuple[float, float] = (0.25, 1.0)
@@ -193,13 +193,13 @@ class RandomResizedCrop:
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise UserError(
-                f"data.crop_scale is {list(self.scale)} but must be two shares of the area, the "
+                f"data.crop_scale is {list(self.scale)} but must be two fractions of the area, the "
                 f"smaller first, above 0 and up to 1"
             )
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise UserError(
-                f"data.crop_ratio is {list(self.ratio)} but must be two ratios of width to "
-                f"height, the smaller first"
+                f"data.crop_ratio is {list(self.ratio)} but must be two positive ratios of width "
+                f"to height, the smaller first"
             )
 
     def box(
@@ -224,7 +224,7 @@ def _largest_square(
     place: Callable[[int, int], int],
     words: Sequence[int],
 ) -> tuple[float, float, float, float]:
-    """The box that gives `size` pixels of an image resized to that short side, `place` in it."""
+    """The box that gives `size` pixels of an image resized to that short side, at `place`."""
     resized_height, resized_width = _resized(height, width, size)
     across, down = width / resized_width, height / resized_height
     left, top = place(resized_width - size, words[1]), place(resized_height - size, words[0])
@@ -232,12 +232,12 @@ def _largest_square(
 
 
 def _below(limit: int, word: int) -> int:
-    """A number in [0, limit): the high bits of a word scaled to the range, no bias to be seen."""
+    """A number in [0, limit): the high bits of a word scaled to the range; no measurable bias."""
     return word * limit >> 64
 
 
-NUM_WORDS = 3 + 2 * 10  # top, left, flip, then ten draws of a size
-MANY = 64  # neighbours, which the order of samples keeps together, get their words together
+NUM_WORDS = 3 + 2 * 10  # top, left, flip, then ten draws of area and ratio
+MANY = 64  # neighbours, which the order of samples keeps together, draw their words together
 
 
 @lru_cache(maxsize=1024)
@@ -249,7 +249,7 @@ def _words_of_many(seed: int, epoch: int, many: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Which view of each image is read: a crop, resized to `size` pixels, perhaps flipped."""
+    """The view of each image that is read: a crop, resized to `size` pixels, perhaps flipped."""
 
     size: int
     crop: Crop = CenterCrop()
@@ -265,6 +265,6 @@ class Preprocess:
         return row
 
     def view(self, height: int, width: int, words: Sequence[int]) -> View:
-        """The view of an image of this size that these words give."""
+        """The view of an image of this size that is determined by these words."""
         box = self.crop.box(height, width, self.size, words)
         return View(*box, self.size, self.flip and bool(words[2] >> 63))

@@ -1,10 +1,10 @@
-"""Several data sets read as one stream, each as often as its weight says.
+"""Several data sets read as one stream in proportion to their weights.
 
-Weights are whole numbers of sum W. The stream goes in rounds of W rows of C positions, one for each
-lane; in a round every lane reads w_d times from data set d, and always from the same lane of that
-data set's own order. So each data set is read as its `Order` alone would be, and what holds for one
-holds here: a pure function of seed and position, the same global batches for any number of ranks,
-each sample once per epoch of its own data set.
+Weights are integers with sum W. The stream consists of rounds of W rows of C positions, one for
+each lane; in a round every lane reads w_d times from data set d, always from the same lane of that
+data set's own order. So each data set is read in its own `Order`, and the same holds as for one: a
+pure function of seed and position, the same global batches for any number of ranks, each sample
+once per epoch of its own data set.
 """
 
 import logging
@@ -27,13 +27,13 @@ PART_KEYS = ("shards", "weight")
 def resolve_training(spec: Any) -> Dataset:
     """The data set of `data.train`: a shard spec, or a mapping of names to {shards, weight}.
 
-    Raises `UserError` that names the part.
+    Raises `UserError` naming the part.
     """
     if not isinstance(spec, Mapping):
         return resolve(spec)
     if not spec:
         raise UserError("the mixture is empty: give {NAME: {shards: SPEC, weight: 1}, ...}")
-    # By name, so that the order in which they were typed means nothing.
+    # By name, so that the order in which they were typed does not matter.
     named = dict(sorted(spec.items()))
     return mix(
         {name: _resolve_part(name, part) for name, part in named.items()},
@@ -61,7 +61,7 @@ def _weight(name: str, part: Any) -> float:
 
 
 def mix(datasets: Mapping[str, Dataset], weights: Sequence[int]) -> Dataset:
-    """Several data sets as one; it has classes only where all agree on their names."""
+    """Several data sets as one; it has classes only if all agree on their names."""
     parts = list(datasets.values())
     classes = parts[0].classes
     agree = all(part.classes == classes and part.classes_agree for part in parts)
@@ -84,7 +84,7 @@ def mix(datasets: Mapping[str, Dataset], weights: Sequence[int]) -> Dataset:
 def order_of(
     samples_per_shard: np.ndarray, parts: Sequence[Part], seed: int, lanes: int, block: int
 ) -> "Order | MixtureOrder":
-    """The order of a data set, of one piece or of several `parts`."""
+    """The order of a data set, single or a mixture of `parts`."""
     if not parts:
         return Order(samples_per_shard, seed, lanes, block)
     ends = np.cumsum([part.shards for part in parts])
@@ -93,9 +93,9 @@ def order_of(
 
 
 def whole_weights(weights: Sequence[float]) -> tuple[int, ...]:
-    """The smallest whole numbers in the proportions of `weights`, all above 0.
+    """The smallest integers in the proportions of `weights`, which are all above 0.
 
-    Raises `UserError` if their sum is above 1000, as of 0.3333 to 1.
+    Raises `UserError` if their sum is above 1000, as for 0.3333 to 1.
     """
     exact = [Fraction(str(weight)) for weight in weights]
     common = math.lcm(*(weight.denominator for weight in exact))
@@ -105,33 +105,33 @@ def whole_weights(weights: Sequence[float]) -> tuple[int, ...]:
     if sum(whole) > LARGEST_CYCLE:
         raise UserError(
             f"the weights {', '.join(map(str, weights))} repeat after {sum(whole)} samples, more "
-            f"than {LARGEST_CYCLE}: use whole numbers with fewer digits"
+            f"than {LARGEST_CYCLE}: use weights with fewer digits"
         )
     return tuple(whole)
 
 
 def schedule(weights: Sequence[int], lanes: int) -> np.ndarray:
-    """Which data set each lane reads in each row of a round, int64 [W, C].
+    """The data set that each lane reads in each row of a round, int64 [W, C].
 
-    They follow each other evenly, and each lane has its weight of each. From the start to any
-    place, two data sets are within one sample of their proportion, more of them within three.
+    They alternate evenly, and each lane reads each in proportion to its weight. From the start to
+    any position, two data sets are within one sample of their proportion, more within three.
     """
     total = sum(weights)
     middles = [(np.arange(weight) + 0.5) / weight for weight in weights]
     owners = np.repeat(np.arange(len(weights)), weights)
     cycle = owners[np.argsort(np.concatenate(middles), kind="stable")]
     row, lane = np.arange(total)[:, None], np.arange(lanes)[None]
-    # A row goes on in the cycle where the last one ended. Where that would begin to repeat before
-    # the round is over it moves on by one, so that each lane starts once at each place.
+    # A row continues the cycle where the last one ended. Where that would repeat before the round
+    # is over it is shifted by one, so that each lane starts once at each place.
     start = row * lanes + row // (total // math.gcd(lanes, total))
     return cycle[(start + lane) % total]
 
 
 class MixtureOrder:
-    """Which sample of which data set stands at which position; ids are numbered through.
+    """The order of samples of a mixture; ids are numbered consecutively over its data sets.
 
-    Args: `samples_per_shard` int64 [shards] of each data set; their `weights`, whole numbers;
-    `seed`, `lanes`, `block` as of `Order`. The blocks of a data set have its share of `block`.
+    `samples_per_shard` int64 [shards] of each data set; `weights`: integers; `seed`, `lanes`,
+    `block` as in `Order`. The blocks of a data set have its share of `block`.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class MixtureOrder:
         return ids
 
     def epochs(self, positions: np.ndarray) -> np.ndarray:
-        """The epoch of each position: how often its data set was read whole before."""
+        """The epoch of each position: how often its data set was read completely before."""
         owners, places = self.locate(positions)
         return places // np.array([order.length for order in self.orders])[owners]
 
@@ -187,5 +187,5 @@ class MixtureOrder:
         return owners, places
 
     def window_end(self, position: int) -> int:
-        """The next position where a block of every data set ends in all lanes."""
+        """The next position at which a block of every data set ends in all lanes."""
         return (position // self._window + 1) * self._window

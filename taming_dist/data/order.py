@@ -1,11 +1,11 @@
 """The order of samples: a pure function of the seed and the position, for any number of ranks.
 
-An epoch: the shards are permuted and concatenated to one ring, which is opened at a random
-sample; C lanes of L = N // C consecutive samples are cut from it (N mod C samples, others each
-epoch, are left out); each lane is cut into blocks of B samples, permuted inside; the lanes are
-numbered at random. Position p of the epoch is sample p // C of lane p mod C. Rank r of R reads
-the positions p with p mod R == r, so any R that divides C and the global batch sees the same
-global batches.
+An epoch: the shards are permuted and concatenated into a ring, which is opened at a random
+sample; C lanes of L = N // C consecutive samples are cut from it (N mod C samples, different ones
+each epoch, are left out); each lane is cut into blocks of B samples, which are permuted inside;
+the lanes are numbered at random. Position p of the epoch is sample p // C of lane p mod C. Rank r
+of R reads the positions p with p mod R == r, so any R that divides C and the global batch sees the
+same global batches.
 
 Random numbers come from Philox (Salmon et al., SC 2011), keyed by seed and purpose and counted
 by epoch and block; permutations sort its raw words, which numpy keeps stable between versions.
@@ -21,24 +21,24 @@ from taming_dist.data.batching import check_shared
 from taming_dist.errors import UserError
 
 SHARDS, RING, LANES, BLOCKS, PIXELS = range(5)
-PURPOSES = 64  # apart are the purposes of two data sets of a mixture
+PURPOSES = 64  # the distance between the purposes of two data sets of a mixture
 
 
 class _Generator(threading.local):
-    """One Philox per thread: to set its state takes less than half as long as to make one."""
+    """One Philox per thread: setting its state takes less than half as long as making one."""
 
     def __init__(self) -> None:
         self.philox = np.random.Philox(0)
-        self.state = self.philox.state  # as it is before any word is drawn
+        self.state = self.philox.state  # before any word is drawn
 
 
 _GENERATOR = _Generator()
 
 
 def random_words(seed: int, purpose: int, *counter: int, count: int) -> np.ndarray:
-    """`count` random uint64 words that depend on nothing but the arguments."""
+    """`count` random uint64 words that depend on the arguments only."""
     generator, state = _GENERATOR.philox, _GENERATOR.state
-    # The lowest counter word is the one that counts up while words are drawn.
+    # The lowest counter word counts up while words are drawn.
     state["state"]["counter"][:] = [0, *counter, 0, 0, 0][:4]
     state["state"]["key"][:] = seed, purpose
     generator.state = state
@@ -56,11 +56,12 @@ def positions_of(start: int, stop: int, rank: int, world_size: int) -> np.ndarra
 
 
 class Order:
-    """Which sample stands at which position of an endless training run.
+    """The order of samples in an endless training run.
 
-    Args: `samples_per_shard` int64 [shards]; `seed` >= 0; `lanes` C and `block` B as above; `part`
-    numbers the data sets of a mixture (`taming_dist.data.mixture`), in whose orders random numbers
-    differ and blocks go on over the end of an epoch, so that they stay in step.
+    `samples_per_shard` int64 [shards]; `seed` >= 0; `lanes` C and `block` B as above; `part` is the
+    number of a data set in a mixture (`taming_dist.data.mixture`): the orders of a mixture have
+    different random numbers, and blocks that continue across the end of an epoch, so that they stay
+    in step.
     Raises `UserError` naming data.lanes if there are fewer samples than lanes.
     """
 
@@ -82,14 +83,14 @@ class Order:
             if value < 1:
                 raise UserError(f"{key} is {value} but must be at least 1")
         if not 0 <= seed < 2**64:
-            raise UserError(f"run.seed is {seed} but must be in 0 .. 2^64 - 1")
+            raise UserError(f"run.seed is {seed} but must be between 0 and 2^64 - 1")
         if self.num_samples < lanes:
             raise UserError(
                 f"data.lanes is {lanes} but the data set has {self.num_samples} samples: "
                 f"set data.lanes to at most that (a multiple of the number of ranks)"
             )
         self.length = self.num_samples // lanes * lanes
-        # Consecutive positions share their epoch and blocks; two of each bridge a boundary.
+        # Consecutive positions share their epoch and blocks; keeping two of each covers a boundary.
         self._epoch_plan = lru_cache(maxsize=2)(self._plan_epoch)
         self._block_ids = lru_cache(maxsize=4)(self._order_blocks)
 
@@ -103,9 +104,9 @@ class Order:
         return self.ids_at(positions_of(start, stop, rank, world_size))
 
     def ids_at(self, positions: np.ndarray) -> np.ndarray:
-        """Global sample ids at any positions, int64.
+        """Global sample ids at arbitrary positions, int64.
 
-        Positions are endless: epoch P // length, and within it P mod length.
+        Positions are endless: P is position P mod length of epoch P // length.
         """
         ids = np.empty(len(positions), dtype=np.int64)
         for epoch, inside in _groups(self.epochs(positions)):
@@ -117,7 +118,7 @@ class Order:
         return positions // self.length
 
     def window_end(self, position: int) -> int:
-        """The next position where a block ends in all lanes, or the epoch."""
+        """The next position at which a block ends in all lanes, or the epoch ends."""
         place, window = position % self.length, self.lanes * self.block
         return position + min(window - place % window, self.length - place)
 
@@ -130,8 +131,8 @@ class Order:
         return ids
 
     def _plan_epoch(self, epoch: int) -> tuple[np.ndarray, int, np.ndarray, np.ndarray]:
-        """Lane numbering [lanes]; start on the ring; ends of the shards on the ring [shards], and
-        what to add to a place on the ring, within each of them, to get its id [shards]."""
+        """Lane numbering [lanes]; start on the ring; ends of the shards on the ring [shards]; the
+        offset from a place on the ring to its id within each shard [shards]."""
         purpose = self._purpose
         numbering = permutation(self.seed, purpose + LANES, epoch, count=self.lanes)
         shards = permutation(self.seed, purpose + SHARDS, epoch, count=len(self._counts))
@@ -141,7 +142,7 @@ class Order:
         return numbering, start, ends, self._first[shards] - (ends - self._counts[shards])
 
     def _lead(self, epoch: int) -> int:
-        """How much of its first block lies in the epoch before."""
+        """How much of its first block lies in the previous epoch."""
         return epoch * (self.length // self.lanes) % self.block if self._is_part else 0
 
     def _block_span(self, epoch: int, block: int) -> tuple[int, int]:
@@ -164,7 +165,7 @@ class Order:
 
 
 def _groups(labels: np.ndarray) -> Iterator[tuple[int, np.ndarray | slice]]:
-    """Yield each label and where it is; nearly always there is but one."""
+    """Yield each label and its indices; nearly always there is only one."""
     if len(labels) and labels.min() == labels.max():
         yield int(labels[0]), slice(None)
         return
@@ -175,9 +176,9 @@ def _groups(labels: np.ndarray) -> Iterator[tuple[int, np.ndarray | slice]]:
 def sequential_ids(
     start: int, stop: int, rank: int = 0, world_size: int = 1, most: int = 0
 ) -> np.ndarray:
-    """The order of evaluation: every sample of [start, stop) once, rank r reads each R-th.
+    """The order of evaluation: every sample of [start, stop) once; rank r reads every R-th.
 
-    If they are more than `most` (0: no bound), so many of them, evenly spread, the same on any
+    If there are more than `most` (0: no limit), only that many, evenly spread, the same ones on any
     number of ranks.
     """
     samples = stop - start

@@ -1,7 +1,7 @@
-"""What all readers share: which batch holds which samples, their state, and reading ahead.
+"""What all readers share: the samples of each batch, the reader's state, and reading ahead.
 
-The state of a run is one number, the samples consumed; the rest tells whether that number still
-means the same. It is counted by the training loop, so reading ahead does not count.
+The state of a run is one number, the samples consumed; the rest verifies that this number still
+means the same. The training loop counts it, so reading ahead does not.
 """
 
 from collections import deque
@@ -31,7 +31,7 @@ STATE_KEYS = {
 
 @dataclass(frozen=True)
 class Selection:
-    """The samples of one batch, int64 [b]: their ids and the epoch that each is read in."""
+    """The samples of one batch, int64 [b]: their ids and the epoch of each."""
 
     ids: np.ndarray
     epochs: np.ndarray
@@ -39,9 +39,9 @@ class Selection:
 
 @dataclass(frozen=True)
 class Plan:
-    """Cuts the order of samples into this rank's micro-batches.
+    """The division of the order of samples into this rank's micro-batches.
 
-    `most_evaluated`: evaluation reads at most so many samples (0: all), evenly spread.
+    `most_evaluated`: evaluation reads at most this many samples (0: all), evenly spread.
     """
 
     samples_per_shard: np.ndarray
@@ -68,16 +68,16 @@ class Plan:
 
     @property
     def num_samples(self) -> int:
-        """Of the data set."""
+        """The number of samples of the data set."""
         return int(self.samples_per_shard.sum())
 
     @property
     def num_evaluated(self) -> int:
-        """How many samples evaluation of the whole data set reads, over all ranks."""
+        """The number of samples that evaluation reads, over all ranks."""
         return min(self.num_samples, self.most_evaluated or self.num_samples)
 
     def training(self, from_sample: int) -> Iterator[Selection]:
-        """Endless micro-batches, from the global position `from_sample` on."""
+        """Yield endless micro-batches, from the global position `from_sample` on."""
         self.check_start(from_sample)
         start, step = from_sample, self.micro_batch * self.world_size
         while True:
@@ -86,12 +86,12 @@ class Plan:
 
     @property
     def round_samples(self) -> int:
-        """Samples of one block of each lane that this rank reads."""
+        """The number of samples in one block of each lane that this rank reads."""
         return self.lanes * self.block // self.world_size
 
     def rounds(self, from_sample: int, longest: int) -> Iterator[Selection]:
-        """The same samples in the same order as `training`, cut where the blocks of all lanes end,
-        and into at most `longest` samples: what is worth reading together."""
+        """Yield the same samples in the same order as `training`, cut where the blocks of all lanes
+        end and into at most `longest` samples: the units that are read together."""
         order, start = self.check_start(from_sample), from_sample
         while True:
             stop = min(order.window_end(start), start + longest * self.world_size)
@@ -99,11 +99,11 @@ class Plan:
             start = stop
 
     def check_start(self, from_sample: int) -> Order | MixtureOrder:
-        """The order; `UserError` if the ranks would stand at different places of their lanes."""
+        """The order; `UserError` if the ranks would be at different places of their lanes."""
         if from_sample % self.world_size:
             raise UserError(
-                f"{from_sample} samples were consumed, which {self.world_size} ranks cannot share "
-                f"equally: data.global_batch must be a multiple of the number of ranks"
+                f"{from_sample} samples were consumed, which is not a multiple of the number of "
+                f"ranks, {self.world_size}: data.global_batch must be a multiple of it"
             )
         return self.order
 
@@ -113,8 +113,8 @@ class Plan:
         return Selection(ids, self.order.epochs(positions))
 
     def evaluation(self, start: int = 0, stop: int | None = None) -> Iterator[Selection]:
-        """Every sample of [start, stop) once over all ranks, or `most_evaluated` of them; the last
-        micro-batch may be short."""
+        """Yield every sample of [start, stop) once over all ranks, or `most_evaluated` of them; the
+        last micro-batch may be short."""
         last = self.num_samples if stop is None else stop
         ids = sequential_ids(start, last, self.rank, self.world_size, self.most_evaluated)
         for first in range(0, len(ids), self.micro_batch):
@@ -142,7 +142,7 @@ class Plan:
                 )
 
     def __getstate__(self) -> dict[str, Any]:
-        # To another process without the order, which it can make itself.
+        # Pickled without the order, which the other process makes itself.
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
@@ -151,7 +151,7 @@ def prefetched(
 ) -> Generator[Loaded, None, None]:
     """Yield `load(request)` in order, with `threads` threads working `ahead` requests ahead.
 
-    An exception in a thread surfaces here. Closing or dropping the iterator ends the threads.
+    An exception in a thread is raised here. Closing or dropping the iterator ends the threads.
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix="reader")
     pending: deque[Future[Loaded]] = deque()

@@ -1,8 +1,8 @@
-"""Reads batches of images from shards: same batches for any number of ranks, threads or stops.
+"""Reading batches of images from shards: the same ones for any number of ranks, threads or stops.
 
 Samples are read by byte range (`fetching`), decoded into rows (`decoding`), and never unpacked to
-files: for training in a process of their own (`worker`), for evaluation in threads. Here is what a
-trainer sees of it: batches, and an account of what could not be read.
+files: in a separate process for training (`worker`), in threads for evaluation. This is the
+trainer's side of it: batches, and an account of what could not be read.
 """
 
 import json
@@ -36,7 +36,7 @@ from taming_dist.formats.storage import folder_of, shown
 from taming_dist.formats.strict_json import json_safe
 from taming_dist.ranges import ranged
 
-# The first bad samples of a run must not be fatal only because few samples were read so far.
+# The first bad samples of a run must not be fatal just because few samples were read so far.
 LEAST_SAMPLES_JUDGED = 1000
 MOST_THREADS = 1024
 
@@ -50,8 +50,8 @@ class ImagesConfig(DataConfig):
     commands of a shell, see `streaming.stream_locations`.
     `size`: pixels of the square crops. `crop`: random, center, or resized: a random part of the
     area (`crop_scale`) and shape (`crop_ratio`, width by height).
-    `max_bad_fraction`: more bad samples end the run. `damaged`: a JPEG of which a part is lost is
-    bad (skip), or what is left of it is used and noted (use).
+    `max_bad_fraction`: more bad samples end the run. `damaged`: a partly lost JPEG counts as bad
+    (skip), or what is left of it is used and reported (use).
     """
 
     streaming: bool = False
@@ -71,7 +71,7 @@ class ImagesConfig(DataConfig):
         return not self.streaming
 
     def preprocess(self) -> Preprocess:
-        """How training images are cut; `UserError` naming the key where the values do not fit."""
+        """How training images are cropped; `UserError` naming the key of an invalid value."""
         crops: dict[str, Callable[[], Crop]] = {
             "random": RandomCrop,
             "center": CenterCrop,
@@ -92,7 +92,7 @@ def _pair(values: Sequence[float], key: str) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Batch:
-    """What was asked for of each of b samples, cut alike.
+    """The requested columns of b samples, cropped alike.
 
     `columns` of `images.COLUMNS` by name: image and lr uint8 [b, 3, h, w], seg.png and edges.png
     uint8 [b, h, w], depth.png fp32 [b, h, w] in [0, 1] (see `encoded.open_depth`). `classes` int64
@@ -114,18 +114,18 @@ class Batch:
 
 
 def log_bad_sample(record: dict[str, Any]) -> None:
-    """Say in the log that a sample is bad or damaged: shard, key, offset, error."""
+    """Log a bad or damaged sample: shard, key, offset, error."""
     kind = "damaged" if record.get("used") else "bad"
     text = json.dumps(json_safe(record), allow_nan=False)
     logging.getLogger(__name__).warning("%s sample: %s", kind, text)
 
 
 class Batching:
-    """What every reader does with decoded samples: counts them, reports bad ones, makes batches.
+    """What every reader does with decoded samples: count them, report bad ones, make batches.
 
-    `on_bad` is called with {shard, key, offset, error}; more bad ones than `max_bad_fraction` of
-    the samples are a `UserError`. `damaged` as in `ImagesConfig`: pictures that are used though a
-    part of them is lost are told with {..., used: true}, and are not bad.
+    `on_bad` is called with {shard, key, offset, error}; a larger fraction of bad samples than
+    `max_bad_fraction` is a `UserError`. `damaged` as in `ImagesConfig`: partly lost pictures that
+    are used are reported with {..., used: true}, and do not count as bad.
     """
 
     def __init__(
@@ -143,14 +143,14 @@ class Batching:
         return batch.keys
 
     def counts(self) -> dict[str, int]:
-        """How many samples this rank could not read, and how many damaged ones it has used, since
-        the run was started or resumed."""
+        """The number of samples that this rank could not read, and of damaged ones that it used,
+        since the run was started or resumed."""
         return {"bad_samples": self.num_bad, "damaged_used": self.num_damaged}
 
     def count(
         self, asked: int, bad: Sequence[dict[str, Any]], damaged: Sequence[dict[str, Any]]
     ) -> None:
-        """Note that `asked` samples were tried, and bad and damaged ones among them."""
+        """Count `asked` samples that were tried, and the bad and damaged ones among them."""
         self.num_read += asked
         self.num_bad += len(bad)
         self.num_damaged += len(damaged)
@@ -182,14 +182,13 @@ class Batching:
 
 
 class Reader(Batching):
-    """The images of a data set as this rank's batches.
+    """This rank's batches of the images of a data set.
 
-    Args: `dataset` from `manifest.resolve`; `preprocess`; `seed`, `lanes`, `block` fix the order;
-    `micro_batch` images per batch of this rank; `most_evaluated`, see `Plan`; `columns` of
-    `images.COLUMNS` are read, `with_classes` the class where every sample has one, and
-    `with_objects` those in the json; nothing else is decoded; `on_bad` is called with {shard, key,
-    offset, error} in the consumer's thread, in the order of the samples. A class that cannot be
-    read is a `UserError`.
+    `dataset` from `manifest.resolve`; `seed`, `lanes`, `block` determine the order; `micro_batch`
+    images per batch of this rank; `most_evaluated`, see `Plan`; `columns` of `images.COLUMNS` are
+    read, `with_classes` the class where every sample has one, `with_objects` the objects in the
+    JSON; nothing else is decoded. `on_bad` is called with {shard, key, offset, error} in the
+    consumer's thread, in the order of the samples. An invalid class is a `UserError`.
     """
 
     def __init__(
@@ -243,20 +242,20 @@ class Reader(Batching):
 
     @property
     def has_classes(self) -> bool:
-        """Whether batches come with classes: they were asked for, and every sample has one."""
+        """Whether batches have classes: they were requested, and every sample has one."""
         return self.decoder.read_class is not None
 
     def batches(self, from_sample: int = 0) -> Iterator[Batch]:
-        """Endless batches for training, after `from_sample` images were consumed by all ranks.
+        """Yield endless training batches, after `from_sample` images were consumed by all ranks.
 
-        They are decoded in a process of their own, until the iterator is closed or dropped.
+        They are decoded in a separate process until the iterator is closed or dropped.
         """
-        self.plan.check_start(from_sample)  # here rather than in another process
+        self.plan.check_start(from_sample)  # here rather than in the other process
         return decode_in_process(self.decoder, from_sample, self._threads, self._account)
 
     def epoch_batches(self, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
-        """Every image of [start, stop), or `most_evaluated` of them, once over all ranks, in order,
-        bad ones left out."""
+        """Yield every image of [start, stop), or `most_evaluated` of them, once over all ranks, in
+        order, without bad ones."""
         decoded = decode_in_threads(self.decoder, start, stop, self._threads)
         with closing(decoded):
             for filled, rows in decoded:
@@ -265,16 +264,16 @@ class Reader(Batching):
                     yield batch
 
     def _account(self, filled: Filled, rows: Rows) -> Batch:
-        """Report what is bad, and make a batch of what is good."""
+        """Report bad samples and make a batch of the good ones."""
         self.count(filled.asked, filled.bad, filled.damaged)
         batch = self.batch(filled.keys, rows, self.has_classes)
         return replace(batch, objects=filled.objects) if self.decoder.with_objects else batch
 
 
 def check_columns(columns: Iterable[str], dataset: Dataset) -> tuple[str, ...]:
-    """The columns that were asked for, in order of reading; `UserError` if a sample lacks one."""
+    """The requested columns in order of reading; `UserError` if a sample lacks one."""
     ordered = in_order(columns)
-    for name in set(ordered) - {"image"}:  # samples without one are bad, but no reason to stop
+    for name in set(ordered) - {"image"}:  # samples without an image are bad, but not fatal
         count = sum(dataset.columns.get(extension, 0) for extension in COLUMNS[name].files)
         if count < dataset.num_samples:
             raise UserError(
@@ -292,13 +291,13 @@ def in_order(columns: Iterable[str]) -> tuple[str, ...]:
 
 
 def num_unclassed(dataset: Dataset) -> int:
-    """How many samples have no .cls though others do; then nobody reads classes."""
+    """The number of samples without a .cls if others have one; then classes are not read."""
     classed = dataset.columns.get("cls", 0)
     return dataset.num_samples - classed if classed else 0
 
 
 def warn_of_partial_classes(dataset: Dataset) -> None:
-    """Say that classes are not read where only some samples have one."""
+    """Warn that classes are not read if only some samples have one."""
     missing, everyone = num_unclassed(dataset), dataset.num_samples
     if missing:
         logging.getLogger(__name__).warning(

@@ -1,7 +1,7 @@
-"""The memory that batches are decoded into: plain, or shared between two processes.
+"""The memory that batches are decoded into: private, or shared between two processes.
 
-Shared memory here has no name: it is a file that only its descriptors reach, so the system takes
-it back when both processes are gone, however they ended, and no limit of /dev/shm applies.
+The shared memory has no name: it is a file reachable only through its descriptors, so the system
+frees it when both processes are gone, however they ended, and no limit of /dev/shm applies.
 """
 
 import math
@@ -30,14 +30,14 @@ class Rows:
         return [*self.columns.values(), self.classes, self.ids, self.crops]
 
     def copy(self) -> "Rows":
-        """The same values in memory of their own."""
+        """A copy of the rows."""
         columns = {name: values.copy() for name, values in self.columns.items()}
         return Rows(columns, self.classes.copy(), self.ids.copy(), self.crops.copy())
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The shapes of the arrays of a batch of square images, and their places in one buffer."""
+    """The shapes of a batch's arrays of square images, and their places in one buffer."""
 
     batch: int
     size: int
@@ -45,7 +45,7 @@ class Layout:
 
     @property
     def bytes(self) -> int:
-        """Bytes of a buffer for one batch."""
+        """The bytes of a buffer for one batch."""
         return sum(self._sizes())
 
     def rows(self, buffer: memoryview) -> Rows:
@@ -69,12 +69,12 @@ class Layout:
         return [(np.dtype(dtype), shape) for dtype, shape in arrays]
 
     def _sizes(self) -> list[int]:
-        """Bytes of each array, rounded up to keep the next one aligned."""
+        """The bytes of each array, rounded up to keep the next one aligned."""
         return [-(-dtype.itemsize * math.prod(s) // 64) * 64 for dtype, s in self._arrays()]
 
 
 class Slots:
-    """Buffers for `count` batches in memory that another process can map by its `descriptor`."""
+    """Buffers for `count` batches in memory that another process can map through `descriptor`."""
 
     def __init__(self, layout: Layout, count: int, descriptor: int | None = None) -> None:
         if descriptor is None:
@@ -90,7 +90,7 @@ class Slots:
         return len(self._buffers)
 
     def __getitem__(self, number: int) -> Rows:
-        """Arrays made anew, so that who holds them can be told from who held those before."""
+        """New arrays for each call: their holders can be told from those of earlier ones."""
         return self._layout.rows(self._buffers[number])
 
 

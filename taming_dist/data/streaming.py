@@ -1,11 +1,11 @@
-"""Images from shards that cannot be indexed: pipes, web servers without byte ranges.
+"""Images from shards that cannot be indexed: pipes, and web servers without byte ranges.
 
-The promise is weaker than that of `Reader`. Every rank gets as many batches as it asks for, by a
-plan that depends on the seed, and all shards are read equally often. But which samples make a
-global batch depends on the number of ranks, and a run that resumes goes on at another place of the
-plan. Each shard is copied whole to a temporary file before a sample of it is used: a copy that
-fails is begun anew, so nothing comes twice, and a tar that is cut is an error, not its end. The
-pipeline and its shuffle buffer are webdataset's.
+The guarantees are weaker than those of `Reader`. Every rank gets as many batches as it requests, by
+a plan that depends on the seed, and all shards are read equally often. But the samples of a global
+batch depend on the number of ranks, and a resumed run continues at another place of the plan. Each
+shard is copied to a temporary file before any of its samples is used: a failed copy is restarted,
+so no sample comes twice, and a truncated tar is an error rather than an early end. The pipeline and
+its shuffle buffer are webdataset's.
 """
 
 import glob
@@ -39,20 +39,20 @@ from taming_dist.formats.manifest import Dataset, specs_of
 from taming_dist.formats.shards import map_file, read_sample, scan
 
 SHUFFLED = 1000  # samples in the shuffle buffer of a rank
-STREAM, BUFFER = 32, 33  # purposes of random numbers, beside those of `order`
+STREAM, BUFFER = 32, 33  # purposes of random numbers, distinct from those of `order`
 
 
 def stream_locations(spec: Any, allow_pipe: bool) -> tuple[str, ...]:
     """The shards that a spec names, without a manifest: paths, globs, URLs and `pipe:` commands.
 
-    Raises `UserError` for a pipe, a command that a shell runs, unless it is allowed.
+    Raises `UserError` for a pipe, that is, a shell command, unless it is allowed.
     """
     if isinstance(spec, Mapping):
-        raise UserError("data.streaming=true reads no mixture: give a shard spec or a list")
+        raise UserError("data.streaming=true cannot read a mixture: give a shard spec or a list")
     found: list[str] = []
     for single in filter(str.strip, specs_of(spec)):
         if single.startswith("pipe:") and not allow_pipe:
-            raise UserError(f"{single!r} is a command of a shell: allow it by data.allow_pipe=true")
+            raise UserError(f"{single!r} is a shell command: allow it with data.allow_pipe=true")
         if not single.startswith("pipe:"):
             storage.check_scheme(single)
         for location in braceexpand(single):
@@ -68,7 +68,7 @@ def stream_locations(spec: Any, allow_pipe: bool) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """Which shard a rank reads when, endlessly."""
+    """The endless sequence of shards that a rank reads."""
 
     locations: tuple[str, ...]
     seed: int
@@ -78,28 +78,28 @@ class StreamPlan:
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 of the names of the shards; their contents are not known."""
+        """The sha256 of the names of the shards; their contents are unknown."""
         return hashlib.sha256(json.dumps(self.locations).encode()).hexdigest()
 
     def shards(self, from_sample: int) -> Iterator[str]:
-        """Every rank takes each R-th of the shards, permuted anew for each pass over them."""
+        """Yield every R-th of the shards, which are permuted again for each pass over them."""
         count = len(self.locations)
         for number in itertools.count(self.rank, self.world_size):
             order = permutation(self.seed, STREAM, from_sample, number // count, count=count)
             yield self.locations[order[number % count]]
 
     def check_start(self, from_sample: int) -> None:
-        """Any position will do."""
+        """Accept any position."""
 
     def state(self, samples: int) -> dict[str, Any]:
-        """What a checkpoint keeps: enough to start anew elsewhere in the plan."""
+        """The state in a checkpoint: enough to continue at another place of the plan."""
         return {"samples": samples, "seed": self.seed, "streamed": self.fingerprint}
 
     def check_state(self, state: dict[str, Any]) -> None:
-        """Raise `UserError` if `state` is of a run on other shards, or on indexed ones."""
+        """Raise `UserError` if `state` belongs to a run on other shards, or on indexed ones."""
         if state.get("streamed") != self.fingerprint:
             raise UserError(
-                "data.train names other shards than the run was started with, or data.streaming "
+                "data.train names other shards than when the run was started, or data.streaming "
                 "was changed: set it back, or start a new run with another run.name"
             )
 
@@ -121,7 +121,7 @@ class _Decoded:
 
 
 class StreamingReader(Batching):
-    """Batches of a rank from shards that are read in sequence; the training side of `Reader`."""
+    """A rank's batches from shards that are read sequentially; the training side of `Reader`."""
 
     def __init__(
         self,
@@ -148,12 +148,12 @@ class StreamingReader(Batching):
         self._with_classes = with_classes
         if rank == 0:
             logging.getLogger(__name__).warning(
-                "data.streaming=true: batches depend on the number of ranks, and a run that "
-                "resumes goes on elsewhere; shards with an index are read exactly"
+                "data.streaming=true: batches depend on the number of ranks, and a resumed run "
+                "continues elsewhere in the data; only shards with an index are read exactly"
             )
 
     def batches(self, from_sample: int = 0) -> Iterator[Batch]:
-        """Endless batches; another `from_sample` is another start of the plan."""
+        """Yield endless batches; another `from_sample` starts at another place of the plan."""
         word = random_words(self.plan.seed, BUFFER, from_sample, self.plan.rank, count=1)[0]
         mixed = wds.shuffle(SHUFFLED, rng=random.Random(int(word)))
         with ThreadPoolExecutor(self._threads) as pool:
@@ -175,7 +175,7 @@ class StreamingReader(Batching):
                 yield _Sample(next(numbers), location, start, bytes(buffer[start:end]))
 
     def _decoder(self, first: _Sample) -> Decoder:
-        """Decodes single samples; classes are read, if at all, where the first of them has one."""
+        """A decoder of single samples; classes are read only if the first sample has one."""
         try:
             read_class = class_of(read_sample(first.data)[1]) if self._with_classes else None
         except BrokenData as error:
@@ -195,7 +195,7 @@ class StreamingReader(Batching):
     def _decode_ahead(
         self, samples: Iterator[_Sample], decoder: Decoder, pool: ThreadPoolExecutor
     ) -> Iterator[_Decoded]:
-        """Decode samples in order; the next one takes the place of one that is broken."""
+        """Decode samples in order; a broken one is replaced by the next."""
         pending: deque[Future[_Decoded]] = deque()
         for sample in samples:
             pending.append(pool.submit(decode_one, decoder, sample))
@@ -207,7 +207,7 @@ class StreamingReader(Batching):
 
 
 def decode_one(decoder: Decoder, sample: _Sample) -> _Decoded:
-    """The image, maps and class of one sample, or what is wrong with it."""
+    """Decode the image, maps and class of one sample, or find what is wrong with it."""
     try:
         opened = decoder.open(sample.number, 0, sample.data)
     except BrokenClass as error:
@@ -225,7 +225,7 @@ def decode_one(decoder: Decoder, sample: _Sample) -> _Decoded:
 
 
 def copies(locations: Iterator[str]) -> Iterator[tuple[str, Path]]:
-    """Each shard as a file of this machine, one ahead; a copy is removed after its use."""
+    """Yield each shard as a local file, copying one ahead; a copy is removed after use."""
     copier = ThreadPoolExecutor(1)
     with tempfile.TemporaryDirectory(prefix="shards.", suffix=".tmp") as room:
 
@@ -250,7 +250,7 @@ def copies(locations: Iterator[str]) -> Iterator[tuple[str, Path]]:
 
 
 def stack(parts: list[Rows]) -> Rows:
-    """Rows of single samples as those of a batch."""
+    """Stack the rows of single samples into those of a batch."""
     return Rows(
         {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns},
         np.concatenate([part.classes for part in parts]),

@@ -1,9 +1,9 @@
-"""The process that decodes for one rank: threads there do not slow the trainer's Python down.
+"""The decoding process of a rank, whose threads do not slow down the trainer's Python.
 
 Parent and child share a pipe and the memory of some slots. The child writes a batch to a free slot
-and sends the numbers of both with what it wrote; the parent lends the arrays in the slot to the
-trainer, without a copy, and sends the slot's number back when nobody holds them any more. Either
-notices the other's end by the end of the pipe: nothing hangs, nothing stays.
+and sends both numbers with a record of what it wrote; the parent lends the slot's arrays to the
+trainer without copying, and sends the slot's number back when nobody holds them any more. Either
+notices the other's end through the pipe: nothing hangs and nothing is left behind.
 """
 
 import gc
@@ -34,21 +34,21 @@ from taming_dist.memory import keep_freed_memory
 
 Kept = TypeVar("Kept")
 
-# Answered by the trainer, which then ends the child; it would lose batches if it took them itself.
+# Handled by the trainer, which then ends the child; the child would lose batches if it did.
 PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 START = "import sys, json; sys.path = json.loads(sys.argv[1]); from {} import main; main()"
 PARENT_CHECK_S = 2.0
 RARELY = 50_000  # objects made: samples come and go by thousands, and few of them form a cycle
-LENT = 2  # batches: a loop still holds the one before when it asks for the next
+LENT = 2  # batches: a loop still holds the previous one when it requests the next
 
 
 class WorkerDied(RuntimeError):
-    """The process that decodes ended: killed, or out of memory."""
+    """The decoding process ended: killed, or out of memory."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What the child gets to do."""
+    """The child's task."""
 
     decoder: Decoder
     from_sample: int
@@ -60,11 +60,11 @@ class Task:
 def decode_in_process(
     decoder: Decoder, from_sample: int, threads: int, keep: Callable[[Filled, Rows], Kept]
 ) -> Generator[Kept, None, None]:
-    """Yield `keep(filled, rows)` of the endless batches of training, decoded in another process.
+    """Yield `keep(filled, rows)` for the endless training batches, decoded in another process.
 
-    `keep` may return arrays of the rows as they are: they are written to again when they are
-    dropped. Raises what the child raised; an error of its code, with its traceback, as
-    `RuntimeError`; `WorkerDied` if it was killed.
+    `keep` may return the rows' own arrays: they are reused once they are dropped. Raises what the
+    child raised: a `UserError` as it is, other errors as a `RuntimeError` with the child's
+    traceback, and `WorkerDied` if it was killed.
     """
     slots = Slots(decoder.layout, threads + 2 + LENT)
     loans = Loans(slots)
@@ -89,11 +89,11 @@ def decode_in_process(
             slot, filled = arrived.pop(number)
             if isinstance(filled, Exception):
                 raise filled
-            yield kept(filled, slot)  # no name here: it would keep the batch alive
+            yield kept(filled, slot)  # not bound to a name, which would keep the batch alive
     except (EOFError, ConnectionError) as error:
         raise WorkerDied(
             f"the process that decodes images ended with code {process.wait()} "
-            f"(-9: it was killed, perhaps because memory ran out: lower data.threads)"
+            f"(-9: it was killed, perhaps for lack of memory: lower data.threads)"
         ) from error
     finally:
         ours.close()
@@ -102,21 +102,21 @@ def decode_in_process(
 
 
 class Loans:
-    """Which slots are full: those whose arrays the consumer, or a view of them, still refers to."""
+    """The full slots: those whose arrays are still referenced by the consumer or a view."""
 
     def __init__(self, slots: Slots) -> None:
         self._slots = slots
         self._lent: dict[int, list[weakref.ref[np.ndarray]]] = {}
 
     def lend(self, slot: int) -> Rows:
-        """The rows of a full slot; copies if `LENT` are held: the child needs the others."""
+        """The rows of a full slot; copies if `LENT` are held, as the child needs the others."""
         rows = self._slots[slot]
         held = sum(map(_is_held, self._lent.values()))
         self._lent[slot] = [weakref.ref(array) for array in rows.arrays()]
         return rows if held < LENT else rows.copy()
 
     def returned(self) -> list[int]:
-        """The slots that are free again since the last call."""
+        """The slots that became free since the last call."""
         free = [slot for slot, arrays in self._lent.items() if not _is_held(arrays)]
         for slot in free:
             del self._lent[slot]
@@ -128,9 +128,9 @@ def _is_held(arrays: list[weakref.ref[np.ndarray]]) -> bool:
 
 
 def start_child(connection: Connection, slots: Slots) -> subprocess.Popen[bytes]:
-    """Start Python anew rather than fork (CUDA, threads) or spawn (which imports __main__ again).
+    """Start a new Python rather than fork (CUDA, threads) or spawn (which re-imports __main__).
 
-    The signals that the trainer answers stay blocked in the child, from its first moment on.
+    The signals that the trainer handles stay blocked in the child from the start.
     """
     descriptors = (connection.fileno(), slots.descriptor)
     command = [sys.executable, "-I", "-c", START.format(__name__), json.dumps(sys.path)]
@@ -144,7 +144,7 @@ def start_child(connection: Connection, slots: Slots) -> subprocess.Popen[bytes]
 
 
 def main() -> None:
-    """The child: decode until the parent is gone or wants no more."""
+    """The child: decode until the parent is gone or stops reading."""
     yield_to_trainer()
     keep_freed_memory(one_heap=True)
     connection, descriptor = Connection(int(sys.argv[2])), int(sys.argv[3])
@@ -161,14 +161,14 @@ def main() -> None:
 
 
 def yield_to_trainer() -> None:
-    """Have Linux let the trainer go on when it wakes this process; elsewhere nothing is changed."""
-    # A container may forbid it, which costs a fraction of a millisecond per batch.
+    """Have Linux not preempt the trainer when it wakes this process; no effect elsewhere."""
+    # A container may forbid this, which costs a fraction of a millisecond per batch.
     with suppress(AttributeError, OSError):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 class Child:
-    """Decodes batches in threads and sends each as soon as it is there."""
+    """A decoder of batches in threads that sends each as soon as it is finished."""
 
     def __init__(self, connection: Connection, task: Task, slots: Slots) -> None:
         self._connection, self._task, self._slots = connection, task, slots
@@ -205,9 +205,9 @@ class Child:
             self._connection.send((number, slot, message))
 
     def _wait_for_slot(self) -> int:
-        """Wait until the parent gives a slot back, and take it."""
+        """Wait until the parent returns a slot, and take it."""
         while not self._connection.poll(PARENT_CHECK_S):
-            # A process that the parent forked may hold the pipe open beyond its end.
+            # A process forked by the parent may keep the pipe open after the parent's end.
             if os.getppid() != self._task.parent:
                 raise EOFError
         slot: int = self._connection.recv()
@@ -215,7 +215,7 @@ class Child:
 
 
 def portable(error: Exception) -> Exception:
-    """The error as it can be sent: a user's mistake as it is, others with their traceback."""
+    """An error that can be sent: a `UserError` unchanged, others with their traceback as text."""
     if isinstance(error, UserError):
         return error
     text = "".join(traceback.format_exception(error))

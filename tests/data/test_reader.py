@@ -186,7 +186,7 @@ def test_a_class_that_cannot_be_used_concerns_only_those_who_ask_for_classes(
 ) -> None:
     folder = write_images(tmp_path, 30, cls=lambda n: broken if n == 7 else b"1")
     message = (
-        rf"train-000000\.tar: the class of the sample 0007 cannot be used: {BROKEN_CLASSES[broken]}"
+        rf"train-000000\.tar: the class of the sample 0007 is invalid: {BROKEN_CLASSES[broken]}"
     )
     with pytest.raises(UserError, match=message):
         list(reader(folder).epoch_batches())
@@ -201,7 +201,7 @@ def test_a_class_in_json_that_is_no_class_id_is_named(
 ) -> None:
     labels = [2.0, 1, 2, label, 0]
     folder = write_images(tmp_path, 5, json=lambda n: json.dumps({"label": labels[n]}).encode())
-    with pytest.raises(UserError, match="the class of the sample 0003 cannot be used"):
+    with pytest.raises(UserError, match="the class of the sample 0003 is invalid"):
         list(reader(folder).epoch_batches())
 
 
