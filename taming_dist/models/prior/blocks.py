@@ -146,4 +146,6 @@ class GPTBlock(Block):
 
 
 # name in conf/model/block -> its config and its block; the first is the default
-BLOCKS: dict[str, tuple[Any, type[Block]]] = {"gpt": (GPTBlockConfig, GPTBlock)}
+BLOCKS: dict[str, tuple[Any, type[Block]]] = {
+    "gpt": (GPTBlockConfig, GPTBlock),
+}

@@ -57,4 +57,6 @@ class Raster(Order):
 
 
 # name in conf/model/order -> the order; the first is the default
-ORDERS: dict[str, type[Order]] = {"raster": Raster}
+ORDERS: dict[str, type[Order]] = {
+    "raster": Raster,
+}

@@ -126,4 +126,6 @@ class NextIndex(Scheme):
 
 
 # name in conf/model/scheme -> the scheme; the first is the default
-SCHEMES: dict[str, type[Scheme]] = {"next_index": NextIndex}
+SCHEMES: dict[str, type[Scheme]] = {
+    "next_index": NextIndex,
+}
