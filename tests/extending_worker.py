@@ -8,7 +8,6 @@ import runpy
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from hydra.core.config_store import ConfigStore
@@ -29,11 +28,28 @@ from taming_dist.training.clock import Clock
 from taming_dist.training.optimization import OptimConfig
 from tests.stages.conftest import ALONE, Images, PlainEngine
 
-IMAGES = """model.resolution=32 model.channels=32 model.multipliers=[1,1,1] model.blocks=1
-    model.attention_resolutions=[] model.latent_channels=16 data.size=32 loss.discriminator=null
-    loss.terms.perceptual.weight=0 data.train=x data.val=x""".split()
-CODES = """model.vocabulary=24 model.grid=[3,4] model.layers=2 model.heads=2 model.width=16
-    data.train=x data.val=x""".split()
+IMAGES = [
+    "model.resolution=32",
+    "model.channels=32",
+    "model.multipliers=[1,1,1]",
+    "model.blocks=1",
+    "model.attention_resolutions=[]",
+    "model.latent_channels=16",
+    "data.size=32",
+    "loss.discriminator=null",
+    "loss.terms.perceptual.weight=0",
+    "data.train=x",
+    "data.val=x",
+]
+CODES = [
+    "model.vocabulary=24",
+    "model.grid=[3,4]",
+    "model.layers=2",
+    "model.heads=2",
+    "model.width=16",
+    "data.train=x",
+    "data.val=x",
+]
 HYDRAS_OWN = ("hydra", "_dummy_empty_config_.yaml")
 
 

@@ -138,7 +138,7 @@ def test_the_weaker_promise_is_said_once(folder: Path, caplog: pytest.LogCapture
 def test_a_spec_that_cannot_be_streamed_is_refused(folder: Path) -> None:
     for spec, message in (
         ("pipe:cat a.tar", r"data\.allow_pipe=true"),
-        ({"a": {"shards": "x"}}, "no mixture"),
+        ({"a": {"shards": "x"}}, "cannot read a mixture"),
         ("", "names no shards"),
         (str(folder), "needs tar files"),
         (f"{folder}/none.tar", "no shard"),
