@@ -23,6 +23,7 @@ from taming_dist.errors import UserError
 from taming_dist.evaluate import EvaluateConfig
 from taming_dist.formats.code_shards import CodeShard, write_codes_manifest
 from taming_dist.launch import ALONE
+from taming_dist.losses.terms import L1Config, L2Config, PerceptualConfig
 from taming_dist.models.discriminators import DinoConfig, StyleGANConfig
 from taming_dist.models.prior.transformer import TransformerConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
@@ -338,6 +339,17 @@ def test_the_written_configuration_says_everything(compose: Compose) -> None:
         assert line in text
 
 
+def test_terms_of_the_loss_are_added_weighed_and_dropped(compose: Compose) -> None:
+    added = ["+loss/terms@loss.terms.l2=l2", "loss.terms.l2.weight=0.5", "loss.terms.l1.weight=0"]
+    assert compose(*IMAGES, *added).loss.terms == {
+        "l1": L1Config(0.0),
+        "perceptual": PerceptualConfig(),
+        "l2": L2Config(0.5),
+    }
+    llamagen = compose("+experiment=llamagen_vq8").loss.terms
+    assert llamagen == {"perceptual": PerceptualConfig(), "l2": L2Config()}
+
+
 # Mistakes of the command line
 
 
@@ -348,6 +360,10 @@ def test_the_written_configuration_says_everything(compose: Compose) -> None:
         (["+experiment=flickr", "trian.steps=5"], ["trian", "did you mean 'train'?"]),
         (["+experiment=flickr", "+data.sise=64"], ["sise", "did you mean 'size'?"]),
         (["+experiment=flickr", "model.quantizer.bta=1"], ["bta", "did you mean 'beta'?"]),
+        (["+experiment=flickr", "loss.l1_weight=1"], ["did you mean 'terms.l1.weight'?"]),
+        (["+experiment=flickr", "loss.terms.l1=null"], ["loss/terms@loss.terms.l1=NAME"]),
+        (["+experiment=flickr", "loss.terms.perceptual.net=1e3"], ["net=1e3: use vgg or alex"]),
+        (["+experiment=llamagen_vq8", "loss.terms.l1.weight=1"], ["no key loss.terms.l1"]),
         (["+experiment=flikr"], ["experiment/flikr", *EXPERIMENTS]),
         (["+experiment=flickr", "engine=zero4"], ["engine/zero4", "zero0", "zero3"]),
         (["+experiment=flickr", "+scale=phone"], ["scale/phone", "laptop"]),

@@ -249,7 +249,7 @@ class Chart:
 
 
 VQGAN_CHARTS = (
-    Chart("L1 reconstruction error", {"train/rec": "train", "val/rec": "val"}),
+    Chart("Reconstruction loss", {"train/rec": "train"}),
     Chart("LPIPS", {"train/perceptual": "train", "val/lpips": "val"},
           "val_lpips_mean_colour", "mean colour"),
     Chart("Validation PSNR, dB", {"val/psnr": "val"}, "val_psnr_mean_colour", "mean colour"),
