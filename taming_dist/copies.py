@@ -1,4 +1,6 @@
-"""From the CPU's memory to a GPU without waiting for it."""
+"""Between the CPU's memory and a GPU's without waiting for the GPU."""
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -23,3 +25,21 @@ def pinned(tensor: Tensor) -> Tensor:
     # by numpy, in this thread: torch's own copy would first wake up others and find free cores
     np.copyto(copy.numpy(), tensor.numpy())
     return copy
+
+
+def fetch(tensor: Tensor) -> Callable[[], Tensor]:
+    """Begin to copy a tensor to the CPU's memory. What is returned gives the copy: the host then
+    waits for all that the device had been given up to here, and for nothing later."""
+    if tensor.device.type != "cuda":
+        copy = tensor.clone()
+        return lambda: copy
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    copy.copy_(tensor, non_blocking=True)
+    done = torch.cuda.Event()
+    done.record()
+
+    def arrived() -> Tensor:
+        done.synchronize()
+        return copy
+
+    return arrived

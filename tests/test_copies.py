@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from taming_dist import copies
-from taming_dist.copies import pinned, to_device
+from taming_dist.copies import fetch, pinned, to_device
 
 CPU = torch.device("cpu")
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -15,6 +15,14 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "every second row": lambda images: images[1::2],
     "one row for all": lambda images: images[:1].expand(4, -1, -1, -1),
 }
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_what_is_fetched_is_what_was_there_when_it_was_asked_for(device: str) -> None:
+    there = torch.arange(4.0, device=device)
+    arrived = fetch(there)
+    there.zero_()
+    assert arrived().tolist() == [0, 1, 2, 3]
 
 
 def test_on_the_cpu_nothing_is_copied() -> None:

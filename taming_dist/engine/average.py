@@ -23,15 +23,29 @@ class WeightAverage:
 
     def __init__(self, shards: list[Tensor], half_life: float, images_per_step: int) -> None:
         self.shards = [shard.detach().clone() for shard in shards]
-        self.steps = 0
+        self.steps = torch.zeros((), dtype=torch.int64, device=shards[0].device)
         self._decay = 0.5 ** (images_per_step / half_life)
 
     @torch.no_grad()
-    def update(self, shards: list[Tensor]) -> None:
-        """Take in the weights after an optimizer step."""
-        self.steps += 1
-        decay = min(self._decay, self.steps / (self.steps + WARM_UP_STEPS))
-        torch._foreach_lerp_(self.shards, [shard.detach() for shard in shards], 1 - decay)
+    def update(self, shards: list[Tensor], moved: Tensor) -> None:
+        """Take in the weights after an optimizer step; `moved`, a flag on the device: it was not
+        skipped, which else leaves the average as it is."""
+        self.steps += moved
+        steps = self.steps.double()
+        decay = (steps / (steps + WARM_UP_STEPS)).clamp(max=self._decay)
+        share = ((1 - decay) * moved).float()
+        ways = torch._foreach_sub([shard.detach() for shard in shards], self.shards)
+        torch._foreach_mul_(ways, share)
+        torch._foreach_add_(self.shards, ways)
+
+    def beside(self, part: Tensor, shards: list[Tensor]) -> Tensor:
+        """The average of a part [n] of the weights, which is a view of one of them: a view, too."""
+        for ours, theirs in zip(self.shards, shards, strict=True):
+            first = part.storage_offset() - theirs.storage_offset()
+            alike = part.untyped_storage().data_ptr() == theirs.untyped_storage().data_ptr()
+            if alike and 0 <= first < theirs.numel():
+                return ours.view(-1)[first : first + part.numel()]
+        raise AssertionError("no weight of this average")
 
     @torch.no_grad()
     def exchange(self, shards: list[Tensor]) -> None:
@@ -48,11 +62,11 @@ class WeightAverage:
         """Write this rank's part."""
         tensors = {f"{index:05d}": shard for index, shard in enumerate(self.shards)}
         with usual_mode(file):
-            save_file(tensors | {"steps": torch.tensor(self.steps)}, file)
+            save_file(tensors | {"steps": self.steps}, file)
 
     def load(self, file: Path) -> None:
         """Read what `save` wrote."""
         tensors = load_file(file, device=str(self.shards[0].device))
-        self.steps = int(tensors.pop("steps"))
+        self.steps.copy_(tensors.pop("steps"))
         for shard, value in zip(self.shards, tensors.values(), strict=True):
             shard.copy_(value)

@@ -5,6 +5,7 @@ A weight has a fp32 copy that the optimizer moves, its master, and moments besid
 """
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -34,6 +35,10 @@ class Layout(Protocol):
         """This rank's part of the master (None), or of a part of the optimizer's state."""
         ...
 
+    def gradients(self) -> list[Tensor]:
+        """The gradient that this rank's optimizer is about to follow, averaged over ranks."""
+        ...
+
 
 class Whole:
     """ZeRO 0: every rank has everything, in the parameters themselves."""
@@ -55,12 +60,18 @@ class Whole:
         if held is not None:
             yield held.view(-1), 0
 
+    def gradients(self) -> list[Tensor]:
+        return [p.grad for p in self._module.parameters() if p.grad is not None]
+
 
 class CutOptimizer:
     """ZeRO 1 and 2: parameters whole on every rank, masters and moments cut up."""
 
     def __init__(self, engine: Any) -> None:
         self._optimizer = engine.optimizer
+        # DeepSpeed would have the host wait for the norm to see whether it is finite. That is the
+        # engine's to decide, on the device; this one is finite, and on the host.
+        self._optimizer.scaled_global_norm = lambda: 0.0
 
     def masters(self) -> list[Tensor]:
         return [shard.data for shard in self._optimizer.single_partition_of_fp32_groups]
@@ -76,12 +87,16 @@ class CutOptimizer:
         if mapping is not None:  # this rank has a part of it
             yield mapping.get_hp_fragment(name).view(-1), mapping.lp_fragment_address.start
 
+    def gradients(self) -> list[Tensor]:
+        return list(chain(*self._optimizer.averaged_gradients.values()))
+
 
 class CutWeights:
     """ZeRO 3: parameters cut up too, whole only while they are used (small ones: always)."""
 
     def __init__(self, engine: Any) -> None:
         self._optimizer, self._rank = engine.optimizer, engine.global_rank
+        self._optimizer._get_norm_groups = lambda: [0.0]  # as in `CutOptimizer`
 
     def masters(self) -> list[Tensor]:
         return [shard.data for shard in self._optimizer.fp32_partitioned_groups_flat]
@@ -100,20 +115,31 @@ class CutWeights:
         yield share, share.numel() * self._rank
 
     def optimizer_parts(self, parameter: Any, name: str | None) -> Iterator[Part]:
-        part, _ = self._optimizer._get_fp32_opt_state_partition(parameter, True, name)
-        yield part, part.numel() * self._rank
+        # DeepSpeed's own way to it has the host wait for its streams
+        group, first, length = self._optimizer.grad_position[
+            self._optimizer.get_param_id(parameter)
+        ]
+        master = self._optimizer.fp32_partitioned_groups_flat[group]
+        held = self._optimizer.optimizer.state[master][name] if name else master.data
+        yield held.view(-1)[first : first + length], length * self._rank
+
+    def gradients(self) -> list[Tensor]:
+        return list(chain(*self._optimizer.averaged_gradients.values()))
 
 
 LAYOUTS: dict[int, type[Layout]] = {0: Whole, 1: CutOptimizer, 2: CutOptimizer, 3: CutWeights}
 
 
 def write_rows(part: Tensor, first: int, rows: Tensor, values: Tensor) -> None:
-    """Write rows [m] of a tensor, values [m,...], into a flat part of it, in place.
+    """Write those rows of a tensor whose flag is set in `rows` [K], values [K,...], into a flat
+    part of it, in place.
 
-    The part starts at element `first` of the whole; what lies outside it is left out.
+    The part starts at element `first` of the whole; it may end after it, by padding.
     """
-    rows, values = rows.to(part.device), values.to(part)
-    width = values[0].numel()
-    at = (rows[:, None] * width + torch.arange(width, device=part.device)).flatten() - first
-    inside = (at >= 0) & (at < part.numel())
-    part[at[inside]] = values.flatten()[inside]
+    length = min(part.numel(), values.numel() - first)
+    if length <= 0:
+        return
+    flags = rows.view(-1, *[1] * (values.ndim - 1)).expand_as(values)
+    here = slice(first, first + length)
+    flags, values = flags.reshape(-1)[here], values.reshape(-1)[here].to(part)
+    part[:length].copy_(torch.where(flags.to(part.device), values, part[:length]))

@@ -65,6 +65,6 @@ def partitioning(config: EngineConfig, world: World) -> Iterator[None]:
     if config.zero < 3:
         yield
         return
-    settings = deepspeed_config(config, 0.0, 1, 1, world.device.type == "cuda")
+    settings = deepspeed_config(config, 1, 1, world.overlaps)
     with load_deepspeed().zero.Init(config_dict_or_path=settings, tensor_overrides=[]):
         yield

@@ -6,29 +6,37 @@ ZeRO-3 judge its own shard alone, and never comes down from a factor that overfl
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 LARGEST, SMALLEST = 2.0**24, 1.0
 FIRST = 2.0**16
 CALM_STEPS = 2_000  # optimizer steps without an overflow, after which the factor doubles
 
 
 class LossScale:
-    """The factor before one engine's losses: halved by an overflow, doubled after a calm."""
+    """The factor before one engine's losses: halved by an overflow, doubled after a calm.
 
-    def __init__(self) -> None:
-        self.value = FIRST
-        self._calm = 0
+    `value`, fp32, and the steps of the present calm are scalars on the device: the host does not
+    wait to learn of an overflow.
+    """
 
-    def update(self, overflowed: bool) -> None:
-        """Take in whether the gradient of an optimizer step was not finite, on any rank."""
-        if overflowed:
-            self.value, self._calm = max(self.value / 2, SMALLEST), 0
-            return
-        self._calm += 1
-        if self._calm == CALM_STEPS:
-            self.value, self._calm = min(self.value * 2, LARGEST), 0
+    def __init__(self, device: torch.device) -> None:
+        self.value = torch.full((), FIRST, device=device)
+        self._calm = torch.zeros((), dtype=torch.int64, device=device)
+
+    def update(self, moved: Tensor) -> None:
+        """Take in whether the optimizer moved the weights; else a gradient was not finite, on some
+        rank."""
+        calm = (self._calm + 1) * moved
+        grown = calm == CALM_STEPS
+        kept = torch.where(grown, (self.value * 2).clamp(max=LARGEST), self.value)
+        self.value = torch.where(moved, kept, (self.value / 2).clamp(min=SMALLEST))
+        self._calm = calm * ~grown
 
     def state_dict(self) -> dict[str, Any]:
-        return {"value": self.value, "calm": self._calm}
+        return {"value": float(self.value), "calm": int(self._calm)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.value, self._calm = state["value"], state["calm"]
+        self.value.fill_(state["value"])
+        self._calm.fill_(state["calm"])

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import socket
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from taming_dist.copies import fetch
 from taming_dist.engine.determinism import use_deterministic
 from taming_dist.engine.tf32 import EXACT, TF32, use_tf32
 from taming_dist.launch import Place
@@ -36,6 +38,11 @@ class World:
         """Whether this rank writes the files and prints."""
         return self.rank == 0
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether what is sent between ranks can be sent while the device computes."""
+        return self.device.type == "cuda" and self.world_size > 1
+
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over ranks, in place."""
         if self.world_size > 1:
@@ -45,12 +52,6 @@ class World:
     def mean(self, tensor: Tensor) -> Tensor:
         """Mean over ranks, in place."""
         return self.sum(tensor).div_(self.world_size)
-
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set on some rank."""
-        if self.world_size == 1:
-            return flag
-        return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
 
     def join_samples(self, tensor: Tensor) -> Tensor:
         """Join per-sample rows [b, ...] of all ranks in the order of the global batch [b * R, ...].
@@ -85,6 +86,25 @@ class World:
     def average(self) -> "Average | None":
         """A differentiable mean over ranks for batch statistics; None when there is one rank."""
         return Average(self.world_size) if self.world_size > 1 else None
+
+
+class Agreement:
+    """Whether a flag is set on some rank: all of them learn it at their next call, so that none has
+    to wait for the device or the others. A single rank knows at once."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._told: Callable[[], Tensor] | None = None
+
+    def __call__(self, flag: bool) -> bool:
+        """Tell this rank's flag; gives whether some rank's was set at the call before
+        (collective)."""
+        if self._world.world_size == 1:
+            return flag
+        before = self._told
+        told = torch.full((), float(flag), device=self._world.device)
+        self._told = fetch(self._world.sum(told))
+        return before is not None and bool(before().numpy() > 0)
 
 
 class Average:

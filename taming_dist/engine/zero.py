@@ -4,10 +4,9 @@ Traps of DeepSpeed that are closed here, each with a test: its default clips gra
 its setting of the bucket's size does not reach ZeRO 0, nor that of the dtype of reductions ZeRO 1
 to 3 next to autocast; autograd.grad through an engine's output fires its reduction hooks (recipes
 cut the graph at the reconstruction instead); its scaler of fp16 losses does not go with autocast
-(see `taming_dist.engine.scaling`).
+(see `taming_dist.engine.scaling`); its optimizers and timers have the host wait for the device.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -27,7 +26,7 @@ from taming_dist.engine.start import load_deepspeed
 from taming_dist.engine.world import World
 from taming_dist.errors import UserError
 
-SETTINGS = ("betas", "weight_decay")  # of an optimizer's group, beside the scheduled lr
+SETTINGS = ("betas", "weight_decay", "fused")  # of an optimizer's group, beside the scheduled lr
 
 
 class Optimizer(Protocol):
@@ -46,7 +45,8 @@ class Engine:
     network, for passes in which it must not collect gradients. `backward` and `step` are called
     once per micro-batch; the weights move at every `accumulation`-th step, unless a loss or the
     gradient of some rank is not finite: then no rank moves, nor does the average of the weights.
-    `moved` tells, the same on all ranks, what the last optimizer step did.
+    `moved`, a scalar on the device, tells, the same on all ranks, what the last optimizer step did:
+    the host does not wait to learn it.
 
     With `ema_half_life` (images; 0 for none) an average of the weights is kept, cut up as ZeRO cuts
     the optimizer; `evaluated` and `full_state` then give the averaged weights.
@@ -65,39 +65,37 @@ class Engine:
         accumulation: int,
         ema_half_life: int = 0,
     ) -> None:
-        on_gpu = world.device.type == "cuda"
         assert config.zero < 3 or all(hasattr(p, "ds_id") for p in module.parameters())
         kind = torch.optim.AdamW if optimizer.name == "adamw" else torch.optim.Adam
-        torch_optimizer = kind(
+        self._optimizer: Any = kind(
             groups,
             lr=0.0,
             betas=(optimizer.betas[0], optimizer.betas[1]),
             weight_decay=optimizer.weight_decay,
-            fused=on_gpu,
+            fused=True,  # the one that can be told on the device to do nothing
         )
         self.config = config
         self.world = world
         self.lr = 0.0
-        self.moved = True
-        self.skipped_in_a_row = 0
+        self.moved = torch.ones((), dtype=torch.bool, device=world.device)
         self._clip = optimizer.clip
-        self._norm: float | None = None  # of the last gradient that was followed
-        self._skipped = 0  # optimizer steps since the last window
+        self._norm: Tensor | None = None  # of the last gradient that was followed; NaN: of none yet
+        self._skipped = torch.zeros((), device=world.device)  # optimizer steps, of this window
         if config.recompute:
             recompute_blocks(module)
         if config.compile:
             compile_blocks(module)
         self._engine, *_ = load_deepspeed().initialize(
             model=module.to(world.device),
-            optimizer=torch_optimizer,
-            config=deepspeed_config(config, optimizer.clip, micro_batch, accumulation, on_gpu),
+            optimizer=self._optimizer,
+            config=deepspeed_config(config, micro_batch, accumulation, world.overlaps),
             dist_init_required=False,
         )
         self._layout: Layout = LAYOUTS[config.zero](self._engine)
         self._set_up_reduction()
-        self._scale = LossScale() if config.precision == "fp16" else None
+        self._scale = LossScale(world.device) if config.precision == "fp16" else None
         if self._scale is not None:
-            self._give_scale(self._scale.value)
+            self._scale_ourselves()
         self._unpublished = False
         self._average: WeightAverage | None = None
         if ema_half_life > 0:
@@ -126,16 +124,15 @@ class Engine:
         optimizer.ipg_buckets = {dtype: bucket}
         optimizer.get_param_comm_dtype = lambda parameter: dtype
 
-    def _give_scale(self, scale: float) -> None:
-        """Put our factor in the place of DeepSpeed's scaler; see `taming_dist.engine.scaling`."""
+    def _scale_ourselves(self) -> None:
+        """Switch DeepSpeed's scaler of losses off; see `taming_dist.engine.scaling`."""
         if self.config.zero == 0:
             self._engine.torch_autocast_z0_gradscaler = None
         else:
             self._engine.optimizer.torch_autocast_gradscaler = None
-            self._engine.optimizer.override_loss_scale(scale)
 
     @property
-    def loss_scale(self) -> float:
+    def loss_scale(self) -> float | Tensor:
         """The factor on losses while their gradients are taken; 1 but for fp16."""
         return 1.0 if self._scale is None else self._scale.value
 
@@ -153,48 +150,41 @@ class Engine:
         without waiting for the device to tell.
         """
         loss = loss * (1 + 0 * (loss if value is None else value).detach())
-        # above ZeRO 0 DeepSpeed multiplies by the factor that it was given
-        self._engine.backward(loss * self.loss_scale if self.config.zero == 0 else loss)
+        self._engine.backward(loss * self.loss_scale)
 
     def step(self) -> None:
         """Count one micro-batch; after the last one move the weights and drop the gradients."""
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()
             return
-        if self.config.zero == 0:
-            moved = self._prepare_whole_gradients()
-            self._engine.step()
-        else:
-            self._engine.step()
-            moved = self._engine.was_step_applied()
-            if moved:
-                self._norm = float(self._engine.get_global_grad_norm())
-        self.moved = moved
-        self._skipped += not moved
-        self.skipped_in_a_row = 0 if moved else self.skipped_in_a_row + 1
+        self._judge()
+        self._engine.step()
+        self._skipped = self._skipped + ~self.moved
         if self._scale is not None:
-            self._scale.update(overflowed=not moved)
-            self._give_scale(self._scale.value)
-        if moved and self._average is not None:
-            self._average.update(self.masters())
+            self._scale.update(self.moved)
+        if self._average is not None:
+            self._average.update(self.masters(), self.moved)
 
-    def _prepare_whole_gradients(self) -> bool:
-        """At ZeRO 0, what DeepSpeed does above it: unscale, clip, and, should the gradient not be
-        finite, drop it, so that the optimizer finds nothing to do. Gives whether it is finite.
+    @torch.no_grad()
+    def _judge(self) -> None:
+        """Decide what becomes of the gradient, on the device and the same on all ranks, and leave
+        it with torch's fused optimizer as its GradScaler does: it divides by `grad_scale`, which
+        takes the loss scale back and clips, and where `found_inf` is 1 it does nothing."""
+        norm = self._gradient_norm() / self.loss_scale
+        self.moved = norm.isfinite()
+        before = torch.full_like(norm, torch.nan) if self._norm is None else self._norm
+        self._norm = torch.where(self.moved, norm, before)
+        divisor = self.loss_scale
+        if self._clip > 0:
+            divisor = ((norm + 1e-6) / self._clip).clamp(min=1) * divisor
+        self._optimizer.grad_scale = divisor if isinstance(divisor, Tensor) else None
+        self._optimizer.found_inf = (~self.moved).float()
 
-        It is averaged over ranks already, so that all of them find the same.
-        """
-        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-        if self._scale is not None:
-            torch._foreach_div_(gradients, self._scale.value)
-        norm = float(nn.utils.get_total_norm(gradients))
-        if not math.isfinite(norm):
-            self.module.zero_grad(set_to_none=True)
-            return False
-        if 0 < self._clip < norm:
-            torch._foreach_mul_(gradients, self._clip / (norm + 1e-6))
-        self._norm = norm
-        return True
+    def _gradient_norm(self) -> Tensor:
+        """The norm of the whole gradient, as it is scaled."""
+        norms = torch._foreach_norm(self._layout.gradients(), 2, torch.float32)
+        squared = torch.stack(norms).square().sum()
+        return (self.world.sum(squared) if self.config.zero > 0 else squared).sqrt()
 
     def masters(self) -> list[Tensor]:
         """The fp32 numbers that this rank's optimizer moves, as DeepSpeed keeps them."""
@@ -206,11 +196,11 @@ class Engine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
 
-    def window_metrics(self) -> dict[str, float]:
+    def window_metrics(self) -> dict[str, float | Tensor]:
         """Learning rate, norm of the last gradient before clipping, and how many optimizer steps
         were skipped since the last call; the loss scale where there is one."""
-        metrics = {"lr": self.lr, "skipped_steps": float(self._skipped)}
-        self._skipped = 0
+        metrics: dict[str, float | Tensor] = {"lr": self.lr, "skipped_steps": self._skipped}
+        self._skipped = torch.zeros_like(self._skipped)
         if self._norm is not None:
             metrics["gradient_norm"] = self._norm
         if self._scale is not None:
@@ -231,11 +221,13 @@ class Engine:
     def assign(self, parameter: nn.Parameter, value: Tensor) -> None:
         """Set a parameter of the network to a value of its whole shape, the same on all ranks, and
         with it the optimizer's copy."""
-        self._write(parameter, torch.arange(len(value), device=value.device), value)
+        everyone = torch.ones(len(value), dtype=torch.bool, device=value.device)
+        self._write(parameter, everyone, value)
 
     @torch.no_grad()
     def replace_rows(self, parameter: nn.Parameter, rows: Tensor, values: Tensor) -> None:
-        """Write rows [m] of a parameter, values [m,...]; the optimizer forgets its moments of them.
+        """Write those rows of a parameter [K,...] whose flag is set in `rows` [K], values [K,...];
+        the optimizer forgets its moments of them.
 
         All ranks give the same; each writes the part that it holds, and nothing is sent.
         """
@@ -244,10 +236,8 @@ class Engine:
             for part, first in self._layout.optimizer_parts(parameter, name):
                 write_rows(part, first, rows, torch.zeros_like(values))
         if self._average is not None:  # where the old rows would live on
-            self._average.exchange(self.masters())
             for part, first in self._layout.optimizer_parts(parameter, None):
-                write_rows(part, first, rows, values)
-            self._average.exchange(self.masters())
+                write_rows(self._average.beside(part, self.masters()), first, rows, values)
 
     def _write(self, parameter: nn.Parameter, rows: Tensor, values: Tensor) -> None:
         """Write rows of a parameter and of its master, this rank's parts."""
@@ -277,7 +267,6 @@ class Engine:
             raise UserError(f"{folder / name}: DeepSpeed finds no checkpoint there")
         if self._scale is not None and "our_loss_scale" in ours:  # not of a run in fp32 or bf16
             self._scale.load_state_dict(ours["our_loss_scale"])
-            self._give_scale(self._scale.value)
         if self._average is not None:
             file = self._average_file(folder / name)
             if not file.is_file():

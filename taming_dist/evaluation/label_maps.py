@@ -10,6 +10,7 @@ from torch import Tensor
 
 from taming_dist.losses.reconstruction import label_map_bce
 from taming_dist.losses.tokens import unigram_entropy
+from taming_dist.models.quantizers.interface import count
 
 
 class LabelMapFigures:
@@ -26,12 +27,16 @@ class LabelMapFigures:
         """Add one-hot maps [b,v,h,w], logits [b,v,h,w] and codes [b,i,j]."""
         self.sums = self.sums.to(images.device)
         truth, taken = images.argmax(1).flatten(), reconstructions.argmax(1).flatten()
-        parts = [truth[truth == taken], truth, taken]
-        counts = [torch.bincount(part, minlength=self.classes) for part in parts]
-        used = torch.bincount(codes.flatten(), minlength=len(self.sums) - 2 - 3 * self.classes)
+        right, ones = (truth == taken).double(), torch.ones_like(truth, dtype=torch.float64)
         self.sums[0] += len(images)
         self.sums[1] += label_map_bce(images, reconstructions) * len(images)
-        self.sums[2:] += torch.cat([*counts, used])
+        # not by masks and `bincount`, for which the host waits
+        pixels, used = self.sums[2:].tensor_split([3 * self.classes])
+        for sums, which, many in zip(
+            pixels.chunk(3), (truth, truth, taken), (right, ones, ones), strict=True
+        ):
+            sums.index_add_(0, which, many)
+        used += count(codes, len(used))
 
     def compute(self) -> dict[str, float]:
         """Cross-entropy, share of pixels right, intersection over union averaged over the classes

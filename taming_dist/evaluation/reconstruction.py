@@ -14,6 +14,7 @@ from torch import Tensor
 
 from taming_dist.losses.perceptual import LPIPS
 from taming_dist.losses.tokens import unigram_entropy
+from taming_dist.models.quantizers.interface import count
 
 
 class ReconstructionFigures:
@@ -53,7 +54,7 @@ class ReconstructionFigures:
             if self.lpips is not None:
                 distances = self.lpips(images, prediction, features)
                 self.sums[slot + 1] += distances.sum(dtype=torch.float64)
-        self.sums[6:] += torch.bincount(codes.flatten(), minlength=len(self.sums) - 6)
+        self.sums[6:] += count(codes, len(self.sums) - 6)
 
     def compute(self) -> dict[str, float]:
         """Return the figures of all images seen: PSNR in dB, LPIPS per image, codebook usage.

@@ -39,9 +39,9 @@ class AdaptiveWeight:
         """
         raise NotImplementedError
 
-    def update(self, parts: Sequence[Weighed], moved: bool) -> None:
-        """Take in what was found for the micro-batches of an optimizer step; `moved`: it was not
-        skipped."""
+    def update(self, parts: Sequence[Weighed], moved: Tensor) -> None:
+        """Take in what was found for the micro-batches of an optimizer step; `moved`, a flag on the
+        device: it was not skipped."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -81,10 +81,11 @@ class Lagged(AdaptiveWeight):
     def __call__(self, features: Tensor, rec: Tensor, gan: Tensor) -> Weighed:
         return Weighed(self._weight, last_layer_gradients(features, [rec, gan]))
 
-    def update(self, parts: Sequence[Weighed], moved: bool) -> None:
+    def update(self, parts: Sequence[Weighed], moved: Tensor) -> None:
         gradients = [part.gradients for part in parts if part.gradients is not None]
-        if gradients and moved:
-            self._weight = self._ratio(self.world.mean(torch.stack(gradients).mean(0)))
+        if gradients:
+            weight = self._ratio(self.world.mean(torch.stack(gradients).mean(0)))
+            self._weight = torch.where(moved, weight, self._weight)
 
     def state_dict(self) -> dict[str, Any]:
         return {"lagged": float(self._weight)}

@@ -76,7 +76,9 @@ class Adversary:
             average_statistics(network, average)
         self.engine = setup.start(network)
         self._initialized = False
-        self._averages: Tensor | None = None  # LeCAM's, over the steps so far
+        # LeCAM's, over the steps so far, and whether one of these was not skipped
+        self._averages: Tensor | None = None
+        self._known = torch.zeros((), dtype=torch.bool, device=self.world.device)
 
     def draws(self, clock: Clock) -> Sequence[Tensor]:
         """The augmentation's draws [b,DRAWS] for each micro-batch of an optimizer step.
@@ -120,7 +122,8 @@ class Adversary:
             # as if it were there in every step
             loss = loss + self.loss.r1_weight * self.loss.r1_every * scalars["r1"]
         if self.loss.lecam_weight > 0 and self._averages is not None:
-            scalars["lecam"] = lecam(real, fake, self._averages)
+            # nothing where all steps of D so far were skipped
+            scalars["lecam"] = lecam(real, fake, self._averages) * self._known
             loss = loss + self.loss.lecam_weight * scalars["lecam"]
         self.engine.backward(loss)
         self.engine.step()
@@ -130,17 +133,23 @@ class Adversary:
     def update(self, parts: Sequence[Judged]) -> None:
         """Move LeCAM's averages by what D said of the micro-batches of an optimizer step, over the
         whole global batch, unless the step was skipped."""
-        if self.loss.lecam_weight > 0 and parts and self.engine.moved:
-            said = self.world.mean(torch.stack([part.logits for part in parts]).mean(0))
-            before = said if self._averages is None else self._averages
-            self._averages = before.lerp(said, 1 - self.loss.lecam_decay)
+        if self.loss.lecam_weight == 0 or not parts:
+            return
+        moved, before = self.engine.moved, self._averages
+        said = self.world.mean(torch.stack([part.logits for part in parts]).mean(0))
+        before = torch.zeros_like(said) if before is None else before
+        first = torch.where(self._known, before, said)
+        self._averages = torch.where(moved, first.lerp(said, 1 - self.loss.lecam_decay), before)
+        self._known = self._known | moved
 
     def state_dict(self) -> dict[str, Any]:
-        return {"lecam": None if self._averages is None else self._averages.tolist()}
+        averages = self._averages
+        return {"lecam": None if averages is None or not self._known else averages.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         saved = state.get("lecam")
         self._averages = None if saved is None else torch.tensor(saved, device=self.world.device)
+        self._known.fill_(saved is not None)
 
     def _initialize(self, real: Tensor) -> None:
         """Set ActNorm from the first images that D sees."""

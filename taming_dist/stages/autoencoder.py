@@ -19,6 +19,7 @@ from taming_dist.models.vqgan import VQGAN, VQGANConfig
 from taming_dist.stages.codebook import CodebookUpdates
 from taming_dist.stages.setup import Setup
 from taming_dist.stages.trained import Figures, Trained
+from taming_dist.training.metrics import Metrics
 
 # What every first stage has of config groups: networks, what they encode, and how codes are chosen.
 FIRST_STAGE_SCHEMAS: Mapping[str, Mapping[str, type]] = {
@@ -53,7 +54,7 @@ class Autoencoder:
         """The network's input, on the device."""
         return self.modality.tensor(self.modality.take(batch.columns, self.world.device))
 
-    def window_metrics(self) -> dict[str, float]:
+    def window_metrics(self) -> Metrics:
         """Those of the codebook and of the engine."""
         return self.codebook.window_metrics() | self.engine.window_metrics()
 

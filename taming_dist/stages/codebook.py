@@ -1,12 +1,13 @@
 """What a codebook needs once per optimizer step: its schedule, its statistics over all ranks."""
 
 import torch
+from torch import Tensor, nn
 
 from taming_dist.engine.zero import Engine
 from taming_dist.models.quantizers import Quantizer, Statistics
 from taming_dist.stages.setup import Setup
 from taming_dist.training.clock import Clock
-from taming_dist.training.metrics import CodeUsage
+from taming_dist.training.metrics import CodeUsage, Metrics
 from taming_dist.training.optimization import mix
 
 
@@ -17,8 +18,8 @@ class CodebookUpdates:
         self.engine, self.seed, self.world = engine, setup.seed, setup.world
         self.quantizer: Quantizer = engine.module.quantize
         self.quantizer.average = self.world.average()
-        self.usage = CodeUsage(self.quantizer.vocabulary, self.world.device)
-        self.revived = 0
+        self.usage = CodeUsage()
+        self.revived = torch.zeros((), device=self.world.device)
         self.annealed: dict[str, float] = {}
 
     def anneal(self, clock: Clock) -> None:
@@ -28,8 +29,7 @@ class CodebookUpdates:
     def update(self, parts: list[Statistics], clock: Clock) -> None:
         """Bring the statistics of all micro-batches and ranks together, the same everywhere; those
         of a skipped step, whose latents may not be finite, are left out."""
-        if not self.engine.moved:
-            return
+        moved = self.engine.moved
         counts = self.world.sum(torch.stack([part.counts for part in parts]).sum(0))
         sums = [part.sums for part in parts if part.sums is not None]
         candidates = [part.candidates for part in parts if part.candidates is not None]
@@ -38,12 +38,20 @@ class CodebookUpdates:
             self.world.sum(torch.stack(sums).sum(0)) if sums else None,
             self.world.join_samples(torch.cat(candidates)) if candidates else None,
         )
-        self.usage.add(counts)
+        self.usage.add(counts * moved)
         randomness = torch.Generator().manual_seed(mix(self.seed, clock.images))
-        self.revived += self.quantizer.update(whole, randomness, self.engine.replace_rows)
+        before = [(buffer, buffer.clone()) for buffer in self.quantizer.buffers()]
 
-    def window_metrics(self) -> dict[str, float]:
+        def replace_rows(parameter: nn.Parameter, rows: Tensor, values: Tensor) -> None:
+            self.engine.replace_rows(parameter, rows & moved, values)
+
+        revived = self.quantizer.update(whole, randomness, replace_rows)
+        for buffer, kept in before:
+            buffer.copy_(torch.where(moved, buffer, kept))
+        self.revived = self.revived + revived * moved
+
+    def window_metrics(self) -> Metrics:
         """How the codebook was used since the last call, over all ranks."""
-        metrics = self.usage.take() | {"codebook_revived": float(self.revived)} | self.annealed
-        self.revived = 0
+        metrics = self.usage.take() | {"codebook_revived": self.revived} | self.annealed
+        self.revived = torch.zeros_like(self.revived)
         return metrics

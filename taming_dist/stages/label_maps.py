@@ -24,6 +24,7 @@ from taming_dist.stages.opening import initial_weights
 from taming_dist.stages.setup import Setup
 from taming_dist.stages.trained import begin_step
 from taming_dist.training.clock import Clock
+from taming_dist.training.metrics import Metrics
 from taming_dist.training.recipe import Scalars
 
 
@@ -99,7 +100,7 @@ class LabelMapRecipe:
             yield {"loss": loss.detach(), "bce": bce.detach(), "codebook": out.codebook_loss}
         self.autoencoder.codebook.update(statistics, clock)
 
-    def window_metrics(self) -> dict[str, float]:
+    def window_metrics(self) -> Metrics:
         return self.autoencoder.window_metrics()
 
     def validate(self, batches: Iterable[tuple[Any, bool]]) -> dict[str, float]:

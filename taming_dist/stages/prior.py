@@ -36,6 +36,7 @@ from taming_dist.stages.opening import initial_weights, join
 from taming_dist.stages.setup import Setup
 from taming_dist.stages.trained import Trained, begin_step
 from taming_dist.training.clock import Clock
+from taming_dist.training.metrics import Metrics
 from taming_dist.training.optimization import mix
 from taming_dist.training.recipe import Scalars
 
@@ -210,7 +211,7 @@ class TransformerRecipe:
         prefix = self.network.condition.prefix(len(batch), batch.columns)
         return to_device(prefix, self.world.device)
 
-    def window_metrics(self) -> dict[str, float]:
+    def window_metrics(self) -> Metrics:
         return self.transformer.window_metrics()
 
     def validate(self, batches: Iterable[tuple[Any, bool]]) -> dict[str, float]:

@@ -34,6 +34,7 @@ from taming_dist.stages.setup import Setup
 from taming_dist.stages.trained import begin_step
 from taming_dist.stages.vqgan_loss import VQGANLossConfig
 from taming_dist.training.clock import Clock
+from taming_dist.training.metrics import Metrics
 from taming_dist.training.recipe import Scalars
 
 __all__ = ["VQGANLossConfig", "VQGANRecipe", "VQGANStage"]
@@ -173,7 +174,7 @@ class VQGANRecipe:
         with self.generator.autocast():
             return self.generator.module(x).images
 
-    def window_metrics(self) -> dict[str, float]:
+    def window_metrics(self) -> Metrics:
         metrics = self.autoencoder.window_metrics()
         if self.adversary is not None:
             judge = self.adversary.engine.window_metrics()

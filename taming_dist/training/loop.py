@@ -2,27 +2,26 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
-
-import torch
+from typing import Any, Protocol, TypeVar
 
 from taming_dist.data.plan import Plan
 from taming_dist.engine.checkpoint import Checkpoints, read_meta, read_state
-from taming_dist.engine.world import World
-from taming_dist.errors import Diverged, UserError
+from taming_dist.engine.world import Agreement, World
+from taming_dist.errors import UserError
 from taming_dist.formats.files import writing
 from taming_dist.ranges import check_ranges, ranged
 from taming_dist.training.clock import Clock
-from taming_dist.training.metrics import Means, totals
-from taming_dist.training.recipe import Recipe, Scalars
+from taming_dist.training.metrics import Means, read, totals
+from taming_dist.training.recipe import Recipe
 from taming_dist.training.signals import StopRequest
 from taming_dist.training.sinks import Sinks
+from taming_dist.training.skips import LATE, Skips
 
-MOST_SKIPPED = 25  # optimizer steps; the scale of fp16's losses comes all the way down in 16
+Number = TypeVar("Number")
 
 
 @dataclasses.dataclass
@@ -101,30 +100,26 @@ def fit(
     resume(recipe, data, clock, checkpoints, sinks)
     make_up_validation(recipe, data, clock, config, sinks, world)
     batches = data.train.batches(from_sample=clock.images)
-    means, timer, stopping = Means(), Timer(), False
+    skips = Skips(recipe.engines, data.train.keys, sinks, world)
+    means, timer, asked, stopping = Means(), Timer(), Agreement(world), False
     while not clock.finished and not stopping:
         with timer.waiting():
             micro_batches = list(islice(batches, data.accumulation))
         parts = list(recipe.train_step(micro_batches, clock))
         clock.tick()
-        if skipped := [name for name, engine in recipe.engines.items() if not engine.moved]:
-            cause, keys = find_cause(micro_batches, parts, data, world)
-            sinks.event("skip", clock, networks=skipped, cause=cause, keys=keys)
-            check_moving(recipe, clock)
-        else:
-            means.add_all(parts)
+        means.add_all(parts, skips.add(clock, micro_batches, parts))
         timer.count(clock.global_batch)
-        stopping = world.any(stop.asked)
+        stopping = asked(stop.asked)
         last = clock.finished or stopping
         saving = clock.due(config.checkpoint_every) or last
         logging = clock.due(config.log_every) or saving
         # A run that is asked to stop has no time for it: it is made up for at the next start.
         validating = clock.finished or (validation_due(clock, config) and not stopping)
+        skips.tell(late=0 if logging else LATE)
         if logging:
-            record = prefixed("train", means.take(world) | recipe.window_metrics())
-            record |= prefixed("throughput", timer.take())
-            record |= prefixed("data", totals(data.train.counts(), world))
-            sinks.log(clock, record)
+            metrics = prefixed("train", means.take(world) | recipe.window_metrics())
+            record = read(metrics | prefixed("data", totals(data.train.counts(), world)))
+            sinks.log(clock, record | prefixed("throughput", timer.take()))
         if clock.due(config.preview_every) or last:
             sinks.image(clock, recipe.preview(data.preview))
         if saving:
@@ -224,38 +219,9 @@ def in_step(val: EvaluatedSource, count: int, spare: Any) -> Iterator[tuple[Any,
         yield batch, fresh is not None
 
 
-def prefixed(prefix: str, values: dict[str, float]) -> dict[str, float]:
+def prefixed(prefix: str, values: Mapping[str, Number]) -> dict[str, Number]:
     """{"rec": 1.0} -> {"train/rec": 1.0}."""
     return {f"{prefix}/{name}": value for name, value in values.items()}
-
-
-def find_cause(
-    micro_batches: list[Any], parts: list[Scalars], data: Data, world: World
-) -> tuple[str, list[str]]:
-    """Why a step was skipped, and the keys of the samples that it may be due to (collective): those
-    of micro-batches with a "loss" that is not finite, on any rank; if there are none it is a
-    "gradient", to which the whole global batch has added."""
-    samples = [data.train.keys(batch) for batch in micro_batches]
-    guilty = [keys for keys, part in zip(samples, parts, strict=True) if not is_finite(part)]
-    if found := list(chain.from_iterable(world.gather(guilty))):
-        return "loss", sorted(chain(*found))
-    return "gradient", sorted(chain(*chain(*world.gather(samples))))
-
-
-def is_finite(scalars: Scalars) -> bool:
-    """Whether all scalars of a micro-batch are."""
-    return bool(torch.stack([value.detach() for value in scalars.values()]).isfinite().all())
-
-
-def check_moving(recipe: Recipe, clock: Clock) -> None:
-    """Diverged if an engine has skipped too many steps one after the other."""
-    for name, engine in recipe.engines.items():
-        if engine.skipped_in_a_row >= MOST_SKIPPED:
-            raise Diverged(
-                f"step {clock.step}: a loss or gradient of the {name} was not finite in "
-                f"{MOST_SKIPPED} steps in a row; events.jsonl has their samples. Try a smaller "
-                f"optim.lr, engine.precision=fp32 or optim.clip=1"
-            )
 
 
 class Timer:

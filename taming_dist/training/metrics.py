@@ -1,4 +1,4 @@
-"""Averages of training metrics between two log points, over all ranks, without a sync per step."""
+"""What training logs: numbers that stay on the device until a log point reads them all at once."""
 
 from collections.abc import Iterable, Mapping
 
@@ -7,64 +7,77 @@ from torch import Tensor
 
 from taming_dist.engine.world import World
 
+Metrics = dict[str, float | Tensor]  # tensors are scalars on the device
+
+
+def read(metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
+    """All numbers on the host: the one place where training waits for the device, and once."""
+    there = {name: value for name, value in metrics.items() if isinstance(value, Tensor)}
+    here = {name: value for name, value in metrics.items() if not isinstance(value, Tensor)}
+    if there:
+        found = torch.stack([value.double() for value in there.values()]).tolist()
+        here |= dict(zip(there, found, strict=True))
+    return {name: here[name] for name in metrics}
+
 
 class Means:
     """Means over the scalars of every micro-batch since the last `take`, kept on the device."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        # by the names that come together: their sums [n], and behind them how often they came
+        self._sums: dict[tuple[str, ...], Tensor] = {}
 
-    def add(self, values: dict[str, Tensor]) -> None:
-        """Take in the scalars of one micro-batch; a name may be missing in some of them."""
-        for name, value in values.items():
-            value = value.detach().float()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] = self._counts.get(name, 0) + 1
-
-    def add_all(self, parts: Iterable[dict[str, Tensor]]) -> None:
-        """Take in the scalars of several micro-batches."""
+    def add_all(self, parts: Iterable[Mapping[str, Tensor]], moved: Tensor) -> None:
+        """Take in the scalars of the micro-batches of an optimizer step, unless it was skipped:
+        `moved` is a flag on the device. A name may be missing in some of them."""
         for values in parts:
-            self.add(values)
+            names = tuple(sorted(values))
+            row = torch.stack([*(values[name].detach().float() for name in names), moved.float()])
+            row = row.masked_fill(~moved, 0.0)
+            self._sums[names] = self._sums[names] + row if names in self._sums else row
 
-    def take(self, world: World) -> dict[str, float]:
-        """The means over all ranks, and start anew (collective; one reduction, one sync)."""
+    def take(self, world: World) -> Metrics:
+        """The means over all ranks, and start anew (collective); NaN where all was skipped."""
         if not self._sums:
             return {}
-        names = sorted(self._sums)
-        means = torch.stack([self._sums[name] / self._counts[name] for name in names])
-        values = world.mean(means).tolist()
-        self._sums, self._counts = {}, {}
-        return dict(zip(names, values, strict=True))
+        found = {}
+        for name in sorted(set().union(*self._sums)):
+            rows = [
+                row[[names.index(name), -1]] for names, row in self._sums.items() if name in names
+            ]
+            total, count = torch.stack(rows).sum(0)
+            found[name] = total / count
+        self._sums = {}
+        means = world.mean(torch.stack(list(found.values())))
+        return dict(zip(found, means.unbind(), strict=True))
 
 
-def totals(counts: Mapping[str, int], world: World) -> dict[str, float]:
+def totals(counts: Mapping[str, int], world: World) -> Metrics:
     """Sums over all ranks of what each has counted, the same names on all (collective)."""
     if not counts:
         return {}
     values = torch.tensor(list(counts.values()), dtype=torch.float64, device=world.device)
-    return dict(zip(counts, world.sum(values).tolist(), strict=True))
+    return dict(zip(counts, world.sum(values).unbind(), strict=True))
 
 
 class CodeUsage:
     """How the codebook is used, from counts of codes that are already summed over ranks."""
 
-    def __init__(self, vocabulary: int, device: torch.device) -> None:
-        self._counts = torch.zeros(vocabulary, dtype=torch.float64, device=device)
+    def __init__(self) -> None:
+        self._counts: Tensor | None = None
 
     def add(self, counts: Tensor) -> None:
         """Take in counts [K]."""
-        self._counts += counts
+        self._counts = counts.double() if self._counts is None else self._counts + counts
 
-    def take(self) -> dict[str, float]:
-        """Share of codes used and perplexity exp(entropy) since the last call, and start anew."""
-        counts, total = self._counts, self._counts.sum()
-        self._counts = torch.zeros_like(counts)
-        if total == 0:
+    def take(self) -> Metrics:
+        """Share of codes used and perplexity exp(entropy) since the last call, and start anew; NaN
+        where nothing was counted."""
+        counts, self._counts = self._counts, None
+        if counts is None:
             return {}
-        p = counts / total
+        p = counts / counts.sum()
         entropy = -(p * p.clamp(min=1e-30).log()).sum()
-        return {
-            "codebook_usage": float((counts > 0).double().mean()),
-            "codebook_perplexity": float(entropy.exp()),
-        }
+        # NaN, too, of no counts
+        used = (p > 0).double().mean() + 0 * entropy
+        return {"codebook_usage": used, "codebook_perplexity": entropy.exp()}

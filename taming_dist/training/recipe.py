@@ -8,6 +8,7 @@ from torch import Tensor
 
 from taming_dist.engine.zero import Engine
 from taming_dist.training.clock import Clock
+from taming_dist.training.metrics import Metrics
 
 Scalars = dict[str, Tensor]
 
@@ -24,8 +25,9 @@ class Recipe(Protocol):
         """One optimizer step; gives the scalars of each micro-batch, on the device."""
         ...
 
-    def window_metrics(self) -> dict[str, float]:
-        """Metrics over everything since the last call, already over all ranks."""
+    def window_metrics(self) -> Metrics:
+        """Metrics over everything since the last call, already over all ranks; on the device
+        what is known there."""
         ...
 
     def validate(self, batches: Iterable[tuple[Any, bool]]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from taming_dist.engine.partition import build_network
 from taming_dist.engine.settings import PRECISIONS, REDUCTIONS, EngineConfig
 from taming_dist.engine.world import World
 from taming_dist.engine.zero import Engine
+from taming_dist.training.metrics import read
 from taming_dist.training.optimization import OptimConfig
 
 SIDE, LAYERS, BUCKET = 4, 6, 40
@@ -41,7 +42,7 @@ def step(world: World, **config: Any) -> dict[str, float]:
     engine = Engine(net, groups, OptimConfig(lr=0.1), engine_config, world, 1, 1)
     engine.backward((engine(torch.ones(1, SIDE)) * GRADIENTS[world.rank]).sum())
     engine.step()
-    return engine.window_metrics()
+    return read(engine.window_metrics())
 
 
 def reduced(world: World) -> list[int]:

@@ -79,8 +79,8 @@ def replaced(world: World, zero: int, half_life: int) -> list[Any]:
     x = torch.ones(2, 3)
     engine.backward(engine(x).square().mean())
     engine.step()
-    rows = torch.tensor([1, 4])
-    engine.replace_rows(engine.module.weight, rows, torch.full((2, 3), 7.0))
+    rows = torch.tensor([False, True, False, False, True])
+    engine.replace_rows(engine.module.weight, rows, torch.full((5, 3), 7.0))
     states = [engine.full_state()]
     engine.backward(0.0 * engine(x).sum())
     engine.step()

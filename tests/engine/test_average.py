@@ -10,6 +10,7 @@ import torch
 from taming_dist.engine.average import WeightAverage
 
 WORKER = Path(__file__).with_name("average_worker.py")
+MOVED = torch.tensor(True)
 
 
 @pytest.fixture(scope="module")
@@ -70,21 +71,31 @@ def test_every_part_of_the_average_is_written_once(found: dict, stage: str) -> N
 
 def test_a_weight_counts_half_after_the_half_life() -> None:
     average = WeightAverage([torch.zeros(1)], half_life=300, images_per_step=3)
-    average.steps = 10_000  # past the warm-up
+    average.steps.fill_(10_000)  # past the warm-up
     for _ in range(100):
-        average.update([torch.ones(1)])
+        average.update([torch.ones(1)], MOVED)
     assert float(average.shards[0]) == pytest.approx(0.5, abs=1e-4)
 
 
 def test_a_young_average_follows_its_weights_closely() -> None:
     average = WeightAverage([torch.zeros(1)], half_life=1e9, images_per_step=1)
-    average.update([torch.ones(1)])
+    average.update([torch.ones(1)], MOVED)
     assert float(average.shards[0]) == pytest.approx(10 / 11)
+
+
+def test_a_skipped_step_leaves_the_average_and_its_age_to_the_bit() -> None:
+    weights = [torch.rand(5), torch.rand(3)]
+    average = WeightAverage(weights, half_life=30, images_per_step=3)
+    average.update([torch.rand(5), torch.rand(3)], MOVED)
+    before = [shard.clone() for shard in average.shards]
+    average.update([torch.rand(5), torch.rand(3)], ~MOVED)
+    assert all(torch.equal(a, b) for a, b in zip(average.shards, before, strict=True))
+    assert average.steps == 1
 
 
 def test_an_average_survives_its_file(tmp_path: Path) -> None:
     average = WeightAverage([torch.zeros(2), torch.zeros(3)], half_life=8, images_per_step=4)
-    average.update([torch.rand(2), torch.rand(3)])
+    average.update([torch.rand(2), torch.rand(3)], MOVED)
     average.save(tmp_path / "average.safetensors")
     other = WeightAverage([torch.zeros(2), torch.zeros(3)], half_life=8, images_per_step=4)
     other.load(tmp_path / "average.safetensors")

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from taming_dist.engine.scaling import CALM_STEPS, FIRST, LARGEST, SMALLEST, LossScale
 
 WORKER = Path(__file__).with_name("precision_worker.py")
 CLIP = 0.05
 PROCESSES = ["one-0", "two-0", "two-1"]
+NOT_COUNTED = {"gradient_norm", "codebook_usage", "codebook_perplexity"}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,7 @@ def test_a_gradient_or_loss_that_is_not_finite_on_one_rank_moves_nothing_on_any(
 ) -> None:
     run = found[process][f"{precision} zero{zero}"]
     assert run["unmoved"]
-    assert (run["in a row"], run["skipped"], run["in a row after"]) == (2, 2.0, 0)
+    assert (run["skipped"], run["moved"]) == (2.0, [False, True])
     assert run["scales"] == ([FIRST, FIRST / 4] if precision == "fp16" else [1.0, 1.0])
     assert run["norms"][0] == run["norms"][1]  # of the last gradient that was followed
 
@@ -96,7 +98,10 @@ def test_stage_1_in_fp16_comes_down_from_a_scale_that_is_too_large(
     assert 0 in skipped
     assert run["scale"] == 2.0 ** (22 - sum(skipped))
     assert run["lines"][-1]["rec"] < run["lines"][0]["rec"]
-    assert all(math.isfinite(value) for line in run["lines"] for value in line.values())
+    for line in run["lines"]:
+        unknown = {name for name, value in line.items() if not math.isfinite(value)}
+        # NaN, which metrics.jsonl leaves out: no step was followed yet, no code counted
+        assert unknown <= (NOT_COUNTED if line["skipped_steps"] else set())
 
 
 @pytest.mark.parametrize("zero", [0, 2])
@@ -118,17 +123,20 @@ def test_a_latent_that_is_not_finite_on_one_rank_leaves_nothing_behind_on_any(
 
 
 def test_the_scale_doubles_after_a_calm_and_keeps_its_bounds() -> None:
-    scale = LossScale()
+    moved, skipped = torch.tensor(True), torch.tensor(False)
+    scale, other = (LossScale(torch.device("cpu")) for _ in range(2))
     for _ in range(CALM_STEPS - 1):
-        scale.update(overflowed=False)
-    other = LossScale()
+        scale.update(moved)
     other.load_state_dict(scale.state_dict())
     assert other.value == FIRST
-    other.update(overflowed=False)
+    other.update(moved)
     assert other.value == 2 * FIRST
+    assert other.state_dict()["calm"] == 0
     for _ in range(40):
-        other.update(overflowed=True)
+        other.update(skipped)
     assert other.value == SMALLEST
-    for _ in range(40 * CALM_STEPS):
-        other.update(overflowed=False)
+    other.load_state_dict({"value": LARGEST / 2, "calm": CALM_STEPS - 1})
+    other.update(moved)
+    other.load_state_dict(other.state_dict() | {"calm": CALM_STEPS - 1})
+    other.update(moved)
     assert other.value == LARGEST

@@ -2,7 +2,7 @@
 
 import torch
 
-from taming_dist.engine.world import World, rendezvous
+from taming_dist.engine.world import Agreement, World, rendezvous
 from taming_dist.launch import Place
 
 
@@ -17,7 +17,8 @@ def test_collectives_of_one_rank_give_their_input_without_a_process_group() -> N
     values = torch.tensor([1.0, 2.0])
     assert torch.equal(world.mean(world.sum(values.clone())), values)
     assert torch.equal(world.join_samples(values), values)
-    assert (world.any(True), world.any(False)) == (True, False)
+    agreed = Agreement(world)
+    assert (agreed(True), agreed(False)) == (True, False)
     assert world.broadcast("x") == "x"
     assert world.average() is None
     world.barrier()

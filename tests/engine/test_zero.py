@@ -20,6 +20,7 @@ from datetime import timedelta
 import torch
 from taming_dist.launch import environment_place
 from taming_dist.engine.start import init_world, load_deepspeed
+from taming_dist.engine.world import Agreement
 world = init_world(environment_place(), timeout=timedelta(seconds=4))
 assert load_deepspeed().ops.__compatible_ops__["deepspeed_shm_comm"] is False
 from deepspeed.comm import new_group
@@ -31,7 +32,8 @@ assert world.join_samples(rows).tolist() == [[0, 0], [1, 0], [0, 1], [1, 1]]
 x = torch.tensor([1.0 + world.rank], requires_grad=True)
 (world.average()(x) ** 2 * (1 + world.rank)).backward()
 assert x.grad.item() == 2 * 1.5 * (1 + 2) / 2, x.grad  # half of the sum of both ranks' gradients
-assert world.any(world.rank == 1) and not world.any(False)
+agreed = Agreement(world)
+assert [agreed(world.rank == 1), agreed(False), agreed(False)] == [False, True, False]
 assert world.broadcast("word" if world.is_first else None) == "word"
 world.barrier()
 print("agreed", flush=True)

@@ -48,7 +48,7 @@ class PlainEngine:
         betas = (optimizer.betas[0], optimizer.betas[1])
         self._optimizer = torch.optim.Adam(groups, lr=0.0, betas=betas)
         self.lr = 0.0
-        self.moved = True
+        self.moved = torch.tensor(True)
 
     def __call__(self, *args: Any) -> Any:
         self.calls += 1
@@ -69,7 +69,8 @@ class PlainEngine:
             for name, parameter in self.module.named_parameters()
             if parameter.grad is not None
         }
-        self.moved = all(bool(gradient.isfinite().all()) for gradient in self.gradients.values())
+        finite = [gradient.isfinite().all() for gradient in self.gradients.values()]
+        self.moved = torch.stack(finite).all()
         if self.moved:
             self._optimizer.step()
         self._optimizer.zero_grad()
@@ -80,7 +81,7 @@ class PlainEngine:
             group["lr"] = lr
 
     def replace_rows(self, parameter: nn.Parameter, rows: Tensor, values: Tensor) -> None:
-        parameter.data[rows] = values
+        parameter.data[rows] = values[rows]
 
     def gradient(self, loss: Tensor, at: Tensor) -> Tensor:
         return torch.autograd.grad(loss, at)[0]

@@ -17,7 +17,7 @@ from taming_dist.stages.adaptive import AdaptiveWeight, Global, Lagged
 from taming_dist.stages.vqgan import VQGANRecipe
 from taming_dist.stages.vqgan_loss import VQGANLossConfig
 from taming_dist.training.clock import Clock
-from taming_dist.training.metrics import Means
+from taming_dist.training.metrics import Means, read
 
 Make = Callable[..., Any]
 PLAIN = PatchGANConfig(channels=8, layers=2, norm="none")  # no statistics over a micro-batch
@@ -27,9 +27,9 @@ def step(recipe: VQGANRecipe, *batches: Any, at: int = 0) -> dict[str, float]:
     """The mean scalars of one optimizer step."""
     images = sum(len(batch.images) for batch in batches)
     means = Means()
-    for scalars in recipe.train_step(batches, Clock(images, 100, images=at * images)):
-        means.add(scalars)
-    return means.take(recipe.world)
+    clock = Clock(images, 100, images=at * images)
+    means.add_all(recipe.train_step(batches, clock), torch.tensor(True))
+    return read(means.take(recipe.world))
 
 
 def halves(batch: Any) -> list[Any]:
@@ -117,10 +117,10 @@ def test_gradients_that_are_not_finite_leave_a_finite_weight(
     """Their step is skipped; the log, and the lagged weight, must outlive it."""
     made = kind(World(0, 1, 0, torch.device("cpu")), 0.0, 1e4)
     features, rec = torch.randn(1, 4, 5, 5), torch.randn(1, 3, 5, 5)
-    made.update([made(features, rec, rec)], moved=True)
+    made.update([made(features, rec, rec)], moved=torch.tensor(True))
     parts = [made(features, rec, gan) for gan in (torch.full_like(rec, bad), 2 * rec)]
     assert all(part.weight.isfinite() for part in parts)
-    made.update(parts, moved=False)
+    made.update(parts, moved=torch.tensor(False))
     after = made(features, rec, 2 * rec).weight
     assert float(after) == pytest.approx(1.0 if kind is Lagged else 0.5, rel=1e-3)
 

@@ -68,9 +68,8 @@ def test_a_step_of_stage_1_copies_its_images_its_draws_and_what_restarts_codes(
     made = recipe(model={"quantizer": quantizer}, accumulation=2, augment=["color", "translation"])
     watch = watched(made, [batch(seed=0), batch(seed=1)])
     assert watch.others == []
-    # two micro-batches of images, the draws for both; which latents take the places of dead codes,
-    # and the noise on them
-    assert watch.brought == 2 + 1 + 2
+    # two micro-batches of images, the draws for both; which latents take the places of dead codes
+    assert watch.brought == 2 + 1 + 1
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from taming_dist.engine.world import World
 from taming_dist.errors import Diverged, UserError
 from taming_dist.training.clock import Clock
 from taming_dist.training.loop import (
-    MOST_SKIPPED,
     Data,
     LoopConfig,
     fit,
@@ -27,6 +26,7 @@ from taming_dist.training.loop import (
 )
 from taming_dist.training.signals import StopRequest
 from taming_dist.training.sinks import MetricsFile, Sinks
+from taming_dist.training.skips import MOST_SKIPPED
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
 OFF = {"log_every": 0, "checkpoint_every": 0, "validate_every": 0, "preview_every": 0}
@@ -58,13 +58,11 @@ class Weights:
 
     def __init__(self) -> None:
         self.value = 0.0
-        self.moved = True
-        self.skipped_in_a_row = 0
+        self.moved = torch.tensor(True)
 
     def skip(self, skipped: bool) -> None:
         """What an engine remembers of an optimizer step."""
-        self.moved = not skipped
-        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+        self.moved = torch.tensor(not skipped)
 
     def save(self, folder: Path, name: str) -> None:
         (folder / name).mkdir()
@@ -373,6 +371,19 @@ def test_a_skipped_step_is_counted_and_told_with_its_samples_but_not_in_the_mean
     assert skips[0]["keys"] == ["key-10", "key-11"]
     followed = [1, 6, 15, 28, 53, 82]  # sums of positions; the third step's were taken back
     assert metrics(tmp_path)[0]["train/loss"] == pytest.approx(sum(followed) / len(followed))
+
+
+def test_a_skipped_step_is_told_one_step_later_or_at_the_log_point_before(tmp_path: Path) -> None:
+    told: list[list[int]] = []
+
+    def looks(clock: Clock) -> None:
+        recipe.weights.skip(clock.step + 1 in (2, 4))
+        lines = event_lines(tmp_path)
+        told.append([line["step"] for line in lines if line["event"] == "skip"])
+
+    recipe = Counter(looks)
+    assert run(tmp_path, recipe, 6, log_every=4)
+    assert told == [[], [], [], [2], [2, 4], [2, 4]]  # at the end of steps 0 to 5
 
 
 def test_a_step_skipped_for_its_gradient_is_told_with_all_its_samples(tmp_path: Path) -> None:

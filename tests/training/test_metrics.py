@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from taming_dist.engine.world import World
-from taming_dist.training.metrics import CodeUsage, Means
+from taming_dist.training.metrics import CodeUsage, Means, read
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
+MOVED = torch.tensor(True)
 
 
 def test_means_are_those_of_every_value_given_since_the_last_time() -> None:
@@ -22,43 +23,63 @@ def test_means_are_those_of_every_value_given_since_the_last_time() -> None:
                 values["b"] = numbers.random()
             for name, value in values.items():
                 given[name].append(value)
-            means.add({name: torch.tensor(value) for name, value in values.items()})
+            scalars = {name: torch.tensor(value) for name, value in values.items()}
+            means.add_all([scalars], MOVED)
+            means.add_all([{name: torch.tensor(math.nan) for name in values}], ~MOVED)
         expected = {name: sum(values) / len(values) for name, values in given.items()}
-        assert means.take(ALONE) == pytest.approx(expected)
+        assert read(means.take(ALONE)) == pytest.approx(expected)
     assert means.take(ALONE) == {}
+
+
+def test_the_mean_of_skipped_steps_alone_is_no_number() -> None:
+    means = Means()
+    means.add_all([{"loss": torch.tensor(1.0)}], ~MOVED)
+    assert math.isnan(read(means.take(ALONE))["loss"])
 
 
 def test_means_are_taken_in_fp32_and_hold_no_graph() -> None:
     means = Means()
     weight = torch.ones(1, requires_grad=True)
     for _ in range(300):
-        means.add({"loss": (weight * 1.0).sum().bfloat16()})
-    assert not means._sums["loss"].requires_grad
-    assert means.take(ALONE) == {"loss": 1.0}
+        means.add_all([{"loss": (weight * 1.0).sum().bfloat16()}], MOVED)
+    (mean,) = means.take(ALONE).values()
+    assert not mean.requires_grad
+    assert mean == 1.0
 
 
 def test_one_bad_value_shows_in_the_mean() -> None:
     means = Means()
     for value in (1.0, float("nan"), 2.0):
-        means.add({"loss": torch.tensor(value)})
-    assert math.isnan(means.take(ALONE)["loss"])
+        means.add_all([{"loss": torch.tensor(value)}], MOVED)
+    assert math.isnan(read(means.take(ALONE))["loss"])
+
+
+def test_numbers_on_the_device_and_on_the_host_keep_their_order_and_precision() -> None:
+    count = torch.tensor(2.0**40 + 1, dtype=torch.float64)
+    given = {"b": torch.tensor(0.1), "a": 3.0, "c": count, "d": torch.tensor(2)}
+    found = read(given)
+    assert list(found) == list(given)
+    assert found == {"b": float(torch.tensor(0.1)), "a": 3.0, "c": 2.0**40 + 1, "d": 2.0}
+    assert read({}) == {}
 
 
 def test_usage_and_perplexity_equal_slow_versions() -> None:
     numbers = random.Random(1)
     codes = [numbers.choice([0, 0, 0, 3, 5, 8]) for _ in range(400)]
-    usage = CodeUsage(10, torch.device("cpu"))
+    usage = CodeUsage()
     for part in (codes[:100], codes[100:]):
         usage.add(torch.bincount(torch.tensor(part), minlength=10).float())
-    found = usage.take()
+    found = read(usage.take())
     shares = [codes.count(code) / 400 for code in set(codes)]
     assert found["codebook_usage"] == pytest.approx(len(shares) / 10)
     entropy = -sum(share * math.log(share) for share in shares)
     assert found["codebook_perplexity"] == pytest.approx(math.exp(entropy))
     assert usage.take() == {}
+    usage.add(torch.zeros(10))
+    assert all(math.isnan(value) for value in read(usage.take()).values())
 
 
 def test_all_codes_alike_give_a_perplexity_of_their_number() -> None:
-    usage = CodeUsage(16, torch.device("cpu"))
+    usage = CodeUsage()
     usage.add(torch.full((16,), 3.0))
-    assert usage.take() == pytest.approx({"codebook_usage": 1.0, "codebook_perplexity": 16.0})
+    assert read(usage.take()) == pytest.approx({"codebook_usage": 1.0, "codebook_perplexity": 16.0})

@@ -32,7 +32,7 @@ from taming_dist.models.quantizers.renewal import (
     candidates,
     check_start,
     dead_codes,
-    draw,
+    replacements,
 )
 from taming_dist.ranges import check_ranges, marked, ranged
 
@@ -113,27 +113,28 @@ class EMAQuantizer(Quantizer):
     @torch.no_grad()
     def update(
         self, statistics: Statistics, generator: torch.Generator, replace_rows: ReplaceRows
-    ) -> int:
+    ) -> int | Tensor:
         """Move the averages (equations 6 to 8), then revive dead codes."""
         assert statistics.sums is not None
         assert statistics.candidates is not None
         pool = statistics.candidates.flatten(0, 1)
         if self.start.pending():
             first = self.start.entries(pool, self.vocabulary, self.normalized, generator)
-            self._place(slice(None), first, statistics.counts.mean())
+            self._place(torch.ones_like(self.cluster_size).bool(), first, statistics.counts.mean())
             return 0
         self.cluster_size.lerp_(statistics.counts, 1 - self.decay)
         self.cluster_sum.lerp_(statistics.sums, 1 - self.decay)
         means = self.cluster_sum / self.cluster_size.clamp(min=1e-5)[:, None]
         self.entries.copy_(F.normalize(means, dim=-1) if self.normalized else means)
         dead = dead_codes(self.cluster_size, self.revive_below, len(pool))
-        if len(dead):
-            self._place(dead, draw(pool, len(dead), generator), self.cluster_size.mean())
-        return len(dead)
+        self._place(dead, replacements(pool, dead, generator), self.cluster_size.mean())
+        return dead.sum()
 
-    def _place(self, codes: Tensor | slice, entries: Tensor, size: Tensor) -> None:
-        """Put entries in the places of codes. The averages start again with them, as if each had
-        been chosen `size` times per step, or the next update would undo it."""
-        self.entries[codes] = entries
-        self.cluster_size[codes] = size
-        self.cluster_sum[codes] = size * entries
+    def _place(self, codes: Tensor, entries: Tensor, size: Tensor) -> None:
+        """Put entries [K,d] in the places of the codes whose flag is set [K]. The averages start
+        again with them, as if each had been chosen `size` times per step, or the next update would
+        undo it."""
+        rows = codes[:, None]
+        self.entries.copy_(torch.where(rows, entries, self.entries))
+        self.cluster_size.copy_(torch.where(codes, size, self.cluster_size))
+        self.cluster_sum.copy_(torch.where(rows, size * entries, self.cluster_sum))

@@ -97,11 +97,14 @@ class Quantizer(StaysFloat32):
 
     def update(
         self, statistics: Statistics, generator: torch.Generator, replace_rows: ReplaceRows
-    ) -> int:
-        """Take in the statistics of a whole optimizer step over all ranks; gives revived codes.
+    ) -> int | Tensor:
+        """Take in the statistics of a whole optimizer step over all ranks; gives how many codes
+        were revived.
 
-        `replace_rows(parameter, rows [m], values [m,...])` writes rows of a parameter that an
-        optimizer owns and makes the optimizer forget what it knew of them.
+        `replace_rows(parameter, rows [K], values [K,...])` writes those rows of a parameter that an
+        optimizer owns whose flag is set, and makes the optimizer forget what it knew of them. Every
+        shape here is static, and nothing is asked of the device: the host does not wait. (For a
+        step that is skipped the caller takes back what this does to buffers and rows.)
         """
         return 0
 

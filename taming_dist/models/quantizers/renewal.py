@@ -7,7 +7,7 @@ Legend: d latent channels, K codes, P latents in the pool.
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32
 from torch import Tensor, nn
 
 from taming_dist.copies import to_device
@@ -81,6 +81,16 @@ def draw(
     return drawn + noise * pool.std(0, correction=0)
 
 
+def replacements(
+    pool: Float32[Tensor, "P d"], dead: Bool[Tensor, "K"], generator: torch.Generator
+) -> Float32[Tensor, "K d"]:
+    """Latents for the codes whose flag is set in `dead`, drawn from the pool, each once: the n-th
+    dead code gets the n-th of a random order. The rows of the others mean nothing.
+    """
+    order = to_device(torch.randperm(len(pool), generator=generator), pool.device)
+    return pool[order[(dead.cumsum(0) - 1).clamp(0, len(pool) - 1)]]
+
+
 def kmeans(
     pool: Float32[Tensor, "P d"], entries: Float32[Tensor, "K d"], normalized: bool
 ) -> Float32[Tensor, "K d"]:
@@ -97,11 +107,11 @@ def kmeans(
     return entries
 
 
-def dead_codes(
-    usage: Float32[Tensor, "K"], revive_below: float, limit: int
-) -> Int64[Tensor, "dead"]:
-    """Codes used less than `revive_below` times the average, `limit` at most (the others wait)."""
-    return (usage < revive_below * usage.mean()).nonzero().flatten()[:limit]
+def dead_codes(usage: Float32[Tensor, "K"], revive_below: float, limit: int) -> Bool[Tensor, "K"]:
+    """Flags of the codes used less than `revive_below` times the average; of the first `limit` of
+    them (the others wait)."""
+    dead = usage < revive_below * usage.mean()
+    return dead & (dead.cumsum(0) <= limit)
 
 
 class Usage(nn.Module):
@@ -116,9 +126,9 @@ class Usage(nn.Module):
 
     def dead(
         self, counts: Float32[Tensor, "K"], revive_below: float, limit: int
-    ) -> Int64[Tensor, "dead"]:
-        """Take in counts; gives the codes to revive, which count as of average use from now."""
+    ) -> Bool[Tensor, "K"]:
+        """Take in counts; flags of the codes to revive, which count as of average use from now."""
         self.mean.lerp_(counts, 1 - self.DECAY)
         dead = dead_codes(self.mean, revive_below, limit)
-        self.mean[dead] = self.mean.mean()
+        self.mean.copy_(torch.where(dead, self.mean.mean(), self.mean))
         return dead

@@ -28,7 +28,13 @@ from taming_dist.models.quantizers.interface import (
     nearest,
     straight_through,
 )
-from taming_dist.models.quantizers.renewal import Start, Usage, candidates, check_start, draw
+from taming_dist.models.quantizers.renewal import (
+    Start,
+    Usage,
+    candidates,
+    check_start,
+    replacements,
+)
 from taming_dist.ranges import check_ranges, marked, ranged
 
 
@@ -130,18 +136,17 @@ class VectorQuantizer(Quantizer):
     @torch.no_grad()
     def update(
         self, statistics: Statistics, generator: torch.Generator, replace_rows: ReplaceRows
-    ) -> int:
+    ) -> int | Tensor:
         """Dead codes take the place of latents; all else is the optimizer's."""
         if statistics.candidates is None:
             return 0
         pool = statistics.candidates.flatten(0, 1)
         if self.start.pending():
-            everyone = torch.arange(self.vocabulary, device=pool.device)
+            everyone = torch.ones(self.vocabulary, dtype=torch.bool, device=pool.device)
             entries = self.start.entries(pool, self.vocabulary, self.normalized, generator)
             replace_rows(self.embedding.weight, everyone, entries)
             return 0
         assert self.usage is not None
         dead = self.usage.dead(statistics.counts, self.revive_below, len(pool))
-        if len(dead):
-            replace_rows(self.embedding.weight, dead, draw(pool, len(dead), generator))
-        return len(dead)
+        replace_rows(self.embedding.weight, dead, replacements(pool, dead, generator))
+        return dead.sum()

@@ -26,7 +26,7 @@ def update(quantizer: EMAQuantizer, statistics: Statistics, seed: int = 0) -> in
     def untouched(parameter: nn.Parameter, rows: Tensor, values: Tensor) -> None:
         raise AssertionError("no optimizer owns these entries")
 
-    return quantizer.update(statistics, randomness(seed), untouched)
+    return int(quantizer.update(statistics, randomness(seed), untouched))
 
 
 def test_the_straight_through_gradient_is_the_identity() -> None:
@@ -81,7 +81,7 @@ def test_dead_codes_are_revived_and_the_next_update_does_not_undo_it() -> None:
     fresh = (F.normalize(z, dim=-1).mean(0) @ quantizer.entries.T) > 0.99
     assert fresh.sum() >= 6  # they stand where the latents are ...
     before = quantizer.entries.clone()
-    update(quantizer, Statistics(torch.zeros(12), torch.zeros(12, 4), torch.zeros(0, 1, 4)))
+    update(quantizer, Statistics(torch.zeros(12), torch.zeros(12, 4), torch.zeros(1, 1, 4)))
     torch.testing.assert_close(quantizer.entries[fresh], before[fresh])  # ... and stay
 
 

@@ -56,7 +56,24 @@ def test_candidates_are_spread_evenly_over_the_image() -> None:
 def test_usage_finds_the_dead_and_gives_the_revived_their_time() -> None:
     usage = renewal.Usage(4)
     counts = torch.tensor([30.0, 10.0, 0.0, 0.0])
-    steps = next(n for n in range(500) if len(usage.dead(counts, 0.1, limit=1)))
+    steps = next(n for n in range(500) if usage.dead(counts, 0.1, limit=1).any())
     assert 10 < steps < 200
-    assert usage.dead(counts, 0.1, limit=9).tolist() == [3]  # 2 has been revived
-    assert usage.dead(counts, 0.1, limit=9).tolist() == []
+    # 2 has been revived
+    assert usage.dead(counts, 0.1, limit=9).tolist() == [False, False, False, True]
+    assert not usage.dead(counts, 0.1, limit=9).any()
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2, 9])
+def test_the_first_dead_codes_are_those_of_a_slow_loop(limit: int) -> None:
+    usage = torch.tensor([9.0, 0.1, 5.0, 0.0, 0.2, 7.0])
+    slow = [code for code in range(6) if usage[code] < 0.1 * usage.mean()][:limit]
+    assert renewal.dead_codes(usage, 0.1, limit).nonzero().flatten().tolist() == slow
+
+
+def test_the_nth_dead_code_takes_the_nth_latent_of_a_random_order() -> None:
+    dead = torch.tensor([False, True, True, False, True])
+    order = torch.randperm(40, generator=randomness()).tolist()
+    given = renewal.replacements(pool(), dead, randomness())
+    assert given.shape == (5, 3)
+    for code, place in zip((1, 2, 4), order[:3], strict=True):
+        assert torch.equal(given[code], pool()[place])
