@@ -28,7 +28,7 @@ test-slow: env
 		test $$? -eq 5  # 5: there are none
 
 test-gpu: env
-	@$(BIN)/python -m pytest -m gpu
+	@$(BIN)/python -m pytest -m gpu tests/gpu
 
 check: env
 	$(BIN)/ruff check .

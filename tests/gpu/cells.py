@@ -1,0 +1,25 @@
+"""One run of worker.py, known by its name."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """Which stage (vqgan or prior), under which engine, and what is looked at: `train` (its losses)
+    or `steady` (whether the host waits for the device once a run has found its pace)."""
+
+    stage: str
+    precision: str = "fp32"
+    zero: int = 0
+    compile: bool = False
+    look: str = "train"
+
+    @property
+    def name(self) -> str:
+        how = "compile" if self.compile else "eager"
+        return f"{self.look}-{self.stage}-{self.precision}-zero{self.zero}-{how}"
+
+    @classmethod
+    def parse(cls, name: str) -> "Cell":
+        look, stage, precision, zero, how = name.split("-")
+        return cls(stage, precision, int(zero.removeprefix("zero")), how == "compile", look)
