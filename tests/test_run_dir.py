@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from taming_dist.config import to_yaml
 from taming_dist.errors import UserError
@@ -116,3 +117,20 @@ def test_a_run_from_before_a_key_had_what_the_keys_class_gives_it(
     with pytest.raises(UserError, match=r"condition_table=shared, and this one has own: set it"):
         check_run_dir(compose(*classes), tmp_path)
     check_run_dir(compose(*classes, "model.condition_table=shared"), tmp_path)
+
+
+def test_a_run_from_before_conditions_had_keys_of_their_own_resumes(
+    compose: Compose, tmp_path: Path
+) -> None:
+    config = compose(*STAGE_2, "model/condition=class", "model.condition.classes=5")
+    written = yaml.safe_load(to_yaml(config))
+    former = {"condition": "class", "classes": 5, "condition_vocabulary": 0}
+    former |= {"condition_grid": [], "condition_fingerprint": ""}
+    kept = {k: v for k, v in written["model"].items() if k not in ("block", "order", "scheme")}
+    written["model"] = kept | former
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(written))
+    check_run_dir(config, tmp_path)
+    with pytest.raises(UserError, match=r"model\.condition\.classes=5, and this one has 6"):
+        check_run_dir(
+            compose(*STAGE_2, "model/condition=class", "model.condition.classes=6"), tmp_path
+        )
