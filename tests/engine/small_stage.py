@@ -92,7 +92,8 @@ def train(
     for step in steps:
         clock, means = Clock(size, total, images=step * size), Means()
         parts = recipe.train_step(batches(recipe, step), clock)
-        means.add_all(parts, torch.tensor(True))  # those of a skipped step are looked at, too
+        moved = torch.ones((), dtype=torch.bool, device=recipe.world.device)
+        means.add_all(parts, moved)  # those of a skipped step are looked at, too
         lines.append(read(means.take(recipe.world) | recipe.window_metrics()))
     return lines
 

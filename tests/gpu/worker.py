@@ -106,11 +106,12 @@ def run_train(world: World, cell: Cell, out: str) -> dict[str, Any]:
 def run_steady(world: World, cell: Cell) -> dict[str, Any]:
     """A step in which waiting raises, and one of which the copies are counted."""
     recipe, means = build(world, cell), Means()
+    moved = torch.ones((), dtype=torch.bool, device=world.device)
 
     def step(number: int) -> None:
         given = list(batches(recipe, number))
         clock = Clock(GLOBAL_BATCH, 100, images=number * GLOBAL_BATCH)
-        means.add_all(list(recipe.train_step(given, clock)))
+        means.add_all(list(recipe.train_step(given, clock)), moved)
 
     for number in range(WARM_UP):
         step(number)
