@@ -38,7 +38,7 @@ RUNS = [("fp32", "vector", "lagged"), ("bf16", "ema", "global")]
 RUNS += [("fp16", "vector", "per_rank"), ("bf16", "vector", "lagged")]
 GAN = {
     "size": 32,
-    "perceptual_weight": 1.0,
+    "perceptual": 1.0,
     "disc_start": 0,
     "lecam_weight": 0.1,
     "r1_weight": 0.1,
