@@ -1,12 +1,14 @@
 """GAN losses, what steadies them, and the adaptive weight. Source: arXiv 2012.09841, section 3.1.
 
-Legend: logits [b,1,h,w] of a discriminator, real or fake (= for reconstructions); all in fp32.
+Legend: b batch, c channels, h w pixels; real or fake (= for reconstructions): logits of a
+discriminator, any number for an image. All is computed in fp32.
 """
 
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 EPSILON = 1e-4  # delta of equation 7, the value of the original's code
@@ -14,20 +16,24 @@ LARGEST_WEIGHT = 1e4
 
 
 class GANLoss(Protocol):
-    """A pair of losses; both give a scalar."""
+    """A pair of losses."""
 
-    def generator(self, fake: Tensor) -> Tensor: ...
-    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor: ...
+    def generator(self, fake: Float[Tensor, "b ..."]) -> Float32[Tensor, ""]: ...
+    def discriminator(
+        self, real: Float[Tensor, "b ..."], fake: Float[Tensor, "b ..."]
+    ) -> Float32[Tensor, ""]: ...
 
 
 class Hinge:
     """The margin of arXiv 1705.02894: the original's default."""
 
-    def generator(self, fake: Tensor) -> Tensor:
+    def generator(self, fake: Float[Tensor, "b ..."]) -> Float32[Tensor, ""]:
         """-E[D(x^)]."""
         return -fake.float().mean()
 
-    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
+    def discriminator(
+        self, real: Float[Tensor, "b ..."], fake: Float[Tensor, "b ..."]
+    ) -> Float32[Tensor, ""]:
         """(E[max(0, 1 - D(x))] + E[max(0, 1 + D(x^))]) / 2."""
         return 0.5 * (F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean())
 
@@ -35,7 +41,9 @@ class Hinge:
 class Vanilla(Hinge):
     """Cross-entropy for D, -E[D(x^)] for G: the original's `disc_loss: vanilla`."""
 
-    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
+    def discriminator(
+        self, real: Float[Tensor, "b ..."], fake: Float[Tensor, "b ..."]
+    ) -> Float32[Tensor, ""]:
         """(E[-log s(D(x))] + E[-log(1 - s(D(x^)))]) / 2, s the logistic function."""
         return 0.5 * (F.softplus(-real.float()).mean() + F.softplus(fake.float()).mean())
 
@@ -43,7 +51,7 @@ class Vanilla(Hinge):
 class NonSaturating(Vanilla):
     """Cross-entropy for both. Source: arXiv 1406.2661, section 3."""
 
-    def generator(self, fake: Tensor) -> Tensor:
+    def generator(self, fake: Float[Tensor, "b ..."]) -> Float32[Tensor, ""]:
         """E[-log s(D(x^))]."""
         return F.softplus(-fake.float()).mean()
 
@@ -55,10 +63,12 @@ GAN_LOSSES: dict[str, GANLoss] = {
 }
 
 
-def gradient_penalty(real: Tensor, images: Tensor) -> Tensor:
+def gradient_penalty(
+    real: Float[Tensor, "b ..."], images: Float[Tensor, "b c h w"]
+) -> Float32[Tensor, ""]:
     """R1: E[||d D(x) / d x||^2] / 2, to be differentiated once more. Source: arXiv 1801.04406, 9.
 
-    real: logits for images [b,c,h,w], which require a gradient; a D with many logits for an image
+    real: logits for the images, which require a gradient; a D with many logits for an image
     is judged by their mean.
     """
     judged = real.float().flatten(1).mean(1).sum()
@@ -66,10 +76,12 @@ def gradient_penalty(real: Tensor, images: Tensor) -> Tensor:
     return gradient.square().flatten(1).sum(1).mean() / 2
 
 
-def lecam(real: Tensor, fake: Tensor, averages: Tensor) -> Tensor:
+def lecam(
+    real: Float[Tensor, "b ..."], fake: Float[Tensor, "b ..."], averages: Float32[Tensor, "2"]
+) -> Float32[Tensor, ""]:
     """E[max(0, D(x) - a_fake)^2] + E[max(0, a_real - D(x^))^2]. Source: arXiv 2104.03310, 4.
 
-    averages [2]: moving averages a_real, a_fake of D's logits. One-sided, as its authors' code.
+    averages: moving averages a_real, a_fake of D's logits. One-sided, as its authors' code.
     """
     above = F.relu(real.float() - averages[1]).square().mean()
     below = F.relu(averages[0] - fake.float()).square().mean()
@@ -77,14 +89,14 @@ def lecam(real: Tensor, fake: Tensor, averages: Tensor) -> Tensor:
 
 
 def adaptive_weight(
-    rec_gradient: Tensor,
-    gan_gradient: Tensor,
+    rec_gradient: Float32[Tensor, "*size"],
+    gan_gradient: Float32[Tensor, "*size"],
     smallest: float = 0.0,
     largest: float = LARGEST_WEIGHT,
-) -> Tensor:
+) -> Float32[Tensor, ""]:
     """Equation 7: lambda = ||d rec / d W|| / (||d gan / d W|| + 1e-4), clamped.
 
-    Both gradients are those of the decoder's last convolution W, any shape; gives a scalar.
+    Both gradients are those of the decoder's last convolution W.
     """
     ratio = rec_gradient.norm() / (gan_gradient.norm() + EPSILON)
     return ratio.clamp(smallest, largest).detach()

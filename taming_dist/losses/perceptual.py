@@ -9,6 +9,7 @@ Legend: b batch, c channels, h w pixels.
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 # Mean and deviation of the images the backbones were trained on, for pixels in [-1, 1].
@@ -21,14 +22,14 @@ class LPIPS(nn.Module):
     """Perceptual distance on given networks; frozen, in eval mode whatever its owner does.
 
     `slices` run one after the other, each ending in a ReLU whose output is one layer's features;
-    `heads` holds one weight per channel [c] for each of them. Both come from
+    `heads` holds one weight per channel for each of them. Both come from
     `taming_dist.pretrained.lpips_network`. Everything is computed in fp32, also under autocast.
     """
 
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, slices: Sequence[nn.Module], heads: Sequence[Tensor]) -> None:
+    def __init__(self, slices: Sequence[nn.Module], heads: Sequence[Float[Tensor, "_"]]) -> None:
         super().__init__()
         assert len(slices) == len(heads)
         self.slices = nn.ModuleList(slices)
@@ -45,12 +46,17 @@ class LPIPS(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def features(self, x: Tensor) -> list[Tensor]:
-        """Features of a reference [b, 1 or 3, h, w] in [-1, 1], for several calls of `forward`."""
+    def features(self, x: Float[Tensor, "b c h w"]) -> list[Float32[Tensor, "b _ _ _"]]:
+        """Features of a reference in [-1, 1], for several calls of `forward`."""
         return self._features(x)
 
-    def forward(self, x: Tensor, y: Tensor, x_features: list[Tensor] | None = None) -> Tensor:
-        """Distance [b] of x and y, both [b, 1 or 3, h, w] in [-1, 1]; one channel is broadcast.
+    def forward(
+        self,
+        x: Float[Tensor, "b c h w"],
+        y: Float[Tensor, "b c h w"],
+        x_features: list[Float32[Tensor, "b _ _ _"]] | None = None,
+    ) -> Float32[Tensor, "b"]:
+        """Distance of x and y, both in [-1, 1], of 3 channels or of 1, which is broadcast.
 
         `x_features`, from `features(x)`, saves the pass over x; no gradient reaches x then.
         """
@@ -60,7 +66,7 @@ class LPIPS(nn.Module):
             distances = [((a - b).square() * head).sum(1).mean((1, 2)) for a, b, head in layers]
             return torch.stack(distances).sum(0)
 
-    def _features(self, images: Tensor) -> list[Tensor]:
+    def _features(self, images: Float[Tensor, "b c h w"]) -> list[Float32[Tensor, "b _ _ _"]]:
         with torch.autocast(images.device.type, enabled=False):
             hidden = (images.float() - self.shift) / self.scale
             features = []
@@ -70,7 +76,7 @@ class LPIPS(nn.Module):
             return features
 
 
-def _unit_length(features: Tensor) -> Tensor:
+def _unit_length(features: Float32[Tensor, "b c h w"]) -> Float32[Tensor, "b c h w"]:
     """Scale each pixel's feature vector to length one; zero vectors stay zero, gradient zero.
 
     The plain formula has a NaN gradient at zero. Zero is the right one there: such features come

@@ -117,7 +117,7 @@ def test_lecam_equals_its_formula_and_is_zero_beyond_the_averages() -> None:
 
 
 def test_the_adaptive_weight_is_the_ratio_of_norms() -> None:
-    rec, gan = torch.tensor([3.0, 4.0]), torch.tensor([[0.0, 2.0]])
+    rec, gan = torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.0])
     assert adaptive_weight(rec, gan).item() == pytest.approx(5 / (2 + 1e-4))
 
 
