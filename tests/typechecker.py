@@ -12,7 +12,18 @@ _check = beartype(conf=BeartypeConf(is_pep484_tower=True))
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function with its calls checked, but for the constructors that dataclasses generate: what
     users give a config class has checks of its own, whose errors tests look at."""
-    return function if function.__name__ == "__init__" and generated(function) else _check(function)
+    if function.__name__ == "__init__" and generated(function):
+        return function
+    hints = function.__annotations__
+    function.__annotations__ = {
+        name: Any if _protocol(hints[name]) else hints[name] for name in hints
+    }
+    return _check(function)
+
+
+def _protocol(hint: Any) -> bool:
+    """Whether it is a protocol: mypy's business, an object does not say whether it follows one."""
+    return getattr(hint, "_is_protocol", False)
 
 
 def generated(function: Callable[..., Any]) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import torch.nn.functional as F
+from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from taming_dist.losses.terms import Networks, TermConfig
@@ -17,10 +18,12 @@ class ReconstructionLoss(nn.Module):
         self.weights = {name: config.weight for name, config in terms.items()}
         self.terms = nn.ModuleList(config.build(networks) for config in terms.values())
 
-    def forward(self, images: Tensor, reconstructions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum, a scalar, and the value of each term that has a weight, by its name.
+    def forward(
+        self, images: Float[Tensor, "b c h w"], reconstructions: Float[Tensor, "b c h w"]
+    ) -> tuple[Float32[Tensor, ""], dict[str, Float32[Tensor, ""]]]:
+        """The sum, and the value of each term that has a weight, by its name.
 
-        images, reconstructions [b,c,h,w], about [-1, 1]; nothing is computed for a weight of 0.
+        Images and reconstructions are about [-1, 1]; nothing is computed for a weight of 0.
         """
         values = {
             name: term(images, reconstructions)
@@ -32,7 +35,9 @@ class ReconstructionLoss(nn.Module):
         return total, values
 
 
-def label_map_bce(labels: Tensor, logits: Tensor) -> Tensor:
-    """Binary cross-entropy of every channel of one-hot label maps [b,v,h,w], mean over all
-    elements: the original's loss for label maps."""
+def label_map_bce(
+    labels: Float[Tensor, "b v h w"], logits: Float[Tensor, "b v h w"]
+) -> Float32[Tensor, ""]:
+    """Binary cross-entropy of every channel of one-hot label maps, mean over all elements: the
+    original's loss for label maps."""
     return F.binary_cross_entropy_with_logits(logits.float(), labels.float())

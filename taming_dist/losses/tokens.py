@@ -5,14 +5,18 @@ Source: arXiv 2012.09841, equation 11; the noise (`pkeep`) is the original imple
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float, Float32, Float64, Int64, Num
 from torch import Tensor
 
 
-def token_nll(logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return the mean negative log-likelihood, a scalar in nats per token, computed in fp32.
+def token_nll(
+    logits: Float[Tensor, "b n v"],
+    targets: Int64[Tensor, "b n"],
+    mask: Bool[Tensor, "b n"] | None = None,
+) -> Float32[Tensor, ""]:
+    """Return the mean negative log-likelihood in nats per token, computed in fp32.
 
-    logits [b, n, v] (any float), targets [b, n] int64; mask bool [b, n]: the tokens that count,
-    None for all. Source: arXiv 2012.09841, equation 11.
+    `mask`: the tokens that count, None for all. Source: arXiv 2012.09841, equation 11.
     """
     if mask is None:
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
@@ -20,18 +24,23 @@ def token_nll(logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> Te
     return (each * mask.flatten()).sum() / mask.sum().clamp(min=1)
 
 
-def corrupt(tokens: Tensor, pkeep: float, chance: Tensor, noise: Tensor) -> Tensor:
-    """Return tokens [b, n] in which each one stays with probability `pkeep`, else becomes noise.
+def corrupt(
+    tokens: Int64[Tensor, "b n"],
+    pkeep: float,
+    chance: Float[Tensor, "b n"],
+    noise: Int64[Tensor, "b n"],
+) -> Int64[Tensor, "b n"]:
+    """Return tokens in which each one stays with probability `pkeep`, else becomes noise.
 
-    chance [b, n] is uniform on [0, 1), noise [b, n] int64 uniform over the vocabulary. They are
+    chance is uniform on [0, 1), noise uniform over the vocabulary. They are
     arguments so that the result does not depend on the device or the rank. Only what the model
     reads is corrupted: the targets stay the true tokens.
     """
     return torch.where(chance < pkeep, tokens, noise)
 
 
-def unigram_entropy(counts: Tensor) -> Tensor:
-    """Return the entropy, in nats per token, of the code frequencies counts [v]: a scalar, fp64.
+def unigram_entropy(counts: Num[Tensor, "v"]) -> Float64[Tensor, ""]:
+    """Return the entropy, in nats per token, of the code frequencies counts.
 
     It is the loss of the best model that ignores context, so a trained one must be below it.
     """

@@ -11,7 +11,7 @@ from taming_dist.losses.perceptual import LPIPS
 from taming_dist.losses.reconstruction import ReconstructionLoss
 from taming_dist.losses.terms import TERMS, L1Config, L2Config, PerceptualConfig, TermConfig
 
-X = torch.tensor([[1.0, -1.0], [0.0, 0.5]])
+X = torch.tensor([[[[1.0, -1.0], [0.0, 0.5]]]])
 CONF = Path(__file__).parents[2] / "conf"
 
 
@@ -28,11 +28,11 @@ def images(seed: int) -> Tensor:
 
 
 def test_l1_is_the_mean_absolute_difference() -> None:
-    assert L1Config().build(Small())(X, torch.zeros(2, 2)).item() == pytest.approx(2.5 / 4)
+    assert L1Config().build(Small())(X, torch.zeros_like(X)).item() == pytest.approx(2.5 / 4)
 
 
 def test_l2_is_the_mean_squared_difference() -> None:
-    assert L2Config().build(Small())(X, torch.zeros(2, 2)).item() == pytest.approx(2.25 / 4)
+    assert L2Config().build(Small())(X, torch.zeros_like(X)).item() == pytest.approx(2.25 / 4)
 
 
 def test_the_perceptual_term_is_the_mean_of_lpips_over_the_images() -> None:

@@ -38,8 +38,9 @@ def test_tokens_with_a_chance_below_pkeep_stay_and_others_become_noise() -> None
 def test_the_share_of_kept_tokens_is_pkeep() -> None:
     generator = torch.Generator().manual_seed(0)
     chance = torch.rand(100, 200, generator=generator)
-    kept = corrupt(torch.ones(100, 200), 0.9, chance, torch.zeros(100, 200))
-    assert kept.mean().item() == pytest.approx(0.9, abs=0.01)
+    ones, zeros = torch.ones(100, 200, dtype=torch.int64), torch.zeros(100, 200, dtype=torch.int64)
+    kept = corrupt(ones, 0.9, chance, zeros)
+    assert kept.float().mean().item() == pytest.approx(0.9, abs=0.01)
 
 
 def test_unigram_entropy_of_known_counts() -> None:

@@ -13,7 +13,6 @@ import torch
 from taming_dist.models.modalities import RGB
 
 PACKAGE = Path(__file__).resolve().parents[2] / "taming_dist"
-FOLDERS = ("models", "losses")
 # what holds tensors of several shapes
 OPEN = {"Mapping", "dict", "Callable"}
 
@@ -71,6 +70,12 @@ def test_a_signature_without_a_shape_is_found(hint: str, found: bool) -> None:
     assert bool(shapeless(f"class A:\n    def public(self) -> {hint}: ...")) == found
     assert bool(shapeless(f"class A(NamedTuple):\n    x: {hint}")) == found
     assert not shapeless(f"def _private(x: {hint}): ...")
+
+
+@pytest.mark.parametrize("folder", ["models", "losses"])
+def test_every_public_signature_says_what_shape_its_tensors_have(folder: str) -> None:
+    for path in (PACKAGE / folder).rglob("*.py"):
+        assert not shapeless(path.read_text()), path
 
 
 def test_a_wrong_shape_and_a_wrong_type_are_caught_in_tests() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from taming_dist.errors import UserError
@@ -19,7 +20,9 @@ class Perceptual(nn.Module):
         super().__init__()
         self.lpips = lpips
 
-    def forward(self, images: Tensor, reconstructions: Tensor) -> Tensor:
+    def forward(
+        self, images: Float[Tensor, "b c h w"], reconstructions: Float[Tensor, "b c h w"]
+    ) -> Float32[Tensor, ""]:
         return self.lpips(images, reconstructions, self.lpips.features(images)).mean()
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from taming_dist.losses.terms.term import Networks, TermConfig
@@ -10,7 +11,9 @@ from taming_dist.losses.terms.term import Networks, TermConfig
 class L1(nn.Module):
     """Mean absolute difference over all elements: the pixel term of arXiv 2012.09841's code."""
 
-    def forward(self, images: Tensor, reconstructions: Tensor) -> Tensor:
+    def forward(
+        self, images: Float[Tensor, "b c h w"], reconstructions: Float[Tensor, "b c h w"]
+    ) -> Float32[Tensor, ""]:
         return (images.float() - reconstructions.float()).abs().mean()
 
 
@@ -23,7 +26,9 @@ class L1Config(TermConfig):
 class L2(nn.Module):
     """Mean squared difference over all elements: the pixel term of arXiv 2012.09841, equation 4."""
 
-    def forward(self, images: Tensor, reconstructions: Tensor) -> Tensor:
+    def forward(
+        self, images: Float[Tensor, "b c h w"], reconstructions: Float[Tensor, "b c h w"]
+    ) -> Float32[Tensor, ""]:
         return (images.float() - reconstructions.float()).square().mean()
 
 

@@ -29,5 +29,5 @@ class TermConfig:
         """UserError if images of so many pixels across will not do."""
 
     def build(self, networks: Networks) -> nn.Module:
-        """The term: images and reconstructions [b,c,h,w], about [-1, 1] -> a scalar in fp32."""
+        """The term: a module that is called with images and reconstructions, about [-1, 1]."""
         raise NotImplementedError

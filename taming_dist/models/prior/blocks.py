@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 
@@ -52,8 +53,13 @@ class KVCache:
         self.values = torch.empty(shape, device=device, dtype=dtype)
         self.length = 0
 
-    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write one layer's keys and values [b, heads, t, d] after `length`; return all so far."""
+    def extend(
+        self,
+        layer: int,
+        key: Float[Tensor, "b heads t d"],
+        value: Float[Tensor, "b heads t d"],
+    ) -> tuple[Float[Tensor, "b heads end d"], Float[Tensor, "b heads end d"]]:
+        """Write one layer's keys and values after `length`; return all so far."""
         end = self.length + key.shape[2]
         self.keys[layer, :, :, self.length : end] = key
         self.values[layer, :, :, self.length : end] = value
@@ -61,7 +67,7 @@ class KVCache:
 
 
 class Block(nn.Module):
-    """One layer: [b, t, c] -> [b, t, c], made from `BlockSizes` and the config of its kind.
+    """One layer, made from `BlockSizes` and the config of its kind.
 
     `learned_positions`: whether the transformer adds a learned embedding of each position to what
     the first block reads. A kind that has a notion of positions of its own (rotary, say) turns it
@@ -72,8 +78,10 @@ class Block(nn.Module):
     learned_positions: ClassVar[bool] = True
     cached: tuple[int, int]
 
-    def forward(self, x: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
-        """Map [b, t, c] to the same shape; with a cache, x continues the positions in it."""
+    def forward(
+        self, x: Float[Tensor, "b t c"], cache: KVCache | None = None, layer: int = 0
+    ) -> Float[Tensor, "b t c"]:
+        """With a cache, x continues the positions in it."""
         raise NotImplementedError
 
     @classmethod
@@ -102,8 +110,10 @@ class Attention(nn.Module):
         self.value = nn.Linear(width, width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
-        """Map [b, t, c] to the same shape; with a cache, x continues the cached positions."""
+    def forward(
+        self, x: Float[Tensor, "b t c"], cache: KVCache | None = None, layer: int = 0
+    ) -> Float[Tensor, "b t c"]:
+        """With a cache, x continues the positions in it."""
         query, key, value = (
             linear(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
             for linear in (self.query, self.key, self.value)
@@ -139,8 +149,9 @@ class GPTBlock(Block):
         )
         self.dropout = nn.Dropout(sizes.dropout_residual)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
-        """Map [b, t, c] to the same shape."""
+    def forward(
+        self, x: Float[Tensor, "b t c"], cache: KVCache | None = None, layer: int = 0
+    ) -> Float[Tensor, "b t c"]:
         x = x + self.dropout(self.attn(self.ln1(x), cache, layer))
         return x + self.dropout(self.mlp(self.ln2(x)))
 

@@ -17,6 +17,7 @@ from math import prod
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
 from taming_dist.errors import UserError
@@ -79,8 +80,8 @@ class Condition(ABC):
         """How many different tokens there are."""
 
     @abstractmethod
-    def prefix(self, count: int, columns: Columns) -> Tensor:
-        """Return the prefix [b, m] int64 of `count` images from their columns, on the CPU, where
+    def prefix(self, count: int, columns: Columns) -> Int64[Tensor, "{count} m"]:
+        """Return the prefix of `count` images from their columns, on the CPU, where
         values can be checked.
 
         Raises:
@@ -154,8 +155,8 @@ class Unconditional(Condition):
     def vocabulary(self) -> int:
         return START_TOKEN + 1
 
-    def prefix(self, count: int, columns: Columns) -> Tensor:
-        """Return `count` start tokens as prefix [b, 1] int64."""
+    def prefix(self, count: int, columns: Columns) -> Int64[Tensor, "{count} m"]:
+        """Return `count` start tokens as prefix."""
         return torch.full((count, 1), START_TOKEN, dtype=torch.int64)
 
     def given(self, value: Any) -> Columns:
@@ -188,8 +189,8 @@ class ClassCondition(Condition):
     def vocabulary(self) -> int:
         return self.classes
 
-    def prefix(self, count: int, columns: Columns) -> Tensor:
-        """Return classes [b] as prefix [b, 1] int64."""
+    def prefix(self, count: int, columns: Columns) -> Int64[Tensor, "{count} m"]:
+        """Return classes as prefix, one token each."""
         given = columns.get("cls")
         if given is None:
             raise UserError("class_id: this transformer is class-conditional, give classes for it")
@@ -261,8 +262,8 @@ class CodesCondition(Condition):
     def length(self) -> int:
         return prod(self.grid)
 
-    def prefix(self, count: int, columns: Columns) -> Tensor:
-        """Return codes [b, k, l] as prefix [b, k * l] int64."""
+    def prefix(self, count: int, columns: Columns) -> Int64[Tensor, "{count} m"]:
+        """Return codes [b, k, l] as prefix, m = k * l."""
         given = columns.get("cond")
         if given is None:
             raise UserError(

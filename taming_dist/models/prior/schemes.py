@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol
 
 import torch
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from taming_dist.losses.tokens import corrupt
@@ -23,18 +24,19 @@ Choose = Callable[[Tensor, Tensor], Tensor]  # logits [b, v], uniforms [b] -> to
 class Network(Protocol):
     """What a scheme uses of a transformer (`models.prior.transformer.Transformer`)."""
 
-    def __call__(self, tokens: Tensor, prefix: Tensor) -> Tensor: ...
+    def __call__(
+        self, tokens: Int64[Tensor, "b n"], prefix: Int64[Tensor, "b m"]
+    ) -> Float[Tensor, "b n v"]: ...
     def cache(self, batch: int) -> KVCache: ...
-    def step(self, tokens: Tensor, cache: KVCache) -> Tensor: ...
+    def step(self, tokens: Int64[Tensor, "b t"], cache: KVCache) -> Float[Tensor, "b v"]: ...
 
 
 class Pair(NamedTuple):
-    """What the transformer reads and what it is to say, int64 [b, n]; `mask` bool [b, n]: which
-    tokens count, None for all."""
+    """What the transformer reads and what it is to say; `mask`: which tokens count (None: all)."""
 
-    inputs: Tensor
-    targets: Tensor
-    mask: Tensor | None = None
+    inputs: Int64[Tensor, "b n"]
+    targets: Int64[Tensor, "b n"]
+    mask: Bool[Tensor, "b n"] | None = None
 
 
 class Scheme(ABC):
@@ -57,12 +59,12 @@ class Scheme(ABC):
         return {}
 
     @abstractmethod
-    def training_pair(self, tokens: Tensor, draws: Draws, vocabulary: int) -> Pair:
-        """Return what is learned of tokens [b, n] with the rows of `draw` that are theirs."""
+    def training_pair(self, tokens: Int64[Tensor, "b n"], draws: Draws, vocabulary: int) -> Pair:
+        """Return what is learned of tokens with the rows of `draw` that are theirs."""
 
     @abstractmethod
-    def evaluation_pair(self, tokens: Tensor, vocabulary: int) -> Pair:
-        """Return what is measured on tokens [b, n], the same every time."""
+    def evaluation_pair(self, tokens: Int64[Tensor, "b n"], vocabulary: int) -> Pair:
+        """Return what is measured on tokens, the same every time."""
 
     @abstractmethod
     def uniforms(self, count: int) -> int:
@@ -70,11 +72,16 @@ class Scheme(ABC):
 
     @abstractmethod
     def generate(
-        self, network: Network, prefix: Tensor, count: int, choose: Choose, uniforms: Tensor
-    ) -> Tensor:
-        """Return `count` tokens [b, n] int64 for each prefix [b, m], chosen by `choose`.
+        self,
+        network: Network,
+        prefix: Int64[Tensor, "b m"],
+        count: int,
+        choose: Choose,
+        uniforms: Float[Tensor, "b u"],
+    ) -> Int64[Tensor, "b {count}"]:
+        """Return `count` tokens for each prefix, chosen by `choose`.
 
-        uniforms [b, u] are as many as `uniforms(count)` says.
+        uniforms: u are as many as `uniforms(count)` says.
         """
 
 
@@ -102,20 +109,25 @@ class NextIndex(Scheme):
         chance = torch.rand(shape, generator=generator)
         return {"chance": chance, "noise": torch.randint(vocabulary, shape, generator=generator)}
 
-    def training_pair(self, tokens: Tensor, draws: Draws, vocabulary: int) -> Pair:
+    def training_pair(self, tokens: Int64[Tensor, "b n"], draws: Draws, vocabulary: int) -> Pair:
         if self.pkeep == 1:
             return Pair(tokens, tokens)
         return Pair(corrupt(tokens, self.pkeep, draws["chance"], draws["noise"]), tokens)
 
-    def evaluation_pair(self, tokens: Tensor, vocabulary: int) -> Pair:
+    def evaluation_pair(self, tokens: Int64[Tensor, "b n"], vocabulary: int) -> Pair:
         return Pair(tokens, tokens)
 
     def uniforms(self, count: int) -> int:
         return count
 
     def generate(
-        self, network: Network, prefix: Tensor, count: int, choose: Choose, uniforms: Tensor
-    ) -> Tensor:
+        self,
+        network: Network,
+        prefix: Int64[Tensor, "b m"],
+        count: int,
+        choose: Choose,
+        uniforms: Float[Tensor, "b u"],
+    ) -> Int64[Tensor, "b {count}"]:
         cache = network.cache(len(prefix))
         tokens = torch.empty(len(prefix), count, dtype=torch.int64, device=prefix.device)
         read = prefix

@@ -12,6 +12,7 @@ from math import prod
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int64
 from omegaconf import MISSING
 from torch import Tensor, nn
 
@@ -175,12 +176,14 @@ class Transformer(Exported):
         self.head = nn.Linear(config.width, config.vocabulary, bias=False)
         self.apply(_initialise)
 
-    def forward(self, tokens: Tensor, prefix: Tensor) -> Tensor:
-        """Return logits [b, n, v], those of each of the image's tokens.
+    def forward(
+        self, tokens: Int64[Tensor, "b n"], prefix: Int64[Tensor, "b m"]
+    ) -> Float[Tensor, "b n v"]:
+        """Return logits, those of each of the image's tokens.
 
-        tokens [b, n] and prefix [b, m], the condition's tokens, are int64 in the model's order,
-        1 <= m and m + n - shift <= positions, where `shift` is the scheme's. With the next index
-        (shift 1) logits at k come from prefix and tokens[:, :k].
+        tokens and prefix, the condition's tokens, are in the model's order, 1 <= m and
+        m + n - shift <= positions, where `shift` is the scheme's. With the next index (shift 1)
+        logits at k come from prefix and tokens[:, :k].
         Source: arXiv 2012.09841, equation 11 (the negative mean log-likelihood is `losses.tokens`).
 
         Raises:
@@ -209,8 +212,8 @@ class Transformer(Exported):
             len(self.blocks), batch, heads, positions, width, weight.device, weight.dtype
         )
 
-    def step(self, tokens: Tensor, cache: KVCache) -> Tensor:
-        """Read tokens [b, t] after those in the cache; return logits [b, v] of the next code.
+    def step(self, tokens: Int64[Tensor, "b t"], cache: KVCache) -> Float[Tensor, "b v"]:
+        """Read tokens after those in the cache; return logits of the next code.
 
         The first call reads the prefix (any t), later ones read one code each.
 
@@ -239,14 +242,16 @@ class Transformer(Exported):
                 del values[part]
         return former_keys.former(values)
 
-    def _embedded(self, prefix: Tensor, tokens: Tensor) -> Tensor:
-        """Condition tokens [b, m] and codes [b, n] -> their embeddings [b, m + n, width]."""
+    def _embedded(
+        self, prefix: Int64[Tensor, "b m"], tokens: Int64[Tensor, "b n"]
+    ) -> Float[Tensor, "b m+n c"]:
+        """The embeddings of condition tokens and codes, one after the other."""
         if self.cond_emb is None:
             return self.tok_emb(torch.cat([prefix, tokens], dim=1))
         return torch.cat([self.cond_emb(prefix), self.tok_emb(tokens)], dim=1)
 
-    def _placed(self, embedded: Tensor, start: int) -> Tensor:
-        """Embeddings [b, t, width] with those of the positions from `start` on added."""
+    def _placed(self, embedded: Float[Tensor, "b t c"], start: int) -> Float[Tensor, "b t c"]:
+        """Embeddings with those of the positions from `start` on added."""
         end = start + embedded.shape[1]
         if end > self.config.positions:
             raise UserError(

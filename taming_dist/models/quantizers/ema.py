@@ -113,7 +113,7 @@ class EMAQuantizer(Quantizer):
     @torch.no_grad()
     def update(
         self, statistics: Statistics, generator: torch.Generator, replace_rows: ReplaceRows
-    ) -> int | Tensor:
+    ) -> int | Int64[Tensor, ""]:
         """Move the averages (equations 6 to 8), then revive dead codes."""
         assert statistics.sums is not None
         assert statistics.candidates is not None

@@ -97,7 +97,7 @@ class Quantizer(StaysFloat32):
 
     def update(
         self, statistics: Statistics, generator: torch.Generator, replace_rows: ReplaceRows
-    ) -> int | Tensor:
+    ) -> int | Int64[Tensor, ""]:
         """Take in the statistics of a whole optimizer step over all ranks; gives how many codes
         were revived.
 

@@ -136,7 +136,7 @@ class VectorQuantizer(Quantizer):
     @torch.no_grad()
     def update(
         self, statistics: Statistics, generator: torch.Generator, replace_rows: ReplaceRows
-    ) -> int | Tensor:
+    ) -> int | Int64[Tensor, ""]:
         """Dead codes take the place of latents; all else is the optimizer's."""
         if statistics.candidates is None:
             return 0
