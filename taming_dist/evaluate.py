@@ -27,8 +27,8 @@ from taming_dist.data.images import Preprocess
 from taming_dist.data.reader import MOST_THREADS, Batch, Reader
 from taming_dist.engine.world import choose_device
 from taming_dist.errors import UserError
-from taming_dist.evaluation.label_maps import LabelMapFigures
-from taming_dist.evaluation.reconstruction import ReconstructionFigures
+from taming_dist.evaluation.label_maps import LabelMapMetrics
+from taming_dist.evaluation.reconstruction import ReconstructionMetrics
 from taming_dist.evaluation.tokens import TokenMetrics
 from taming_dist.formats.files import writing
 from taming_dist.formats.manifest import resolve
@@ -132,13 +132,13 @@ def evaluate_vqgan(config: EvaluateConfig, device: torch.device) -> dict[str, An
 
 def first_stage_figures(
     vqgan: VQGAN, config: EvaluateConfig, device: torch.device
-) -> ReconstructionFigures | LabelMapFigures:
+) -> ReconstructionMetrics | LabelMapMetrics:
     """What is measured of a first stage."""
     vocabulary, modality = vqgan.config.vocabulary, vqgan.config.modality
     if isinstance(modality, LabelMap):
-        return LabelMapFigures(modality.classes, vocabulary)
+        return LabelMapMetrics(modality.classes, vocabulary)
     lpips = lpips_network(config.lpips_net, config.lpips_weights).to(device)
-    return ReconstructionFigures(vocabulary, lpips)
+    return ReconstructionMetrics(vocabulary, lpips)
 
 
 def evaluate_transformer(config: EvaluateConfig, device: torch.device) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from taming_dist.losses.tokens import unigram_entropy
 from taming_dist.models.quantizers.interface import count
 
 
-class LabelMapFigures:
-    """Sums over batches, and the figures that follow from them; see `ReconstructionFigures`."""
+class LabelMapMetrics:
+    """Sums over batches, and the metrics that follow from them; see `ReconstructionMetrics`."""
 
     def __init__(self, classes: int, vocabulary: int) -> None:
         self.classes = classes
@@ -40,7 +40,7 @@ class LabelMapFigures:
 
     def compute(self) -> dict[str, float]:
         """Cross-entropy, share of pixels right, intersection over union averaged over the classes
-        that occur or were found, codebook usage and perplexity (as `ReconstructionFigures`)."""
+        that occur or were found, codebook usage and perplexity (as `ReconstructionMetrics`)."""
         assert self.sums[0] > 0, "no batch was given"
         right, truth, taken = self.sums[2 : 2 + 3 * self.classes].reshape(3, -1)
         union = truth + taken - right

@@ -17,12 +17,12 @@ from taming_dist.losses.tokens import unigram_entropy
 from taming_dist.models.quantizers.interface import count
 
 
-class ReconstructionFigures:
-    """Sums over batches, and the figures that follow from them.
+class ReconstructionMetrics:
+    """Sums over batches, and the metrics that follow from them.
 
     Each rank feeds its own images; `sums` is one fp64 tensor, so that adding it over the ranks
-    (one all-reduce) makes `compute` give the figures of the whole set. Without `lpips` the
-    perceptual figures are left out; without `mean_colour`, the floor, which is the same every
+    (one all-reduce) makes `compute` give the metrics of the whole set. Without `lpips` the
+    perceptual metrics are left out; without `mean_colour`, the floor, which is the same every
     time that a fixed set is evaluated.
     """
 
@@ -57,21 +57,21 @@ class ReconstructionFigures:
         self.sums[6:] += count(codes, len(self.sums) - 6)
 
     def compute(self) -> dict[str, float]:
-        """Return the figures of all images seen: PSNR in dB, LPIPS per image, codebook usage.
+        """Return the metrics of all images seen: PSNR in dB, LPIPS per image, codebook usage.
 
         `codebook_usage` is the fraction of the codes that occur, `codebook_perplexity` the number
         of equally frequent codes with the same entropy.
         """
         assert self.sums[0] > 0, "no batch was given"
-        figures = {}
+        metrics = {}
         for slot, name in ((2, ""), (4, "_mean_colour"))[: 1 + self.mean_colour]:
-            figures[f"val_psnr{name}"] = _psnr(float(self.sums[slot] / self.sums[1]))
+            metrics[f"val_psnr{name}"] = _psnr(float(self.sums[slot] / self.sums[1]))
             if self.lpips is not None:
-                figures[f"val_lpips{name}"] = float(self.sums[slot + 1] / self.sums[0])
+                metrics[f"val_lpips{name}"] = float(self.sums[slot + 1] / self.sums[0])
         counts = self.sums[6:]
-        figures["codebook_usage"] = float((counts > 0).double().mean())
-        figures["codebook_perplexity"] = math.exp(unigram_entropy(counts))
-        return figures
+        metrics["codebook_usage"] = float((counts > 0).double().mean())
+        metrics["codebook_perplexity"] = math.exp(unigram_entropy(counts))
+        return metrics
 
 
 def _psnr(mean_squared_error: float) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from taming_dist.data.reader import ImagesConfig
-from taming_dist.evaluation.label_maps import LabelMapFigures
+from taming_dist.evaluation.label_maps import LabelMapMetrics
 from taming_dist.losses.reconstruction import label_map_bce
 from taming_dist.models.modalities import LabelMap
 from taming_dist.models.vqgan import VQGAN, Reconstruction, VQGANConfig, check_size
@@ -105,7 +105,7 @@ class LabelMapRecipe:
 
     def validate(self, batches: Iterable[tuple[Any, bool]]) -> dict[str, float]:
         config = self.generator.module.config
-        figures = LabelMapFigures(config.modality.classes, config.vocabulary)
+        figures = LabelMapMetrics(config.modality.classes, config.vocabulary)
         return self.autoencoder.validate(batches, figures)
 
     def preview(self, batch: Any) -> Tensor:

@@ -17,7 +17,7 @@ from taming_dist import pretrained
 from taming_dist.data.reader import ImagesConfig
 from taming_dist.engine.zero import Engine
 from taming_dist.errors import UserError
-from taming_dist.evaluation.reconstruction import ReconstructionFigures
+from taming_dist.evaluation.reconstruction import ReconstructionMetrics
 from taming_dist.losses.perceptual import LPIPS
 from taming_dist.losses.reconstruction import ReconstructionLoss
 from taming_dist.losses.terms import TERMS
@@ -183,7 +183,7 @@ class VQGANRecipe:
 
     def validate(self, batches: Iterable[tuple[Any, bool]]) -> dict[str, float]:
         vocabulary = self.generator.module.config.vocabulary
-        figures = ReconstructionFigures(vocabulary, self.lpips, mean_colour=False)
+        figures = ReconstructionMetrics(vocabulary, self.lpips, mean_colour=False)
         return self.autoencoder.validate(batches, figures)
 
     def preview(self, batch: Any) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from taming_dist.evaluation.label_maps import LabelMapFigures
+from taming_dist.evaluation.label_maps import LabelMapMetrics
 
 TRUTH = torch.tensor([[[0, 0], [1, 2]], [[2, 2], [2, 0]]])
 TAKEN = torch.tensor([[[0, 1], [1, 2]], [[2, 0], [2, 0]]])
@@ -19,9 +19,9 @@ def one_hot(labels: torch.Tensor) -> torch.Tensor:
 def test_figures_equal_counting_by_hand_however_the_set_is_cut() -> None:
     logits = 6 * one_hot(TAKEN) - 3
     codes = torch.tensor([[[0, 1]], [[1, 1]]])
-    whole = LabelMapFigures(4, 3)
+    whole = LabelMapMetrics(4, 3)
     whole.update(one_hot(TRUTH), logits, codes)
-    parts = LabelMapFigures(4, 3)
+    parts = LabelMapMetrics(4, 3)
     for row in range(2):
         part = slice(row, row + 1)
         parts.update(one_hot(TRUTH)[part], logits[part], codes[part])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from taming_dist.evaluation.reconstruction import ReconstructionFigures
+from taming_dist.evaluation.reconstruction import ReconstructionMetrics
 from taming_dist.losses.perceptual import LPIPS
 
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -34,7 +34,7 @@ def whole() -> Batch:
 
 def test_figures_are_those_of_the_whole_set_whatever_the_batches() -> None:
     lpips = small_lpips()
-    figures = ReconstructionFigures(8, lpips)
+    figures = ReconstructionMetrics(8, lpips)
     for part in BATCHES:
         figures.update(*part)
     found = figures.compute()
@@ -57,7 +57,7 @@ def test_figures_are_those_of_the_whole_set_whatever_the_batches() -> None:
 
 
 def test_sums_of_ranks_add_up_to_one_process() -> None:
-    alone, ranks = ReconstructionFigures(8), [ReconstructionFigures(8) for _ in range(2)]
+    alone, ranks = ReconstructionMetrics(8), [ReconstructionMetrics(8) for _ in range(2)]
     for position, part in enumerate(BATCHES):
         alone.update(*part)
         ranks[position % 2].update(*part)
@@ -68,18 +68,18 @@ def test_sums_of_ranks_add_up_to_one_process() -> None:
 def test_reference_features_are_computed_once_for_both_predictions() -> None:
     lpips, passes = small_lpips(), []
     lpips.slices[0].register_forward_hook(lambda *_: passes.append(1))
-    ReconstructionFigures(8, lpips).update(*BATCHES[0])
+    ReconstructionMetrics(8, lpips).update(*BATCHES[0])
     assert len(passes) == 3
 
 
 def test_without_network_or_floor_their_figures_are_left_out() -> None:
-    figures = ReconstructionFigures(8, mean_colour=False)
+    figures = ReconstructionMetrics(8, mean_colour=False)
     figures.update(*BATCHES[0])
     assert set(figures.compute()) == {"val_psnr", "codebook_usage", "codebook_perplexity"}
 
 
 def test_a_perfect_reconstruction_is_infinitely_good() -> None:
     images, _, codes = BATCHES[0]
-    figures = ReconstructionFigures(8)
+    figures = ReconstructionMetrics(8)
     figures.update(images, images, codes)
     assert figures.compute()["val_psnr"] == math.inf
