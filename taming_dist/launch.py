@@ -6,9 +6,14 @@ GPU or CPU rank), or nothing at all for a single process.
 
 import dataclasses
 import os
+import signal
 from collections.abc import Mapping
 
 from taming_dist.errors import UserError
+
+# What asks a run to save and stop: Ctrl-C, Slurm's end and its warning. They reach a whole group of
+# processes; the run alone answers, and its helpers have them blocked.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,12 +30,11 @@ from taming_dist.data.decoding import READING_THREADS, Decoder, Filled
 from taming_dist.data.fetching import Ticket
 from taming_dist.data.slots import Rows, Slots
 from taming_dist.errors import UserError
+from taming_dist.launch import STOP_SIGNALS
 from taming_dist.memory import keep_freed_memory
 
 Kept = TypeVar("Kept")
 
-# Handled by the trainer, which then ends the child; the child would lose batches if it did.
-PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 START = "import sys, json; sys.path = json.loads(sys.argv[1]); from {} import main; main()"
 PARENT_CHECK_S = 2.0
 RARELY = 50_000  # objects made: samples come and go by thousands, and few of them form a cycle
@@ -134,7 +133,7 @@ def start_child(connection: Connection, slots: Slots) -> subprocess.Popen[bytes]
     """
     descriptors = (connection.fileno(), slots.descriptor)
     command = [sys.executable, "-I", "-c", START.format(__name__), json.dumps(sys.path)]
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, PARENTS_SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         return subprocess.Popen(
             [*command, *map(str, descriptors)], pass_fds=descriptors, stdin=subprocess.DEVNULL

@@ -6,6 +6,7 @@ A network names its blocks by their classes, `block_types`; networks without any
 import os
 import shutil
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -38,16 +39,37 @@ def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def compile_blocks(network: nn.Module) -> None:
-    """torch.compile each block on its own: blocks of the same shapes share their code, and hooks of
-    ZeRO stay between them."""
+def compile_blocks(network: nn.Module, recompute: bool) -> bool:
+    """torch.compile the forward pass of each block, recomputed or not; gives whether there are any.
+
+    It is compiled once for each class and shape, not for each block, and without the hooks around a
+    block, in which ZeRO gathers. Where no gradient is followed (previews, validation, sampling)
+    blocks run as they are: other sizes would be compiled anew, for a few batches.
+    """
     blocks = blocks_of(network)
-    # A block's code is compiled once for each shape that it meets; past its limit torch would
-    # silently go back to running it as it is.
+    # Past its limit of shapes for one function torch would silently run it as it is.
     limit = torch._dynamo.config.recompile_limit
-    torch._dynamo.config.recompile_limit = max(limit, 4 * len(blocks))
+    torch._dynamo.config.recompile_limit = max(limit, 2 * len(blocks))
     for block in blocks:
-        block.compile(dynamic=False)
+        block.forward = _compiled(block, recompute)
+    return bool(blocks)
+
+
+def _compiled(block: nn.Module, recompute: bool) -> Callable[..., Any]:
+    kind: Any = type(block)  # mypy: classes of modules are not Hashable
+    plain, fast = block.forward, partial(_compiled_forward(kind, recompute), block)
+
+    def run(*args: Any) -> Any:
+        return fast(*args) if torch.is_grad_enabled() else plain(*args)
+
+    return run
+
+
+@cache
+def _compiled_forward(kind: Any, recompute: bool) -> Callable[..., Any]:
+    """The one compiled function of all blocks of a class: they come as its first argument."""
+    forward = _checkpointed(kind.forward) if recompute else kind.forward
+    return torch.compile(forward, dynamic=False)
 
 
 def check_compiler(on_gpu: bool) -> None:

@@ -24,6 +24,13 @@ def gathered(
         yield
 
 
+def gather_as_one(modules: Sequence[nn.Module]) -> None:
+    """Have ZeRO 3 gather all weights inside of a module when it is entered, and have no hooks
+    within: torch.compile would follow them, and compile each anew."""
+    for module in modules:
+        load_deepspeed().utils.set_z3_leaf_module(module, True)
+
+
 def build_network(
     make: Callable[[], nn.Module],
     config: EngineConfig,

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from taming_dist.engine.average import WeightAverage
-from taming_dist.engine.blocks import compile_blocks, recompute_blocks
+from taming_dist.engine.blocks import blocks_of, compile_blocks, recompute_blocks
+from taming_dist.engine.compiling import Recompilations
 from taming_dist.engine.layouts import LAYOUTS, Layout, write_rows
-from taming_dist.engine.partition import gathered
+from taming_dist.engine.partition import gather_as_one, gathered
 from taming_dist.engine.scaling import LossScale
 from taming_dist.engine.settings import PRECISIONS, REDUCTIONS, EngineConfig, deepspeed_config
 from taming_dist.engine.start import load_deepspeed
@@ -81,10 +82,13 @@ class Engine:
         self._clip = optimizer.clip
         self._norm: Tensor | None = None  # of the last gradient that was followed; NaN: of none yet
         self._skipped = torch.zeros((), device=world.device)  # optimizer steps, of this window
-        if config.recompute:
+        self._recompilations: Recompilations | None = None
+        if config.compile and compile_blocks(module, config.recompute):
+            self._recompilations = Recompilations()
+            if config.zero == 3:
+                gather_as_one(blocks_of(module))
+        elif config.recompute:
             recompute_blocks(module)
-        if config.compile:
-            compile_blocks(module)
         self._engine, *_ = load_deepspeed().initialize(
             model=module.to(world.device),
             optimizer=self._optimizer,
@@ -164,6 +168,8 @@ class Engine:
             self._scale.update(self.moved)
         if self._average is not None:
             self._average.update(self.masters(), self.moved)
+        if self._recompilations is not None:
+            self._recompilations.step_done()
 
     @torch.no_grad()
     def _judge(self) -> None:
@@ -198,13 +204,16 @@ class Engine:
 
     def window_metrics(self) -> dict[str, float | Tensor]:
         """Learning rate, norm of the last gradient before clipping, and how many optimizer steps
-        were skipped since the last call; the loss scale where there is one."""
+        were skipped since the last call; the loss scale where there is one, and with engine.compile
+        how often torch compiled again after the first step, on this rank."""
         metrics: dict[str, float | Tensor] = {"lr": self.lr, "skipped_steps": self._skipped}
         self._skipped = torch.zeros_like(self._skipped)
         if self._norm is not None:
             metrics["gradient_norm"] = self._norm
         if self._scale is not None:
             metrics["loss_scale"] = self._scale.value
+        if self._recompilations is not None:
+            metrics["recompilations"] = float(self._recompilations.take())
         return metrics
 
     @contextmanager

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+from taming_dist.launch import STOP_SIGNALS
 
 
 def outlast_the_launcher() -> None:
@@ -28,7 +28,7 @@ class StopRequest:
         self.name: str | None = None
 
     def install(self) -> "StopRequest":
-        for number in ASKING:
+        for number in STOP_SIGNALS:
             signal.signal(number, self._receive)
         return self
 

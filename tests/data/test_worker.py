@@ -16,9 +16,10 @@ import torch
 
 from taming_dist.data.images import Preprocess, RandomCrop
 from taming_dist.data.reader import Reader
-from taming_dist.data.worker import LENT, PARENTS_SIGNALS, WorkerDied
+from taming_dist.data.worker import LENT, WorkerDied
 from taming_dist.errors import UserError
 from taming_dist.formats.manifest import resolve
+from taming_dist.launch import STOP_SIGNALS
 
 Write = Callable[..., Path]
 Inline = Callable[..., list]
@@ -82,7 +83,7 @@ def test_the_process_gives_what_its_code_gives_in_this_one(
 
 def test_signals_that_the_trainer_answers_do_not_end_the_worker(shards: Path) -> None:
     batches = reader(shards).batches()
-    for number in PARENTS_SIGNALS:  # the first perhaps before its first line
+    for number in STOP_SIGNALS:  # the first perhaps before its first line
         while not workers(os.getpid()):
             next(batches)
         os.kill(workers(os.getpid())[0], number)

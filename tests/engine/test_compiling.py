@@ -1,0 +1,101 @@
+"""What torch.compile does, and when: counted, told, and out of reach of signals to the group."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from taming_dist.engine.blocks import compile_blocks
+from taming_dist.engine.compiling import Recompilations, compilations
+from taming_dist.launch import STOP_SIGNALS
+
+BLOCKED = """
+import signal
+print(*sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+"""
+
+
+class Double(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.linear(x)
+
+
+class Stack(nn.Module):
+    block_types = (Double,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(Double() for _ in range(5)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(x)
+
+
+def images(count: int) -> Tensor:
+    return torch.rand(count, 4, requires_grad=True)
+
+
+@pytest.fixture(autouse=True)
+def without_a_compiler() -> Iterator[None]:
+    torch._dynamo.reset()  # forgets who follows what is compiled
+    compilations.cache_clear()
+    with torch.compiler.set_stance("default", force_backend="eager"):
+        yield
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_blocks_of_one_shape_are_compiled_once_and_run_plain_without_gradients(
+    recompute: bool,
+) -> None:
+    network, x = Stack(), images(2)
+    plain, before = network(x), compilations().forward
+    assert compile_blocks(network, recompute)
+    assert torch.equal(network(x), plain)
+    assert compilations().forward == before + 1
+    with torch.no_grad():
+        network.eval()(images(3))
+    assert compilations().forward == before + 1
+
+
+def test_what_is_compiled_after_the_first_step_is_counted_and_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    network, again = Stack(), Recompilations()
+    compile_blocks(network, recompute=False)
+    network(images(2))
+    assert again.take() == 0
+    again.step_done()
+    network(images(2))
+    assert again.take() == 0
+    network(images(3))
+    assert again.take() == 1
+    assert again.take() == 0
+    (line,) = (r.getMessage() for r in caplog.records if r.name.startswith("taming_dist"))
+    assert "forward (test_compiling.py:" in line
+    assert "size mismatch" in line
+
+
+def test_children_started_while_compiling_do_not_answer_the_signals_of_the_run() -> None:
+    found = []
+
+    def compiler(graph: Any, inputs: list[Tensor]) -> Callable[..., Any]:
+        found.append(subprocess.check_output([sys.executable, "-c", BLOCKED], text=True))
+        return graph
+
+    def child() -> str:
+        return subprocess.check_output([sys.executable, "-c", BLOCKED], text=True)
+
+    compilations()
+    before = child()
+    with torch.compiler.set_stance("default"):
+        torch.compile(lambda x: x + 1, backend=compiler)(torch.rand(2))
+    assert set(map(int, found[0].split())) >= set(STOP_SIGNALS)
+    assert child() == before
