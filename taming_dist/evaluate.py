@@ -22,6 +22,7 @@ from omegaconf import MISSING
 from torch import Tensor
 
 from taming_dist.config import conf_dir, hydra_entry
+from taming_dist.copies import to_device
 from taming_dist.data.codes import CodeBatch, CodeDataset, CodeReader
 from taming_dist.data.images import Preprocess
 from taming_dist.data.reader import MOST_THREADS, Batch, Reader
@@ -153,8 +154,8 @@ def evaluate_transformer(config: EvaluateConfig, device: torch.device) -> dict[s
     transformer.to(device)
     reader = CodeReader(dataset, micro_batch=config.batch, columns=condition.columns)
     for batch in with_progress(reader.epoch_batches(), dataset.num_samples):
-        prefix = condition.prefix(len(batch), batch.columns).to(device)
-        tokens = arranged(transformer, batch.codes.to(device), batch.ids, seed=0)
+        prefix = to_device(condition.prefix(len(batch), batch.columns), device)
+        tokens = arranged(transformer, to_device(batch.codes, device), batch.ids, seed=0)
         pair = transformer.scheme.evaluation_pair(tokens, vocabulary)
         metrics.update(transformer(pair.inputs, prefix), pair.targets, pair.mask)
     facts = {"kind": Transformer.kind, "fingerprint": fingerprint, "images": dataset.num_samples}

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from taming_dist.copies import to_device
+from taming_dist.data.codes import CodeBatch
 from taming_dist.models.quantizers import EMAQuantizerConfig
 from taming_dist.training.clock import Clock
 
@@ -70,6 +71,18 @@ def test_a_step_of_stage_1_copies_its_images_its_draws_and_what_restarts_codes(
     assert watch.others == []
     # two micro-batches of images, the draws for both; which latents take the places of dead codes
     assert watch.brought == 2 + 1 + 1
+
+
+def test_a_step_of_stage_2_copies_its_codes_and_its_classes(
+    code_recipe: Callable[..., Any],
+) -> None:
+    def batch() -> CodeBatch:
+        columns = {"codes": torch.randint(24, (2, 3, 4)), "cls": torch.tensor([0, 2])}
+        return CodeBatch(columns, torch.arange(2))
+
+    watch = watched(code_recipe(accumulation=2), [batch(), batch()])
+    assert watch.others == []
+    assert watch.brought == 2 * 2
 
 
 @pytest.mark.parametrize(
