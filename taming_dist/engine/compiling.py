@@ -1,9 +1,10 @@
 """torch.compile while it works: signals wait until it is done, and what it does twice is told.
 
-It starts compilers and workers, children that a launcher's TERM or a Ctrl-C reaches as well: both
-go to the whole process group. Without its compiler a step fails, and for what its workers were to
-give torch waits for ever (2.8 to 2.13, pytorch/pytorch#189290). Children inherit which signals are
-blocked, and end with this process all the same: their pipes to it end.
+It starts compilers and workers, children that a launcher's TERM reaches as well: it goes to the
+whole process group. Without its compiler a step fails, and for what its workers were to give torch
+waits for ever (2.8 to 2.13, pytorch/pytorch#189290). Children inherit which signals are blocked,
+and end with this process all the same: their pipes to it end. Ctrl-C is not held back: two of them
+that wait would count as one, and the second has to end the run at once; torch's workers ignore it.
 
 `torch._dynamo.callback` and the metrics of compilations are private names of torch, used only here.
 """
@@ -18,9 +19,8 @@ import torch._dynamo.callback
 from torch._dynamo.callback import CallbackTrigger
 from torch._dynamo.utils import clear_compilation_metrics, get_compilation_metrics
 
-from taming_dist.launch import STOP_SIGNALS
-
 logger = logging.getLogger(__name__)
+HELD_BACK = (signal.SIGTERM, signal.SIGUSR1)
 LONGEST = 200  # characters of a reason
 
 
@@ -36,7 +36,7 @@ class Compilations:
 
     def _start(self, compilation: Any) -> None:
         self.forward += compilation.callback_trigger is CallbackTrigger.DYNAMO
-        self._before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        self._before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
 
     def _end(self, compilation: Any) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
