@@ -32,8 +32,8 @@ def train(config: "Config", stop: StopRequest) -> None:
     from taming_dist.launch import environment_place
     from taming_dist.run_dir import check_run_dir, first_rank_sinks
     from taming_dist.stages import stage_of
+    from taming_dist.stages.context import Context
     from taming_dist.stages.interface import Start
-    from taming_dist.stages.setup import Setup
     from taming_dist.training.clock import Clock
     from taming_dist.training.ending import ending
     from taming_dist.training.leftovers import remove_leftovers
@@ -58,8 +58,8 @@ def train(config: "Config", stop: StopRequest) -> None:
     clock = Clock(config.data.global_batch, config.train.steps)
     with ending(run_dir, world, clock) as stack:
         cut = (batch.micro_batch, batch.accumulation)
-        setup = Setup(config.optim, config.engine, world, *cut, config.run.seed)
-        recipe = stage.recipe(config, opened, setup)
+        context = Context(config.optim, config.engine, world, *cut, config.run.seed)
+        recipe = stage.recipe(config, opened, context)
         sinks = Sinks(None, [])
         if world.is_first:
             sinks = stack.enter_context(first_rank_sinks(config, clock, run_dir))

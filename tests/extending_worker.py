@@ -13,16 +13,16 @@ import torch
 from hydra.core.config_store import ConfigStore
 from PIL import Image
 
-import taming_dist.stages.setup
+import taming_dist.stages.context
 from taming_dist import cli
 from taming_dist.config import hydra_entry
 from taming_dist.data.codes import CodeBatch
 from taming_dist.engine.settings import EngineConfig
 from taming_dist.formats.manifest import Manifest
 from taming_dist.stages import schemas
+from taming_dist.stages.context import Context
 from taming_dist.stages.interface import Config
 from taming_dist.stages.prior import TransformerRecipe
-from taming_dist.stages.setup import Setup
 from taming_dist.stages.vqgan import VQGANRecipe
 from taming_dist.training.clock import Clock
 from taming_dist.training.optimization import OptimConfig
@@ -62,13 +62,13 @@ def composed(overrides: list[str]) -> Config:
     return found[0]
 
 
-def setup() -> Setup:
-    return Setup(OptimConfig(lr=1e-3), EngineConfig(), ALONE, 2)
+def context() -> Context:
+    return Context(OptimConfig(lr=1e-3), EngineConfig(), ALONE, 2)
 
 
 def first_stage(words: list[str]) -> None:
     config = composed([*words, *IMAGES])
-    recipe = VQGANRecipe(config.model, config.loss, setup())
+    recipe = VQGANRecipe(config.model, config.loss, context())
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     (scalars,) = recipe.train_step([Images(images)], Clock(2, 4))
     assert torch.isfinite(scalars["loss"])
@@ -86,7 +86,7 @@ def first_stage(words: list[str]) -> None:
 
 def prior(words: list[str]) -> None:
     config = composed([*words, *CODES])
-    recipe = TransformerRecipe(config.model, config.loss, setup())
+    recipe = TransformerRecipe(config.model, config.loss, context())
     network = recipe.network
     before = {name: value.clone() for name, value in network.named_parameters()}
     columns = {"codes": torch.randint(24, (2, 3, 4)), "crop": torch.rand(2, 5) / 2}
@@ -150,7 +150,7 @@ def run(command: str) -> None:
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    taming_dist.stages.setup.Engine = PlainEngine  # type: ignore[misc, assignment]
+    taming_dist.stages.context.Engine = PlainEngine  # type: ignore[misc, assignment]
     for command in sys.stdin.read().splitlines():
         run(command)
         print(f"done: {command}", flush=True)

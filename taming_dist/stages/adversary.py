@@ -18,7 +18,7 @@ from taming_dist.models.discriminators import (
     initialize_actnorm,
     track_statistics,
 )
-from taming_dist.stages.setup import Setup
+from taming_dist.stages.context import Context
 from taming_dist.stages.vqgan_loss import VQGANLossConfig
 from taming_dist.training.clock import Clock
 from taming_dist.training.optimization import mix
@@ -50,19 +50,19 @@ class Adversary:
     def __init__(
         self,
         loss: VQGANLossConfig,
-        setup: Setup,
+        context: Context,
         image_channels: int,
         features: nn.Module | None = None,
         initial: Mapping[str, Tensor] | None = None,
     ) -> None:
         """The trained network reads images, or the frozen `features` of them; `initial`: the
         weights to start from, instead of random ones."""
-        self.loss, self.setup, self.world = loss, setup, setup.world
+        self.loss, self.context, self.world = loss, context, context.world
         self.gan = GAN_LOSSES[loss.gan]
         self.features = nn.Identity() if features is None else features.to(self.world.device)
         if loss.r1_weight > 0:  # ZeRO-3 lets go of the weights before they are needed again
-            engine = dataclasses.replace(setup.engine, zero=min(setup.engine.zero, 2))
-            setup = dataclasses.replace(setup, engine=engine)
+            engine = dataclasses.replace(context.engine, zero=min(context.engine.zero, 2))
+            context = dataclasses.replace(context, engine=engine)
 
         config = loss.discriminator
         assert config is not None, "without a discriminator there is no adversary"
@@ -70,11 +70,11 @@ class Adversary:
         def make() -> nn.Module:
             return build_discriminator(config, image_channels)
 
-        network = setup.build(make, mix(setup.seed, 0), initial)  # a seed of its own
+        network = context.build(make, mix(context.seed, 0), initial)  # a seed of its own
         average = self.world.average()
         if average is not None:
             average_statistics(network, average)
-        self.engine = setup.start(network)
+        self.engine = context.start(network)
         self._initialized = False
         # LeCAM's, over the steps so far, and whether one of these was not skipped
         self._averages: Tensor | None = None
@@ -86,10 +86,10 @@ class Adversary:
         There is a row for every image of the global batch, so that they do not depend on how the
         batch is cut; rank r holds the rows r, r + R ...
         """
-        randomness = torch.Generator().manual_seed(mix(self.setup.seed, clock.images, 1))
+        randomness = torch.Generator().manual_seed(mix(self.context.seed, clock.images, 1))
         draws = torch.rand(clock.global_batch, DRAWS, generator=randomness)
         mine = draws[self.world.rank :: self.world.world_size]
-        return to_device(mine, self.world.device).split(self.setup.micro_batch)
+        return to_device(mine, self.world.device).split(self.context.micro_batch)
 
     def show(self, x: Tensor, y: Tensor, draws: Tensor) -> Shown:
         """Images x and reconstructions y [b,c,h,w] as D sees them; y may require a gradient."""

@@ -17,8 +17,8 @@ from taming_dist.models.modalities import MODALITIES
 from taming_dist.models.quantizers import VARIANTS
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
 from taming_dist.stages.codebook import CodebookUpdates
-from taming_dist.stages.setup import Setup
-from taming_dist.stages.trained import Figures, Trained
+from taming_dist.stages.context import Context
+from taming_dist.stages.trained import Trained, ValidationMetrics
 from taming_dist.training.metrics import Metrics
 
 # What every first stage has of config groups: networks, what they encode, and how codes are chosen.
@@ -42,12 +42,12 @@ class Autoencoder:
     """E, codebook and G: what they read of a batch, how they are measured and shown."""
 
     def __init__(
-        self, model: VQGANConfig, setup: Setup, initial: Mapping[str, Tensor] | None = None
+        self, model: VQGANConfig, context: Context, initial: Mapping[str, Tensor] | None = None
     ) -> None:
         """`initial`: the weights of E, codebook and G to start from, instead of random ones."""
-        self.trained = Trained(VQGAN, model, setup, initial)
-        self.engine, self.world = self.trained.engine, setup.world
-        self.codebook = CodebookUpdates(self.engine, setup)
+        self.trained = Trained(VQGAN, model, context, initial)
+        self.engine, self.world = self.trained.engine, context.world
+        self.codebook = CodebookUpdates(self.engine, context)
         self.modality = model.modality
 
     def input(self, batch: Any) -> Tensor:
@@ -58,15 +58,17 @@ class Autoencoder:
         """Those of the codebook and of the engine."""
         return self.codebook.window_metrics() | self.engine.window_metrics()
 
-    def validate(self, batches: Iterable[tuple[Any, bool]], figures: Figures) -> dict[str, float]:
-        """Figures of inputs, reconstructions and codes, see `Trained.validate`."""
+    def validate(
+        self, batches: Iterable[tuple[Any, bool]], metrics: ValidationMetrics
+    ) -> dict[str, float]:
+        """Metrics of inputs, reconstructions and codes, see `Trained.validate`."""
 
         def measure(model: Any, batch: Any) -> tuple[Tensor, ...]:
             images = self.input(batch)
             out = model(images)
             return images, out.images, out.codes
 
-        return self.trained.validate(batches, figures, measure)
+        return self.trained.validate(batches, metrics, measure)
 
     @torch.no_grad()
     def preview(self, batch: Any) -> Tensor:

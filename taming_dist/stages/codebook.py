@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from taming_dist.engine.zero import Engine
 from taming_dist.models.quantizers import Quantizer, Statistics
-from taming_dist.stages.setup import Setup
+from taming_dist.stages.context import Context
 from taming_dist.training.clock import Clock
 from taming_dist.training.metrics import CodeUsage, Metrics
 from taming_dist.training.optimization import mix
@@ -14,8 +14,8 @@ from taming_dist.training.optimization import mix
 class CodebookUpdates:
     """The quantizer of a first stage, kept the same on all ranks; counts how it is used."""
 
-    def __init__(self, engine: Engine, setup: Setup) -> None:
-        self.engine, self.seed, self.world = engine, setup.seed, setup.world
+    def __init__(self, engine: Engine, context: Context) -> None:
+        self.engine, self.seed, self.world = engine, context.seed, context.world
         self.quantizer: Quantizer = engine.module.quantize
         self.quantizer.average = self.world.average()
         self.usage = CodeUsage()

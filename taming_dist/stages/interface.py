@@ -16,7 +16,7 @@ from taming_dist.errors import UserError
 from taming_dist.launch import Place
 from taming_dist.models.export import ModelConfig
 from taming_dist.ranges import LARGEST_SEED, check_ranges, ranged
-from taming_dist.stages.setup import Setup
+from taming_dist.stages.context import Context
 from taming_dist.training.loop import Data, LoopConfig
 from taming_dist.training.optimization import OptimConfig
 from taming_dist.training.recipe import Recipe
@@ -113,7 +113,7 @@ class Stage(Generic[OpenedT]):
         """
         raise NotImplementedError
 
-    def recipe(self, config: Config, opened: OpenedT, setup: Setup) -> Recipe:
+    def recipe(self, config: Config, opened: OpenedT, context: Context) -> Recipe:
         """The recipe that trains with what was opened, once the ranks have met (collective)."""
         raise NotImplementedError
 

@@ -18,10 +18,10 @@ from taming_dist.models.modalities import LabelMap
 from taming_dist.models.vqgan import VQGAN, Reconstruction, VQGANConfig, check_size
 from taming_dist.ranges import check_ranges, ranged
 from taming_dist.stages.autoencoder import FIRST_STAGE_SCHEMAS, Autoencoder, other_loss
+from taming_dist.stages.context import Context
 from taming_dist.stages.images import open_images
 from taming_dist.stages.interface import Config, LossConfig, Opened, Stage, Start, part
 from taming_dist.stages.opening import initial_weights
-from taming_dist.stages.setup import Setup
 from taming_dist.stages.trained import begin_step
 from taming_dist.training.clock import Clock
 from taming_dist.training.metrics import Metrics
@@ -63,9 +63,9 @@ class LabelMapStage(Stage[OpenedLabelMaps]):
         initial = initial_weights(start.init, VQGAN, config.model)
         return OpenedLabelMaps(open_images(config, start), initial)
 
-    def recipe(self, config: Config, opened: OpenedLabelMaps, setup: Setup) -> "LabelMapRecipe":
+    def recipe(self, config: Config, opened: OpenedLabelMaps, context: Context) -> "LabelMapRecipe":
         model, loss = part(config.model, VQGANConfig), part(config.loss, LabelMapLossConfig)
-        return LabelMapRecipe(model, loss, setup, opened.initial)
+        return LabelMapRecipe(model, loss, context, opened.initial)
 
 
 class LabelMapRecipe:
@@ -75,18 +75,18 @@ class LabelMapRecipe:
         self,
         model: VQGANConfig,
         loss: LabelMapLossConfig,
-        setup: Setup,
+        context: Context,
         initial: Mapping[str, Tensor] | None = None,
     ) -> None:
         """`initial`: as in `Autoencoder`."""
-        self.setup, self.world, self.loss = setup, setup.world, loss
-        self.autoencoder = Autoencoder(model, setup, initial)
+        self.context, self.world, self.loss = context, context.world, loss
+        self.autoencoder = Autoencoder(model, context, initial)
         self.generator = self.autoencoder.engine
         self.engines = {"generator": self.generator}
 
     def train_step(self, micro_batches: Iterable[Any], clock: Clock) -> Iterator[Scalars]:
         """One optimizer step; yields the terms of each part."""
-        begin_step(self.engines, self.setup, clock)
+        begin_step(self.engines, self.context, clock)
         self.autoencoder.codebook.anneal(clock)
         statistics = []
         for batch in micro_batches:
@@ -105,8 +105,8 @@ class LabelMapRecipe:
 
     def validate(self, batches: Iterable[tuple[Any, bool]]) -> dict[str, float]:
         config = self.generator.module.config
-        figures = LabelMapMetrics(config.modality.classes, config.vocabulary)
-        return self.autoencoder.validate(batches, figures)
+        metrics = LabelMapMetrics(config.modality.classes, config.vocabulary)
+        return self.autoencoder.validate(batches, metrics)
 
     def preview(self, batch: Any) -> Tensor:
         return self.autoencoder.preview(batch)

@@ -31,9 +31,9 @@ from taming_dist.models.prior.transformer import (
     decay_groups,
 )
 from taming_dist.models.vqgan import VQGAN
+from taming_dist.stages.context import Context
 from taming_dist.stages.interface import Config, LossConfig, Opened, Stage, Start, part
 from taming_dist.stages.opening import initial_weights, join
-from taming_dist.stages.setup import Setup
 from taming_dist.stages.trained import Trained, begin_step
 from taming_dist.training.clock import Clock
 from taming_dist.training.metrics import Metrics
@@ -111,9 +111,9 @@ class PriorStage(Stage[OpenedCodes]):
         decoder = open_decoder(data, train_set)
         return OpenedCodes(join(train, val, shown, batch), model, decoder, initial)
 
-    def recipe(self, config: Config, opened: OpenedCodes, setup: Setup) -> "TransformerRecipe":
+    def recipe(self, config: Config, opened: OpenedCodes, context: Context) -> "TransformerRecipe":
         loss = part(config.loss, TokenLossConfig)
-        return TransformerRecipe(opened.model, loss, setup, opened.decoder, opened.initial)
+        return TransformerRecipe(opened.model, loss, context, opened.decoder, opened.initial)
 
 
 def open_decoder(data: CodesConfig, codes: CodeDataset) -> VQGAN | None:
@@ -152,23 +152,23 @@ class TransformerRecipe:
         self,
         model: TransformerConfig,
         loss: TokenLossConfig,
-        setup: Setup,
+        context: Context,
         vqgan: VQGAN | None = None,
         initial: Mapping[str, Tensor] | None = None,
     ) -> None:
         """`vqgan` decodes previews, without it there are none; its encoder is never used.
         `initial`: the weights to start from, instead of random ones."""
-        self.setup, self.world = setup, setup.world
+        self.context, self.world = context, context.world
         self.loss, self.vqgan = loss, vqgan
-        groups = partial(decay_groups, weight_decay=setup.optim.weight_decay)
-        self.trained = Trained(Transformer, model, setup, initial, groups)
+        groups = partial(decay_groups, weight_decay=context.optim.weight_decay)
+        self.trained = Trained(Transformer, model, context, initial, groups)
         self.transformer = self.trained.engine
         self.engines = {"transformer": self.transformer}
 
     def train_step(self, micro_batches: Iterable[Any], clock: Clock) -> Iterator[Scalars]:
         """One optimizer step: -log p(s | c), the mean over codes, in nats."""
-        begin_step(self.engines, self.setup, clock)
-        draws, size = self._draws(clock), self.setup.micro_batch
+        begin_step(self.engines, self.context, clock)
+        draws, size = self._draws(clock), self.context.micro_batch
         network, vocabulary = self.network, self.network.config.vocabulary
         for index, batch in enumerate(micro_batches):
             rows = slice(index * size, (index + 1) * size)
@@ -193,7 +193,7 @@ class TransformerRecipe:
         They are drawn for the whole global batch: they do not depend on the number of ranks.
         """
         config = self.network.config
-        randomness = torch.Generator().manual_seed(mix(self.setup.seed, clock.images))
+        randomness = torch.Generator().manual_seed(mix(self.context.seed, clock.images))
         shape = (clock.global_batch, config.num_tokens)
         draws = config.scheme.draw(shape, config.vocabulary, randomness)
         wanted = config.order.draws(config.code_grid)
@@ -218,7 +218,7 @@ class TransformerRecipe:
         vocabulary = self.network.config.vocabulary
 
         def measure(model: Transformer, batch: CodeBatch) -> tuple[Any, ...]:
-            tokens = arranged(model, self._codes(batch), batch.ids, self.setup.seed)
+            tokens = arranged(model, self._codes(batch), batch.ids, self.context.seed)
             pair = model.scheme.evaluation_pair(tokens, vocabulary)
             return model(pair.inputs, self._prefix(batch)), pair.targets, pair.mask
 
@@ -232,7 +232,7 @@ class TransformerRecipe:
         prefix, images = self._prefix(batch), range(len(batch))
         # by all ranks: ZeRO 3 needs them all
         with self.transformer.evaluated() as network, self.transformer.root_weights():
-            codes = generate_codes(network, prefix, Sampling(), self.setup.seed, images)
+            codes = generate_codes(network, prefix, Sampling(), self.context.seed, images)
         if not self.world.is_first:
             return None
         decoder = self.vqgan.to(self.world.device)

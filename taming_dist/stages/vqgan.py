@@ -27,10 +27,10 @@ from taming_dist.models.vqgan import VQGAN, Reconstruction, VQGANConfig, check_s
 from taming_dist.stages.adaptive import ADAPTIVE
 from taming_dist.stages.adversary import Adversary
 from taming_dist.stages.autoencoder import FIRST_STAGE_SCHEMAS, Autoencoder, other_loss
+from taming_dist.stages.context import Context
 from taming_dist.stages.images import open_images
 from taming_dist.stages.interface import Config, Opened, Stage, Start, part
 from taming_dist.stages.opening import discriminator_weights, initial_weights
-from taming_dist.stages.setup import Setup
 from taming_dist.stages.trained import begin_step
 from taming_dist.stages.vqgan_loss import VQGANLossConfig
 from taming_dist.training.clock import Clock
@@ -85,9 +85,9 @@ class VQGANStage(Stage[OpenedVQGAN]):
         judge = discriminator_weights(start.init, loss.discriminator, channels)
         return OpenedVQGAN(data, initial, judge)
 
-    def recipe(self, config: Config, opened: OpenedVQGAN, setup: Setup) -> "VQGANRecipe":
+    def recipe(self, config: Config, opened: OpenedVQGAN, context: Context) -> "VQGANRecipe":
         model, loss = part(config.model, VQGANConfig), part(config.loss, VQGANLossConfig)
-        return VQGANRecipe(model, loss, setup, opened.initial, opened.initial_discriminator)
+        return VQGANRecipe(model, loss, context, opened.initial, opened.initial_discriminator)
 
 
 class VQGANRecipe:
@@ -97,13 +97,13 @@ class VQGANRecipe:
         self,
         model: VQGANConfig,
         loss: VQGANLossConfig,
-        setup: Setup,
+        context: Context,
         initial: Mapping[str, Tensor] | None = None,
         initial_discriminator: Mapping[str, Tensor] | None = None,
     ) -> None:
         """`initial`: as in `Autoencoder`; `initial_discriminator`: the same for D."""
-        self.setup, self.world, self.loss = setup, setup.world, loss
-        self.autoencoder = Autoencoder(model, setup, initial)
+        self.context, self.world, self.loss = context, context.world, loss
+        self.autoencoder = Autoencoder(model, context, initial)
         self.generator = self.autoencoder.engine
         self.reconstruction = ReconstructionLoss(loss.terms, pretrained).to(self.world.device)
         lpips = (m for m in self.reconstruction.modules() if isinstance(m, LPIPS))
@@ -113,7 +113,7 @@ class VQGANRecipe:
         if loss.discriminator is not None:
             features = pretrained.frozen_features(loss.discriminator)
             channels = model.modality.channels
-            self.adversary = Adversary(loss, setup, channels, features, initial_discriminator)
+            self.adversary = Adversary(loss, context, channels, features, initial_discriminator)
 
     @property
     def engines(self) -> Mapping[str, Engine]:
@@ -124,7 +124,7 @@ class VQGANRecipe:
 
     def train_step(self, micro_batches: Iterable[Any], clock: Clock) -> Iterator[Scalars]:
         """One optimizer step of G and, in its turn, of D; yields the terms of each part."""
-        begin_step(self.engines, self.setup, clock)
+        begin_step(self.engines, self.context, clock)
         self.autoencoder.codebook.anneal(clock)
         gan_weight = self.loss.gan_weight(clock.step)
         adversary = self.adversary if self.loss.trains_discriminator(clock.step) else None
@@ -183,8 +183,8 @@ class VQGANRecipe:
 
     def validate(self, batches: Iterable[tuple[Any, bool]]) -> dict[str, float]:
         vocabulary = self.generator.module.config.vocabulary
-        figures = ReconstructionMetrics(vocabulary, self.lpips, mean_colour=False)
-        return self.autoencoder.validate(batches, figures)
+        metrics = ReconstructionMetrics(vocabulary, self.lpips, mean_colour=False)
+        return self.autoencoder.validate(batches, metrics)
 
     def preview(self, batch: Any) -> Tensor:
         return self.autoencoder.preview(batch)

@@ -19,8 +19,8 @@ from taming_dist.models.prior.conditions import ClassCondition
 from taming_dist.models.prior.schemes import NextIndex
 from taming_dist.models.prior.transformer import TransformerConfig
 from taming_dist.models.quantizers import EMAQuantizerConfig, VectorQuantizerConfig
+from taming_dist.stages.context import Context
 from taming_dist.stages.prior import TokenLossConfig, TransformerRecipe
-from taming_dist.stages.setup import Setup
 from taming_dist.stages.vqgan import VQGANRecipe
 from taming_dist.training.optimization import OptimConfig
 
@@ -62,15 +62,15 @@ OVER_RANKS = {
 }
 
 
-def setup_of(world: World, zero: int, accumulation: int, optim: OptimConfig) -> Setup:
+def context_of(world: World, zero: int, accumulation: int, optim: OptimConfig) -> Context:
     engine = EngineConfig(zero=zero, persist_below=0)
     micro_batch = GLOBAL_BATCH // (world.world_size * accumulation)
-    return Setup(optim, engine, world, micro_batch, accumulation)
+    return Context(optim, engine, world, micro_batch, accumulation)
 
 
 def build(world: World, zero: int, quantizer: str, accumulation: int, **loss: Any) -> VQGANRecipe:
-    setup = setup_of(world, zero, accumulation, STAGE_1)
-    return small_recipe(QUANTIZERS[quantizer], setup, **{"disc_start": DISC_START} | loss)
+    context = context_of(world, zero, accumulation, STAGE_1)
+    return small_recipe(QUANTIZERS[quantizer], context, **{"disc_start": DISC_START} | loss)
 
 
 def run(
@@ -115,7 +115,7 @@ def code_batches(recipe: TransformerRecipe, step: int) -> Iterator[CodeBatch]:
     codes = torch.randint(24, (GLOBAL_BATCH, 3, 4), generator=randomness)
     classes = torch.randint(3, (GLOBAL_BATCH,), generator=randomness)
     mine = slice(recipe.world.rank, None, recipe.world.world_size)
-    cut = (part.chunk(recipe.setup.accumulation) for part in (codes, classes))
+    cut = (part.chunk(recipe.context.accumulation) for part in (codes, classes))
     for part, kinds in zip(*cut, strict=True):
         columns = {"codes": part[mine], "cls": kinds[mine]}
         yield CodeBatch(columns, torch.arange(len(part))[mine])
@@ -132,8 +132,8 @@ def run_transformer(world: World, zero: int, accumulation: int) -> dict[str, Any
         condition=ClassCondition(3),
         scheme=NextIndex(pkeep=0.8),
     )
-    setup = setup_of(world, zero, accumulation, STAGE_2)
-    recipe = TransformerRecipe(model, TokenLossConfig(), setup)
+    context = context_of(world, zero, accumulation, STAGE_2)
+    recipe = TransformerRecipe(model, TokenLossConfig(), context)
     lines = train(recipe, range(STEPS), STEPS, code_batches)
     return {"lines": lines, "norms": norms_of(recipe.transformer)}
 

@@ -17,7 +17,7 @@ from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.world import World
 from taming_dist.models.discriminators import PatchGANConfig
 from taming_dist.models.quantizers import EMAQuantizerConfig, VectorQuantizerConfig
-from taming_dist.stages.setup import Setup
+from taming_dist.stages.context import Context
 from taming_dist.stages.vqgan import VQGANRecipe
 from taming_dist.training.optimization import OptimConfig
 
@@ -46,8 +46,8 @@ def build(
     }
     engine = EngineConfig(zero=zero, precision=precision, persist_below=0)
     micro_batch = GLOBAL_BATCH // (world.world_size * accumulation)
-    setup = Setup(OptimConfig(lr=1e-4, clip=CLIP), engine, world, micro_batch, accumulation)
-    return small_recipe(QUANTIZERS[quantizer], setup, size=32, levels=3, **defaults | loss)
+    context = Context(OptimConfig(lr=1e-4, clip=CLIP), engine, world, micro_batch, accumulation)
+    return small_recipe(QUANTIZERS[quantizer], context, size=32, levels=3, **defaults | loss)
 
 
 def run_cell(world: World, cell: tuple[str, str, int, int], out: str) -> dict[str, Any]:

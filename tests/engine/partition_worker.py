@@ -27,8 +27,8 @@ from taming_dist.models.prior.conditions import ClassCondition
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.stages.context import Context
 from taming_dist.stages.prior import TokenLossConfig, TransformerRecipe
-from taming_dist.stages.setup import Setup
 from taming_dist.training.clock import Clock
 from taming_dist.training.optimization import OptimConfig
 
@@ -43,9 +43,9 @@ SHOWN = CodeBatch(  # to all ranks
 )
 
 
-def setup_of(world: World, zero: int) -> Setup:
+def context_of(world: World, zero: int) -> Context:
     optim = OptimConfig(lr=1e-3, ema_half_life=8)
-    return Setup(optim, EngineConfig(zero=zero, persist_below=0), world, 2 // world.world_size)
+    return Context(optim, EngineConfig(zero=zero, persist_below=0), world, 2 // world.world_size)
 
 
 def decoder() -> VQGAN:
@@ -58,7 +58,7 @@ def transformer(
     world: World, zero: int, width: int, vqgan: VQGAN | None = None, initial: Any = None
 ) -> TransformerRecipe:
     model = TransformerConfig(**GPT, heads=2, width=width)
-    return TransformerRecipe(model, TokenLossConfig(), setup_of(world, zero), vqgan, initial)
+    return TransformerRecipe(model, TokenLossConfig(), context_of(world, zero), vqgan, initial)
 
 
 def codes(world: World) -> CodeBatch:
@@ -72,7 +72,7 @@ def codes(world: World) -> CodeBatch:
 def first_weights(world: World, zero: int) -> dict[str, Any]:
     """sha256 of what networks start with, whole: drawn, or given."""
     loss: dict[str, Any] = {"discriminator": PatchGANConfig(channels=8, layers=2, norm="batch")}
-    stage_1 = small_recipe(VectorQuantizerConfig(codes=24, dim=8), setup_of(world, zero), **loss)
+    stage_1 = small_recipe(VectorQuantizerConfig(codes=24, dim=8), context_of(world, zero), **loss)
     stage_2 = transformer(world, zero, 16)
     given = {
         name: w + 1

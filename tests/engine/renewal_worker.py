@@ -20,7 +20,7 @@ from taming_dist.models.quantizers import (
     LFQuantizerConfig,
     VectorQuantizerConfig,
 )
-from taming_dist.stages.setup import Setup
+from taming_dist.stages.context import Context
 from taming_dist.stages.vqgan import VQGANRecipe
 from taming_dist.training.optimization import OptimConfig
 
@@ -37,8 +37,8 @@ RESUMED = (1, 3)  # "renewed" too
 
 def build(world: World, zero: int, quantizer: str) -> VQGANRecipe:
     engine = EngineConfig(zero=zero, persist_below=0)
-    setup = Setup(OptimConfig(lr=1e-4), engine, world, GLOBAL_BATCH // world.world_size)
-    return small_recipe(QUANTIZERS[quantizer], setup, discriminator=None)
+    context = Context(OptimConfig(lr=1e-4), engine, world, GLOBAL_BATCH // world.world_size)
+    return small_recipe(QUANTIZERS[quantizer], context, discriminator=None)
 
 
 def run_and_resume(world: World, zero: int) -> tuple[dict[str, Any], Lines]:

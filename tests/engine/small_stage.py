@@ -17,7 +17,7 @@ from taming_dist.launch import environment_place
 from taming_dist.losses.terms import L1Config, L2Config, PerceptualConfig
 from taming_dist.models.discriminators import PatchGANConfig
 from taming_dist.models.vqgan import VQGANConfig
-from taming_dist.stages.setup import Setup
+from taming_dist.stages.context import Context
 from taming_dist.stages.vqgan import VQGANLossConfig, VQGANRecipe
 from taming_dist.training.clock import Clock
 from taming_dist.training.metrics import Means, read
@@ -32,7 +32,7 @@ class Images:
 
 def small_recipe(
     quantizer: Any,
-    setup: Setup,
+    context: Context,
     size: int = 16,
     levels: int = 2,
     l1: float = 0.0,
@@ -63,21 +63,21 @@ def small_recipe(
         },
         "discriminator": PatchGANConfig(channels=8, layers=2),
     }
-    return VQGANRecipe(model, VQGANLossConfig(**defaults | loss), setup)
+    return VQGANRecipe(model, VQGANLossConfig(**defaults | loss), context)
 
 
-def global_batch(setup: Setup) -> int:
-    return setup.micro_batch * setup.accumulation * setup.world.world_size
+def global_batch(context: Context) -> int:
+    return context.micro_batch * context.accumulation * context.world.world_size
 
 
 def image_batches(recipe: VQGANRecipe, step: int) -> Iterator[Images]:
     """This rank's share of the global batch: rank r has rows r, r + R ... of each micro-batch."""
-    setup, world = recipe.setup, recipe.world
+    context, world = recipe.context, recipe.world
     size = recipe.generator.module.config.resolution
     randomness = torch.Generator().manual_seed(step)
-    shape = (global_batch(setup), 3, size, size)
+    shape = (global_batch(context), 3, size, size)
     images = torch.randint(0, 256, shape, generator=randomness, dtype=torch.uint8)
-    for part in images.chunk(setup.accumulation):
+    for part in images.chunk(context.accumulation):
         yield Images({"image": part[world.rank :: world.world_size].contiguous()})
 
 
@@ -88,7 +88,7 @@ def train(
     batches: Callable[[Any, int], Iterator[Any]] = image_batches,
 ) -> Lines:
     """All figures of some of the `total` steps, over all ranks."""
-    size, lines = global_batch(recipe.setup), []
+    size, lines = global_batch(recipe.context), []
     for step in steps:
         clock, means = Clock(size, total, images=step * size), Means()
         parts = recipe.train_step(batches(recipe, step), clock)

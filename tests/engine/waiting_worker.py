@@ -18,8 +18,8 @@ from taming_dist.models.prior.conditions import ClassCondition
 from taming_dist.models.prior.schemes import NextIndex
 from taming_dist.models.prior.transformer import TransformerConfig
 from taming_dist.models.quantizers import EMAQuantizerConfig, VectorQuantizerConfig
+from taming_dist.stages.context import Context
 from taming_dist.stages.prior import TokenLossConfig, TransformerRecipe
-from taming_dist.stages.setup import Setup
 from taming_dist.training.clock import Clock
 from taming_dist.training.metrics import Means
 from taming_dist.training.optimization import OptimConfig
@@ -48,22 +48,22 @@ GAN = {
 }
 
 
-def setup_of(world: World, zero: int, precision: str) -> Setup:
+def context_of(world: World, zero: int, precision: str) -> Context:
     engine = EngineConfig(zero=zero, precision=precision, persist_below=0)
     micro_batch = GLOBAL_BATCH // (world.world_size * ACCUMULATION)
-    return Setup(OPTIM, engine, world, micro_batch, ACCUMULATION)
+    return Context(OPTIM, engine, world, micro_batch, ACCUMULATION)
 
 
 def first_stage(world: World, zero: int, precision: str, quantizer: str, adaptive: str) -> Any:
-    setup = setup_of(world, zero, precision)
-    return small_recipe(QUANTIZERS[quantizer], setup, levels=3, adaptive=adaptive, **GAN)
+    context = context_of(world, zero, precision)
+    return small_recipe(QUANTIZERS[quantizer], context, levels=3, adaptive=adaptive, **GAN)
 
 
 def prior(world: World, zero: int, precision: str) -> Any:
     sizes: dict[str, Any] = {"layers": 1, "heads": 2, "width": 16, "condition": ClassCondition(3)}
     sizes["scheme"] = NextIndex(pkeep=0.8)
     model = TransformerConfig(24, [3, 4], **sizes)
-    return TransformerRecipe(model, TokenLossConfig(), setup_of(world, zero, precision))
+    return TransformerRecipe(model, TokenLossConfig(), context_of(world, zero, precision))
 
 
 def waits(recipe: Any, batches: Callable[[Any, int], Iterator[Any]]) -> list[str]:

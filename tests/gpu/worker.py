@@ -31,8 +31,8 @@ from taming_dist.models.prior.conditions import ClassCondition
 from taming_dist.models.prior.schemes import NextIndex
 from taming_dist.models.prior.transformer import TransformerConfig
 from taming_dist.models.quantizers import EMAQuantizerConfig, VectorQuantizerConfig
+from taming_dist.stages.context import Context
 from taming_dist.stages.prior import TokenLossConfig, TransformerRecipe
-from taming_dist.stages.setup import Setup
 from taming_dist.training.clock import Clock
 from taming_dist.training.metrics import Means
 from taming_dist.training.optimization import OptimConfig
@@ -59,8 +59,8 @@ def build(world: World, cell: Cell) -> Any:
             scheme=NextIndex(pkeep=0.9),
         )
         optim = OptimConfig(name="adamw", lr=1e-3, weight_decay=0.01, clip=1.0)
-        return TransformerRecipe(model, TokenLossConfig(), Setup(optim, *cut))
-    setup = Setup(OptimConfig(lr=1e-4, clip=0.5, ema_half_life=100), *cut)
+        return TransformerRecipe(model, TokenLossConfig(), Context(optim, *cut))
+    context = Context(OptimConfig(lr=1e-4, clip=0.5, ema_half_life=100), *cut)
     loss: dict[str, Any] = {"perceptual": 0.1, "disc_start": 1, "adaptive": "lagged"}
     if cell.look == "steady":  # all that a step can do
         quantizer: Any = EMAQuantizerConfig(codes=24, dim=8, decay=0.8, revive_below=0.3)
@@ -69,7 +69,7 @@ def build(world: World, cell: Cell) -> Any:
     else:  # what depends on rounding as little as it can
         quantizer, norm = VectorQuantizerConfig(codes=24, dim=8), "group"
     loss["discriminator"] = PatchGANConfig(channels=8, layers=2, norm=norm)
-    return small_recipe(quantizer, setup, size=32, levels=3, **loss)
+    return small_recipe(quantizer, context, size=32, levels=3, **loss)
 
 
 def batches(recipe: Any, step: int) -> Iterator[Any]:
@@ -77,12 +77,12 @@ def batches(recipe: Any, step: int) -> Iterator[Any]:
     if not isinstance(recipe, TransformerRecipe):
         yield from image_batches(recipe, step)
         return
-    setup, world = recipe.setup, recipe.world
+    context, world = recipe.context, recipe.world
     randomness = torch.Generator().manual_seed(step)
-    codes = torch.randint(VOCABULARY, (global_batch(setup), *GRID), generator=randomness)
+    codes = torch.randint(VOCABULARY, (global_batch(context), *GRID), generator=randomness)
     classes = torch.randint(CLASSES, (len(codes),), generator=randomness)
     ids = torch.arange(len(codes))
-    for part in ids.chunk(setup.accumulation):
+    for part in ids.chunk(context.accumulation):
         mine = part[world.rank :: world.world_size]
         yield CodeBatch({"codes": codes[mine], "cls": classes[mine]}, mine)
 

@@ -19,9 +19,9 @@ from taming_dist.models.prior.conditions import ClassCondition
 from taming_dist.models.prior.transformer import TransformerConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGANConfig
+from taming_dist.stages.context import Context
 from taming_dist.stages.label_maps import LabelMapLossConfig, LabelMapRecipe
 from taming_dist.stages.prior import TokenLossConfig, TransformerRecipe
-from taming_dist.stages.setup import Setup
 from taming_dist.stages.vqgan import VQGANLossConfig, VQGANRecipe
 from taming_dist.training.optimization import OptimConfig
 
@@ -150,7 +150,7 @@ def batch() -> Callable[..., Images]:
 def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., VQGANRecipe]:
     """A small stage 1 on plain engines; keywords change the loss, `model` the model, `l1` to
     `perceptual` the weights of its terms, `net` that of LPIPS."""
-    monkeypatch.setattr("taming_dist.stages.setup.Engine", PlainEngine)
+    monkeypatch.setattr("taming_dist.stages.context.Engine", PlainEngine)
 
     def make(
         model: dict[str, Any] | None = None,
@@ -176,7 +176,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., VQGANRecipe]:
         return VQGANRecipe(
             VQGANConfig(**settings),
             VQGANLossConfig(**defaults | loss),
-            Setup(OptimConfig(lr=lr), EngineConfig(), ALONE, micro_batch, accumulation),
+            Context(OptimConfig(lr=lr), EngineConfig(), ALONE, micro_batch, accumulation),
         )
 
     return make
@@ -185,14 +185,14 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., VQGANRecipe]:
 @pytest.fixture
 def code_recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., TransformerRecipe]:
     """A small stage 2 for 24 codes and 3 classes on a plain engine; keywords: vqgan, initial."""
-    monkeypatch.setattr("taming_dist.stages.setup.Engine", PlainEngine)
+    monkeypatch.setattr("taming_dist.stages.context.Engine", PlainEngine)
 
     def make(accumulation: int = 1, lr: float = 1e-3, **given: Any) -> TransformerRecipe:
         model = TransformerConfig(
             vocabulary=24, grid=[3, 4], layers=1, heads=2, width=16, condition=ClassCondition(3)
         )
-        setup = Setup(OptimConfig(lr=lr), EngineConfig(), ALONE, 2, accumulation)
-        return TransformerRecipe(model, TokenLossConfig(), setup, **given)
+        context = Context(OptimConfig(lr=lr), EngineConfig(), ALONE, 2, accumulation)
+        return TransformerRecipe(model, TokenLossConfig(), context, **given)
 
     return make
 
@@ -200,14 +200,14 @@ def code_recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., TransformerRec
 @pytest.fixture
 def label_recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., LabelMapRecipe]:
     """A small first stage for label maps of 5 classes on a plain engine."""
-    monkeypatch.setattr("taming_dist.stages.setup.Engine", PlainEngine)
+    monkeypatch.setattr("taming_dist.stages.context.Engine", PlainEngine)
 
     def make(accumulation: int = 1, lr: float = 1e-4, **loss: Any) -> LabelMapRecipe:
         quantizer = VectorQuantizerConfig(codes=24, dim=8)
         return LabelMapRecipe(
             VQGANConfig(**MODEL, quantizer=quantizer, modality=LabelMap(5)),
             LabelMapLossConfig(**loss),
-            Setup(OptimConfig(lr=lr), EngineConfig(), ALONE, 2, accumulation),
+            Context(OptimConfig(lr=lr), EngineConfig(), ALONE, 2, accumulation),
         )
 
     return make

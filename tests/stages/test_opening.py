@@ -26,11 +26,11 @@ from taming_dist.models.prior.conditions import ClassCondition
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
 from taming_dist.stages import STAGES
+from taming_dist.stages.context import Context
 from taming_dist.stages.images import open_training, resolve_images
 from taming_dist.stages.interface import Config, RunConfig, Start
 from taming_dist.stages.opening import discriminator_weights, initial_weights
 from taming_dist.stages.prior import TokenLossConfig, TransformerRecipe
-from taming_dist.stages.setup import Setup
 from taming_dist.stages.vqgan import VQGANLossConfig
 from taming_dist.training.optimization import OptimConfig
 from tests.data.shard_files import writing_shards
@@ -96,10 +96,10 @@ def test_a_transformer_starts_from_the_weights_of_the_export(
     model.save_pretrained(tmp_path / "export")
     initial = initial_weights(str(tmp_path / "export"), Transformer, gpt())
     monkeypatch.setattr(
-        "taming_dist.stages.setup.Engine", lambda network, *_: SimpleNamespace(module=network)
+        "taming_dist.stages.context.Engine", lambda network, *_: SimpleNamespace(module=network)
     )
-    setup = Setup(OptimConfig(lr=1e-3), EngineConfig(), HERE, micro_batch=1)
-    recipe = TransformerRecipe(gpt(), TokenLossConfig(), setup, initial=initial)
+    context = Context(OptimConfig(lr=1e-3), EngineConfig(), HERE, micro_batch=1)
+    recipe = TransformerRecipe(gpt(), TokenLossConfig(), context, initial=initial)
     network = recipe.transformer.module
     for name, value in model.state_dict().items():
         assert torch.equal(network.state_dict()[name], value), name

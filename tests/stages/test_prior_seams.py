@@ -109,8 +109,8 @@ def test_a_condition_and_an_order_of_ones_own_train_and_sample(
     gpt = TransformerConfig(
         0, [], layers=1, heads=2, width=16, condition="toy_coordinates", order="toy_random"
     )
-    setup = code_recipe(lr=1e-2).setup
-    recipe = TransformerRecipe(gpt.fitted(dataset, "codes"), TokenLossConfig(), setup, vqgan)
+    context = code_recipe(lr=1e-2).context
+    recipe = TransformerRecipe(gpt.fitted(dataset, "codes"), TokenLossConfig(), context, vqgan)
     columns = recipe.network.condition.columns
     reader = CodeReader(dataset, lanes=2, micro_batch=2, columns=columns)
     validation = [(batch, True) for batch in reader.epoch_batches()]

@@ -93,7 +93,7 @@ def measure(zero: int, precision: str) -> dict[str, float]:
     from taming_dist.losses.terms import L1Config, PerceptualConfig
     from taming_dist.models.quantizers import VectorQuantizerConfig
     from taming_dist.models.vqgan import VQGANConfig
-    from taming_dist.stages.setup import Setup
+    from taming_dist.stages.context import Context
     from taming_dist.stages.vqgan import VQGANLossConfig, VQGANRecipe
     from taming_dist.training.clock import Clock
     from taming_dist.training.optimization import OptimConfig
@@ -105,7 +105,7 @@ def measure(zero: int, precision: str) -> dict[str, float]:
     loss = VQGANLossConfig(terms, disc_start=0)
     optim = OptimConfig(lr=1e-5, ema_half_life=HALF_LIFE)
     engine = EngineConfig(zero=zero, precision=precision, persist_below=0)
-    recipe = VQGANRecipe(model, loss, Setup(optim, engine, world, micro_batch=1, accumulation=2))
+    recipe = VQGANRecipe(model, loss, Context(optim, engine, world, micro_batch=1, accumulation=2))
     images = torch.randint(0, 256, (1, 3, SIZE, SIZE), dtype=torch.uint8)
     batches = [SimpleNamespace(columns={"image": images})] * 2
     clock = Clock(global_batch=2 * world.world_size, total_steps=2, images=0)

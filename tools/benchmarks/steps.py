@@ -78,7 +78,7 @@ def stage1_steps(steps: int) -> dict[str, float]:
     from taming_dist.losses.terms import L1Config, PerceptualConfig
     from taming_dist.models.quantizers import EMAQuantizerConfig
     from taming_dist.models.vqgan import VQGANConfig
-    from taming_dist.stages.setup import Setup
+    from taming_dist.stages.context import Context
     from taming_dist.stages.vqgan import VQGANLossConfig, VQGANRecipe
     from taming_dist.training.clock import Clock
     from taming_dist.training.optimization import OptimConfig
@@ -90,8 +90,8 @@ def stage1_steps(steps: int) -> dict[str, float]:
     )  # fmt: skip
     terms = {"l1": L1Config(), "perceptual": PerceptualConfig(weights="random")}
     loss = VQGANLossConfig(terms, disc_start=steps + 2)
-    setup = Setup(OptimConfig(lr=1e-3), EngineConfig(), world, BATCH)
-    recipe = VQGANRecipe(model, loss, setup)
+    context = Context(OptimConfig(lr=1e-3), EngineConfig(), world, BATCH)
+    recipe = VQGANRecipe(model, loss, context)
     clock = Clock(BATCH, 10 * steps)
     images = torch.randint(256, (BATCH, 3, SIZE, SIZE), dtype=torch.uint8)
     batch = SimpleNamespace(columns={"image": images})

@@ -15,7 +15,7 @@ from taming_dist.training.optimization import OptimConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Setup:
+class Context:
     """How networks are trained, on which ranks, and how the global batch is cut: each rank takes
     `accumulation` micro-batches of `micro_batch` images in an optimizer step."""
 
