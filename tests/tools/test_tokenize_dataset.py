@@ -170,7 +170,7 @@ def test_a_bad_image_has_no_row_and_shifts_nobody(
 def test_bf16_gives_nearly_the_same_codes(model: Path, shards: Path, tmp_path: Path) -> None:
     for precision in ("fp32", "bf16"):
         run(model, shards, tmp_path / precision, "--precision", precision)
-    one, other = (CodeDataset.open(str(tmp_path / p)).take(np.arange(SAMPLES)).codes
+    one, other = (CodeDataset.open(str(tmp_path / p)).take(np.arange(SAMPLES))["codes"]
                   for p in ("fp32", "bf16"))  # fmt: skip
     assert np.mean(one == other) > 0.9
     report = json.loads((tmp_path / "bf16" / "report.json").read_text())

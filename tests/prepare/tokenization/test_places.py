@@ -64,23 +64,19 @@ def test_crops_and_boxes_are_those_of_their_view(model: Path, tmp_path: Path) ->
     verify_shards([str(out)])
     reader = CodeReader(CodeDataset.open(str(out)), micro_batch=26, columns=["crop", "boxes"])
     (batch,) = reader.epoch_batches()
-    assert batch.crops is not None
-    assert batch.boxes is not None
-    assert batch.box_classes is not None
-    assert batch.box_ends is not None
-    assert batch.crops.tolist() == [[0.25, 0, 0.5, 1, 0], [0.25, 0, 0.5, 1, 1]] * SAMPLES
+    found = batch.columns
+    assert found["crop"].tolist() == [[0.25, 0, 0.5, 1, 0], [0.25, 0, 0.5, 1, 1]] * SAMPLES
     plain, mirrored = [[0, 0, 1 / 8, 1]], [[7 / 8, 0, 1 / 8, 1]]
     expected = [
         (first + [right] * 3)[: image % 4]
         for image in range(SAMPLES)
         for first, right in ((plain, [0.5, 0, 0.5, 1]), (mirrored, [0, 0, 0.5, 1]))
     ]
-    ends = batch.box_ends[:-1]
-    assert [part.tolist() for part in batch.boxes.tensor_split(ends)] == expected
+    ends = found["box_ends"][:-1]
+    assert [part.tolist() for part in found["boxes"].tensor_split(ends)] == expected
     classes = [list(range(10, 10 + len(boxes))) for boxes in expected]
-    assert [part.tolist() for part in batch.box_classes.tensor_split(ends)] == classes
-    assert batch.box_flags is not None
-    assert torch.equal(batch.box_flags, 4 * (batch.box_classes == 11))
+    assert [part.tolist() for part in found["box_class"].tensor_split(ends)] == classes
+    assert torch.equal(found["box_flags"], 4 * (found["box_class"] == 11))
 
 
 def test_workers_batches_and_threads_change_no_byte(
@@ -110,8 +106,8 @@ def test_a_damaged_json_is_a_broken_sample(
     assert "left out: 0005 in" in capsys.readouterr().out
     (batch,) = CodeReader(dataset, micro_batch=16, columns=["boxes"]).epoch_batches()
     good = [number for number in range(SAMPLES) if number not in damaged]
-    assert batch.box_ends is not None
-    assert batch.box_ends.tolist() == np.cumsum([number % 4 for number in good]).tolist()
+    ends = np.cumsum([number % 4 for number in good])
+    assert batch.columns["box_ends"].tolist() == ends.tolist()
 
 
 def test_images_without_objects_and_shards_without_the_columns_are_refused(
