@@ -19,7 +19,7 @@ class CodebookUpdates:
         self.quantizer: Quantizer = engine.module.quantize
         self.quantizer.average = self.world.average()
         self.usage = CodeUsage()
-        self.revived = torch.zeros((), device=self.world.device)
+        self.restarted = torch.zeros((), device=self.world.device)
         self.annealed: dict[str, float] = {}
 
     def anneal(self, clock: Clock) -> None:
@@ -45,13 +45,13 @@ class CodebookUpdates:
         def replace_rows(parameter: nn.Parameter, rows: Tensor, values: Tensor) -> None:
             self.engine.replace_rows(parameter, rows & moved, values)
 
-        revived = self.quantizer.update(whole, randomness, replace_rows)
+        restarted = self.quantizer.update(whole, randomness, replace_rows)
         for buffer, kept in before:
             buffer.copy_(torch.where(moved, buffer, kept))
-        self.revived = self.revived + revived * moved
+        self.restarted = self.restarted + restarted * moved
 
     def window_metrics(self) -> Metrics:
         """How the codebook was used since the last call, over all ranks."""
-        metrics = self.usage.take() | {"codebook_revived": self.revived} | self.annealed
-        self.revived = torch.zeros_like(self.revived)
+        metrics = self.usage.take() | {"codebook_revived": self.restarted} | self.annealed
+        self.restarted = torch.zeros_like(self.restarted)
         return metrics

@@ -27,7 +27,7 @@ CLIP = 0.5  # below the norm of either network's gradient
 QUANTIZERS = {
     "vector": VectorQuantizerConfig(codes=24, dim=8),
     "ema": EMAQuantizerConfig(codes=24, dim=8, decay=0.8, revive_below=0.3),
-    "revived": VectorQuantizerConfig(codes=24, dim=8, revive_below=0.9),
+    "restarted": VectorQuantizerConfig(codes=24, dim=8, revive_below=0.9),
 }
 WHOLE = list(itertools.product(("fp32", "bf16"), ("vector", "ema"), range(4), (1, 2)))
 PART = [("fp32", "vector", 0, 1), ("fp32", "vector", 3, 2), ("bf16", "vector", 2, 1)]
@@ -76,11 +76,11 @@ def name_of(cell: tuple[str, str, int, int]) -> str:
 
 
 def run_long(world: World, quantizer: str, zero: int) -> dict[str, Any]:
-    """Codebooks that have lived through many revivals, without a GAN."""
+    """Codebooks that have lived through many restarts, without a GAN."""
     recipe = build(world, "fp32", quantizer, zero, 1, discriminator=None)
     lines = train(recipe, range(LONG), LONG)
-    revived = [line["codebook_revived"] for line in lines]
-    return {"revived": revived, "codebook": codebook_digest(recipe)}
+    restarted = [line["codebook_revived"] for line in lines]
+    return {"restarted": restarted, "codebook": codebook_digest(recipe)}
 
 
 def runs(world: World) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def runs(world: World) -> dict[str, Any]:
     cells = WHOLE if part == "whole" else PART
     found = {name_of(cell): run_cell(world, cell, out) for cell in cells}
     if part == "whole" and world.world_size > 1:
-        for quantizer, zero in itertools.product(("revived", "ema"), (0, 3)):
+        for quantizer, zero in itertools.product(("restarted", "ema"), (0, 3)):
             found[f"long {quantizer} zero{zero}"] = run_long(world, quantizer, zero)
     return found
 

@@ -144,12 +144,12 @@ def test_no_cut_of_the_whole_matrix_changes_losses_or_weights(whole: Cells) -> N
 
 
 @pytest.mark.slow
-def test_codebooks_are_the_same_bits_on_all_ranks_after_twenty_steps_of_revival(
+def test_codebooks_are_the_same_bits_on_all_ranks_after_twenty_steps_of_restarts(
     whole: Cells,
 ) -> None:
     check_codebooks(whole)
     long = {name: run for name, run in whole.found["four-0"].items() if name.startswith("long")}
     assert len(long) == 4
     for run in long.values():
-        assert len(run["revived"]) == 20
-        assert sum(run["revived"]) > 10
+        assert len(run["restarted"]) == 20
+        assert sum(run["restarted"]) > 10

@@ -1,4 +1,4 @@
-"""What the recipe does for quantizers: their schedules, their start, revival, all micro-batches."""
+"""What the recipe does for quantizers: schedules, start, restarts, all micro-batches."""
 
 from collections.abc import Callable
 from typing import Any
@@ -56,7 +56,7 @@ def test_the_first_step_sets_the_codebook_from_all_micro_batches(recipe: Make, b
     assert 0 < from_first.sum() < 24
 
 
-def test_revived_codes_are_counted_between_two_log_points(recipe: Make, batch: Make) -> None:
+def test_restarted_codes_are_counted_between_two_log_points(recipe: Make, batch: Make) -> None:
     quantizer = VectorQuantizerConfig(codes=24, dim=8, revive_below=0.9)
     made = recipe({"quantizer": quantizer}, disc_start=99)
     for at in range(5):

@@ -27,7 +27,7 @@ from taming_dist.models.quantizers.interface import (
     nearest,
     straight_through,
 )
-from taming_dist.models.quantizers.renewal import (
+from taming_dist.models.quantizers.restarts import (
     Start,
     candidates,
     check_start,
@@ -39,7 +39,7 @@ from taming_dist.ranges import check_ranges, marked, ranged
 
 @dataclasses.dataclass
 class EMAQuantizerConfig:
-    """Codebook as a moving average of the latents assigned to each code, with dead codes revived.
+    """Codebook as a moving average of the latents assigned to each code, with dead codes restarted.
 
     `decay` is per optimizer step. `initial`: random, or data or kmeans from the first global batch.
     A code that is chosen less than `revive_below` times as often as it would be if all codes were
@@ -114,7 +114,7 @@ class EMAQuantizer(Quantizer):
     def update(
         self, statistics: Statistics, generator: torch.Generator, replace_rows: ReplaceRows
     ) -> int | Int64[Tensor, ""]:
-        """Move the averages (equations 6 to 8), then revive dead codes."""
+        """Move the averages (equations 6 to 8), then restart dead codes."""
         assert statistics.sums is not None
         assert statistics.candidates is not None
         pool = statistics.candidates.flatten(0, 1)

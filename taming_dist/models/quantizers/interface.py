@@ -99,7 +99,7 @@ class Quantizer(StaysFloat32):
         self, statistics: Statistics, generator: torch.Generator, replace_rows: ReplaceRows
     ) -> int | Int64[Tensor, ""]:
         """Take in the statistics of a whole optimizer step over all ranks; gives how many codes
-        were revived.
+        were restarted.
 
         `replace_rows(parameter, rows [K], values [K,...])` writes those rows of a parameter that an
         optimizer owns whose flag is set, and makes the optimizer forget what it knew of them. Every

@@ -28,7 +28,7 @@ from taming_dist.models.quantizers.interface import (
     nearest,
     straight_through,
 )
-from taming_dist.models.quantizers.renewal import (
+from taming_dist.models.quantizers.restarts import (
     Start,
     Usage,
     candidates,

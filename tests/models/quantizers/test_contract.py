@@ -27,7 +27,7 @@ from taming_dist.models.vqgan import VQGAN, VQGANConfig
 CONFIGS = {
     "vector": VectorQuantizerConfig(codes=12, dim=4),
     "normalized": VectorQuantizerConfig(codes=12, dim=4, normalized=True),
-    "renewed": VectorQuantizerConfig(codes=12, dim=4, initial="kmeans", revive_below=0.1),
+    "restarted": VectorQuantizerConfig(codes=12, dim=4, initial="kmeans", revive_below=0.1),
     "ema": EMAQuantizerConfig(codes=12, dim=4),
     "gumbel": GumbelQuantizerConfig(codes=12, dim=4),
     "fsq": FSQuantizerConfig(levels=[4, 3, 2]),

@@ -71,13 +71,13 @@ def test_the_statistics_of_a_split_batch_are_those_of_the_whole_batch() -> None:
     assert torch.equal(joined.candidates, statistics.candidates)
 
 
-def test_dead_codes_are_revived_and_the_next_update_does_not_undo_it() -> None:
+def test_dead_codes_are_restarted_and_the_next_update_does_not_undo_it() -> None:
     quantizer = ema(decay=0.5, revive_below=0.1)
     z = F.normalize(torch.tensor([[1.0, 0.1, 0.0, 0.0]]).expand(60, 4), dim=-1)
     z = z + 0.01 * torch.randn(60, 4, generator=randomness(4))
     images = z.reshape(15, 2, 2, 4).permute(0, 3, 1, 2)
-    revived = sum(update(quantizer, quantizer(images).statistics, seed) for seed in range(8))
-    assert revived >= 6
+    restarted = sum(update(quantizer, quantizer(images).statistics, seed) for seed in range(8))
+    assert restarted >= 6
     fresh = (F.normalize(z, dim=-1).mean(0) @ quantizer.entries.T) > 0.99
     assert fresh.sum() >= 6  # they stand where the latents are ...
     before = quantizer.entries.clone()
@@ -85,7 +85,7 @@ def test_dead_codes_are_revived_and_the_next_update_does_not_undo_it() -> None:
     torch.testing.assert_close(quantizer.entries[fresh], before[fresh])  # ... and stay
 
 
-def test_revival_never_makes_more_codes_than_there_are_latents() -> None:
+def test_restarts_never_make_more_codes_than_there_are_latents() -> None:
     quantizer = ema(decay=0.0, revive_below=0.5)
     assert update(quantizer, quantizer(latents(b=1, side=1)).statistics) == 1
 

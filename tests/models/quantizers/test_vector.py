@@ -92,7 +92,7 @@ def test_normalized_entries_start_with_unit_length() -> None:
     torch.testing.assert_close(quantizer.embedding.weight.norm(dim=1), torch.ones(12))
 
 
-def test_without_renewal_there_is_nothing_but_the_codebook() -> None:
+def test_without_restarts_there_is_nothing_but_the_codebook() -> None:
     quantizer = VectorQuantizer(VectorQuantizerConfig(codes=12, dim=4))
     assert list(quantizer.state_dict()) == ["embedding.weight"]
     statistics = quantizer(latents()).statistics

@@ -127,7 +127,7 @@ class Usage(nn.Module):
     def dead(
         self, counts: Float32[Tensor, "K"], revive_below: float, limit: int
     ) -> Bool[Tensor, "K"]:
-        """Take in counts; flags of the codes to revive, which count as of average use from now."""
+        """Take in counts; flags of the codes to restart, which count as of average use from now."""
         self.mean.lerp_(counts, 1 - self.DECAY)
         dead = dead_codes(self.mean, revive_below, limit)
         self.mean.copy_(torch.where(dead, self.mean.mean(), self.mean))

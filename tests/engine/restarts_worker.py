@@ -1,6 +1,6 @@
-"""One rank of test_renewal.py: codebooks that are set, revived and averaged under every ZeRO stage.
+"""One rank of test_restarts.py: codebooks that are set, restarted and averaged under every stage.
 
-Run as `python renewal_worker.py OUT` with torchrun's variables; writes OUT-<rank>.json.
+Run as `python restarts_worker.py OUT` with torchrun's variables; writes OUT-<rank>.json.
 """
 
 import tempfile
@@ -25,14 +25,14 @@ from taming_dist.stages.vqgan import VQGANRecipe
 from taming_dist.training.optimization import OptimConfig
 
 GLOBAL_BATCH, STEPS = 4, 4
-RENEWED = {"codes": 23, "dim": 7, "revive_below": 0.9}  # odd sizes: no stage cuts them evenly
+RESTARTED = {"codes": 23, "dim": 7, "revive_below": 0.9}  # odd sizes: no stage cuts them evenly
 QUANTIZERS = {
-    "renewed": VectorQuantizerConfig(**RENEWED, initial="kmeans", normalized=True),
+    "restarted": VectorQuantizerConfig(**RESTARTED, initial="kmeans", normalized=True),
     "lfq": LFQuantizerConfig(bits=5, temperature=0.5),
     "ibq": IndexQuantizerConfig(codes=23, dim=7, temperature=0.5),
 }
-RUNS = {0: ["renewed", "lfq", "ibq"], 1: [], 2: ["renewed"], 3: ["ibq"]}
-RESUMED = (1, 3)  # "renewed" too
+RUNS = {0: ["restarted", "lfq", "ibq"], 1: [], 2: ["restarted"], 3: ["ibq"]}
+RESUMED = (1, 3)  # "restarted" too
 
 
 def build(world: World, zero: int, quantizer: str) -> VQGANRecipe:
@@ -43,13 +43,13 @@ def build(world: World, zero: int, quantizer: str) -> VQGANRecipe:
 
 def run_and_resume(world: World, zero: int) -> tuple[dict[str, Any], Lines]:
     """A run that is saved after its second step and goes on; and the same from what was saved."""
-    recipe = build(world, zero, "renewed")
+    recipe = build(world, zero, "restarted")
     with tempfile.TemporaryDirectory() as made:
         folder = Path(world.broadcast(made))
         lines = train(recipe, range(2), STEPS)
         save(recipe, folder)
         lines += train(recipe, range(2, STEPS), STEPS)
-        resumed = train(load(build(world, zero, "renewed"), folder), range(2, STEPS), STEPS)
+        resumed = train(load(build(world, zero, "restarted"), folder), range(2, STEPS), STEPS)
         world.barrier()
     return {"lines": lines, "codebook": codebook_digest(recipe)}, resumed
 
@@ -100,7 +100,7 @@ def runs(world: World) -> dict[str, Any]:
             found[f"zero{zero} {quantizer}"] = {"lines": lines, "codebook": digest}
     for zero in RESUMED:
         whole, resumed = run_and_resume(world, zero)
-        found |= {f"zero{zero} renewed": whole, f"zero{zero} resumed": resumed}
+        found |= {f"zero{zero} restarted": whole, f"zero{zero} resumed": resumed}
     return found
 
 

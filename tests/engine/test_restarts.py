@@ -1,5 +1,5 @@
 """Codebooks under ZeRO 0 to 3, on one and two ranks: set from the first global batch, dead codes
-revived with their optimizer state, entropies over all ranks. Three processes run all of it."""
+restarted with their optimizer state, entropies over all ranks. Three processes run all of it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-WORKER = Path(__file__).with_name("renewal_worker.py")
-RUNS = [f"zero{zero} renewed" for zero in range(4)]
+WORKER = Path(__file__).with_name("restarts_worker.py")
+RUNS = [f"zero{zero} restarted" for zero in range(4)]
 RUNS += ["zero0 lfq", "zero0 ibq", "zero3 ibq"]
 
 
@@ -38,8 +38,8 @@ def test_both_ranks_hold_the_same_codebook_to_the_bit(found: dict[str, Any], run
     assert found["two-0"][run] == found["two-1"][run]
 
 
-def test_the_codebook_was_set_and_codes_were_revived(found: dict[str, Any]) -> None:
-    lines = found["one-0"]["zero0 renewed"]["lines"]
+def test_the_codebook_was_set_and_codes_were_restarted(found: dict[str, Any]) -> None:
+    lines = found["one-0"]["zero0 restarted"]["lines"]
     assert lines[0]["codebook_revived"] == 0
     assert lines[1]["codebook"] < lines[0]["codebook"]
     assert sum(line["codebook_revived"] for line in lines) > 0
@@ -50,7 +50,7 @@ def test_the_codebook_was_set_and_codes_were_revived(found: dict[str, Any]) -> N
 def test_a_resumed_run_goes_on_to_the_bit_and_is_not_set_again(
     found: dict[str, Any], process: str, zero: int
 ) -> None:
-    whole = found[process][f"zero{zero} renewed"]["lines"]
+    whole = found[process][f"zero{zero} restarted"]["lines"]
     assert found[process][f"zero{zero} resumed"] == whole[2:]
 
 
