@@ -1,4 +1,4 @@
-"""Who may read a file: others what we write, as the umask says, and we what others wrote."""
+"""File permissions: making our files readable as the umask says, and checking those of others."""
 
 import os
 from collections.abc import Iterator
@@ -9,9 +9,9 @@ from taming_dist.errors import UserError
 
 @contextmanager
 def usual_mode(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Around what writes a file: its mode is then that of any new file, or of the one before.
+    """Give a file written within the block the mode of its predecessor, or of any new file.
 
-    safetensors writes files that nobody but their owner may read, whatever the umask.
+    safetensors makes files readable by their owner only, whatever the umask.
     """
     with open(path, "ab") as file:
         mode = os.fstat(file.fileno()).st_mode
@@ -20,9 +20,9 @@ def usual_mode(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def require_readable(path: str | os.PathLike[str]) -> None:
-    """Raise `UserError` for a file or folder of this machine that the system keeps from us.
+    """Raise `UserError` for a local file or folder that we are not allowed to read.
 
-    Asked before whether it is there: what lies in a folder that we may not enter is not missing.
+    To be called before checking existence: a file in a folder that we may not enter is not missing.
     """
     try:
         is_folder = os.path.isdir(path)
@@ -31,10 +31,10 @@ def require_readable(path: str | os.PathLike[str]) -> None:
         allowed = os.access(path, needed)
     except PermissionError:
         allowed = False
-    except OSError:  # it is not there, which is said where it is needed
+    except OSError:  # it does not exist, which is reported where it is needed
         return
     if not allowed:
         raise UserError(
-            f"no permission to read {os.fspath(path)}: have its owner run chmod -R a+rX on it, and "
-            f"chmod a+x on the folders above"
+            f"no permission to read {os.fspath(path)}: ask its owner to run chmod -R a+rX on it "
+            f"and chmod a+x on its parent folders"
         )

@@ -1,9 +1,9 @@
-"""Error lines on stderr: what several ranks have to say appears once.
+"""Error lines on stderr: a message that several ranks share is printed once.
 
-No collective and no network: ranks that are well may be waiting in a collective, and ranks that
-meet an error early have never met each other. The ranks of a node agree through small files in its
-temporary folder, where `<launch>-<line>.<rank>` says that a rank has this line to say, and
-`<launch>-<line>.said` that some rank says it.
+Without collectives or network: healthy ranks may be waiting in a collective, and ranks that fail
+early are not connected yet. The ranks of a node coordinate through small files in its temporary
+folder: `<launch>-<line>.<rank>` means that a rank has this line to print, `<launch>-<line>.said`
+that some rank prints it.
 """
 
 import hashlib
@@ -18,8 +18,8 @@ from pathlib import Path
 from taming_dist.errors import UserError
 from taming_dist.launch import Place, place
 
-WAIT_S = 2.0  # for the other ranks to come to the same error
-KEPT_S = 86_400.0  # files of launches that are older are removed
+WAIT_S = 2.0  # for the other ranks to reach the same error
+KEPT_S = 86_400.0  # files of older launches are removed
 LAUNCH = (
     "MASTER_ADDR",
     "MASTER_PORT",
@@ -36,9 +36,9 @@ LAUNCH = (
 
 
 def announce(message: str, detail: str = "") -> None:
-    """Print `error: message detail` as one line, unless another rank of this launch does.
+    """Print `error: message detail` as one line unless another rank of this launch does.
 
-    With the rank's number, unless all ranks have the same message. `detail` may differ.
+    The rank's number is added unless all ranks have the same message. `detail` may differ.
     """
     text = " ".join(message.split())
     here = _place()
@@ -55,19 +55,19 @@ def announced() -> bool:
 
 
 def _speaker(text: str, here: Place) -> str | None:
-    """How the line of this rank begins; None if another rank says it."""
+    """The prefix of this rank's line; None if another rank prints it."""
     own = f"rank {here.rank}: "
     try:
         everyone = _wait_for_others(text, here)
         if not _claim(_file(text, "said")):
             return None
-    except OSError:  # no temporary folder to agree in: better said twice than not at all
+    except OSError:  # no temporary folder: better printed twice than not at all
         return own
     return "" if everyone else own
 
 
 def _wait_for_others(text: str, here: Place) -> bool:
-    """Whether every rank has the same to say; the wait ends early if that is so, or it is said."""
+    """Whether all ranks have this message; stops waiting once they do or one has printed it."""
     _make_folder()
     _remove_old()
     _file(text, str(here.rank)).touch(mode=0o600)
@@ -80,7 +80,7 @@ def _wait_for_others(text: str, here: Place) -> bool:
 
 
 def _claim(path: Path) -> bool:
-    """Make a file; False if another rank has made it."""
+    """Create a file; False if another rank has created it."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except FileExistsError:
@@ -89,8 +89,8 @@ def _claim(path: Path) -> bool:
 
 
 def _place() -> Place:
-    """The place of this process, or that of a single one where the launcher's variables are wrong;
-    where the first rank listens is of no interest."""
+    """The place of this process, or that of a single process if the launcher's variables are
+    invalid; the address of the first rank does not matter."""
     try:
         return place({"MASTER_ADDR": "", "MASTER_PORT": "0", **os.environ})
     except UserError:
@@ -98,17 +98,17 @@ def _place() -> Place:
 
 
 def _launch() -> str:
-    """The same on all ranks that one launcher has started on a node, and on no others."""
+    """An identifier shared by exactly the ranks that one launcher started on this node."""
     facts = [os.environ.get(name, "") for name in LAUNCH]
     if "SLURM_STEP_ID" not in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
-        # Of Slurm's tasks each has a parent of its own, and the step's number is enough.
+        # Slurm's tasks each have their own parent; the step's number is enough.
         facts += [str(os.getppid()), _start_time(os.getppid())]
     return _digest("\n".join(facts))
 
 
 def _start_time(process: int) -> str:
-    """When a process has started, so that its number, used again, is not taken for it."""
-    with suppress(OSError):  # there is no /proc but on Linux
+    """The start time of a process, which tells it from a later one with the same number."""
+    with suppress(OSError):  # only Linux has /proc
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
     return ""
 
@@ -118,15 +118,15 @@ def _folder() -> Path:
 
 
 def _make_folder() -> None:
-    """Make the folder; `OSError` if what is there is not a folder of this user.
+    """Make the folder; `OSError` if it exists but is not a folder of this user.
 
-    Its name can be guessed: a link that somebody else has put there may lead to other files of this
-    user, and old ones would be removed.
+    Its name can be guessed: a link planted by somebody else could lead to other files of this user,
+    and old ones would be removed.
     """
     _folder().mkdir(mode=0o700, exist_ok=True)
     found = os.lstat(_folder())
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        raise PermissionError(f"{_folder()} is not a folder of this user")
+        raise PermissionError(f"{_folder()} does not belong to this user")
 
 
 def _file(text: str, suffix: str) -> Path:
@@ -139,6 +139,6 @@ def _digest(text: str) -> str:
 
 def _remove_old() -> None:
     for path in _folder().iterdir():
-        with suppress(FileNotFoundError):  # another rank does the same
+        with suppress(FileNotFoundError):  # another rank is doing the same
             if time.time() - path.stat().st_mtime > KEPT_S:
                 path.unlink()

@@ -14,19 +14,19 @@ from taming_dist.errors import Diverged, LostRank, UserError
 from taming_dist.ranges import LARGEST_SEED, Kind, Range
 
 EXIT_USER_ERROR = 2
-EXIT_ERROR = 1  # as Python has it for exceptions that nobody catches
+EXIT_ERROR = 1  # as for uncaught exceptions in Python
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser of arguments that takes a wrong one for what it is, a mistake of the user."""
+    """An argument parser whose errors are `UserError`s."""
 
     def error(self, message: str) -> NoReturn:
         """Raise `UserError`; argparse would print ten lines of usage first."""
-        raise UserError(f"{message}; --help lists all arguments")
+        raise UserError(f"{message}; see --help for all arguments")
 
 
 def number(kind: type, **limits: float) -> Callable[[str], Any]:
-    """The `type` of an argument that is an int or a float; the limits are those of `Range`."""
+    """The `type` of an int or float argument; the limits are those of `Range`."""
     allowed = Range(**limits)  # type: ignore[arg-type]
 
     def parse(text: str) -> Any:
@@ -36,7 +36,7 @@ def number(kind: type, **limits: float) -> Callable[[str], Any]:
             value = text
         advice = allowed.advice(value, Kind(kind, is_list=False, optional=False))
         if advice:
-            raise argparse.ArgumentTypeError(f"{text!r} given, {advice}")
+            raise argparse.ArgumentTypeError(f"{text!r} is invalid: {advice}")
         return value
 
     return parse
@@ -52,9 +52,9 @@ def count(number: int, noun: str) -> str:
 
 
 def file_prefix(text: str) -> str:
-    """The `type` of an argument that file names start with: it can lead into no other folder."""
+    """The `type` of an argument that starts file names: it cannot lead into another folder."""
     if not re.fullmatch(r"[\w-]+", text, re.ASCII):
-        raise argparse.ArgumentTypeError(f"{text!r} given, use letters, digits, _ and - only")
+        raise argparse.ArgumentTypeError(f"{text!r} is invalid: use letters, digits, _ and - only")
     return text
 
 
@@ -72,13 +72,13 @@ def run(main: Callable[[], None]) -> None:
 
 @contextmanager
 def one_line(log: Path | None = None) -> Iterator[None]:
-    """End the process in one line, whose reader needs no traceback, for the errors that have one.
+    """End the process with one line instead of a traceback for errors that have such a line.
 
-    Other errors are raised further; with `log`, a file that has their traceback, they too end in
-    one line, which names it.
+    Other errors propagate; with `log`, a file that has their traceback, they too end in one line,
+    which names that file.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be of any bytes
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may contain any bytes
     try:
         yield
     except UserError as error:
@@ -87,7 +87,7 @@ def one_line(log: Path | None = None) -> Iterator[None]:
         announce(str(error))
         sys.exit(EXIT_ERROR)
     except LostRank as error:
-        if not announced():  # what it is about comes first, and then this is no news
+        if not announced():  # the cause was reported first; this would only repeat it
             announce(str(error))
         sys.exit(EXIT_ERROR)
     except Exception as error:
@@ -95,5 +95,5 @@ def one_line(log: Path | None = None) -> Iterator[None]:
             fail(f"no permission for {error.filename}: use another folder or fix its permissions")
         if log is None:
             raise
-        announce(f"{type(error).__name__}: {error}", f" (the traceback is in {log})")
+        announce(f"{type(error).__name__}: {error}", f" (traceback in {log})")
         sys.exit(EXIT_ERROR)

@@ -1,4 +1,4 @@
-"""The errors that end a command in one line: what its reader needs is the message, no traceback."""
+"""The errors that end a command with one line rather than a traceback."""
 
 
 class UserError(Exception):
@@ -9,9 +9,9 @@ class UserError(Exception):
 
 
 class Diverged(Exception):
-    """Too many steps in a row had a loss or gradient that is not finite, and were skipped.
+    """Too many consecutive steps were skipped for a loss or gradient that is not finite.
 
-    The same on all ranks; exit code 1.
+    Raised on all ranks alike; exit code 1.
     """
 
 

@@ -2,9 +2,9 @@
 
 python -m taming_dist.evaluate model=EXPORT data=SPEC out=DIR
 
-A VQGAN is measured on image shards by what its reconstructions lose, a transformer on code shards
-by how well it predicts them; the export says which of the two it is. <out> gets metrics.json last;
-for a VQGAN before it reconstructions.png and, one by one, images/000-input.png and
+A VQGAN is measured on image shards by the quality of its reconstructions, a transformer on code
+shards by its predictions; the export says which of the two it is. <out> gets metrics.json last; for
+a VQGAN, before that, reconstructions.png and single images as images/000-input.png and
 images/000-reconstruction.png.
 """
 
@@ -76,7 +76,7 @@ class EvaluateConfig:
 
 
 def main(config: EvaluateConfig) -> None:
-    """Measure, and write the figures into `config.out`.
+    """Measure and write the metrics to `config.out`.
 
     Raises:
         UserError: an export, shards, settings or a folder that cannot be used.
@@ -95,7 +95,7 @@ def main(config: EvaluateConfig) -> None:
 
 
 def evaluate_vqgan(config: EvaluateConfig, device: torch.device) -> dict[str, Any]:
-    """Return the figures of a first stage's reconstructions; write the pictures."""
+    """Return the metrics of a first stage's reconstructions and write the pictures."""
     vqgan = VQGAN.from_pretrained(config.model)
     fingerprint = vqgan.fingerprint
     size = config.size or vqgan.config.resolution
@@ -134,7 +134,7 @@ def evaluate_vqgan(config: EvaluateConfig, device: torch.device) -> dict[str, An
 def first_stage_figures(
     vqgan: VQGAN, config: EvaluateConfig, device: torch.device
 ) -> ReconstructionMetrics | LabelMapMetrics:
-    """What is measured of a first stage."""
+    """The metrics of a first stage."""
     vocabulary, modality = vqgan.config.vocabulary, vqgan.config.modality
     if isinstance(modality, LabelMap):
         return LabelMapMetrics(modality.classes, vocabulary)
@@ -163,7 +163,7 @@ def evaluate_transformer(config: EvaluateConfig, device: torch.device) -> dict[s
 
 
 def check_codes(transformer: Transformer, dataset: CodeDataset, spec: str) -> None:
-    """Raise a `UserError`, naming both sides, if the codes are not of the transformer's kind."""
+    """Raise `UserError` naming both sides if the codes do not match the transformer."""
     try:
         transformer.config.fitted(dataset, spec)
     except UserError as error:
@@ -171,7 +171,7 @@ def check_codes(transformer: Transformer, dataset: CodeDataset, spec: str) -> No
 
 
 class Pictures:
-    """A few images, spread evenly over the data set, beside their reconstructions."""
+    """A few images, spread evenly over the data set, with their reconstructions."""
 
     def __init__(self, count: int, num_samples: int) -> None:
         spread = np.linspace(0, num_samples - 1, min(max(count, 0), num_samples))
@@ -179,7 +179,7 @@ class Pictures:
         self.pairs: list[tuple[Tensor, Tensor]] = []
 
     def add(self, images: Tensor, reconstructions: Tensor, ids: Tensor) -> None:
-        """Keep those of a batch uint8 [b, 3, h, w] that were chosen by their ids [b]."""
+        """Keep the chosen images of a batch uint8 [b, 3, h, w] with ids [b]."""
         for row in torch.isin(ids, self.ids).nonzero().flatten().tolist():
             self.pairs.append((images[row], reconstructions[row]))
 
@@ -191,7 +191,7 @@ class Pictures:
         columns = min(GRID_COLUMNS, len(self.pairs))
         rows: list[Tensor] = []
         pairs = list(self.pairs)
-        while columns and len(pairs) >= columns:  # a last row that is not full is left out
+        while columns and len(pairs) >= columns:  # an incomplete last row is left out
             inputs, outputs = zip(*pairs[:columns], strict=True)
             rows += [*inputs, *outputs]
             del pairs[:columns]
@@ -200,22 +200,22 @@ class Pictures:
 
 
 def prepare_folder(out: Path) -> None:
-    """Make `out` ready: there, writable, and free of an earlier evaluation's results."""
+    """Make `out` exist, writable, and free of an earlier evaluation's results."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
             pass
-        (out / "metrics.json").unlink(missing_ok=True)  # it says that the folder is complete
+        (out / "metrics.json").unlink(missing_ok=True)  # its presence means that all is complete
         (out / "reconstructions.png").unlink(missing_ok=True)
         for name in ("input", "reconstruction"):
             for picture in (out / "images").glob(f"[0-9]*-{name}.png"):
                 picture.unlink()
     except OSError as error:
-        raise UserError(f"out: cannot write to {out} ({error.strerror}), give another") from error
+        raise UserError(f"out: cannot write to {out} ({error.strerror}), choose another") from error
 
 
 def with_progress(batches: Iterator[AnyBatch], total: int) -> Iterator[AnyBatch]:
-    """Pass the batches on, and say on stderr now and then how many images are done, how fast."""
+    """Pass the batches on, and report progress and speed on stderr now and then."""
     start = said = time.perf_counter()
     done = 0
     for batch in batches:

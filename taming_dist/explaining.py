@@ -15,7 +15,7 @@ OVERRIDE = re.compile(r"(?:Error merging|Could not) override (?P<given>.*)", re.
 
 
 def explain(error: Exception) -> str:
-    """One line from an error of Hydra or OmegaConf: the key or value, and what to use instead."""
+    """Turn an error of Hydra or OmegaConf into one line: the key or value, and the fix."""
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
@@ -61,9 +61,9 @@ def paths(node: DictConfig) -> Iterator[str]:
 
 
 def instead(node: Any, key: Any, override: str) -> str:
-    """What a field of a dataclass takes, where it was given a value of another type."""
+    """What to use instead of a value of the wrong type for a field of a dataclass."""
     if override.startswith("~"):
-        return "no key can be taken away; give it a value, as in key=value"
+        return "keys cannot be removed; give it a value, as in key=value"
     if isinstance(node, ListConfig):
         node, key = node._get_parent(), node._key()
     owner = None if node is None else OmegaConf.get_type(node)

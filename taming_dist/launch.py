@@ -1,7 +1,7 @@
 """The place of this process among the ranks of a run, known before torch is imported.
 
-The launcher says it through the environment: torchrun's variables, or Slurm's (one srun task per
-GPU or CPU rank), or nothing at all for a single process.
+It comes from the launcher's environment: torchrun's variables, Slurm's (one srun task per GPU or
+CPU rank), or none for a single process.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """The place of this process in the run, and where rank 0 listens."""
+    """The place of this process in the run, and the address of rank 0."""
 
     rank: int
     world_size: int
@@ -33,7 +33,7 @@ ALONE = Place(rank=0, world_size=1, local_rank=0)
 def place(environment: Mapping[str, str]) -> Place:
     """Read the place from a launcher's environment; torchrun's variables win over Slurm's.
 
-    Errors: UserError when only a part of the variables is there.
+    Raises `UserError` if only some of the variables are set.
     """
     if "RANK" in environment or "WORLD_SIZE" in environment:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -43,7 +43,7 @@ def place(environment: Mapping[str, str]) -> Place:
         rank, size, local = (_number(environment, name, "srun sets it") for name in names)
     else:
         return ALONE
-    # torchrun keeps the store of even a single rank, at an address of its own.
+    # torchrun keeps a store even for a single rank, at its own address.
     if size == 1 and not ("RANK" in environment and "MASTER_ADDR" in environment):
         return dataclasses.replace(ALONE, local_rank=local)
     port = _number(environment, "MASTER_PORT", "slurm/*.sh and torchrun set it")
@@ -62,5 +62,5 @@ def _number(environment: Mapping[str, str], name: str, who: str) -> int:
 
 
 def environment_place() -> Place:
-    """The place of this process by its own environment."""
+    """The place of this process from its own environment."""
     return place(os.environ)

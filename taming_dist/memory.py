@@ -1,4 +1,4 @@
-"""How the C library gives out memory; needed wherever large arrays come and go."""
+"""Settings of the C library's allocator; useful wherever large arrays come and go."""
 
 import ctypes
 
@@ -6,11 +6,11 @@ TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8  # malloc.h
 
 
 def keep_freed_memory(one_heap: bool = False) -> None:
-    """Have glibc keep the memory of big arrays for the next ones: faster, see docs/results.md.
+    """Have glibc keep the memory of large arrays for later ones: faster, see docs/results.md.
 
-    By default it gives every large block back to the system and pays for new pages each time.
-    `one_heap`: what one thread frees serves the others; by default threads have heaps of their own.
-    Where the C library has no mallopt nothing is changed.
+    By default it returns every large block to the system and pays for new pages each time.
+    `one_heap`: memory freed by one thread serves the others; by default each has its own heap.
+    Does nothing if the C library has no mallopt.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -1,8 +1,8 @@
-"""The command line as Hydra reads it, with text kept as it was typed.
+"""Preparing the command line for Hydra, so that text stays as it was typed.
 
-Hydra's grammar takes `run.name=1e3` for a number and stops at `{`, `=`, `~` or a letter such as "e"
-with an accent. Which values are text follows from the dataclasses; these are quoted here, before
-Hydra sees them. What was typed in quotes of Hydra's own, and `null`, stay as they are.
+Hydra's grammar reads `run.name=1e3` as a number and fails at `{`, `=`, `~` or a letter such as "e"
+with an accent. The dataclasses determine which values are text; these are quoted here before Hydra
+sees them. Values in Hydra's own quotes and `null` are left alone.
 """
 
 import argparse
@@ -26,12 +26,12 @@ OVERRIDE = re.compile(r"(\+{0,2})([\w./]+)=(.*)", re.DOTALL | re.ASCII)
 QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 NUMBER = re.compile(r"[-+]?[\d.][\d._]*(?:[eE][-+]?\d+)?")
 MAPPING = re.compile(r"\{[^{},:]+:(?!//).*\}", re.DOTALL)
-NOT_TAKEN = ("config_path", "config_name", "experimental_rerun")  # options of Hydra's
+NOT_TAKEN = ("config_path", "config_name", "experimental_rerun")  # options of Hydra
 
 
 @dataclasses.dataclass(frozen=True)
 class CommandLine:
-    """`overrides` as typed; `options`: Hydra's own (--cfg job), all that is no override.
+    """`overrides` as typed; `options`: Hydra's own (--cfg job), that is, everything else.
 
     `shows`: an option asks Hydra to print something instead of running.
     """
@@ -43,7 +43,7 @@ class CommandLine:
 
 
 def parse(argv: Sequence[str]) -> CommandLine:
-    """Part Hydra's options from the overrides. `UserError` for one that is unknown or not taken."""
+    """Separate Hydra's options from the overrides; `UserError` for unknown or unsupported ones."""
     parser = get_args_parser()
     parser.exit_on_error = False
     try:
@@ -52,16 +52,16 @@ def parse(argv: Sequence[str]) -> CommandLine:
         raise UserError(str(error)) from error
     unknown = [word for word in others if word.startswith("-")]
     if unknown:
-        raise UserError(f"there is no option {unknown[0]}: settings are written key=value")
+        raise UserError(f"unknown option {unknown[0]}: settings are written key=value")
     if known.multirun:
         raise UserError(
-            "one command is one run: leave out -m (--multirun) and start a command for each set of "
-            "values, each with a run.name of its own"
+            "one command is one run: omit -m (--multirun) and run one command for each set of "
+            "values, each with its own run.name"
         )
     for option in NOT_TAKEN:
         if getattr(known, option) is not None:
             name = f"--{option.replace('_', '-')}"
-            raise UserError(f"{name} is not taken: experiments of your own go into --config-dir")
+            raise UserError(f"{name} is not supported: use --config-dir for your own experiments")
     overrides = [*known.overrides, *others]
     options = list(argv)
     for override in overrides:
@@ -71,14 +71,14 @@ def parse(argv: Sequence[str]) -> CommandLine:
 
 
 def kept_as_typed(override: str, schema: type, groups: Groups) -> str:
-    """The override with its value in quotes, if its key takes text or a shard spec in `schema`,
-    whose config groups have the dataclasses `groups`."""
+    """The override with its value quoted if its key takes text or a shard spec in `schema`, whose
+    config groups have the dataclasses `groups`."""
     match = OVERRIDE.fullmatch(override)
     if match is None:
         return override
     plus, key, value = match.groups()
     kinds = kinds_of(key, schema, groups)
-    if any(dataclasses.is_dataclass(kind) for kind in kinds):  # a choice of its group
+    if any(dataclasses.is_dataclass(kind) for kind in kinds):  # the choice of a group
         return override
     if Any in kinds:
         return f"{plus}{key}={quoted_spec(value)}"
@@ -88,7 +88,7 @@ def kept_as_typed(override: str, schema: type, groups: Groups) -> str:
 
 
 def kinds_of(key: str, schema: type, groups: Groups) -> set[Any]:
-    """The types of a key, in all variants of the groups that it lies in; no Optional."""
+    """The types of a key in all variants of the groups that contain it, without Optional."""
     found: set[Any] = {schema}
     path: list[str] = []
     for name in key.split("."):
@@ -108,14 +108,14 @@ def alternatives(hint: Any) -> tuple[Any, ...]:
 
 
 def quoted(value: str, quote: Quote = Quote.single) -> str:
-    """Text in Hydra's quotes, unless it is in quotes already or null."""
+    """Text in Hydra's quotes, unless it is quoted already or null."""
     if value == "null" or QUOTED.fullmatch(value):
         return value
     return QuotedString(text=value, quote=quote).with_quotes()
 
 
 def quoted_spec(value: str) -> str:
-    """A shard spec with its texts in quotes: text, [a list of specs], or {name: spec, ...}."""
+    """A shard spec with its text quoted: text, [a list of specs], or {name: spec, ...}."""
     if value.startswith("[") and value.endswith("]"):
         return f"[{','.join(quoted_spec(part) for part in split(value[1:-1]))}]"
     if MAPPING.fullmatch(value):
@@ -126,12 +126,12 @@ def quoted_spec(value: str) -> str:
 
 
 def quoted_item(value: str) -> str:
-    """A spec in a mapping, where numbers are weights."""
+    """A spec within a mapping, where numbers are weights."""
     return value if NUMBER.fullmatch(value) else quoted_spec(value)
 
 
 def split(text: str) -> list[str]:
-    """The parts between the commas that are in no brackets and no quotes."""
+    """Split at the commas outside of brackets and quotes."""
     parts, depth, rest = [""], 0, text
     while rest:
         match = QUOTED.match(rest)
@@ -146,7 +146,7 @@ def split(text: str) -> list[str]:
 
 
 def check_readable(override: str) -> None:
-    """Raise `UserError`, with the text to type, unless Hydra reads the override as one value."""
+    """Raise `UserError` with the correct form unless Hydra reads the override as one value."""
     match = OVERRIDE.fullmatch(override)
     try:
         several = OverridesParser.create().parse_override(override).is_sweep_override()
@@ -167,5 +167,5 @@ def check_readable(override: str) -> None:
 
 
 def as_text(plus: str, key: str, value: str) -> str:
-    """An override as it is typed into a shell for its value to be text."""
+    """The override as typed into a shell for its value to be text."""
     return shlex.quote(f"{plus}{key}={quoted(value, Quote.double)}")

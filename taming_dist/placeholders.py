@@ -1,4 +1,4 @@
-"""What lies where a download should be: a pointer to it, a page about it, or it in a wrapping."""
+"""Files found in place of a download: a pointer to it, a web page, or a compressed copy."""
 
 import os
 
@@ -9,15 +9,15 @@ PAGES = (b"<!doctype html", b"<html", b"<head")
 COMPRESSED = (b"\x1f\x8b\x08", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")  # gzip, xz, Zstandard
 LOOKED_AT = 1024
 FIXES = {
-    "a Git LFS pointer": "run git lfs pull where it was cloned, or download the file itself",
-    "a web page (HTML)": "fetch the file itself, not the page about it, logged in if need be",
+    "a Git LFS pointer": "run git lfs pull in its clone, or download the file itself",
+    "a web page (HTML)": "download the file itself rather than its page, logged in if necessary",
     "a compressed file": "unpack it first (gunzip, unxz, unzstd)",
 }
 
 
 def placeholder(start: bytes) -> str | None:
-    """What a file that starts so is instead of its contents, a key of FIXES; None if it may be
-    the right one."""
+    """What a file with this start is instead of its contents, a key of FIXES; None if it may be
+    genuine."""
     if start.startswith(LFS):
         return "a Git LFS pointer"
     if start.startswith(COMPRESSED):
@@ -27,8 +27,8 @@ def placeholder(start: bytes) -> str | None:
 
 
 def refuse_placeholder(path: str | os.PathLike[str], what: str, name: str = "") -> None:
-    """Raise `UserError` if a file, which should be `what`, is a placeholder. `name` is what it is
-    called, if `path` is a copy."""
+    """Raise `UserError` if a file that should be `what` is a placeholder. `name` is its real name
+    if `path` is a copy."""
     with open(path, "rb") as file:
         found = placeholder(file.read(LOOKED_AT))
     if found is not None:

@@ -1,4 +1,4 @@
-"""The range of every number that a user sets: stated at its field, checked where it is set.
+"""The range of every number that users set: stated at its field, checked when it is set.
 
     channels: int = ranged(128, at_least=1)
 
@@ -17,13 +17,13 @@ from omegaconf import MISSING
 
 from taming_dist.errors import UserError
 
-RANGE = "range"  # the key in a field's metadata
-LARGEST_INT = 2**63 - 1  # what tensors and files hold
+RANGE = "range"  # the key in the metadata of a field
+LARGEST_INT = 2**63 - 1  # the largest that tensors and files can hold
 LARGEST_SEED = 2**64 - 1
 
 
 class Kind(NamedTuple):
-    """What a numeric field holds: int or float, perhaps a list of them, perhaps None."""
+    """The kind of a numeric field: int or float, possibly a list, possibly optional."""
 
     number: type
     is_list: bool
@@ -31,7 +31,7 @@ class Kind(NamedTuple):
 
 
 def kind_of(hint: Any) -> Kind | None:
-    """The kind of a type hint such as `list[int]` or `float | None`; None if it is of no number."""
+    """The kind of a type hint such as `list[int]` or `float | None`; None if not numeric."""
     parts = [part for part in typing.get_args(hint) if part is not type(None)]
     if typing.get_origin(hint) is list:
         return Kind(parts[0], True, False) if parts[0] in (int, float) else None
@@ -43,8 +43,8 @@ def kind_of(hint: Any) -> Kind | None:
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Bounds of a number, or of each number in a list. `length`: that of the list, if only one will
-    do; `empty`: whether the list may be empty."""
+    """Bounds of a number, or of each number in a list. `length`: the required length of the list;
+    `empty`: whether the list may be empty."""
 
     at_least: float | None = None
     above: float | None = None
@@ -54,13 +54,13 @@ class Range:
     empty: bool = False
 
     def check(self, key: str, value: Any, kind: Kind) -> None:
-        """UserError naming the key unless the value is of the kind and within the range."""
+        """Raise `UserError` naming the key unless the value has the kind and the range."""
         advice = self.advice(value, kind)
         if advice:
             raise UserError(f"{key}={'null' if value is None else value}: {advice}")
 
     def advice(self, value: Any, kind: Kind) -> str:
-        """What to use instead of the value; nothing if it is of the kind and within the range."""
+        """What to use instead of the value; empty if it has the kind and is within the range."""
         if value is None and kind.optional:
             return ""
         is_list = isinstance(value, list | tuple)
@@ -68,7 +68,7 @@ class Range:
         if is_list == kind.is_list and self._holds_all(parts, kind):
             return ""
         if self.at_most is None and any(too_large(part) for part in parts):
-            return f"use no number above {LARGEST_INT}"
+            return f"use a number up to {LARGEST_INT}"
         return f"use {self.words(kind)}"
 
     def _holds_all(self, parts: Any, kind: Kind) -> bool:
@@ -106,7 +106,7 @@ class Range:
 
 
 def too_large(value: Any) -> bool:
-    """Whether it is a whole number that no tensor holds."""
+    """Whether the value is an integer too large for any tensor."""
     return isinstance(value, Integral) and abs(int(value)) > LARGEST_INT
 
 
@@ -146,7 +146,7 @@ def check_choice(key: str, value: str, known: Iterable[str]) -> None:
 
 
 def check_ranges(config: Any, prefix: str = "") -> None:
-    """Check every number of a config class; UserError with the key, which starts with `prefix`."""
+    """Check every number of a config class; raise `UserError` naming `prefix` and the key."""
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         limits: Range | None = field.metadata.get(RANGE)

@@ -22,7 +22,7 @@ def test_a_wrong_argument_is_one_line_and_code_2(
     out, error = capsys.readouterr()
     assert (out, error.count("\n")) == ("", 1)
     assert error.startswith("error: ")
-    assert error.endswith("; --help lists all arguments\n")
+    assert error.endswith("; see --help for all arguments\n")
 
 
 def test_other_errors_stay_loud_but_for_those_whose_traceback_is_in_a_log(
@@ -46,12 +46,12 @@ def test_other_errors_stay_loud_but_for_those_whose_traceback_is_in_a_log(
     ("kind", "limits", "text", "found"),
     [
         (int, {"at_least": 1}, "1", 1),
-        (int, {"at_least": 1}, "0", "'0' given, use a whole number from 1"),
-        (int, {"at_least": 1}, "1.5", "'1.5' given, use a whole number from 1"),
+        (int, {"at_least": 1}, "0", "'0' is invalid: use a whole number from 1"),
+        (int, {"at_least": 1}, "1.5", "'1.5' is invalid: use a whole number from 1"),
         (float, {"above": 0, "below": 1}, "0.25", 0.25),
-        (float, {"above": 0, "below": 1}, "1", "'1' given, use a number above 0 and below 1"),
-        (float, {"at_least": 0}, "nan", "'nan' given, use a number from 0"),
-        (float, {"at_least": 0}, "inf", "'inf' given, use a number from 0"),
+        (float, {"above": 0, "below": 1}, "1", "'1' is invalid: use a number above 0 and below 1"),
+        (float, {"at_least": 0}, "nan", "'nan' is invalid: use a number from 0"),
+        (float, {"at_least": 0}, "inf", "'inf' is invalid: use a number from 0"),
     ],
 )
 def test_an_argument_that_is_a_number_has_a_range(

@@ -379,7 +379,7 @@ def test_terms_of_the_loss_are_added_weighed_and_dropped(compose: Compose) -> No
         (["+experiment=flickr", "optim.betas=[a,0.9]"], ["[a,0.9]: use 2 numbers from 0 to below"]),
         (["+experiment=flickr", "data.flip=perhaps"], ["data.flip=perhaps: use true or false\n"]),
         (["+experiment=flickr", "data.workers=1"], ["error: there is no key data.workers\n"]),
-        (["+experiment=flickr", "~train.steps"], ["~train.steps: no key can be taken away"]),
+        (["+experiment=flickr", "~train.steps"], ["~train.steps: keys cannot be removed"]),
         (["+experiment=flickr", "train=3"], ["train=3: train is a group of keys"]),
         (["+experiment=flickr", "train.steps="], ["train.steps"]),
         (["+experiment=flickr", "train.steps"], ["train.steps", "key=value"]),

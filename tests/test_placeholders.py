@@ -19,7 +19,7 @@ POINTER = (
 PAGE = b"\n<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>"
 FILES = {
     "a Git LFS pointer, not {}: run git lfs pull": POINTER,
-    "a web page [(]HTML[)], not {}: fetch the file itself": PAGE,
+    "a web page [(]HTML[)], not {}: download the file itself": PAGE,
     "a compressed file, not {}: unpack it first": gzip.compress(b"what was meant"),
 }
 

@@ -6,7 +6,7 @@
     python tools/benchmark.py data [--images 4096] [--out FILE]
 
 Every module of tools/benchmarks is a benchmark, named by the first argument. It prints a table;
---out keeps the figures as JSON.
+--out writes the results as JSON.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = parser.add_subparsers(dest="benchmark", required=True)
     for name, module in BENCHMARKS.items():
         one = chosen.add_parser(name, help=str(module.__doc__).partition(": ")[2].splitlines()[0])
-        one.add_argument("--out", type=Path, help="also write the figures as JSON")
+        one.add_argument("--out", type=Path, help="also write the results as JSON")
         module.add_arguments(one)
     arguments = parser.parse_args(argv)
     figures = BENCHMARKS[arguments.benchmark].run(arguments)

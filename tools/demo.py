@@ -3,7 +3,7 @@
     python tools/demo.py [--out outputs/demo]
 
 Runs the project's own commands one after the other, each as a user would type it, and ends with a
-report. A phase that is done is not done again; one that was interrupted goes on where it was.
+report. Finished phases are not repeated; an interrupted one resumes.
 """
 
 import json
@@ -33,10 +33,10 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Phase:
-    """One command of the chain, as the arguments of python; `made` is there when it is done.
+    """One command of the chain, as the arguments of python; `made` exists when it is done.
 
-    For a training it is events.jsonl, which also has to say that the end was reached: one that was
-    interrupted leaves an export as well.
+    For training it is events.jsonl, which must also say that the run finished: an interrupted run
+    leaves an export as well.
     """
 
     name: str
@@ -127,19 +127,19 @@ def phases(out: Path) -> list[Phase]:
 
 
 class Journal:
-    """phases.json: which command was finished, how long it took, how much memory it had."""
+    """phases.json: the finished commands, with the time and memory that each took."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.records: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
 
     def is_done(self, phase: Phase) -> bool:
-        """Whether this very command was finished and what it made is still there."""
+        """Whether this exact command has finished and its result still exists."""
         record = self.records.get(phase.name)
         return record is not None and record["command"] == [*phase.command] and phase.is_complete
 
     def run(self, phase: Phase) -> None:
-        """Run the phase and note it; time of interrupted tries at the same command counts too."""
+        """Run the phase and record it, including the time of interrupted attempts."""
         record = self.records.get(phase.name)
         same = record is not None and record["command"] == [*phase.command]
         spent = record["seconds"] if record is not None and same else 0.0
@@ -162,14 +162,14 @@ class Journal:
 
 
 def run_python(arguments: Sequence[str]) -> tuple[int, float]:
-    """Run python as a child that shares our terminal; gives its status and peak memory in GiB."""
+    """Run python as a child that shares our terminal; return its status and peak memory in GiB."""
     print(f"\n$ python {shlex.join(arguments)}", flush=True)
     child = subprocess.Popen([sys.executable, *arguments])
     while True:
         try:
             _, status, usage = os.wait4(child.pid, 0)
             break
-        except KeyboardInterrupt:  # the child has it too: training saves and ends
+        except KeyboardInterrupt:  # the child receives it too: training saves and ends
             continue
     code = os.waitstatus_to_exitcode(status)
     child.returncode = code
@@ -177,7 +177,7 @@ def run_python(arguments: Sequence[str]) -> tuple[int, float]:
 
 
 def summarize(out: Path, journal: Journal) -> dict[str, Any]:
-    """summary.json: the figures of the chain, from what its commands wrote."""
+    """summary.json: the metrics of the chain, from the files that its commands wrote."""
     moments: dict[int, dict[str, Any]] = {}  # training and validation have a line each
     for row in map(json.loads, (out / "vqgan" / "metrics.jsonl").read_text().splitlines()):
         moments.setdefault(row["samples"], {}).update(row)
@@ -199,7 +199,7 @@ def summarize(out: Path, journal: Journal) -> dict[str, Any]:
 
 
 def has_gan(row: dict[str, Any]) -> bool:
-    """Whether the GAN counted in the steps that a log point covers."""
+    """Whether the GAN was active in the steps that a log point covers."""
     return "train/gan_g" in row
 
 
@@ -213,9 +213,9 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     journal = Journal(out / "phases.json")
     for number in range(len(phases(out))):
-        phase = phases(out)[number]  # anew: the classes are known once the photographs are cut
+        phase = phases(out)[number]  # again: the classes are known once the photographs are cut
         if journal.is_done(phase):
-            print(f"{phase.name}: done before", flush=True)
+            print(f"{phase.name}: already done", flush=True)
         else:
             journal.run(phase)
     summary = summarize(out, journal)
@@ -228,7 +228,7 @@ def main() -> None:
 
 
 def farewell(out: Path, summary: dict[str, Any]) -> str:
-    """Where the report is, and what one may try next."""
+    """Where the report is, and what to try next."""
     return f"""
 The chain took {sum(summary["seconds"].values()):.0f} s. Open the report:
 

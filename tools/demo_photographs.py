@@ -2,9 +2,9 @@
 
     python tools/demo_photographs.py --out DIR [--size 64] [--crops 250]
 
-Makes {train,val}/images/<photo>/*.png and, of the same names, {train,val}/segmentations/. A photo
+Makes {train,val}/images/<photo>/*.png and, with the same names, {train,val}/segmentations/. A photo
 is a class. Training and validation crops come from the two sides of a cut through each photo, so
-they share no pixel. Label maps: k-means over smoothed Lab colour and place, 8 labels a photo.
+they share no pixels. Label maps: k-means over smoothed Lab colour and position, 8 labels per photo.
 """
 
 import importlib.util
@@ -38,7 +38,7 @@ PHOTOGRAPHS = {
 }
 NUM_LABELS = 8
 VAL_SHARE = 0.16  # 40 validation crops to 250 for training
-# A crop spans a photo's short side divided by one of these: enough of it to show what it is.
+# A crop spans a photo's short side divided by one of these: enough to be recognisable.
 ZOOMS = (2.2, 3.0)
 PLACE_WEIGHT = 30.0  # Lab units across the whole photo: keeps labels in one piece
 DONE = "photographs.json"
@@ -54,7 +54,7 @@ class Region:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Make the crops, unless they are there already."""
+    """Make the crops unless they exist already."""
     parser = cli.Parser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the crops")
     parser.add_argument("--size", type=cli.COUNT, default=64, help="pixels of a crop's side")
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     num_crops = {"train": args.crops, "val": max(1, round(args.crops * VAL_SHARE))}
     settings = {"size": args.size, "crops": num_crops, "photographs": sorted(PHOTOGRAPHS)}
     if is_done(args.out, settings):
-        print(f"{args.out} holds these crops already; nothing to do")
+        print(f"{args.out} already holds these crops; nothing to do")
         return
     for number, name in enumerate(sorted(PHOTOGRAPHS)):
         for split, region in cut_in_two(load(name), args.size).items():
@@ -78,16 +78,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def is_done(out: Path, settings: dict[str, object]) -> bool:
-    """Whether a finished run with these settings is there; `UserError` if one with others is."""
+    """Whether a finished run with these settings exists; `UserError` if one with others does."""
     if not (out / DONE).exists():
         return False
     if json.loads((out / DONE).read_text()) != settings:
-        raise UserError(f"--out {out} holds crops of other settings: delete it or choose another")
+        raise UserError(f"--out {out} holds crops with other settings: delete it or choose another")
     return True
 
 
 def load(name: str) -> Image.Image:
-    """A photograph from the installed package that carries it."""
+    """A photograph from the installed package that contains it."""
     package, file = PHOTOGRAPHS[name]
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
@@ -101,7 +101,7 @@ def load(name: str) -> Image.Image:
 
 def cut_in_two(photo: Image.Image, size: int) -> dict[str, Region]:
     """Cut a photo across its longer side; both parts hold a crop of the largest scale."""
-    # Several times the crops' resolution would only blur label borders and cost time.
+    # A resolution several times the crops' would only blur label borders and cost time.
     scale = ZOOMS[1] * size / min(photo.size)
     scaled = (round(photo.width * scale), round(photo.height * scale))
     labels = label_map(photo.resize(scaled, Resampling.LANCZOS))

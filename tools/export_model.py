@@ -1,7 +1,7 @@
 """Copy a trained model out of its run, as an export or as a checkpoint of the original.
 
 python tools/export_model.py RUN|EXPORT --out DIR [--format taming]
-docs/checkpoints.md has the whole of it.
+See docs/checkpoints.md.
 """
 
 import argparse
@@ -24,13 +24,13 @@ KINDS: dict[str, Any] = {"vqgan": VQGAN, "transformer": Transformer}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Find the export, write it in the format that is asked for."""
+    """Find the export and write it in the requested format."""
     options = parse(argv)
     folder, step = locate(options.model)
     if options.out.exists() and not options.out.is_dir():
-        raise UserError(f"--out {options.out} is not a folder: name another")
+        raise UserError(f"--out {options.out} is not a folder: choose another")
     if options.out.resolve() == folder.resolve():
-        raise UserError(f"--out {options.out} is the export itself: name another folder")
+        raise UserError(f"--out {options.out} is the export itself: choose another folder")
     model = KINDS[read_kind(str(folder))].from_pretrained(folder)
     if options.format == "export":
         write_export(type(model), model.config, model.state_dict(), options.out)
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if isinstance(model, VQGAN):
         tensors, description = export_vqgan(model)
     elif options.vqgan is None:
-        raise UserError("a transformer's checkpoint holds its VQGAN too: name it with --vqgan")
+        raise UserError("a transformer's checkpoint includes its VQGAN: give it with --vqgan")
     else:
         tensors, description = export_transformer(model, VQGAN.from_pretrained(options.vqgan))
     write_checkpoint(tensors, description, step, options.out)
@@ -52,19 +52,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("model", type=Path, metavar="RUN|EXPORT", help="run directory, or its export")
     add("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     add("--format", choices=("export", "taming"), default="export", help="what to write")
-    add("--vqgan", type=Path, metavar="EXPORT", help="whose codes the transformer learned")
+    add("--vqgan", type=Path, metavar="EXPORT", help="the VQGAN whose codes a transformer learned")
     return parser.parse_args(argv)
 
 
 def locate(path: Path) -> tuple[Path, int]:
-    """The export that is meant, and its optimizer step (0 where nothing tells).
+    """The export that is meant, and its optimizer step (0 if unknown).
 
     A run writes its export at every checkpoint, just before it.
     """
     if not (path / "config.yaml").is_file() or (path / "config.json").is_file():
         return path, 0
     if not (path / "export" / "config.json").is_file():
-        raise UserError(f"{path} has no export yet: the run writes it with its first checkpoint")
+        raise UserError(f"{path} has no export yet: it is written with the run's first checkpoint")
     newest = newest_valid(path / "checkpoints", report=print)
     return path / "export", read_meta(newest)["step"] if newest else 0
 

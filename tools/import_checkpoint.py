@@ -1,7 +1,7 @@
 """Make exports from a checkpoint of the original: VQGANs, transformers, latent diffusion's VQ.
 
 python tools/import_checkpoint.py last.ckpt --out DIR [--config model.yaml]
-docs/checkpoints.md has the whole of it.
+See docs/checkpoints.md.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from taming_dist.taming_compat.transformer import (
 )
 from taming_dist.training.export import DISCRIMINATOR_FILE, write_export
 
-# --only NAME -> where this stage is in the tensors and in the YAML file of a transformer
+# --only NAME -> the place of this stage in the tensors and in the YAML file of a transformer
 STAGES = {
     "first_stage": (FIRST_STAGE, "first_stage_config"),
     "cond_stage": (CONDITION, "cond_stage_config"),
@@ -41,20 +41,20 @@ STAGES = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the checkpoint, find out what it is, write its export or exports."""
+    """Read the checkpoint, identify it, and write its export or exports."""
     options = parse(argv)
     if options.out.exists() and not options.out.is_dir():
-        raise UserError(f"--out {options.out} is not a folder: name another")
+        raise UserError(f"--out {options.out} is not a folder: choose another")
     tensors = read_tensors(options.checkpoint)
     description = read_description(options.config) if options.config else {}
     if options.only:
         prefix, name = STAGES[options.only]
         tensors = below(tensors, prefix)
         if not tensors:
-            raise UserError(f"{options.checkpoint} has no {prefix}*: leave --only out")
+            raise UserError(f"{options.checkpoint} has no {prefix}*: omit --only")
         description = section(section(description, name), "params")
     if options.discriminator and not below(tensors, DISCRIMINATOR):
-        raise UserError(f"{options.checkpoint} has no {DISCRIMINATOR}*: leave --discriminator out")
+        raise UserError(f"{options.checkpoint} has no {DISCRIMINATOR}*: omit --discriminator")
     if any(name.startswith(TRANSFORMER) for name in tensors):
         convert_transformer(tensors, description, options)
     else:
@@ -71,26 +71,26 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("checkpoint", type=Path, metavar="CKPT", help="last.ckpt, or a .safetensors file")
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the export")
     add("--config", type=Path, metavar="YAML", help="the original's YAML file of the model")
-    add("--only", choices=sorted(STAGES), help="one VQGAN out of a transformer's checkpoint")
-    add("--resolution", type=cli.COUNT, help="pixels, if there is no YAML file (default: 256)")
-    add("--heads", type=cli.COUNT, help="of a transformer's attention, if there is no YAML file")
+    add("--only", choices=sorted(STAGES), help="one VQGAN from a transformer's checkpoint")
+    add("--resolution", type=cli.COUNT, help="pixels, without a YAML file (default: 256)")
+    add("--heads", type=cli.COUNT, help="attention heads of a transformer, without a YAML file")
     add(
         "--classes",
         type=cli.number(int, at_least=0),
-        help="of a transformer's condition, if there is no YAML file; or 0",
+        help="classes of a transformer's condition, or 0, without a YAML file",
     )
-    add("--vqgan", type=Path, metavar="EXPORT", help="of a transformer whose checkpoint lacks it")
-    add("--discriminator", action="store_true", help="keep it too, beside the VQGAN")
+    add("--vqgan", type=Path, metavar="EXPORT", help="first stage, if the checkpoint lacks it")
+    add("--discriminator", action="store_true", help="also keep the discriminator")
     return parser.parse_args(argv)
 
 
 def convert_transformer(
     tensors: dict[str, Tensor], description: dict[str, Any], options: argparse.Namespace
 ) -> None:
-    """The transformer goes to --out, its first stage into vqgan/ below."""
+    """Write the transformer to --out and its first stage to vqgan/ below it."""
     stage = below(tensors, FIRST_STAGE)
     if stage and options.vqgan:
-        raise UserError(f"{options.checkpoint} has {FIRST_STAGE}* itself: leave --vqgan out")
+        raise UserError(f"{options.checkpoint} has {FIRST_STAGE}* itself: omit --vqgan")
     if options.vqgan:
         vqgan = VQGAN.from_pretrained(options.vqgan)
     elif stage:
@@ -98,7 +98,7 @@ def convert_transformer(
         vqgan = read_vqgan(stage, said, options.resolution)
     else:
         raise UserError(
-            f"{options.checkpoint} has no {FIRST_STAGE}*: import its VQGAN first, and name that "
+            f"{options.checkpoint} has no {FIRST_STAGE}*: import its VQGAN first, and give that "
             f"export with --vqgan"
         )
     given = Given(options.heads, options.classes)

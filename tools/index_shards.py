@@ -1,10 +1,10 @@
-"""Make manifest and tar index for WebDataset shards that others wrote, in one pass over each.
+"""Make the manifest and tar index of existing WebDataset shards, in one pass over each.
 
     python tools/index_shards.py SHARDS...              # tar files, or folders of them
     python tools/index_shards.py URLS... --out DIR      # http(s)://, s3://, gs:// ...
 
-The manifest and the indexes of remote shards go to DIR, which is then the shard spec; the shards
-stay where they are. A folder whose shards are not all whole gets no manifest.
+The manifest and indexes of remote shards are written to DIR, which is then the shard spec; the
+shards stay where they are. A folder with a broken shard gets no manifest.
 """
 
 from collections import defaultdict
@@ -35,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "shards", nargs="+", help="tar files or folders of them; URLs, also with braces or, where "
         "a store lists its files, globs",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, help="where manifest and indexes of URLs go")
-    parser.add_argument("--workers", type=cli.COUNT, default=1, help="shards read at the same time")
+    parser.add_argument("--out", type=Path, help="folder for the manifest and indexes of URLs")
+    parser.add_argument("--workers", type=cli.COUNT, default=1, help="shards read in parallel")
     args = parser.parse_args(argv)
     unfit = 0
     for folder, locations in group(args.shards, args.out).items():
@@ -45,16 +45,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if unfit:
         raise UserError(
             f"{count(unfit, 'shard')} cannot be used, for the reasons above: fix, fetch again or "
-            f"delete, then rerun; a folder with such a shard got no manifest"
+            f"delete them, then rerun; folders with such shards got no manifest"
         )
 
 
 def group(given: list[str], out: Path | None) -> dict[Path, list[str]]:
-    """The shards that were named, by the folder of their manifest."""
+    """The given shards by the folder of their manifest."""
     folders: dict[Path, list[str]] = defaultdict(list)
     for name in given:
         if storage.is_url(name) != (out is not None):
-            raise UserError(f"{storage.shown(name)}: --out DIR goes with URLs, and only with them")
+            raise UserError(f"{storage.shown(name)}: --out DIR is for URLs only, which need it")
         for location in find_remote(name) if out else find_local(Path(name)):
             folders[out or Path(location).parent].append(location)
     for folder, locations in folders.items():
@@ -85,7 +85,7 @@ def find_remote(url: str) -> list[str]:
 
 
 def check_names(folder: Path, locations: list[str]) -> None:
-    """Names are the keys of a manifest, so two shards of one name need two folders."""
+    """Refuse two shards with the same name, as names are the keys of a manifest."""
     named: dict[str, str] = {}
     for location in locations:
         other = named.setdefault(storage.file_name(location), location)
@@ -97,7 +97,7 @@ def check_names(folder: Path, locations: list[str]) -> None:
 
 
 def index_folder(folder: Path, locations: list[str], workers: int) -> int:
-    """Scan shards and enter them in a folder's manifest; returns how many cannot be used."""
+    """Scan shards and enter them in a folder's manifest; return how many cannot be used."""
     folder.mkdir(parents=True, exist_ok=True)
     known = Manifest.load(folder) if (folder / MANIFEST).exists() else None
     if known is not None and known.format != IMAGES_FORMAT:
@@ -119,7 +119,7 @@ def index_folder(folder: Path, locations: list[str], workers: int) -> int:
 
 
 def scan_all(locations: list[str], folder: Path, workers: int) -> Iterator[Callable[[], Scanned]]:
-    """For each shard, in order, what gives its manifest entry and offsets or raises."""
+    """Yield, for each shard in order, a function that returns its entry and offsets or raises."""
     if min(workers, len(locations)) == 1:
         yield from (partial(scan_at, location, folder) for location in locations)
         return
@@ -136,7 +136,7 @@ def describe(location: str, shard: Shard) -> str:
 
 
 def save(folder: Path, known: Manifest | None, found: list[Shard]) -> None:
-    """Write the manifest: what was found now, and what it held before and still exists."""
+    """Write the manifest: the shards found now, and earlier ones that still exist."""
     entries = {shard.name: shard for shard in (known.shards if known else ())}
     entries = {n: shard for n, shard in entries.items() if shard.url or (folder / n).exists()}
     entries |= {shard.name: shard for shard in found}

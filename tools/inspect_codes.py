@@ -1,9 +1,9 @@
-"""Look at code shards: how the codebook is used, by which classes, and what the codes decode to.
+"""Inspect code shards: codebook usage, images per class, and decoded samples.
 
     python tools/inspect_codes.py DIR [--model EXPORT] [--out FOLDER]
 
-Writes index.html, a page that needs no network and no other file, and figures.json; with the VQGAN
-that wrote the codes also samples.png, random samples decoded.
+Writes index.html, a page that needs no network and no other file, and figures.json; given the
+VQGAN that wrote the codes, also samples.png with decoded random samples.
 """
 
 import base64
@@ -30,7 +30,7 @@ from taming_dist.losses.tokens import unigram_entropy
 from taming_dist.models.vqgan import VQGAN
 from taming_dist.training.sinks import save_png
 
-# Enough for steady figures, read in seconds however large the data set is.
+# Enough for stable statistics, read in seconds however large the data set is.
 COUNTED_SHARDS = 128
 COLUMNS, BARS = 8, 128
 LISTED_CLASSES = 40
@@ -38,7 +38,7 @@ LISTED_CLASSES = 40
 
 @dataclass(frozen=True)
 class Counts:
-    """How often each code [v] and each class [c] occurs, and in how many of the shards."""
+    """How often each code [v] and each class [c] occurs, and the number of shards counted."""
 
     codes: np.ndarray
     classes: np.ndarray
@@ -46,13 +46,13 @@ class Counts:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read shards, spread evenly if there are many, and write the page."""
+    """Read the shards, or an even selection if there are many, and write the page."""
     parser = cli.Parser(description=__doc__.partition("\n")[0])
     parser.add_argument("codes", metavar="DIR", help="code shards")
     parser.add_argument("--model", metavar="EXPORT", help="the VQGAN that wrote them")
-    parser.add_argument("--out", type=Path, help="folder of the page [DIR/inspection]")
-    parser.add_argument("--samples", type=cli.COUNT, default=32, help="how many are decoded")
-    parser.add_argument("--seed", type=cli.SEED, default=0, help="of the choice of samples")
+    parser.add_argument("--out", type=Path, help="folder for the page [DIR/inspection]")
+    parser.add_argument("--samples", type=cli.COUNT, default=32, help="number of decoded samples")
+    parser.add_argument("--seed", type=cli.SEED, default=0, help="seed of the choice of samples")
     args = parser.parse_args(argv)
     dataset = CodeDataset.open(args.codes)
     model = None if args.model is None else load_model(args.model, dataset, args.codes)
@@ -81,7 +81,7 @@ def load_model(folder: str, dataset: CodeDataset, codes: str) -> VQGAN:
     if model.fingerprint != dataset.tokenizer_fingerprint:
         raise UserError(
             f"--model {folder} has the fingerprint {model.fingerprint}, but {codes} was written by "
-            f"{dataset.tokenizer_fingerprint}: name that VQGAN"
+            f"{dataset.tokenizer_fingerprint}: give that VQGAN"
         )
     return model.eval().to(choose_device())
 
@@ -101,7 +101,7 @@ def count(dataset: CodeDataset) -> Counts:
 
 
 def describe(dataset: CodeDataset, counts: Counts) -> dict[str, Any]:
-    """The figures of the page."""
+    """The statistics on the page."""
     found = {
         "samples": dataset.num_samples,
         "views": dataset.views,
@@ -143,7 +143,7 @@ def page(
 
 
 def cards(figures: dict[str, Any]) -> str:
-    """The figures as cards."""
+    """The statistics as cards."""
     shown = {
         "samples": f"{figures['samples']:,}",
         "codes per sample": figures["grid"],
@@ -183,7 +183,7 @@ def histogram(counts: np.ndarray) -> str:
 
 
 def class_table(dataset: CodeDataset, counts: np.ndarray) -> str:
-    """How many counted images each class has; of many classes the largest and smallest."""
+    """The number of counted images per class; of many classes the largest and smallest."""
     order = np.argsort(-counts, kind="stable")
     if len(order) > LISTED_CLASSES:
         half = LISTED_CLASSES // 2

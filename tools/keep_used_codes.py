@@ -1,4 +1,4 @@
-"""Take the codes that a data set does not use out of a VQGAN: a smaller vocabulary for stage 2.
+"""Remove the codes that a data set does not use from a VQGAN: a smaller vocabulary for stage 2.
 
 python tools/keep_used_codes.py --model EXPORT --codes CODE_SHARDS --out DIR
 """
@@ -17,20 +17,20 @@ from taming_dist.training.export import write_export
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the code shards that a VQGAN wrote and write the VQGAN without what they never name."""
+    """Read the code shards that a VQGAN wrote, and write the VQGAN without the unused codes."""
     parser = cli.Parser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", type=Path, required=True, metavar="EXPORT")
     parser.add_argument("--codes", required=True, help="code shards of the training set")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new export")
     options = parser.parse_args(argv)
     if options.out.exists():
-        raise UserError(f"{options.out} exists: name a new folder with --out")
+        raise UserError(f"{options.out} exists: give a new folder with --out")
     model = VQGAN.from_pretrained(options.model)
     dataset = CodeDataset.open(options.codes)
     if dataset.tokenizer_fingerprint != model.fingerprint:
         raise UserError(
-            f"{options.codes} was written by another VQGAN than {options.model}: name the export "
-            f"that tools/tokenize_dataset.py was given"
+            f"{options.codes} was not written by {options.model}: give the export that "
+            f"tools/tokenize_dataset.py was given"
         )
     shards = (dataset.shard(number) for number in range(dataset.num_shards))
     used = np.unique(np.concatenate([np.unique(shard.codes) for shard in shards]))
@@ -38,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, state = with_codes(model.config, model.state_dict(), kept)
     write_export(VQGAN, config, state, options.out)
     print(
-        f"{len(used)} of {model.config.vocabulary} codes are used; {options.out} has these only. "
-        f"Tokenize with it again: the numbers of the codes have changed"
+        f"{len(used)} of {model.config.vocabulary} codes are used; {options.out} has only these. "
+        f"Tokenize with it again: the codes have new numbers"
     )
 
 

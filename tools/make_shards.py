@@ -5,9 +5,9 @@
     python tools/make_shards.py --layout imagenet DIR [SPLIT] --out DIR      # coco, ade20k, ...
     python tools/make_shards.py --parquet FILES --out DIR
 
-An image goes in byte for byte unless it has to be changed (--short-side), in an order that mixes
-classes. Every file that is left out is listed with the reason. An interrupted run goes on from
-where it was when the same command is given again. docs/making-shards.md has all of it.
+Images are stored byte for byte unless they have to be changed (--short-side), in an order that
+mixes classes. Every file that is left out is listed with the reason. The same command resumes an
+interrupted run. See docs/making-shards.md.
 """
 
 import argparse
@@ -69,12 +69,12 @@ PAIR_COLUMNS = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Make the shards, unless they are there already; print a summary."""
+    """Make the shards unless they exist already, and print a summary."""
     args = parse(argv)
     collection = choose_collection(args)
     recipe = choose_recipe(args, collection)
     try:
-        # Asked without the lock too, for whole shards in folders where nobody may write.
+        # Checked without the lock too, for finished shards in read-only folders.
         if not (args.out / UNFINISHED).exists() and is_done(args, collection, recipe):
             return
         with writing(args.out, "--out "), locking(args.out / LOCK) as lock:
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def make_all(
     args: argparse.Namespace, collection: Collection, recipe: Recipe, lock: Lock | None
 ) -> None:
-    """Make what is missing of the shards; nobody else does meanwhile."""
+    """Make the missing shards; nobody else does at the same time."""
     started = time.monotonic()
     work = args.out / UNFINISHED
     with removing_if_empty(args):
@@ -117,21 +117,21 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     given.add_argument(
         "--parquet", nargs="+", type=Path, metavar="FILE", help="tables of images, or folders"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the shards")
-    parser.add_argument("--root", type=Path, metavar="DIR", help="what a list's paths start from")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="output folder")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="base folder of a list's paths")
     parser.add_argument(
         "--labels",
         choices=["folders", "none"],
         help="folders: class = first folder of --images, in natural order of names; none: no class",
     )
-    pairs = parser.add_argument_group("what belongs to the images: same names below a folder")
+    pairs = parser.add_argument_group("maps of the images: files of the same names in a folder")
     pairs.add_argument("--segmentations", type=Path, metavar="DIR", help="label maps, .png")
     pairs.add_argument("--depth", type=Path, metavar="DIR", help="depth maps, .png")
     pairs.add_argument("--edges", metavar=f"DIR|{CANNY}", help="edge maps, .png, or compute them")
     pairs.add_argument(
         "--low-resolution", metavar="DIR|N", help="smaller images, or compute them, N times smaller"
     )
-    change = parser.add_argument_group("what is done with them")
+    change = parser.add_argument_group("processing")
     change.add_argument(
         "--short-side", type=cli.COUNT, metavar="N", help="scale larger images down to N"
     )
@@ -140,7 +140,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=cli.number(int, at_least=1, at_most=100),
         default=95,
         metavar="N",
-        help="of JPEGs made here (95)",
+        help="quality of newly encoded JPEGs (95)",
     )
     change.add_argument(
         "--min-side", type=cli.COUNT, default=8, metavar="N", help="leave out smaller ones (8)"
@@ -149,17 +149,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--damaged",
         choices=(SKIP, USE),
         default=SKIP,
-        help="of a JPEG that lost a part: leave it out (skip), or store what is left (use)",
+        help="a partly lost JPEG: leave it out (skip), or store what is left (use)",
     )
     shards = parser.add_argument_group("the shards")
     shards.add_argument(
-        "--prefix", type=cli.file_prefix, metavar="NAME", help="of <prefix>-000000.tar ... (train)"
+        "--prefix", type=cli.file_prefix, metavar="NAME", help="for <prefix>-000000.tar ... (train)"
     )
     shards.add_argument(
-        "--shard-samples", type=cli.COUNT, metavar="N", help="at most so many images in each (1024)"
+        "--shard-samples", type=cli.COUNT, metavar="N", help="most images in each (1024)"
     )
     shards.add_argument(
-        "--shard-bytes", type=parse_bytes, metavar="N[K|M|G]", help="at most so many bytes in each"
+        "--shard-bytes", type=parse_bytes, metavar="N[K|M|G]", help="most bytes in each"
     )
     shards.add_argument(
         "--val-fraction",
@@ -168,7 +168,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="split by key: out/train and out/val",
     )
     parser.add_argument(
-        "--workers", type=cli.COUNT, metavar="N", help="processes (all CPUs, if worth it)"
+        "--workers", type=cli.COUNT, metavar="N", help="processes (default: all CPUs if worthwhile)"
     )
     args = parser.parse_args(argv)
     check(args)
@@ -178,24 +178,24 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def parse_bytes(text: str) -> int:
     match = re.fullmatch(r"(\d+)([KMG]?)", text)
     if match is None or not int(match[1]):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500M or 1G")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500M or 1G")
     return int(match[1]) * 1024 ** " KMG".index(match[2] or " ")
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raise `UserError` on arguments that do not go together."""
+    """Raise `UserError` for arguments that cannot be combined."""
     if args.val_fraction is not None and args.prefix is not None:
-        raise UserError("--val-fraction calls the shards train-* and val-*: leave --prefix out")
+        raise UserError("--val-fraction names the shards train-* and val-*: omit --prefix")
     if args.root is not None and args.list is None:
-        raise UserError("--root is for --list: leave it out")
+        raise UserError("--root requires --list: omit it")
     if args.labels == "folders" and args.images is None:
-        raise UserError("--labels folders is for --images: leave it out")
+        raise UserError("--labels folders requires --images: omit it")
     if args.labels == "none" and args.layout is not None:
-        raise UserError("--labels none is for --list and --parquet: leave it out")
+        raise UserError("--labels none requires --list or --parquet: omit it")
 
 
 def choose_collection(args: argparse.Namespace) -> Collection:
-    """The images that the arguments name, with what belongs to them."""
+    """The images that the arguments name, with their maps."""
     collection: Collection
     with_labels = args.labels != "none"
     if args.list is not None:
@@ -245,14 +245,14 @@ def choose_recipe(args: argparse.Namespace, collection: Collection) -> Recipe:
 
 
 def describe(args: argparse.Namespace, recipe: Recipe) -> str:
-    """All that the shards depend on, but for the files themselves, as text."""
+    """Everything that the shards depend on except the files themselves, as text."""
     passed_over = ("out", "workers")
     given = {key: str(value) for key, value in vars(args).items() if key not in passed_over}
     return json.dumps([given, asdict(recipe)], sort_keys=True)
 
 
 def is_done(args: argparse.Namespace, collection: Collection, recipe: Recipe) -> bool:
-    """Whether the shards are there already; `UserError` if others are."""
+    """Whether the shards exist already; `UserError` if others do."""
     nearest = next(path for path in (args.out, *args.out.parents) if os.path.lexists(path))
     if not nearest.is_dir():
         raise UserError(f"--out {args.out}: {nearest} is a file: give a folder")
@@ -262,7 +262,7 @@ def is_done(args: argparse.Namespace, collection: Collection, recipe: Recipe) ->
     if (work / PLAN).exists():
         if Catalogue(work).settings != settings:
             raise UserError(
-                f"{work} is left of an interrupted run of another command: give that one again, "
+                f"{work} is left from an interrupted run of another command: run that one again, "
                 f"or delete {args.out}"
             )
         return False
@@ -277,7 +277,7 @@ def is_done(args: argparse.Namespace, collection: Collection, recipe: Recipe) ->
     manifests = [Manifest.load(folder) for folder in folders]
     if any(m.details.get("inputs") != digest_of(collection, settings) for m in manifests):
         raise UserError(
-            f"--out {args.out} holds shards of other images or settings: delete it or choose "
+            f"--out {args.out} holds shards with other images or settings: delete it or choose "
             f"another"
         )
     num_images = sum(shard.samples for manifest in manifests for shard in manifest.shards)
@@ -287,7 +287,7 @@ def is_done(args: argparse.Namespace, collection: Collection, recipe: Recipe) ->
 
 
 def folders_of(args: argparse.Namespace) -> list[tuple[Path, str]]:
-    """Folder and prefix of each split, the one for training first."""
+    """Folder and prefix of each split, training first."""
     if args.val_fraction is None:
         return [(args.out, args.prefix or "train")]
     return [(args.out / name, name) for name in ("train", "val")]
@@ -330,7 +330,7 @@ def jobs_of(split: Split, catalogue: Catalogue, args: argparse.Namespace) -> lis
 def make(
     maker: ShardMaker, jobs: list[Job], args: argparse.Namespace, lock: Lock | None
 ) -> list[Report]:
-    """Do the jobs, showing how far they are; the reports in the order of the shards."""
+    """Do the jobs and show their progress; return the reports in the order of the shards."""
     workers = args.workers or (1 if len(jobs) < LEAST_SHARDS_IN_PARALLEL else num_cpus())
     reports = []
     total = sum(job.stop - job.start for job in jobs)
@@ -342,7 +342,7 @@ def make(
 
 
 def num_cpus() -> int:
-    """The CPUs that this process may use, where the system says so."""
+    """The number of CPUs that this process may use, if the system tells."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -350,7 +350,7 @@ def num_cpus() -> int:
 
 @contextmanager
 def showing_progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, else a line now and then; give it the images that were done."""
+    """Show a bar on a terminal, else an occasional line; call the result with the images done."""
     console = Console()
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
     done, said = 0, time.monotonic()
@@ -375,7 +375,7 @@ def finish(
     collection: Collection,
     catalogue: Catalogue,
 ) -> Counter[str]:
-    """Write the list of what was left out and, last, the manifests; counts the former by kind."""
+    """Write the list of omitted files and, last, the manifests; return the omitted by kind."""
     shards = {
         split.folder: tuple(r.shard for r in reports if r.split == split.prefix and r.shard)
         for split in splits
@@ -401,9 +401,9 @@ def finish(
 
 
 def write_left_out(path: Path, catalogue: Catalogue, reports: list[Report]) -> Counter[str]:
-    """Write a line for each file that was left out, print the first ones, count them by kind.
+    """Write a line for each omitted file, print the first ones, and count them by kind.
 
-    What is hidden is printed by its last name, once: some network drives have it in every folder.
+    Hidden names are printed once each: some network drives have them in every folder.
     """
     kinds: Counter[str] = Counter()
     hidden: Counter[str] = Counter()
@@ -417,7 +417,7 @@ def write_left_out(path: Path, catalogue: Catalogue, reports: list[Report]) -> C
                 print(printable(f"left out: {entry.name}: {entry.reason}"))
     if hidden:
         names = (f"{name} ({number})" for name, number in hidden.most_common(PRINTED_FILES))
-        print(printable(f"left out, hidden or of a system: {', '.join(names)}; see {path}"))
+        print(printable(f"left out, hidden or system files: {', '.join(names)}; see {path}"))
     if not kinds:
         path.unlink()
     elif (others := kinds.total() - hidden.total()) > PRINTED_FILES:
@@ -433,7 +433,7 @@ def add_up(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
 
 
 def summarize(out: Path, reports: list[Report], kinds: Counter[str], seconds: float) -> None:
-    """Say how many images there are and what was notable; speed is that of this run alone."""
+    """Print the number of images and the notes on them; the speed is that of this run alone."""
     num_written = sum(report.shard.samples for report in reports if report.shard)
     num_made = sum(r.shard.samples for r in reports if r.shard and not r.was_kept)
     line = (
@@ -443,11 +443,12 @@ def summarize(out: Path, reports: list[Report], kinds: Counter[str], seconds: fl
     print(printable(line))
     kept = sum(report.was_kept for report in reports)
     if kept:
-        print(f"  {count(kept, 'shard')} of an interrupted run checked and kept")
+        print(f"  {count(kept, 'shard')} from an interrupted run checked and kept")
     num_classes = sum(report.shard.columns.get("cls", 0) for report in reports if report.shard)
     if 0 < num_classes < num_written:
         print(
-            f"  without a class: {count(num_written - num_classes, 'image')}, so no codes get one"
+            f"  without a class: {count(num_written - num_classes, 'image')}, "
+            f"so codes made from these shards have no classes"
         )
     notes = add_up(report.notes for report in reports)
     for title, counts in (("of the images", notes), ("left out", kinds)):
@@ -457,7 +458,7 @@ def summarize(out: Path, reports: list[Report], kinds: Counter[str], seconds: fl
 
 @contextmanager
 def removing_if_empty(args: argparse.Namespace) -> Iterator[None]:
-    """After a mistake, leave nothing behind unless there are shards to go on from."""
+    """After a mistake, leave nothing behind unless there are shards to resume from."""
     try:
         yield
     except (UserError, OSError):

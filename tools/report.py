@@ -1,4 +1,4 @@
-"""Make one self-contained page of what runs have come to: pictures, curves, figures, time.
+"""Make one self-contained page from runs: pictures, curves, metrics, time.
 
 The page needs no network and no other file; it follows the reader's light or dark setting.
 
@@ -68,11 +68,11 @@ def write_page(
     evaluation: Path | None = None,
     samples: Path | None = None,
 ) -> None:
-    """Write the page for `runs` (heading -> run directory), whole or not at all.
+    """Write the page for `runs` (heading -> run directory) atomically.
 
-    `summary` holds figures by name (see FIGURES), `seconds` (phase -> seconds) and `classes`
-    (names in the order of the class ids); what is not there is left out. `evaluation` and
-    `samples` are the out folders of taming_dist.evaluate and taming_dist.sample.
+    `summary` holds metrics by name (see FIGURES), `seconds` (phase -> seconds) and `classes`
+    (names in the order of the class ids); missing parts are left out. `evaluation` and `samples`
+    are the out folders of taming_dist.evaluate and taming_dist.sample.
     Raises `UserError` for a run without metrics.jsonl.
     """
     curves = [section(heading, charts(records(run), summary)) for heading, run in runs.items()]
@@ -92,16 +92,16 @@ def write_page(
 
 
 def section(heading: str, content: str) -> str:
-    """One part of the page; nothing at all without content."""
+    """One part of the page; empty without content."""
     return f"<section><h2>{escape(heading)}</h2>\n{content}</section>" if content else ""
 
 
-# ---- figures ----
+# ---- metrics ----
 
 
 @dataclass(frozen=True)
 class FigureOf:
-    """How one figure of the summary is shown; `floor` names the figure it has to beat."""
+    """How one metric of the summary is shown; `floor` names the metric that it has to beat."""
 
     key: str
     label: str
@@ -128,7 +128,7 @@ NOT_FIGURES = ("seconds", "classes")
 
 
 def headline(summary: Mapping[str, Any]) -> str:
-    """The few figures that a reader looks for first, each with what it has to beat."""
+    """The few metrics that a reader looks for first, each with its baseline."""
     cards = []
     for figure in FIGURES:
         if not figure.headline or figure.key not in summary:
@@ -146,7 +146,7 @@ def headline(summary: Mapping[str, Any]) -> str:
 
 
 def figure_table(summary: Mapping[str, Any]) -> str:
-    """All figures: those this page knows first, then whatever else the summary holds."""
+    """All metrics: first those that this page knows, then whatever else the summary holds."""
     rows, shown = [], set(NOT_FIGURES)
     for figure in FIGURES:
         if figure.key not in summary:
@@ -166,7 +166,7 @@ def figure_table(summary: Mapping[str, Any]) -> str:
 
 
 def time_bars(seconds: Mapping[str, float]) -> str:
-    """One bar per phase, as long as its share of the whole time."""
+    """One bar per phase, as long as its share of the total time."""
     total = sum(seconds.values())
     if not total:
         return ""
@@ -181,7 +181,7 @@ def time_bars(seconds: Mapping[str, float]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: 8.3 s, 4 min 05 s, 2 h 07 min."""
+    """Seconds as readable text: 8.3 s, 4 min 05 s, 2 h 07 min."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -194,7 +194,7 @@ def duration(seconds: float) -> str:
 
 
 def reconstructions(evaluation: Path | None) -> str:
-    """Pairs of an input above its reconstruction, from the folder that the evaluation wrote."""
+    """Pairs of an input above its reconstruction, from the evaluation's folder."""
     folder = evaluation / "images" if evaluation else None
     inputs = sorted(folder.glob("*-input.png")) if folder else []
     pairs = [
@@ -202,9 +202,7 @@ def reconstructions(evaluation: Path | None) -> str:
         f"{picture(Path(str(image).replace('-input', '-reconstruction')), 'reconstruction')}</div>"
         for image in inputs
     ]
-    note = (
-        "<p>Above, crops that training never saw; below, what the VQGAN makes of their codes.</p>"
-    )
+    note = "<p>Top: crops that were not used in training; bottom: their reconstructions.</p>"
     return f"{note}<div class=pairs>{''.join(pairs)}</div>" if pairs else ""
 
 
@@ -227,11 +225,11 @@ def sample_rows(samples: Path | None, names: Sequence[str]) -> str:
 
 
 def picture(file: Path, description: str) -> str:
-    """An image inside the page, as wide as its place there."""
+    """An image embedded in the page, as wide as its place there."""
     try:
         data = base64.b64encode(file.read_bytes()).decode()
     except FileNotFoundError as error:
-        raise UserError(f"{file} is missing: write its folder anew, or leave it out") from error
+        raise UserError(f"{file} is missing: write its folder again, or omit it") from error
     return f'<img alt="{escape(description)}" src="data:image/png;base64,{data}">'
 
 
@@ -240,7 +238,7 @@ def picture(file: Path, description: str) -> str:
 
 @dataclass(frozen=True)
 class Chart:
-    """One small chart: its lines by metric and label, and the summary's figure to compare with."""
+    """One small chart: its lines by metric and label, and the baseline from the summary."""
 
     title: str
     lines: Mapping[str, str]
@@ -264,7 +262,7 @@ TOKEN_CHARTS = (
           "unigram_entropy", "code frequencies"),
 )  # fmt: skip
 
-# Colours that matplotlib writes and that become the page's own, light or dark.
+# Colours in matplotlib's output that are replaced by the page's own, light or dark.
 INK, LINE, SERIES = "#000001", "#000002", ("#000003", "#000004")
 VARIABLES = {INK: "--soft", LINE: "--line", SERIES[0]: "--first", SERIES[1]: "--second"}
 
@@ -273,7 +271,7 @@ Line = tuple[list[float], list[float]]
 
 
 def charts(rows: Records, summary: Mapping[str, Any]) -> str:
-    """Every chart that the metrics of a run have something for, all over the same steps."""
+    """Every chart for which a run has metrics, all over the same range of images."""
     end = max((row["samples"] for row in rows), default=1)
     drawn = []
     is_vqgan = any("train/rec" in row for row in rows)
@@ -350,7 +348,7 @@ def _svg(lines: Mapping[str, Line], chart: Chart, end: float) -> str:
 
 
 def records(run: Path) -> Records:
-    """Read metrics.jsonl of a run directory; a line torn by a crash is passed over."""
+    """Read metrics.jsonl of a run directory; a line truncated by a crash is skipped."""
     file = run / "metrics.jsonl"
     if not file.is_file():
         raise UserError(f"{file} is missing: name a run directory (run.dir)")

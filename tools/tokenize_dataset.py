@@ -2,9 +2,9 @@
 
     python tools/tokenize_dataset.py --model EXPORT --shards SPEC --out DIR
 
-Also under torchrun, srun or as a Slurm job array, any number of times at once: workers share out
-the work through the output folder, and the bytes do not depend on who made them. Run it again to
-go on after a stop, or after image shards were appended. docs/tokenization.md has the details.
+Also under torchrun, srun or as a Slurm job array, any number of times at once: workers divide the
+work through the output folder, and the bytes do not depend on who made them. Run it again to
+resume after a stop, or after appending image shards. docs/tokenization.md has the details.
 """
 
 import argparse
@@ -39,21 +39,21 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="also write the codes that this VQGAN (of label maps, depth, ...) gives each crop",
     )
     parser.add_argument(
-        "--coordinates", action="store_true", help="also write where each crop lies in its image"
+        "--coordinates", action="store_true", help="also write the place of each crop in its image"
     )
     parser.add_argument(
         "--boxes",
         action="store_true",
-        help="also write where the objects of the .json of each image lie in each crop",
+        help="also write the boxes in each crop of the objects in each image's .json",
     )
     parser.add_argument(
         "--no-classes", action="store_true", help="do not read the classes of the images"
     )
     parser.add_argument("--views", choices=VIEWS, default="center", help="crops of each image")
-    parser.add_argument("--crops", type=cli.COUNT, default=8, help="how many, with --views random")
-    parser.add_argument("--seed", type=cli.SEED, default=0, help="of --views random")
+    parser.add_argument("--crops", type=cli.COUNT, default=8, help="crops with --views random")
+    parser.add_argument("--seed", type=cli.SEED, default=0, help="seed of --views random")
     parser.add_argument("--size", type=cli.COUNT, help="pixels of the square crop [as in training]")
-    parser.add_argument("--batch", type=cli.COUNT, default=64, help="images at a time")
+    parser.add_argument("--batch", type=cli.COUNT, default=64, help="images per batch")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument(
         "--shard-samples", type=cli.COUNT, default=16384, help="images per code shard"
@@ -70,13 +70,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=cli.number(float, above=0),
         default=STALE_S,
         metavar="SECONDS",
-        help="work of a worker that was silent for so long is taken over",
+        help="seconds of silence after which a worker's shard is taken over",
     )
     return parser.parse_args(argv)
 
 
 def make_job(args: argparse.Namespace) -> Job:
-    """Load the model and find the images; mistakes end here, before anything is written."""
+    """Load the model and find the images; mistakes surface here, before anything is written."""
     dataset = resolve(args.shards)
     if args.boxes:
         check_objects(dataset)
@@ -106,7 +106,7 @@ def make_job(args: argparse.Namespace) -> Job:
 
 
 def note_missing_classes(dataset: Dataset) -> None:
-    """Say that the codes get no classes where only some of the images have one."""
+    """Note that the codes get no classes if only some of the images have one."""
     missing = num_unclassed(dataset)
     if missing:
         print(

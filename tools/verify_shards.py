@@ -1,4 +1,4 @@
-"""Check shards against their manifest: counts, sizes, hashes, indexes; of images and of codes.
+"""Check image or code shards against their manifest: counts, sizes, hashes, indexes.
 
 python tools/verify_shards.py DIR        # or the URL of a folder
 """
@@ -19,7 +19,7 @@ from taming_dist.formats.storage import shown
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read every shard of a folder whole and list what is wrong."""
+    """Read all of every shard of a folder and list what is wrong."""
     parser = cli.Parser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", metavar="DIR", help="folder with a manifest, or its URL")
     folder = parser.parse_args(argv).folder
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def check(folder: str, shard: Shard, manifest: Manifest) -> None:
-    """Raise `UserError` unless a shard is what its manifest says."""
+    """Raise `UserError` unless a shard matches its manifest."""
     location = shard.url or storage.beside(folder, shard.name)
     size = storage.open_source(location).size()
     if size != shard.bytes:
@@ -49,7 +49,7 @@ def check(folder: str, shard: Shard, manifest: Manifest) -> None:
         digest = measure(path)[1]
         if digest != shard.xxh3_128:
             raise UserError(
-                f"{shown(location)} has other contents than its manifest says (xxh3 {digest})"
+                f"{shown(location)} has contents that differ from its manifest (xxh3 {digest})"
             )
         if manifest.format == CODES_FORMAT:
             check_codes(path, location, shard, manifest.details)

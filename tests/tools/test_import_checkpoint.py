@@ -339,7 +339,7 @@ def test_a_transformer_without_its_vqgan_is_given_one(
     with pytest.raises(UserError, match=r"has no first_stage_model\.\*: .* --vqgan"):
         convert(alone, *options)
     given = ("--vqgan", tmp_path / "vqgan")
-    with pytest.raises(UserError, match="leave --vqgan out"):
+    with pytest.raises(UserError, match="omit --vqgan"):
         convert(tensors, *options, *given)
     convert(alone, *options, *given)
     config = Transformer.from_pretrained(tmp_path / "out").config

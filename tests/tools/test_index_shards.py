@@ -142,7 +142,7 @@ def test_where_an_index_goes_is_said_for_urls_and_only_for_them(
         ([*urls, *out], r"a/0\.tar and .*b/0\.tar have the same name"),
         ([f"{server.url}/a", *out], "lists no files"),
         (["pipe:cat a.tar", *out], "a pipe has no byte ranges"),
-        ([urls[0], *out, "--workers", "0"], "--workers: '0' given, use a whole"),
+        ([urls[0], *out, "--workers", "0"], "--workers: '0' is invalid: use a whole"),
     ):
         with pytest.raises(UserError, match=message):
             index_shards(arguments)

@@ -191,10 +191,14 @@ def test_mistakes_are_one_line_and_leave_nothing(images: Path, tmp_path: Path) -
         (images, ["--labels", "folders"], r"loose\.png is not in a class folder"),
         (images, ["--shard-samples", "0"], "--shard-samples: '0' given"),
         (images, ["--prefix", "../x"], "--prefix"),
-        (images, ["--quality", "101"], "--quality: '101' given, use a whole number from 1 to 100"),
+        (
+            images,
+            ["--quality", "101"],
+            "--quality: '101' is invalid: use a whole number from 1 to 100",
+        ),
         (images, ["--val-fraction", "1.5"], "--val-fraction: '1.5' given"),
         (images, ["--val-fraction", "1e-9"], "leaves no image"),
-        (images, ["--val-fraction", "0.1", "--prefix", "x"], "leave --prefix out"),
+        (images, ["--val-fraction", "0.1", "--prefix", "x"], "omit --prefix"),
         (images, ["--low-resolution", "1"], "--low-resolution is 1"),
         (images, ["--depth", str(tmp_path / "none")], "--depth .*there is no such folder"),
         (images, ["--depth", str(tmp_path / "empty")], r"the first: .*\.png: .* is missing"),
@@ -202,7 +206,7 @@ def test_mistakes_are_one_line_and_leave_nothing(images: Path, tmp_path: Path) -
         (
             images,
             ["--shard-samples", "x"],
-            "--shard-samples: 'x' given, use a whole number from 1; --help",
+            "--shard-samples: 'x' is invalid: use a whole number from 1; see --help",
         ),
         (images, ["--root", str(tmp_path)], "--root is for --list"),
     ):

@@ -215,8 +215,8 @@ def test_mistakes_are_found_before_anything_is_written(
         ((model, shards, tmp_path / "file"), "is a file"),
         ((model, shards, out, "--size", "17"), r"--size=17: .* multiple of 2"),
         ((model, shards, out, "--batch", "0"), "--batch"),
-        ((model, shards, out, "--prefix", "a/b"), "--prefix: 'a/b' given, use letters"),
-        ((model, shards, out, "--prefix", "../x"), r"--prefix: '\.\./x' given, use letters"),
+        ((model, shards, out, "--prefix", "a/b"), "--prefix: 'a/b' is invalid: use letters"),
+        ((model, shards, out, "--prefix", "../x"), r"--prefix: '\.\./x' is invalid: use letters"),
         ((model, shards, out, "--stale-after", "nan"), "--stale-after: 'nan' given"),
     ):
         with pytest.raises(UserError, match=message):

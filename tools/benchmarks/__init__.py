@@ -1,1 +1,1 @@
-"""The benchmarks of tools/benchmark.py, one a module."""
+"""The benchmarks of tools/benchmark.py, one per module."""
