@@ -53,7 +53,7 @@ def test_training_and_validation_parts_share_no_pixel_and_hold_a_crop() -> None:
 def test_a_second_run_has_nothing_to_do(crops: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tool["main"](["--out", str(crops), "--size", "16", "--crops", "13"])
     assert "nothing to do" in capsys.readouterr().out
-    with pytest.raises(UserError, match="crops of other settings"):
+    with pytest.raises(UserError, match="crops with other settings"):
         tool["main"](["--out", str(crops), "--size", "17", "--crops", "13"])
 
 

@@ -179,7 +179,7 @@ def test_a_transformer_leaves_with_the_vqgan_that_it_learned_from_only(
 ) -> None:
     gpt(tmp_path / "gpt", saved(tmp_path / "vqgan"))
     arguments = (tmp_path / "gpt", "--out", tmp_path / "t", "--format", "taming")
-    with pytest.raises(UserError, match="name it with --vqgan"):
+    with pytest.raises(UserError, match="give it with --vqgan"):
         tool(export_model, *arguments)
     other = saved(tmp_path / "other", blocks=2)
     with pytest.raises(UserError, match=f"has the fingerprint {other.fingerprint}"):

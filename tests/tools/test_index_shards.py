@@ -123,7 +123,7 @@ def test_remote_damage_is_found(
     with pytest.raises(UserError, match="1 of 3 shards in http://.*/set cannot be used"):
         verify_shards([f"{server.url}/set"])
     out = capsys.readouterr().out
-    assert f"{server.url}/set/1.tar has other contents" in out
+    assert f"{server.url}/set/1.tar has contents that differ" in out
     assert f"{server.url}/set/1.tar has 1500 bytes" in out
     with pytest.raises(UserError, match="1 shard cannot be used, for the reasons above"):
         index_shards([f"{server.url}/set/1.tar", "--out", str(tmp_path / "index")])
@@ -137,8 +137,8 @@ def test_where_an_index_goes_is_said_for_urls_and_only_for_them(
     urls = remote(server, "a", 1) + remote(server, "b", 1)
     out = ["--out", str(tmp_path / "index")]
     for arguments, message in (
-        (urls, "--out DIR goes with URLs"),
-        ([str(server.folder / "a"), *out], "--out DIR goes with URLs"),
+        (urls, "--out DIR is for URLs"),
+        ([str(server.folder / "a"), *out], "--out DIR is for URLs"),
         ([*urls, *out], r"a/0\.tar and .*b/0\.tar have the same name"),
         ([f"{server.url}/a", *out], "lists no files"),
         (["pipe:cat a.tar", *out], "a pipe has no byte ranges"),

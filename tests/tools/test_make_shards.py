@@ -100,7 +100,7 @@ def test_a_second_run_has_nothing_to_do(
     assert "nothing to do" in capsys.readouterr().out
     assert before == {path: os.stat(path).st_mtime_ns for path in out.iterdir()}
     picture(images / "cat" / "new.png")
-    with pytest.raises(UserError, match="holds shards of other images"):
+    with pytest.raises(UserError, match="holds shards with other images"):
         make(images, out)
 
 
@@ -189,14 +189,14 @@ def test_mistakes_are_one_line_and_leave_nothing(images: Path, tmp_path: Path) -
         (tmp_path / "empty", [], "no jpg, png or webp file"),
         (tmp_path / "broken", [], "none of 1 images can be used; the first: a.png: not a JPEG"),
         (images, ["--labels", "folders"], r"loose\.png is not in a class folder"),
-        (images, ["--shard-samples", "0"], "--shard-samples: '0' given"),
+        (images, ["--shard-samples", "0"], "--shard-samples: '0' is invalid"),
         (images, ["--prefix", "../x"], "--prefix"),
         (
             images,
             ["--quality", "101"],
             "--quality: '101' is invalid: use a whole number from 1 to 100",
         ),
-        (images, ["--val-fraction", "1.5"], "--val-fraction: '1.5' given"),
+        (images, ["--val-fraction", "1.5"], "--val-fraction: '1.5' is invalid"),
         (images, ["--val-fraction", "1e-9"], "leaves no image"),
         (images, ["--val-fraction", "0.1", "--prefix", "x"], "omit --prefix"),
         (images, ["--low-resolution", "1"], "--low-resolution is 1"),
@@ -250,7 +250,7 @@ def test_a_run_that_was_killed_goes_on_and_makes_the_same_bytes(tmp_path: Path) 
     assert not (out / "manifest.json").exists()
     assert (out / "unfinished.lock").exists()  # and is in nobody's way
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert re.search(r"\d+ shards? of an interrupted run checked and kept", done.stdout)
+    assert re.search(r"\d+ shards? from an interrupted run checked and kept", done.stdout)
     assert kept
     assert {path.name for path in out.iterdir()} == {
         path.name for path in (tmp_path / "whole").iterdir()
@@ -571,7 +571,7 @@ def test_hidden_and_system_folders_are_listed_once_and_not_used(
     manifest = make(images, tmp_path / "out", *labels)
     out = capsys.readouterr().out
     (line,) = [line for line in out.splitlines() if "@eaDir" in line]
-    assert line.startswith("left out, hidden or of a system: @eaDir (2), ")
+    assert line.startswith("left out, hidden or system files: @eaDir (2), ")
     assert "12 images" in out
     assert manifest.details["left_out"] == {"hidden": 4}
     assert manifest.classes == (("ant", "cat") if labels else None)

@@ -217,7 +217,7 @@ def test_mistakes_are_found_before_anything_is_written(
         ((model, shards, out, "--batch", "0"), "--batch"),
         ((model, shards, out, "--prefix", "a/b"), "--prefix: 'a/b' is invalid: use letters"),
         ((model, shards, out, "--prefix", "../x"), r"--prefix: '\.\./x' is invalid: use letters"),
-        ((model, shards, out, "--stale-after", "nan"), "--stale-after: 'nan' given"),
+        ((model, shards, out, "--stale-after", "nan"), "--stale-after: 'nan' is invalid"),
     ):
         with pytest.raises(UserError, match=message):
             run(*arguments)

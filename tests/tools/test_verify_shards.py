@@ -61,7 +61,7 @@ def test_one_flipped_bit_is_found(images: Path, capsys: pytest.CaptureFixture[st
     flip(images / "train-000001.tar", 550)
     with pytest.raises(UserError, match="1 of 2 shards"):
         verify_shards([str(images)])
-    assert "train-000001.tar has other contents" in capsys.readouterr().out
+    assert "train-000001.tar has contents that differ" in capsys.readouterr().out
 
 
 def test_a_flipped_bit_in_codes_is_found(codes: Path) -> None:
