@@ -38,7 +38,7 @@ def test_other_errors_stay_loud_but_for_those_whose_traceback_is_in_a_log(
         text = " ".join(str(error).split())
         assert capsys.readouterr().err == (
             f"error: {type(error).__name__}: {text} "
-            f"(the traceback is in {tmp_path / 'rank-0.log'})\n"
+            f"(traceback in {tmp_path / 'rank-0.log'})\n"
         )
 
 

@@ -208,7 +208,7 @@ def test_mistakes_are_one_line_and_leave_nothing(images: Path, tmp_path: Path) -
             ["--shard-samples", "x"],
             "--shard-samples: 'x' is invalid: use a whole number from 1; see --help",
         ),
-        (images, ["--root", str(tmp_path)], "--root is for --list"),
+        (images, ["--root", str(tmp_path)], "--root requires --list"),
     ):
         with pytest.raises(UserError, match=message):
             make(folder, out, *options)
@@ -439,7 +439,10 @@ def test_images_without_a_class_among_others_are_counted(
     for name, labels in (("some", [1, None, 0]), ("all", [1, 2, 0]), ("none", [None] * 3)):
         parquet.write_table(pyarrow.table({"image": rows, "label": labels}), tmp_path / name)
         make_shards(["--parquet", str(tmp_path / name), "--out", str(tmp_path / f"{name}-shards")])
-        said = "without a class: 1 image, so no codes get one" in capsys.readouterr().out
+        said = (
+            "without a class: 1 image, so codes made from these shards have no classes"
+            in capsys.readouterr().out
+        )
         assert said == (name == "some")
 
 

@@ -70,7 +70,7 @@ def test_an_error_of_one_of_several_ranks_is_one_line_an_event_and_in_its_log(
     (line,) = announced
     log = tmp_path / "logs" / f"rank-{rank}.log"
     expected = isinstance(error, (UserError, Diverged, PermissionError))
-    assert line.endswith(f" (the traceback is in {log})") != expected
+    assert line.endswith(f" (traceback in {log})") != expected
     assert (reason or "no permission for a") in line
     assert str(error) in log.read_text()
     assert ("Traceback" in log.read_text()) != isinstance(error, (UserError, Diverged))
