@@ -37,8 +37,7 @@ def test_other_errors_stay_loud_but_for_those_whose_traceback_is_in_a_log(
         assert ended.value.code == 1
         text = " ".join(str(error).split())
         assert capsys.readouterr().err == (
-            f"error: {type(error).__name__}: {text} "
-            f"(traceback in {tmp_path / 'rank-0.log'})\n"
+            f"error: {type(error).__name__}: {text} (traceback in {tmp_path / 'rank-0.log'})\n"
         )
 
 
