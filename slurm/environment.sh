@@ -19,8 +19,8 @@ python -c 'import taming_dist' 2>/dev/null ||
 # How srun cuts the allocation into tasks. srun does not take over sbatch's --cpus-per-task.
 gpus=${SLURM_GPUS_ON_NODE:-0}
 if ((gpus > 0)); then
-    # One task per GPU, also where --ntasks-per-node says another number: an idle GPU, or a GPU with
-    # two ranks, is never meant. The node's CPUs are shared out among them.
+    # One task per GPU, even if --ntasks-per-node differs: nobody wants an idle GPU, or two ranks on
+    # one. The node's CPUs are divided among them.
     cpus=$((SLURM_CPUS_ON_NODE > gpus ? SLURM_CPUS_ON_NODE / gpus : 1))
     layout=(--ntasks="$((gpus * SLURM_JOB_NUM_NODES))" --ntasks-per-node="$gpus")
 else
@@ -33,8 +33,8 @@ fi
 layout+=(--cpus-per-task="$cpus")
 export OMP_NUM_THREADS=$cpus
 
-# Where the ranks meet: on the first node, at a port that other jobs on it do not use, below those
-# that the system gives out.
+# The ranks meet on the first node, at a port that other jobs on it do not use, below the ephemeral
+# ports.
 hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export MASTER_ADDR=${hosts%%$'\n'*} MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000))
 

@@ -3,8 +3,8 @@
 #
 #   sbatch [--nodes=4 ...] slurm/tokenize.sh --model EXPORT --shards SPEC --out DIR [option ...]
 #
-# The workers share out the shards through the output folder; started again, the same command makes
-# only what is missing. Also as a job array: --array=0-63. See docs/tokenization.md.
+# The workers divide the shards through the output folder; run again, the same command makes only what
+# is missing. Also as a job array: --array=0-63. See docs/tokenization.md.
 #SBATCH --job-name=tokenize
 #SBATCH --nodes=1
 #SBATCH --gpus-per-node=8

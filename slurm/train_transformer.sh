@@ -4,8 +4,8 @@
 #   sbatch slurm/train_transformer.sh [+experiment=flickr_transformer] [key=value ...]
 #   sbatch --nodes=4 slurm/train_transformer.sh data.global_batch=64
 #
-# The same command starts a run and resumes it. Slurm's warning before the time limit (USR1)
-# has the ranks save and end. See docs/operations.md.
+# The same command starts a run and resumes it. On Slurm's warning before the time limit (USR1)
+# the ranks save and exit. See docs/operations.md.
 #SBATCH --job-name=transformer
 #SBATCH --nodes=1
 #SBATCH --gpus-per-node=8

@@ -5,8 +5,8 @@
 #   sbatch --nodes=4 slurm/train_vqgan.sh data.global_batch=384
 #   sbatch --gpus-per-node=0 --ntasks-per-node=2 slurm/train_vqgan.sh +scale=laptop
 #
-# The same command starts a run and resumes it. Slurm's warning before the time limit (USR1)
-# has the ranks save and end. See docs/operations.md.
+# The same command starts a run and resumes it. On Slurm's warning before the time limit (USR1)
+# the ranks save and exit. See docs/operations.md.
 #SBATCH --job-name=vqgan
 #SBATCH --nodes=1
 #SBATCH --gpus-per-node=8

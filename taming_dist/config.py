@@ -163,8 +163,11 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def typed(config: DictConfig, schema: type[Schema]) -> Schema:
-    """The composed configuration as its dataclass, `~` in its texts expanded; UserError for a
-    missing or empty value or an unknown key."""
+    """The composed configuration as its dataclass, `~` in its texts expanded.
+
+    Raises:
+        UserError: a missing or empty value or an unknown key.
+    """
     refuse_unknown_keys(config)
     refuse_empty(config)
     expand_home(config)
@@ -244,7 +247,8 @@ def to_yaml(config: Any) -> str:
 def check(config: Config, world_size: int) -> BatchSizes:
     """Check what no part can check alone; gives the cut of the global batch.
 
-    Errors: UserError naming the keys, before any process group starts.
+    Raises:
+        UserError: names the keys, before any process group starts.
     """
     stage_of(config).check(config)
     return config.data.batch_sizes(world_size)

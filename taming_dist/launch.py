@@ -33,7 +33,8 @@ ALONE = Place(rank=0, world_size=1, local_rank=0)
 def place(environment: Mapping[str, str]) -> Place:
     """Read the place from a launcher's environment; torchrun's variables win over Slurm's.
 
-    Raises `UserError` if only some of the variables are set.
+    Raises:
+        UserError: only some of the variables are set.
     """
     if "RANK" in environment or "WORLD_SIZE" in environment:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")

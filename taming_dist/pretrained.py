@@ -105,7 +105,9 @@ def lpips_network(net: str = "vgg", weights: str = "pretrained") -> LPIPS:
     """Build LPIPS on `net` "vgg" or "alex", with `weights` "pretrained" or "random".
 
     Random weights are for tests: they are the same in every process and are said in the log.
-    Raises `UserError` where the pretrained ones are neither in the cache nor to be had.
+
+    Raises:
+        UserError: the pretrained ones are neither in the cache nor to be had.
     """
     if net not in BACKBONES:
         raise UserError(f"LPIPS backbone {net!r} is unknown: use one of {', '.join(BACKBONES)}")
@@ -230,7 +232,8 @@ RANDOM_SIDE = 32  # pixels; random features are for tests, which need not wait f
 def frozen_features(discriminator: DiscriminatorConfig) -> DinoFeatures | None:
     """The frozen network that a discriminator of this config stands on, or None.
 
-    Raises `UserError` where its weights are not to be had or are not those of a DINO ViT-S/16.
+    Raises:
+        UserError: its weights are not to be had or are not those of a DINO ViT-S/16.
     """
     if not isinstance(discriminator, DinoConfig):
         return None

@@ -73,7 +73,9 @@ def write_page(
     `summary` holds metrics by name (see FIGURES), `seconds` (phase -> seconds) and `classes`
     (names in the order of the class ids); missing parts are left out. `evaluation` and `samples`
     are the out folders of taming_dist.evaluate and taming_dist.sample.
-    Raises `UserError` for a run without metrics.jsonl.
+
+    Raises:
+        UserError: a run without metrics.jsonl.
     """
     curves = [section(heading, charts(records(run), summary)) for heading, run in runs.items()]
     parts = [

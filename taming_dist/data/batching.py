@@ -59,7 +59,8 @@ class DataConfig:
 def batch_sizes(global_batch: int, largest: int, world_size: int) -> BatchSizes:
     """Choose the largest equal micro-batches of at most `largest` images (data.micro_batch).
 
-    Raises `UserError` unless the global batch is a multiple of the number of ranks.
+    Raises:
+        UserError: unless the global batch is a multiple of the number of ranks.
     """
     check_shared("data.global_batch", global_batch, world_size)
     per_rank = global_batch // world_size

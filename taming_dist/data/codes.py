@@ -75,10 +75,11 @@ class CodeDataset:
 
     @classmethod
     def open(cls, spec: str | Sequence[str], in_memory: bool = False) -> "CodeDataset":
-        """Open the code shards that a spec names.
+        """Open the code shards that a spec names; damage is found when a shard is first read.
 
-        Raises `UserError` naming the folder or shard if one is missing, or comes from another
-        tokenizer, vocabulary or grid than the first. Damage is found when a shard is first read.
+        Raises:
+            UserError: one is missing, or comes from another tokenizer, vocabulary or grid than the
+                first; names the folder or shard.
         """
         dataset = resolve(spec, CODES_FORMAT)
         folders = list(dict.fromkeys(path.parent for path in dataset.paths))

@@ -178,9 +178,13 @@ class Decoder:
             raise UserError(f"{shard}: {error}") from error
 
     def decode(self, sample: Sample, rows: Rows, row: int) -> LostData | None:
-        """Decode the pixels of a sample into a row. Raises `BrokenData` if it is broken.
+        """Decode the pixels of a sample into a row.
 
-        Returns the loss if part of its picture is lost and damaged pictures are used.
+        Returns:
+            What is lost of its picture, if damaged pictures are used.
+
+        Raises:
+            BrokenData: it is broken.
         """
         if sample.error is not None:
             raise BrokenData(sample.error)

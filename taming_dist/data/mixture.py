@@ -27,7 +27,8 @@ PART_KEYS = ("shards", "weight")
 def resolve_training(spec: Any) -> Dataset:
     """The data set of `data.train`: a shard spec, or a mapping of names to {shards, weight}.
 
-    Raises `UserError` naming the part.
+    Raises:
+        UserError: names the part.
     """
     if not isinstance(spec, Mapping):
         return resolve(spec)
@@ -95,7 +96,8 @@ def order_of(
 def whole_weights(weights: Sequence[float]) -> tuple[int, ...]:
     """The smallest integers in the proportions of `weights`, which are all above 0.
 
-    Raises `UserError` if their sum is above 1000, as for 0.3333 to 1.
+    Raises:
+        UserError: their sum is above 1000, as for 0.3333 to 1.
     """
     exact = [Fraction(str(weight)) for weight in weights]
     common = math.lcm(*(weight.denominator for weight in exact))

@@ -62,7 +62,9 @@ class Order:
     number of a data set in a mixture (`taming_dist.data.mixture`): the orders of a mixture have
     different random numbers, and blocks that continue across the end of an epoch, so that they stay
     in step.
-    Raises `UserError` naming data.lanes if there are fewer samples than lanes.
+
+    Raises:
+        UserError: there are fewer samples than lanes; names data.lanes.
     """
 
     def __init__(

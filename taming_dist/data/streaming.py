@@ -45,7 +45,8 @@ STREAM, BUFFER = 32, 33  # purposes of random numbers, distinct from those of `o
 def stream_locations(spec: Any, allow_pipe: bool) -> tuple[str, ...]:
     """The shards that a spec names, without a manifest: paths, globs, URLs and `pipe:` commands.
 
-    Raises `UserError` for a pipe, that is, a shell command, unless it is allowed.
+    Raises:
+        UserError: a pipe, that is, a shell command, unless it is allowed.
     """
     if isinstance(spec, Mapping):
         raise UserError("data.streaming=true cannot read a mixture: give a shard spec or a list")

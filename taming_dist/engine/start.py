@@ -44,7 +44,8 @@ def init_world(
     """Join the process group (nccl on GPUs, else gloo), also for a single process; `tf32` and
     `deterministic` as in `choose_device`.
 
-    Errors: UserError where the ranks cannot meet.
+    Raises:
+        UserError: the ranks cannot meet.
     """
     os.environ.update(rendezvous(here))
     device = choose_device(here.local_rank, tf32, deterministic)

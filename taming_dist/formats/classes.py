@@ -51,7 +51,10 @@ class Numbering:
 def number_labels(labels: Collection[Any]) -> Numbering:
     """Number distinct labels: whole numbers are their own ids, names are numbered in natural order.
 
-    Missing labels get no id. Raises `ValueError` for fractions, or numbers mixed with names.
+    Missing labels get no id.
+
+    Raises:
+        ValueError: fractions, or numbers mixed with names.
     """
     said = [label for label in labels if not is_missing(label)]
     numbers = {label: whole_number(label) for label in said}

@@ -130,9 +130,12 @@ class CodeShard:
 
     @classmethod
     def open(cls, path: Path, in_memory: bool = False) -> "CodeShard":
-        """Map a shard into memory, or read it; `UserError` naming the file if it is incomplete.
+        """Map a shard into memory, or read it.
 
         Only its structure is checked; see `verify` for its contents.
+
+        Raises:
+            UserError: it is incomplete; names the file.
         """
         return cls.parse(_contents(path, in_memory), path)
 
@@ -229,7 +232,8 @@ def _boxes(arrays: Mapping[str, np.ndarray]) -> Boxes:
 def open_verified(path: Path, entry: Shard, in_memory: bool = False) -> CodeShard:
     """Open a shard and read all of it once: its size, hash and rows must match `entry`.
 
-    Raises `UserError` naming the file and the fix.
+    Raises:
+        UserError: names the file and the fix.
     """
     buffer = _contents(path, in_memory)
     if (len(buffer), xxhash.xxh3_128_hexdigest(buffer)) != (entry.bytes, entry.xxh3_128):

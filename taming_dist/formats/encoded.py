@@ -39,8 +39,11 @@ class Encoded(Protocol):
     def pixels(self, channels: Channels = "RGB", buffer: np.ndarray | None = None) -> np.ndarray:
         """Decode an image to uint8 [h, w, 3], a map to [h, w].
 
-        A uint8 `buffer` is used if it is large enough. Raises `BrokenData` if the bytes are
-        truncated or damaged, a `LostData` if `rest` can decode what is left.
+        A uint8 `buffer` is used if it is large enough.
+
+        Raises:
+            BrokenData: the bytes are truncated or damaged, a `LostData` if `rest` can decode what
+                is left.
         """
         ...
 
@@ -73,8 +76,9 @@ def as_broken_data(what: str) -> Callable[[Reading], Reading]:
 def open_image(data: Bytes, max_pixels: int = MAX_PIXELS) -> Encoded:
     """Open a JPEG, PNG or WebP.
 
-    Raises `BrokenData` if the bytes are not such an image, have more than `max_pixels` pixels, or
-    more than 8 bits per channel (which a conversion would clip).
+    Raises:
+        BrokenData: the bytes are not such an image, have more than `max_pixels` pixels, or more
+            than 8 bits per channel (which a conversion would clip).
     """
     size = jpeg_size(data)
     if size is None:

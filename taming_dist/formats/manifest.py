@@ -241,8 +241,7 @@ def write_index(shard: Path, offsets: np.ndarray) -> None:
 
 
 def read_index(location: str, shard: Shard, index: str = "") -> np.ndarray:
-    """The byte offsets of a shard's samples, int64 [samples + 1], from `index` (default: beside
-    the shard)."""
+    """The byte offsets of a shard's samples, int64 [samples + 1]; `index`: if not beside it."""
     index = index or storage.beside(storage.folder_of(location), storage.file_name(location) + IDX)
     size = 8 * (shard.samples + 1)
     try:
@@ -279,8 +278,10 @@ def resolve(spec: str | Sequence[str], format: str = IMAGES_FORMAT) -> Dataset:
     """Find the shards that a spec names and check each against its manifest.
 
     A spec is a folder with a manifest, a glob, a brace expansion, one file, or a list of these;
-    paths or URLs. Raises `UserError` if there is no shard, or a shard is missing, is in no
-    manifest, differs in size from its manifest, or has another `format`.
+    paths or URLs.
+
+    Raises:
+        UserError: no shard; one that is missing or in no manifest, or of another size or `format`.
     """
     places = [place for single in specs_of(spec) for place in _expand(single)]
     if not places:

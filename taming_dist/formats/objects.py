@@ -83,9 +83,12 @@ def spans(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def objects_of(facts: dict[str, Any]) -> Boxes:
-    """The objects listed in one image's JSON, fp64; `BrokenData` if they are malformed.
+    """The objects listed in one image's JSON, fp64.
 
     Boxes may extend beyond the image, as some in Open Images do.
+
+    Raises:
+        BrokenData: they are malformed.
     """
     objects = facts.get("objects")
     if not isinstance(objects, list):
@@ -130,8 +133,11 @@ def boxes_in_views(objects: Sequence[Boxes], crops: np.ndarray) -> Boxes:
     """The objects of b images as each view shows them: clipped to the view, mirrored with it.
 
     `objects`: those of each image, as fractions of it. `crops` [b, views, 5]: left, top, width,
-    height of the views as fractions of the image, 1 if mirrored. Returns the objects of b x views,
-    all views of an image in a row, without those that do not overlap their view.
+    height of the views as fractions of the image, 1 if mirrored.
+
+    Returns:
+        The objects of b x views, all views of an image in a row, without those that do not overlap
+        their view.
     """
     images, views = crops.shape[:2]
     known = Boxes.join(objects).take(np.repeat(np.arange(images), views))

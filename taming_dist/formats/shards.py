@@ -69,8 +69,10 @@ def walk(
     """Yield the regular files in a tar or, with `archive=False`, in the bytes of one sample.
 
     Links are skipped, and counted by their kind in `links`.
-    Raises `BrokenData` naming the byte if a header is damaged, a member is truncated, or an archive
-    does not end with its marker followed by nothing but zeros.
+
+    Raises:
+        BrokenData: a header is damaged, a member is truncated, or an archive does not end with its
+            marker followed by nothing but zeros; names the byte.
     """
     position = header = 0
     extended: dict[str, str] = {}
@@ -185,8 +187,11 @@ def scan(path: Path, location: str = "") -> tuple[Shard, np.ndarray]:
     """Read a tar once for its manifest entry and the byte offsets of its samples [samples + 1].
 
     Consecutive members with the same key form a sample, as in webdataset. `location` is where the
-    shard really lies, if `path` is a copy. Raises `UserError` naming the shard and the byte if the
-    tar is truncated, damaged or compressed, or holds no image.
+    shard really lies, if `path` is a copy.
+
+    Raises:
+        UserError: the tar is truncated, damaged or compressed, or holds no image; names the shard
+            and the byte.
     """
     named = shown(location) if location else path
     refuse_placeholder(path, "a shard", str(named))
@@ -249,8 +254,9 @@ def scan_at(location: str, room: Path | None = None) -> tuple[Shard, np.ndarray]
 def read_sample(data: Bytes) -> tuple[str, dict[str, memoryview]]:
     """The key and the files by extension in the bytes of one sample; the files are views of them.
 
-    Raises `BrokenData` if a header is damaged, or the bytes are not exactly one sample, as with
-    offsets from a wrong index.
+    Raises:
+        BrokenData: a header is damaged, or the bytes are not exactly one sample, as with offsets
+            from a wrong index.
     """
     files: dict[str, memoryview] = {}
     key, buffer = "", memoryview(data)
@@ -318,7 +324,10 @@ class TarWriter:
 def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> Shard:
     """Write samples, each a key and its contents by extension, to a tar and its index.
 
-    Samples may come from a generator: none is kept. Returns the manifest's entry.
+    Samples may come from a generator: none is kept.
+
+    Returns:
+        The manifest's entry.
     """
     offsets = [0]
     columns: Counter[str] = Counter()

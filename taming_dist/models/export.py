@@ -50,7 +50,8 @@ class Exported(nn.Module, PyTorchModelHubMixin):
     def from_pretrained(cls, folder: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Load an export folder (or a hub id); the model is in eval mode.
 
-        Errors: UserError if the folder is an export of another kind or lacks a file.
+        Raises:
+            UserError: the folder is an export of another kind or lacks a file.
         """
         missing = UserError(
             f"{folder}: no such export folder (training writes config.json and "

@@ -175,7 +175,8 @@ def with_codes(
 ) -> tuple[VQGANConfig, dict[str, Tensor]]:
     """Configuration and state of a VQGAN that has the codes `used` only, in that order.
 
-    Errors: UserError, as `keep_used`.
+    Raises:
+        UserError: as `keep_used`.
     """
     prefix = "quantize."
     codebook = {

@@ -20,8 +20,9 @@ def keep_used(
 ) -> tuple[Any, dict[str, Tensor]]:
     """Configuration and state of a quantizer that has the codes `used` only, in that order.
 
-    Errors: UserError for quantizers whose codes are no list of entries, and for codes that the
-    quantizer does not have, or twice.
+    Raises:
+        UserError: the quantizer's codes are not entries of a table, or one of the codes does not
+            exist or is given twice.
     """
     if "codes" not in {field.name for field in dataclasses.fields(config)}:
         raise UserError(

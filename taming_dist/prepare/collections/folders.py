@@ -43,7 +43,9 @@ class ClassFolders(ImageFolder):
     """Images in one folder per class; ids number the folder names in natural order.
 
     The classes are the first-level folders that hold any file; hidden ones do not count.
-    Raises `UserError` for an image outside of all class folders.
+
+    Raises:
+        UserError: an image outside of all class folders.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -122,7 +124,10 @@ def walk_files(folder: Path) -> Iterator[str]:
     """Yield every file below a folder as a relative name, in any order; links are followed.
 
     A hidden folder is not entered: its name is yielded with a trailing slash. No directory is held
-    as a list. Raises `UserError` if a folder links to one of its parents.
+    as a list.
+
+    Raises:
+        UserError: a folder links to one of its parents.
     """
     pending = [("", frozenset({_identity(folder)}))]
     while pending:

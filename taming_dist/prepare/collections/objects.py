@@ -137,8 +137,10 @@ class OpenImages(Collection):
 def describe(category: int, box: list[float], flags: Mapping[str, int]) -> dict[str, Any]:
     """An object's entry in a sample's JSON; a thousandth of a pixel is precise enough.
 
-    `flags`: 1, 0 or -1 (unknown) by name. Raises `ValueError` for other numbers, and for a box with
-    a side that is not finite.
+    `flags`: 1, 0 or -1 (unknown) by name.
+
+    Raises:
+        ValueError: other numbers, or a box with a side that is not finite.
     """
     if not set(flags.values()) <= {HOLDS, HOLDS_NOT, UNKNOWN}:
         raise ValueError(f"invalid flags {dict(flags)}")

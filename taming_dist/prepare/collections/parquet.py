@@ -30,8 +30,10 @@ class ParquetTables(Collection):
     """The images of parquet files, or of all parquet files below a folder; names: `<table>/<row>`.
 
     Tables without rows are ignored, columns included. Labels are numbered by
-    `classes.number_labels`, or ignored without `with_labels`. Raises `UserError` if pyarrow is
-    missing, a file is not a table of images, or a label is invalid.
+    `classes.number_labels`, or ignored without `with_labels`.
+
+    Raises:
+        UserError: pyarrow is missing, a file is not a table of images, or a label is invalid.
     """
 
     def __init__(self, paths: Sequence[Path], with_labels: bool = True) -> None:

@@ -111,7 +111,8 @@ class Catalogue:
 def list_images(folder: Path, collection: Collection, settings: str) -> Catalogue:
     """Write the catalogue of `collection` to a new folder; plan.json, written last, completes it.
 
-    Raises `UserError` if there is no image, or one is listed twice.
+    Raises:
+        UserError: there is no image, or one is listed twice.
     """
     forget(folder)
     folder.mkdir(parents=True)

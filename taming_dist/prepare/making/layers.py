@@ -102,9 +102,12 @@ class Picture:
 
 
 def open_picture(data: bytes, use_damaged: bool = False) -> Picture:
-    """Decode an image file of any kind; `Unfit` if it cannot be used.
+    """Decode an image file of any kind.
 
     `use_damaged`: keep what is left of a damaged JPEG; otherwise it is unfit.
+
+    Raises:
+        Unfit: it cannot be used.
     """
     if not data:
         raise Unfit("empty", "the file is empty")

@@ -100,8 +100,11 @@ def locking(path: Path) -> Iterator[Lock | None]:
     """Hold the lock file `path`, which is made in its folder, as is that, and goes away at the end.
 
     The kernel (flock) releases it when the last process that holds it has ended, however it ended.
-    A folder in which nothing is then goes away as well. Raises `UserError` if another run has the
-    lock. Where the file system knows no locks, a line says so and the lock is None.
+    A folder in which nothing is then goes away as well. Where the file system knows no locks, a
+    line says so and the lock is None.
+
+    Raises:
+        UserError: another run has the lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     held: list[int] = []
@@ -145,7 +148,10 @@ def split_by_key(catalogue: Catalogue, val_fraction: float) -> tuple[np.ndarray,
 def cut(sizes: np.ndarray, max_samples: int | None, max_bytes: int | None) -> list[int]:
     """Cut samples into shards of at most so many samples and bytes; a larger one gets its own.
 
-    `sizes` int64 [n] are the bytes of each sample. Returns the bounds, from 0 to n.
+    `sizes` int64 [n] are the bytes of each sample.
+
+    Returns:
+        The bounds, from 0 to n.
     """
     ends = np.cumsum(sizes)
     bounds = [0]

@@ -104,7 +104,8 @@ def choose_turn(picture: Picture, facts: Mapping[str, Any]) -> Turn | None:
 def turn_upright(image: Layer, maps: list[Layer], turn: Turn | None) -> tuple[Layer, list[Layer]]:
     """Turn an image and the maps that match its file; maps that match the result are upright.
 
-    Raises `Unfit` if a map matches neither.
+    Raises:
+        Unfit: a map matches neither.
     """
     upright = image if turn is None else image.turned(turn)
     aligned = []

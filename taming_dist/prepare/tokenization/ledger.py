@@ -35,10 +35,13 @@ class Ledger:
         self.entries: dict[str, Shard] = {}
 
     def check(self, mine: list[Part]) -> None:
-        """Check what exists before anything is written; `UserError` if it is another job's.
+        """Check what exists before anything is written.
 
         The shards of the parts `mine` are read in full, and deleted if they are damaged: together
         the workers check every shard left by an earlier run.
+
+        Raises:
+            UserError: it is another job's.
         """
         job = self.job
         if job.out.exists() and not job.out.is_dir():

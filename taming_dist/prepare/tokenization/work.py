@@ -53,7 +53,8 @@ def worker_of(environment: Mapping[str, str]) -> Worker:
 def tokenize(job: Job, worker: Worker, batch: int, threads: int, stale_s: float) -> None:
     """Work until every part is finished by any worker; the last worker completes the folder.
 
-    Raises `UserError` if the folder holds another job's shards, or the disk is full.
+    Raises:
+        UserError: the folder holds another job's shards, or the disk is full.
     """
     claims = Claims(job.out / RECORDS, stale_s)
     ledger = Ledger(job, claims.worker)
