@@ -37,11 +37,11 @@ from taming_dist.formats.strict_json import write_json
 from taming_dist.generation.pictures import image_grid, to_uint8
 from taming_dist.models.export import read_kind
 from taming_dist.models.modalities import LabelMap
+from taming_dist.models.prior.orders import arrange
 from taming_dist.models.prior.transformer import Transformer
 from taming_dist.models.vqgan import VQGAN, check_all_coded, check_size
 from taming_dist.pretrained import lpips_network
 from taming_dist.ranges import check_ranges, ranged
-from taming_dist.stages.prior import arranged
 from taming_dist.training.sinks import save_png
 
 GRID_COLUMNS = 8
@@ -154,8 +154,8 @@ def evaluate_transformer(config: EvaluateConfig, device: torch.device) -> dict[s
     transformer.to(device)
     reader = CodeReader(dataset, micro_batch=config.batch, columns=condition.columns)
     for batch in with_progress(reader.epoch_batches(), dataset.num_samples):
-        prefix = to_device(condition.prefix(len(batch), batch.columns), device)
-        tokens = arranged(transformer, to_device(batch.codes, device), batch.ids, seed=0)
+        prefix = condition.prefix(len(batch), batch.columns).to(device)
+        tokens = arrange(to_device(batch.codes, device), transformer.places)
         pair = transformer.scheme.evaluation_pair(tokens, vocabulary)
         metrics.update(transformer(pair.inputs, prefix), pair.targets, pair.mask)
     facts = {"kind": Transformer.kind, "fingerprint": fingerprint, "images": dataset.num_samples}

@@ -19,6 +19,7 @@ from taming_dist.config import hydra_entry
 from taming_dist.data.codes import CodeBatch
 from taming_dist.engine.settings import EngineConfig
 from taming_dist.formats.manifest import Manifest
+from taming_dist.models.prior.orders import arrange, restore
 from taming_dist.stages import schemas
 from taming_dist.stages.context import Context
 from taming_dist.stages.interface import Config
@@ -97,13 +98,14 @@ def prior(words: list[str]) -> None:
     assert blocks
     assert all(not torch.equal(before[name], network.get_parameter(name)) for name in blocks)
     network.eval()
-    tokens = network.order.arrange(batch.codes)
-    assert torch.equal(network.order.restore(tokens, (3, 4)), batch.codes)
+    tokens = arrange(batch.codes, network.places)
+    assert torch.equal(restore(tokens, (3, 4), network.places), batch.codes)
     prefix = network.condition.prefix(2, columns)
-    assert prefix.shape == (2, network.condition.length)
-    assert 0 <= prefix.min() <= prefix.max() < network.condition.vocabulary
-    logits, cache = network(tokens, prefix), network.cache(2)
-    torch.testing.assert_close(network.step(prefix, cache), logits[:, 0])
+    (ids,) = prefix.parts
+    assert ids.shape == (2, network.condition.length)
+    assert 0 <= ids.min() <= ids.max() < network.condition.vocabulary
+    logits, (first, cache) = network(tokens, prefix), network.begin(prefix)
+    torch.testing.assert_close(first, logits[:, 0])
     torch.testing.assert_close(network.step(tokens[:, :1], cache), logits[:, 1])
     uniforms = torch.zeros(2, network.scheme.uniforms(12))
     greedy = network.scheme.generate(

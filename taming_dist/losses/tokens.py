@@ -18,10 +18,17 @@ def token_nll(
 
     `mask`: the tokens that count, None for all. Source: arXiv 2012.09841, equation 11.
     """
-    if mask is None:
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
     each = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
-    return (each * mask.flatten()).sum() / mask.sum().clamp(min=1)
+    return mean_of(each.view(targets.shape), mask)
+
+
+def mean_of(
+    nll: Float32[Tensor, "b n"], mask: Bool[Tensor, "b n"] | None = None
+) -> Float32[Tensor, ""]:
+    """Return the mean over the tokens that count, which are those of the mask, None for all."""
+    if mask is None:
+        return nll.mean()
+    return (nll * mask).sum() / mask.sum().clamp(min=1)
 
 
 def corrupt(

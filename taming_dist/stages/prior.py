@@ -19,10 +19,11 @@ from taming_dist.errors import UserError
 from taming_dist.evaluation.tokens import TokenMetrics
 from taming_dist.generation.generator import generate_codes
 from taming_dist.generation.pictures import image_grid, to_uint8
-from taming_dist.generation.sampling import Sampling, image_uniforms
-from taming_dist.losses.tokens import token_nll
+from taming_dist.generation.sampling import Sampling
+from taming_dist.losses.tokens import mean_of
 from taming_dist.models.prior.conditions import CONDITIONS
-from taming_dist.models.prior.orders import ORDERS
+from taming_dist.models.prior.orders import ORDERS, arrange, places_of
+from taming_dist.models.prior.prefix import Prefix
 from taming_dist.models.prior.schemes import SCHEMES
 from taming_dist.models.prior.transformer import (
     BLOCK_CONFIGS,
@@ -31,6 +32,7 @@ from taming_dist.models.prior.transformer import (
     decay_groups,
 )
 from taming_dist.models.vqgan import VQGAN
+from taming_dist.ranges import check_ranges, ranged
 from taming_dist.stages.context import Context
 from taming_dist.stages.interface import Config, LossConfig, Opened, Stage, Start, part
 from taming_dist.stages.opening import initial_weights, join
@@ -40,13 +42,22 @@ from taming_dist.training.metrics import Metrics
 from taming_dist.training.optimization import mix
 from taming_dist.training.recipe import Scalars
 
-ORDER = "order"  # the draws of the order among those of the scheme
+# the draws of the order, and of which conditions are dropped, among those of the scheme
+ORDER, DROPPED = "order", "dropped"
 
 
 @dataclasses.dataclass
 class TokenLossConfig(LossConfig):
-    """The negative log-likelihood of the codes that the scheme (`model.scheme`) has predicted; it
-    has no keys."""
+    """The negative log-likelihood of the codes that the scheme (`model.scheme`) has predicted.
+
+    `condition_dropout`: probability that an image's condition is left out in training, so that
+    sampling can be guided. Source: arXiv 2207.12598, algorithm 1.
+    """
+
+    condition_dropout: float = ranged(0.0, at_least=0, below=1)
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "loss")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +90,11 @@ class PriorStage(Stage[OpenedCodes]):
     def open_data(self, config: Config, start: Start) -> OpenedCodes:
         data, batch, here = part(config.data, CodesConfig), start.batch, start.here
         train_set = open_codes(data, "train")
-        model = part(config.model, TransformerConfig).fitted(train_set, data.train)
+        dropout = part(config.loss, TokenLossConfig).condition_dropout
+        model = part(config.model, TransformerConfig)
+        if dropout:
+            model = dataclasses.replace(model, null_prefix=True)
+        model = model.fitted(train_set, data.train)
         initial = initial_weights(start.init, Transformer, model)
         val_set = open_codes(data, "val")
         model.fitted(val_set, data.val)
@@ -173,10 +188,14 @@ class TransformerRecipe:
         for index, batch in enumerate(micro_batches):
             rows = slice(index * size, (index + 1) * size)
             mine = {name: to_device(part[rows], self.world.device) for name, part in draws.items()}
-            tokens = network.order.arrange(self._codes(batch), mine.get(ORDER))
+            places = places_of(mine[ORDER]) if ORDER in mine else network.places
+            tokens = arrange(self._codes(batch), places)
             pair = network.scheme.training_pair(tokens, mine, vocabulary)
-            logits = self.transformer(pair.inputs, self._prefix(batch))
-            loss = token_nll(logits, pair.targets, pair.mask)
+            prefix = self._prefix(batch)
+            if DROPPED in mine:
+                prefix = prefix.dropping(mine[DROPPED])
+            nll = self.transformer(pair.inputs, prefix, places, pair.targets)
+            loss = mean_of(nll, pair.mask)
             self.transformer.backward(loss)
             self.transformer.step()
             yield {"loss": loss}
@@ -196,9 +215,13 @@ class TransformerRecipe:
         randomness = torch.Generator().manual_seed(mix(self.context.seed, clock.images))
         shape = (clock.global_batch, config.num_tokens)
         draws = config.scheme.draw(shape, config.vocabulary, randomness)
-        wanted = config.order.draws(config.code_grid)
-        if wanted:
-            draws[ORDER] = torch.rand(clock.global_batch, wanted, generator=randomness)
+        progress = clock.images / clock.total_images
+        order = config.order.draw(clock.global_batch, config.code_grid, progress, randomness)
+        if order is not None:
+            draws[ORDER] = order
+        if config.null_prefix:
+            chance = torch.rand(clock.global_batch, generator=randomness)
+            draws[DROPPED] = chance < self.loss.condition_dropout
         mine = slice(self.world.rank, None, self.world.world_size)
         return {name: part[mine] for name, part in draws.items()}
 
@@ -206,10 +229,10 @@ class TransformerRecipe:
         """Codes [b,i,j] on the device."""
         return to_device(batch.codes, self.world.device)
 
-    def _prefix(self, batch: CodeBatch) -> Tensor:
-        """The prefix [b,m] of the condition on the device; its values are checked before."""
+    def _prefix(self, batch: CodeBatch) -> Prefix:
+        """The prefixes of the condition on the device; their values are checked before."""
         prefix = self.network.condition.prefix(len(batch), batch.columns)
-        return to_device(prefix, self.world.device)
+        return prefix.to(self.world.device)
 
     def window_metrics(self) -> Metrics:
         return self.transformer.window_metrics()
@@ -218,7 +241,7 @@ class TransformerRecipe:
         vocabulary = self.network.config.vocabulary
 
         def measure(model: Transformer, batch: CodeBatch) -> tuple[Any, ...]:
-            tokens = arranged(model, self._codes(batch), batch.ids, self.context.seed)
+            tokens = arrange(self._codes(batch), model.places)
             pair = model.scheme.evaluation_pair(tokens, vocabulary)
             return model(pair.inputs, self._prefix(batch)), pair.targets, pair.mask
 
@@ -247,13 +270,3 @@ class TransformerRecipe:
 
     def export(self, folder: Path) -> None:
         self.trained.export(folder)
-
-
-def arranged(model: Transformer, codes: Tensor, ids: Tensor, seed: int) -> Tensor:
-    """Codes [b,i,j] of the samples `ids` as tokens [b,n] in the model's order: an order that is
-    drawn is the same for a sample every time, whatever the batch."""
-    draws = model.order.draws(model.config.code_grid)
-    if not draws:
-        return model.order.arrange(codes)
-    uniforms = image_uniforms(seed, ids.tolist(), draws)
-    return model.order.arrange(codes, to_device(uniforms, codes.device))

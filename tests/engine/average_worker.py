@@ -72,8 +72,8 @@ def answers(network: Any, root_weights: AbstractContextManager[None]) -> list[to
     tokens, prefix = torch.arange(6)[None], torch.zeros(1, 1, dtype=torch.int64)
     found = [network(tokens, prefix)]
     with root_weights:
-        cache = network.cache(1)
-        return [*found, network.step(prefix, cache), network.step(tokens[:, :1], cache)]
+        logits, cache = network.begin(prefix)
+        return [*found, logits, network.step(tokens[:, :1], cache)]
 
 
 def evaluated(engine: Engine, expected: dict[str, torch.Tensor]) -> dict[str, float]:

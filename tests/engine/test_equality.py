@@ -2,7 +2,7 @@
 
 Every figure of the step is compared, those of the GAN and the gradients' norms included, over eight
 steps in fp32; the GAN starts at the third. What is about D alone takes fewer steps. All of it runs
-in three processes (equality_worker.py).
+in three processes (equality_worker.py); `make test` has the core of it, ZeRO 0 and 3.
 """
 
 from collections.abc import Callable
@@ -15,13 +15,39 @@ WORKER = Path(__file__).with_name("equality_worker.py")
 DISC_START = 2
 STAGE_1 = ("vector x2", "ema x1", "steady x2", "actnorm x1", "stylegan x1", "dino x1")
 RUNS = (*STAGE_1, "transformer x2")
+CORE = {"vector x1", "vector x2", "transformer x1", "transformer x2"}
 Lines = list[dict[str, float]]
 
 
+def some(*runs: str) -> Any:
+    """A test for each run; those that are not of the core are slow ones."""
+    return pytest.mark.parametrize("run", [of_core(run, run in CORE) for run in runs])
+
+
+def stages(*zeros: int) -> Any:
+    """A test for each ZeRO stage, likewise."""
+    return pytest.mark.parametrize("zero", [of_core(zero, zero in (0, 3)) for zero in zeros])
+
+
+def of_core(value: Any, core: bool) -> Any:
+    return pytest.param(value, marks=[] if core else [pytest.mark.slow])
+
+
 @pytest.fixture(scope="module")
-def found(run_worker: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+def core(run_worker: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    return run_worker(WORKER, "core")
+
+
+@pytest.fixture(scope="module")
+def everything(run_worker: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    return run_worker(WORKER, "all")
+
+
+@pytest.fixture
+def found(request: pytest.FixtureRequest) -> dict[str, Any]:
     """What the single process and both ranks of the pair found, by name of the run."""
-    return run_worker(WORKER)
+    slow = request.node.get_closest_marker("slow") is not None
+    return request.getfixturevalue("everything" if slow else "core")
 
 
 def assert_same(lines: Lines, expected: Lines, tolerance: float) -> None:
@@ -34,14 +60,14 @@ def assert_same(lines: Lines, expected: Lines, tolerance: float) -> None:
             assert value == pytest.approx(other[name], rel=bound, abs=bound), f"{name}, step {step}"
 
 
-@pytest.mark.parametrize("run", ["vector x1", "ema x2", "steady x1", "transformer x1", *RUNS])
+@some("vector x1", "ema x2", "steady x1", "transformer x1", *RUNS)
 def test_two_ranks_give_the_losses_of_one(found: dict[str, Any], run: str) -> None:
     key = f"zero0 {run}"
     assert_same(found["two-0"][key]["lines"], found["one-0"][key]["lines"], 1e-4)
 
 
-@pytest.mark.parametrize("zero", [1, 2, 3])
-@pytest.mark.parametrize("run", RUNS)
+@stages(1, 2, 3)
+@some(*RUNS)
 @pytest.mark.parametrize("process", ["one-0", "two-0"])
 def test_every_zero_stage_gives_the_same_losses_and_weights(
     found: dict[str, Any], process: str, run: str, zero: int
@@ -54,7 +80,7 @@ def test_every_zero_stage_gives_the_same_losses_and_weights(
 
 
 @pytest.mark.parametrize("process", ["one-0", "two-0"])
-@pytest.mark.parametrize("quantizer", ["vector", "ema"])
+@pytest.mark.parametrize("quantizer", ["vector", of_core("ema", False)])
 def test_micro_batches_equal_one_batch_until_the_gan_starts(
     found: dict[str, Any], process: str, quantizer: str
 ) -> None:
@@ -72,6 +98,7 @@ def test_stage_2_does_not_notice_how_the_batch_is_cut(found: dict[str, Any], pro
     assert runs[0][0] != runs[0][-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", ["one-0", "two-0"])
 def test_lagged_the_gan_does_not_notice_how_the_batch_is_cut(
     found: dict[str, Any], process: str
@@ -85,6 +112,7 @@ def test_lagged_the_gan_does_not_notice_how_the_batch_is_cut(
     assert sum("r1" in line for line in runs[0]) == 2
 
 
+@pytest.mark.slow
 def test_the_runs_reach_what_they_are_meant_to_compare(found: dict[str, Any]) -> None:
     lines = found["one-0"]["zero0 ema x1"]["lines"]
     assert sum(line["codebook_revived"] for line in lines) > 0
@@ -92,8 +120,8 @@ def test_the_runs_reach_what_they_are_meant_to_compare(found: dict[str, Any]) ->
     assert lines[-1]["loss"] < lines[0]["loss"]
 
 
-@pytest.mark.parametrize("zero", range(4))
-@pytest.mark.parametrize("run", STAGE_1)
+@stages(*range(4))
+@some(*STAGE_1)
 def test_both_ranks_hold_the_same_codebook_to_the_bit(
     found: dict[str, Any], run: str, zero: int
 ) -> None:
@@ -102,7 +130,7 @@ def test_both_ranks_hold_the_same_codebook_to_the_bit(
     assert found["two-0"][key]["lines"] == found["two-1"][key]["lines"]
 
 
-@pytest.mark.parametrize("zero", range(4))
+@stages(*range(4))
 @pytest.mark.parametrize("process", ["one-0", "two-0"])
 def test_engines_saved_before_d_made_a_step_go_on_to_the_bit(
     found: dict[str, Any], process: str, zero: int

@@ -44,7 +44,7 @@ class ToyCoordinates(Condition):
     def vocabulary(self) -> int:
         return self.bins
 
-    def prefix(self, count: int, columns: Columns) -> Tensor:
+    def part(self, count: int, columns: Columns) -> Tensor:
         if "crop" not in columns:
             raise UserError("condition: give code shards with coordinates")
         return (columns["crop"][:, :2] * self.bins).long().clamp(max=self.bins - 1)
@@ -52,16 +52,18 @@ class ToyCoordinates(Condition):
 
 @dataclass
 class ToyRandom(Order):
-    """Another order for each sample."""
+    """Another order for each sample in training, which is told which token it is to predict."""
 
     name: str = "toy_random"
+    drawn: ClassVar[bool] = True
+    target_aware: ClassVar[bool] = True
 
-    def draws(self, grid: Grid) -> int:
-        return grid[0] * grid[1]
+    def places(self, grid: Grid) -> Tensor:
+        return torch.arange(grid[0] * grid[1])
 
-    def places(self, grid: Grid, device: torch.device, draws: Tensor | None = None) -> Tensor:
-        assert draws is not None
-        return draws.argsort(1)
+    def draw(self, count: int, grid: Grid, progress: float, generator: torch.Generator) -> Tensor:
+        assert 0 <= progress < 1
+        return torch.rand(count, grid[0] * grid[1], generator=generator)
 
 
 @pytest.fixture(autouse=True)

@@ -5,50 +5,57 @@ An order is a class and one line in ORDERS. Legend: b batch, i j code grid, n = 
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int64, Integer
 from torch import Tensor
 
 Grid = tuple[int, int]
+Places = Int64[Tensor, "n"] | Int64[Tensor, "b n"]
 
 
 class Order(ABC):
-    """A permutation of the places of a grid: grids of codes <-> tokens.
+    """A permutation of the places of a grid.
 
-    `draws(grid)` is how many random numbers, uniform on [0, 1), an image's order takes: none,
-    unless each sample has another. Then they are an argument of the rest, [b, draws].
+    `drawn`: in training each sample has an order of its own; validation and sampling have `places`.
+    Learned positions are then those of the places, not of the sequence. `target_aware`: the
+    transformer is told at each position the place of the token that it is to predict there.
     """
 
-    def draws(self, grid: Grid) -> int:
-        return 0
+    drawn: ClassVar[bool] = False
+    target_aware: ClassVar[bool] = False
 
     @abstractmethod
-    def places(
-        self, grid: Grid, device: torch.device, draws: Float[Tensor, "b draws"] | None = None
-    ) -> Int64[Tensor, "n"] | Int64[Tensor, "b n"]:
-        """Return the place of the k-th token, counted row by row; [b, n] if each image has
-        another order.
+    def places(self, grid: Grid) -> Int64[Tensor, "n"]:
+        """Return the place of the k-th token, counted row by row, on the CPU."""
 
-        It is made on the device: a copy to it would keep the host waiting.
+    def draw(
+        self, count: int, grid: Grid, progress: float, generator: torch.Generator
+    ) -> Float[Tensor, "b n"] | None:
+        """Return numbers for `count` samples whose ascending order is that of the places of each
+        (`places_of`); None where all have `places`.
+
+        `progress`: the share of training that is done, from 0 to 1. On the CPU, for a whole global
+        batch, so that it does not depend on ranks or devices.
         """
+        return None
 
-    def arrange(
-        self, codes: Integer[Tensor, "b i j"], draws: Float[Tensor, "b draws"] | None = None
-    ) -> Integer[Tensor, "b n"]:
-        """Return the tokens of codes."""
-        places = self.places((codes.shape[1], codes.shape[2]), codes.device, draws)
-        return codes.flatten(1).gather(1, places.expand(len(codes), -1))
 
-    def restore(
-        self,
-        tokens: Integer[Tensor, "b n"],
-        grid: Grid,
-        draws: Float[Tensor, "b draws"] | None = None,
-    ) -> Integer[Tensor, "b i j"]:
-        """Return the codes of tokens: the inverse of `arrange`."""
-        token_at = self.places(grid, tokens.device, draws).argsort(-1)
-        return tokens.gather(1, token_at.expand(len(tokens), -1)).unflatten(1, grid)
+def places_of(drawn: Float[Tensor, "b n"]) -> Int64[Tensor, "b n"]:
+    """Return the place of the k-th token of each sample from what its order has drawn."""
+    return drawn.argsort(-1)
+
+
+def arrange(codes: Integer[Tensor, "b i j"], places: Places) -> Integer[Tensor, "b n"]:
+    """Return the tokens of codes whose k-th token has the place places[k]."""
+    return codes.flatten(1).gather(1, places.expand(len(codes), -1))
+
+
+def restore(tokens: Integer[Tensor, "b n"], grid: Grid, places: Places) -> Integer[Tensor, "b i j"]:
+    """Return the codes of tokens: the inverse of `arrange`."""
+    token_at = places.argsort(-1)
+    return tokens.gather(1, token_at.expand(len(tokens), -1)).unflatten(1, grid)
 
 
 @dataclass
@@ -57,23 +64,8 @@ class Raster(Order):
 
     name: str = "raster"
 
-    def places(
-        self, grid: Grid, device: torch.device, draws: Float[Tensor, "b draws"] | None = None
-    ) -> Int64[Tensor, "n"] | Int64[Tensor, "b n"]:
-        return torch.arange(grid[0] * grid[1], device=device)
-
-    def arrange(
-        self, codes: Integer[Tensor, "b i j"], draws: Float[Tensor, "b draws"] | None = None
-    ) -> Integer[Tensor, "b n"]:
-        return codes.flatten(1)  # as they lie
-
-    def restore(
-        self,
-        tokens: Integer[Tensor, "b n"],
-        grid: Grid,
-        draws: Float[Tensor, "b draws"] | None = None,
-    ) -> Integer[Tensor, "b i j"]:
-        return tokens.unflatten(1, grid)
+    def places(self, grid: Grid) -> Int64[Tensor, "n"]:
+        return torch.arange(grid[0] * grid[1])
 
 
 # name in conf/model/order -> the order; the first is the default

@@ -6,25 +6,29 @@ parameter names and initialisation are those of the original implementation, so 
 fit.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import torch
-from jaxtyping import Float, Int64
+import torch.nn.functional as F
+from jaxtyping import Float, Float32, Int64
 from omegaconf import MISSING
 from torch import Tensor, nn
 
+from taming_dist.copies import to_device
 from taming_dist.errors import UserError
 from taming_dist.models.answers import other_answers
 from taming_dist.models.choice import chosen
 from taming_dist.models.export import Exported, ModelConfig
 from taming_dist.models.initial import draw_normal
 from taming_dist.models.prior import former_keys
-from taming_dist.models.prior.blocks import BLOCKS, Block, BlockSizes, KVCache
+from taming_dist.models.prior.blocks import BLOCKS, Around, Block, BlockSizes, KVCache
 from taming_dist.models.prior.conditions import CONDITIONS, Codes, agreed
-from taming_dist.models.prior.orders import ORDERS
+from taming_dist.models.prior.head import Head
+from taming_dist.models.prior.orders import ORDERS, Places
+from taming_dist.models.prior.prefix import Part, Prefix, as_prefix
 from taming_dist.models.prior.schemes import SCHEMES
 from taming_dist.ranges import check_ranges, marked, ranged
 
@@ -44,6 +48,9 @@ class TransformerConfig(ModelConfig):
     `condition_table`: `own` gives the condition's tokens a table of their own, of any size;
     `shared` takes the rows of the codes for them too, as the original does: class 3 is code 3. It
     is what exports and runs without the key have, and a start token (`none`) has no other.
+
+    `null_prefix`: there is a prefix that stands for no condition, which guidance needs; training
+    with `loss.condition_dropout` sets it.
     """
 
     vocabulary: int = ranged(at_least=0)
@@ -61,6 +68,7 @@ class TransformerConfig(ModelConfig):
     scheme: Any = MISSING
     vqgan_fingerprint: str = marked("", compared=False)
     condition_table: str = "shared"
+    null_prefix: bool = marked(False, compared=False)
 
     def __post_init__(self) -> None:
         check_ranges(self, "model")
@@ -92,6 +100,11 @@ class TransformerConfig(ModelConfig):
     def positions(self) -> int:
         """Return the most positions there are, in tokens of prefix and image together."""
         return self.block_size or self._positions_needed()
+
+    @property
+    def block_type(self) -> type[Block]:
+        """Return the class of the blocks."""
+        return BLOCKS[self.block.name][1]
 
     @property
     def block_sizes(self) -> BlockSizes:
@@ -130,6 +143,11 @@ class TransformerConfig(ModelConfig):
         if self.width % self.heads:
             raise UserError(f"model.width: {self.width} does not divide by heads={self.heads}")
         self.condition.check()
+        if self.null_prefix and not self.condition.can_drop:
+            raise UserError(
+                f"loss.condition_dropout: there is nothing to drop of model/condition="
+                f"{self.condition.name}, leave it at 0"
+            )
         tokens = self.condition.vocabulary
         if self.condition_table == "shared" and tokens > self.vocabulary:
             raise UserError(
@@ -144,7 +162,9 @@ class TransformerConfig(ModelConfig):
             )
 
     def _positions_needed(self) -> int:
-        return self.condition.length + self.num_tokens - self.scheme.shift
+        # the last token of a fixed order is not read; of a drawn one, it may be any
+        unread = 0 if self.order.drawn else self.scheme.shift
+        return self.condition.length + self.num_tokens - unread
 
 
 class Transformer(Exported):
@@ -161,74 +181,89 @@ class Transformer(Exported):
         config.check()
         self.config = config
         self.condition, self.order, self.scheme = config.condition, config.order, config.scheme
-        block, sizes = BLOCKS[config.block.name][1], config.block_sizes
-        rows = config.vocabulary + self.scheme.extra_tokens
-        self.tok_emb = nn.Embedding(rows, config.width)
-        self.cond_emb: nn.Embedding | None = None
-        if config.condition_table == "own":
-            self.cond_emb = nn.Embedding(self.condition.vocabulary, config.width)
-        self.pos_emb: nn.Parameter | None = None
-        if block.learned_positions:
-            self.pos_emb = nn.Parameter(torch.zeros(1, config.positions, config.width))
+        kind, sizes, width = config.block_type, config.block_sizes, config.width
+        self.tok_emb = nn.Embedding(config.vocabulary + self.scheme.extra_tokens, width)
+        self.cond_emb = _condition_embedding(config)
+        self.null_emb = self.pos_emb = self.target_emb = None
+        if config.null_prefix:
+            self.null_emb = nn.Parameter(torch.empty(self.condition.length, width))
+        if kind.learned_positions:
+            self.pos_emb = nn.Parameter(torch.zeros(1, config.positions, width))
+        if self.order.target_aware:
+            self.target_emb = nn.Parameter(torch.empty(config.num_tokens, width))
         self.drop = nn.Dropout(config.dropout_embedding)
-        self.blocks = nn.ModuleList(block(sizes, config.block) for _ in range(config.layers))
-        self.ln_f = block.last_norm(sizes)
-        self.head = nn.Linear(config.width, config.vocabulary, bias=False)
+        self.blocks = nn.ModuleList(kind(sizes, config.block) for _ in range(config.layers))
+        self.ln_f = kind.last_norm(sizes, config.block)
+        self.head = Head(width, config.vocabulary)
+        self._places = self.order.places(config.code_grid)
         self.apply(_initialise)
+        for table in (self.null_emb, self.target_emb):
+            if table is not None:
+                draw_normal(table, 0.0, INIT_STD)
+        if kind.zero_head:
+            nn.init.zeros_(self.head.weight)
 
     def forward(
-        self, tokens: Int64[Tensor, "b n"], prefix: Int64[Tensor, "b m"]
-    ) -> Float[Tensor, "b n v"]:
-        """Return logits, those of each of the image's tokens.
+        self,
+        tokens: Int64[Tensor, "b n"],
+        prefix: Prefix | Part,
+        places: Places | None = None,
+        targets: Int64[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "b n v"] | Float32[Tensor, "b n"]:
+        """Return logits, those of each of the image's tokens; or with targets their negative
+        log-likelihood in nats.
 
-        tokens and prefix, the condition's tokens, are in the model's order, 1 <= m and
-        m + n - shift <= positions, where `shift` is the scheme's. With the next index (shift 1)
-        logits at k come from prefix and tokens[:, :k].
+        The tokens have the `places` of the grid, those of the model's order if they are left out,
+        and m + n - shift <= positions, where m >= 1 is the prefix's length and `shift` the
+        scheme's. With the next index (shift 1) logits at k come from prefix and tokens[:, :k].
         Source: arXiv 2012.09841, equation 11 (the negative mean log-likelihood is `losses.tokens`).
 
         Raises:
             UserError: more tokens than positions.
         """
-        shift = self.scheme.shift
-        x = self._embedded(prefix, tokens[:, : tokens.shape[1] - shift])
-        x = self._placed(x, start=0)
+        prefix, shift = as_prefix(prefix), self.scheme.shift
+        places = self.places if places is None else places
+        read = tokens[:, : tokens.shape[1] - shift]
+        front = self._prefix_embedded(prefix)
+        x = torch.cat([front, self.tok_emb(read)], dim=1)
+        x = self._placed(x, 0, prefix.length, places)
+        around = self._around(front, places[..., : read.shape[1]])
         for block in self.blocks:
-            x = block(x)
+            x = block(x, around)
         # Positions inside the prefix predict no code, so the head skips them.
-        return self.head(self.ln_f(x[:, prefix.shape[1] - shift :]))
+        return self.head(self._normed(x[:, prefix.length - shift :], around), targets)
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.tok_emb.weight.device
 
-    def cache(self, batch: int) -> KVCache:
-        """Return an empty cache for `batch` images, on the model's device and in its precision."""
-        weight = self.tok_emb.weight
-        first: Any = self.blocks[0]
-        heads, width = first.cached
-        positions = self.config.positions
-        return KVCache(
-            len(self.blocks), batch, heads, positions, width, weight.device, weight.dtype
-        )
+    @property
+    def places(self) -> Int64[Tensor, "n"]:
+        """The place in the grid of each token, in the model's order and on its device."""
+        if self._places.device != self.device:
+            self._places = to_device(self._places, self.device)
+        return self._places
 
-    def step(self, tokens: Int64[Tensor, "b t"], cache: KVCache) -> Float[Tensor, "b v"]:
-        """Read tokens after those in the cache; return logits of the next code.
-
-        The first call reads the prefix (any t), later ones read one code each.
+    def begin(self, prefix: Prefix | Part) -> tuple[Float[Tensor, "b v"], KVCache]:
+        """Read the prefixes; return logits of the first code, and the cache that `step` extends.
 
         Raises:
             UserError: more tokens than positions.
         """
-        assert cache.length == 0 or tokens.shape[1] == 1, "a cache grows by one token at a time"
-        table = self.tok_emb
-        if self.cond_emb is not None and cache.length == 0:
-            table = self.cond_emb
-        x = self._placed(table(tokens), start=cache.length)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, cache, layer)
-        cache.length += tokens.shape[1]
-        return self.head(self.ln_f(x[:, -1]))
+        prefix = as_prefix(prefix)
+        front = self._prefix_embedded(prefix)
+        cache = self._cache(len(prefix))
+        cache.prefix, cache.around = prefix.length, self._around(front, self.places)
+        return self._continue(front, cache), cache
+
+    def step(self, tokens: Int64[Tensor, "b 1"], cache: KVCache) -> Float[Tensor, "b v"]:
+        """Read the code after those in the cache; return logits of the next one.
+
+        Raises:
+            UserError: more tokens than positions.
+        """
+        return self._continue(self.tok_emb(tokens), cache)
 
     def canonical_config(self) -> dict[str, Any]:
         """The configuration as config.json has it: what later keys say is left out where it is what
@@ -236,30 +271,95 @@ class Transformer(Exported):
         values = super().canonical_config()
         if self.cond_emb is None:
             del values["condition_table"]
+        if self.null_emb is None:
+            del values["null_prefix"]
         for part, members in (("block", BLOCK_CONFIGS), ("order", ORDERS), ("scheme", SCHEMES)):
             before: Any = members[former_keys.PARTS[part]]()
             if not list(other_answers(before, getattr(self.config, part))):
                 del values[part]
         return former_keys.former(values)
 
-    def _embedded(
-        self, prefix: Int64[Tensor, "b m"], tokens: Int64[Tensor, "b n"]
-    ) -> Float[Tensor, "b m+n c"]:
-        """The embeddings of condition tokens and codes, one after the other."""
-        if self.cond_emb is None:
-            return self.tok_emb(torch.cat([prefix, tokens], dim=1))
-        return torch.cat([self.cond_emb(prefix), self.tok_emb(tokens)], dim=1)
+    def _cache(self, batch: int) -> KVCache:
+        """An empty cache for `batch` images, on the model's device and in its precision."""
+        weight, first = self.tok_emb.weight, cast(Block, self.blocks[0])
+        heads, width = first.cached
+        positions = self.config.positions
+        return KVCache(
+            len(self.blocks), batch, heads, positions, width, weight.device, weight.dtype
+        )
 
-    def _placed(self, embedded: Float[Tensor, "b t c"], start: int) -> Float[Tensor, "b t c"]:
-        """Embeddings with those of the positions from `start` on added."""
-        end = start + embedded.shape[1]
+    def _continue(self, x: Float[Tensor, "b t c"], cache: KVCache) -> Float[Tensor, "b v"]:
+        """Logits after the positions with the embeddings x, which follow those in the cache."""
+        start, end = cache.length, cache.length + x.shape[1]
+        x = self._placed(x, start, cache.prefix, self.places)
+        around = cache.around._replace(cache=cache)
+        if around.rotation is not None:
+            around = around._replace(rotation=around.rotation[..., start:end, :])
+        for layer, block in enumerate(self.blocks):
+            x = block(x, around._replace(layer=layer))
+        cache.length = end
+        return self.head(self._normed(x[:, -1], around))
+
+    def _prefix_embedded(self, prefix: Prefix) -> Float[Tensor, "b m c"]:
+        """The embeddings of the prefix's parts, one after the other; the null one where dropped."""
+        tables: Iterable[nn.Module] = [self.tok_emb if self.cond_emb is None else self.cond_emb]
+        if isinstance(self.cond_emb, nn.ModuleList):
+            tables = self.cond_emb
+        parts = [table(part) for table, part in zip(tables, prefix.parts, strict=True)]
+        front = torch.cat(parts, dim=1)
+        if prefix.dropped is None:
+            return front
+        assert self.null_emb is not None, "a model without null_prefix drops no condition"
+        return torch.where(prefix.dropped[:, None, None], self.null_emb.to(front.dtype), front)
+
+    def _around(self, front: Float[Tensor, "b m c"], places: Int64[Tensor, "*b n"]) -> Around:
+        """What the blocks are told of the prefix and of tokens at these places."""
+        inside = places.new_full((*places.shape[:-1], front.shape[1]), -1)
+        where = torch.cat([inside, places], dim=-1)
+        config = self.config
+        rotation = config.block_type.rotation(config.block_sizes, config.block, where)
+        return Around(rotation, front.mean(1) if self._adaptive else None)
+
+    @property
+    def _adaptive(self) -> bool:
+        return cast(Block, self.blocks[0]).adaptive
+
+    def _normed(self, x: Tensor, around: Around) -> Tensor:
+        """The last norm's answer."""
+        return self.ln_f(x) if around.signal is None else self.ln_f(x, around.signal)
+
+    def _placed(
+        self, x: Float[Tensor, "b t c"], start: int, prefix: int, places: Places
+    ) -> Float[Tensor, "b t c"]:
+        """Embeddings of the positions from `start` on with what is learned of them added; the
+        first `prefix` of all are the condition's."""
+        end = start + x.shape[1]
         if end > self.config.positions:
             raise UserError(
                 f"block_size: {end} tokens do not fit the model's {self.config.positions} positions"
             )
-        if self.pos_emb is not None:
-            embedded = embedded + self.pos_emb[:, start:end]
-        return self.drop(embedded)
+        if self.pos_emb is not None and not self.order.drawn:
+            x = x + self.pos_emb[:, start:end]
+        elif self.pos_emb is not None:
+            own = torch.arange(start, max(start, min(end, prefix)), device=x.device)
+            there = places[..., max(start - prefix, 0) : max(end - prefix, 0)] + prefix
+            rows = torch.cat([own.expand(*there.shape[:-1], -1), there], dim=-1)
+            x = x + self.pos_emb[0][rows]
+        if self.target_emb is not None:
+            # position p predicts token p - prefix + shift
+            first = max(start, prefix - self.scheme.shift)
+            told = prefix - self.scheme.shift
+            wanted = self.target_emb[places[..., first - told : end - told]]
+            x = x + F.pad(wanted, (0, 0, first - start, 0))
+        return self.drop(x)
+
+
+def _condition_embedding(config: TransformerConfig) -> nn.Module | None:
+    """What the condition's parts have of their own to be embedded by; None: the codes' table."""
+    if config.condition_table == "shared":
+        return None
+    tables = [each.embedding(config.width) for each in config.condition.conditions]
+    return tables[0] if len(tables) == 1 else nn.ModuleList(tables)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from taming_dist.models.prior.blocks import BLOCKS, Block, BlockSizes, KVCache
+from taming_dist.models.prior.blocks import BLOCKS, Around, Block, BlockSizes
 from taming_dist.models.prior.transformer import BLOCK_CONFIGS, Transformer, TransformerConfig
 
 
@@ -32,14 +32,14 @@ class ToyBlock(Block):
         self.query = nn.Linear(sizes.width, sizes.width, bias=False)
         self.pair = nn.Linear(sizes.width, 2 * self.width, bias=False)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
-        start = 0 if cache is None else cache.length
+    def forward(self, x: Tensor, around: Around) -> Tensor:
+        start = 0 if around.cache is None else around.cache.length
         places = torch.arange(start, start + x.shape[1], device=x.device)
         query = self.query(self.norm(x)).unflatten(2, (self.heads, -1)).transpose(1, 2)
         key, value = self.pair(self.norm(x)).unsqueeze(1).chunk(2, dim=-1)
         query, key = self.rotated(query, places), self.rotated(key, places)
-        if cache is not None:
-            key, value = cache.extend(layer, key, value)
+        if around.cache is not None:
+            key, value = around.cache.extend(around.layer, key, value)
         weights = (query @ key.transpose(2, 3)).masked_fill(
             torch.arange(key.shape[2]) > places[:, None], -torch.inf
         )
@@ -54,7 +54,7 @@ class ToyBlock(Block):
         )
 
     @classmethod
-    def last_norm(cls, sizes: BlockSizes) -> nn.Module:
+    def last_norm(cls, sizes: BlockSizes, config: ToyBlockConfig) -> nn.Module:
         return nn.RMSNorm(sizes.width)
 
 
@@ -74,16 +74,18 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Transformer:
 def test_a_block_may_bring_positions_norm_and_heads_of_its_own(toy: Transformer) -> None:
     assert toy.pos_emb is None
     assert isinstance(toy.ln_f, nn.RMSNorm)
-    assert toy.cache(3).keys.shape == (2, 3, 1, 12, 8)
+    _, cache = toy.begin(toy.condition.prefix(3, {}))
+    assert cache.keys.shape == (2, 3, 1, 12, 8)
     assert isinstance(toy.blocks[0], toy.block_types)
 
 
 def test_it_decodes_with_the_cache_what_the_full_pass_gives(toy: Transformer) -> None:
     tokens = torch.randint(24, (3, 12), generator=torch.Generator().manual_seed(2))
-    prefix, cache = toy.condition.prefix(3, {}), toy.cache(3)
+    prefix = toy.condition.prefix(3, {})
     with torch.no_grad():
         full = toy(tokens, prefix)
-        steps = [toy.step(prefix, cache)]
+        first, cache = toy.begin(prefix)
+        steps = [first]
         steps += [toy.step(tokens[:, k : k + 1], cache) for k in range(11)]
         swapped = toy(tokens[:, [1, 0, *range(2, 12)]], prefix)
     assert torch.allclose(torch.stack(steps, dim=1), full, atol=1e-5)

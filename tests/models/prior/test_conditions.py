@@ -25,7 +25,7 @@ def asked(count: int, **given: Any) -> Request:
 
 
 def test_a_class_becomes_its_own_token() -> None:
-    prefix = ClassCondition(10).prefix(3, {"cls": torch.tensor([0, 9, 4], dtype=torch.int32)})
+    prefix = ClassCondition(10).part(3, {"cls": torch.tensor([0, 9, 4], dtype=torch.int32)})
     assert prefix.dtype == torch.int64
     assert prefix.tolist() == [[0], [9], [4]]
 
@@ -33,19 +33,19 @@ def test_a_class_becomes_its_own_token() -> None:
 @pytest.mark.parametrize("outside", [10, -1])
 def test_a_class_outside_the_model_is_refused_with_its_range(outside: int) -> None:
     with pytest.raises(UserError, match=rf"class_id: {outside} .* 0 to 9"):
-        ClassCondition(10).prefix(2, {"cls": torch.tensor([3, outside])})
+        ClassCondition(10).part(2, {"cls": torch.tensor([3, outside])})
 
 
 def test_a_class_condition_refuses_missing_or_miscounted_classes() -> None:
     with pytest.raises(UserError, match="class_id"):
-        ClassCondition(10).prefix(2, {})
+        ClassCondition(10).part(2, {})
     with pytest.raises(UserError, match="2 images need 2 classes, not 3"):
-        ClassCondition(10).prefix(2, {"cls": torch.tensor([1, 2, 3])})
+        ClassCondition(10).part(2, {"cls": torch.tensor([1, 2, 3])})
 
 
 def test_unconditional_images_start_alike_whatever_the_data_has() -> None:
-    assert Unconditional().prefix(2, {}).tolist() == [[0], [0]]
-    assert Unconditional().prefix(2, {"cls": torch.tensor([5, 7])}).tolist() == [[0], [0]]
+    assert Unconditional().part(2, {}).tolist() == [[0], [0]]
+    assert Unconditional().part(2, {"cls": torch.tensor([5, 7])}).tolist() == [[0], [0]]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_prefix_has_the_length_and_vocabulary_that_its_condition_states(
 ) -> None:
     condition.check()
     assert columns.keys() == set(condition.columns)
-    prefix = condition.prefix(4, columns)
+    prefix = condition.part(4, columns)
     assert prefix.shape == (4, condition.length)
     assert int(prefix.max()) < condition.vocabulary
 
@@ -93,7 +93,7 @@ def test_codes_of_a_second_vqgan_become_the_prefix_in_raster_order() -> None:
     condition = CodesCondition(9, [2, 3])
     assert (condition.length, condition.vocabulary) == (6, 9)
     codes = torch.tensor([[[0, 1, 2], [3, 4, 8]]], dtype=torch.int32)
-    prefix = condition.prefix(1, {"cond": codes})
+    prefix = condition.part(1, {"cond": codes})
     assert prefix.dtype == torch.int64
     assert prefix.tolist() == [[0, 1, 2, 3, 4, 8]]
 
@@ -111,7 +111,7 @@ def test_codes_that_are_not_the_conditions_are_refused(
     given: dict[str, torch.Tensor], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        CodesCondition(9, [2, 3]).prefix(1, given)
+        CodesCondition(9, [2, 3]).part(1, given)
 
 
 def test_conditions_that_lack_what_they_need_are_refused() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from taming_dist.losses.tokens import corrupt, token_nll
+from taming_dist.models.prior.prefix import Prefix
 from taming_dist.models.prior.schemes import SCHEMES, Choose, Network, NextIndex, Pair, Scheme
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 
@@ -36,7 +37,7 @@ class Masked(Scheme):
         return 2 * count
 
     def generate(
-        self, network: Network, prefix: Tensor, count: int, choose: Choose, uniforms: Tensor
+        self, network: Network, prefix: Prefix, count: int, choose: Choose, uniforms: Tensor
     ) -> Tensor:
         tokens = torch.zeros(len(prefix), count, dtype=torch.int64)
         for step in range(2):

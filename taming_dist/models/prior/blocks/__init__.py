@@ -1,0 +1,16 @@
+"""Blocks of the transformer, by the name that `model/block=` has.
+
+A kind of block is a class with a config class, and one line in BLOCKS.
+"""
+
+from typing import Any
+
+from taming_dist.models.prior.blocks.gpt import GPTBlock, GPTBlockConfig
+from taming_dist.models.prior.blocks.interface import Around, Block, BlockSizes, KVCache
+
+__all__ = ["BLOCKS", "Around", "Block", "BlockSizes", "GPTBlock", "GPTBlockConfig", "KVCache"]
+
+# name in conf/model/block -> its config and its block; the first is the default
+BLOCKS: dict[str, tuple[Any, type[Block]]] = {
+    "gpt": (GPTBlockConfig, GPTBlock),
+}

@@ -1,0 +1,69 @@
+"""The codes of a second VQGAN: segmentation, depth, edges, low resolution, pose."""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any, ClassVar
+
+from jaxtyping import Int64
+from torch import Tensor
+
+from taming_dist.errors import UserError
+from taming_dist.models.prior.conditions.interface import Codes, Columns, Condition, agreed
+from taming_dist.ranges import check_ranges, marked, ranged
+
+
+@dataclass
+class CodesCondition(Condition):
+    """The codes that a second VQGAN gives a label map, a depth map or the like, row by row.
+
+    Vocabulary, `grid` and fingerprint are those of the second VQGAN's codes; left out, they are as
+    the code shards say. Source: arXiv 2012.09841, section 3.2, "conditioned synthesis".
+    """
+
+    vocabulary: int = ranged(0, at_least=0)
+    grid: list[int] = ranged([], at_least=1, length=2, empty=True)
+    fingerprint: str = marked("", compared=False)
+    name: str = "codes"
+    columns: ClassVar[tuple[str, ...]] = ("cond",)
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "model.condition")
+
+    @property
+    def length(self) -> int:
+        return prod(self.grid)
+
+    def part(self, count: int, columns: Columns) -> Int64[Tensor, "{count} m"]:
+        """Return codes [b, k, l] as prefix, m = k * l."""
+        given = columns.get("cond")
+        if given is None:
+            raise UserError(
+                "condition: this transformer is conditioned on the codes of a second VQGAN, give "
+                "code shards that have them (tools/tokenize_dataset.py --condition-model)"
+            )
+        if given.shape != (count, *self.grid):
+            raise UserError(
+                f"condition: {count} images need codes of the grid {list(self.grid)}, not "
+                f"{list(given.shape)}"
+            )
+        if given.numel() and not 0 <= int(given.min()) <= int(given.max()) < self.vocabulary:
+            raise UserError(f"condition: a code is outside of 0 to {self.vocabulary - 1}")
+        return given.long().flatten(1)
+
+    def check(self) -> None:
+        if not self.grid or self.vocabulary < 1:
+            raise UserError(
+                f"model.condition.grid={list(self.grid)} and model.condition.vocabulary="
+                f"{self.vocabulary} describe no codes: leave them out, they are those of the code "
+                f"shards"
+            )
+
+    def fitted(self, codes: Codes, spec: Any) -> "CodesCondition":
+        found = codes.condition
+        if found is None:
+            raise UserError(
+                f"model/condition=codes, but {spec} has codes of images only: make "
+                f"them with tools/tokenize_dataset.py --condition-model EXPORT"
+            )
+        facts = {"vocabulary": found["vocab"], "grid": list(found["grid"])}
+        return agreed(self, facts | {"fingerprint": found["fingerprint"]}, "model.condition", spec)

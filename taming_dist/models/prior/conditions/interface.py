@@ -1,0 +1,167 @@
+"""What a condition is: how its columns become the prefix that the transformer reads first.
+
+Its fields are its keys below `model.condition`. Everything else asks it: training what it reads of
+a batch, sampling what the user has to give, both whether the code shards are of its kind.
+Legend: b batch, m positions of the prefix, w width of its features, c width of the transformer.
+"""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from taming_dist.errors import UserError
+from taming_dist.models.prior.prefix import Prefix
+
+Columns = Mapping[str, Tensor]
+Config = TypeVar("Config")
+
+
+class Codes(Protocol):
+    """What a condition asks of a data set of codes (`taming_dist.data.codes.CodeDataset`)."""
+
+    vocabulary: int
+    grid: tuple[int, int]
+    tokenizer_fingerprint: str
+    condition: Mapping[str, Any] | None
+    num_classes: int
+    class_names: tuple[str, ...] | None
+
+    @property
+    def num_samples(self) -> int: ...
+    @property
+    def classes_present(self) -> bool: ...
+    def check_classes(self) -> None: ...
+    def require(self, columns: Sequence[str]) -> None: ...
+    def first(self, count: int, columns: Sequence[str]) -> dict[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user of the sampling command asks for: `count` images; `class_id` and `condition` as
+    they were typed, None if they were not; `open_codes` opens the code shards of a spec."""
+
+    count: int
+    open_codes: Callable[[Any], Codes]
+    class_id: int | None = None
+    condition: Any = None
+
+
+class Condition(ABC):
+    """How a batch's condition becomes the prefix that the transformer reads first.
+
+    `columns`: what it reads of a batch of codes, of `taming_dist.data.codes.COLUMNS`.
+    `has_table`: whether its tokens may have a table of embeddings of their own. `can_drop`: whether
+    there is anything that a null prefix could leave out.
+    """
+
+    name: str
+    columns: ClassVar[tuple[str, ...]] = ()
+    has_table: ClassVar[bool] = True
+    can_drop: ClassVar[bool] = True
+
+    @property
+    def conditions(self) -> "tuple[Condition, ...]":
+        """The conditions whose parts stand one after the other in the prefix."""
+        return (self,)
+
+    @property
+    @abstractmethod
+    def length(self) -> int:
+        """Tokens of the prefix, m; at least 1, from which the image's first is predicted."""
+
+    @property
+    @abstractmethod
+    def vocabulary(self) -> int:
+        """How many different tokens there are."""
+
+    @abstractmethod
+    def part(
+        self, count: int, columns: Columns
+    ) -> Int64[Tensor, "{count} m"] | Float[Tensor, "{count} m w"]:
+        """Return its part of the prefixes of `count` images from their columns: token ids from 0 to
+        `vocabulary` - 1, or features. It is on the CPU, where values can be checked.
+
+        Raises:
+            UserError: a column is missing, or has what the model knows no token for.
+        """
+
+    def prefix(self, count: int, columns: Columns) -> Prefix:
+        """Return the prefixes of `count` images from their columns, as `part` does."""
+        return Prefix(tuple(each.part(count, columns) for each in self.conditions))
+
+    def embedding(self, width: int) -> nn.Module:
+        """Return the module of its own that maps its part of a prefix to [b, m, width]."""
+        return nn.Embedding(self.vocabulary, width)
+
+    def check(self) -> None:
+        """Raise a UserError, naming the key, if its keys do not describe a condition."""
+        if self.length < 1 or self.vocabulary < 1:
+            raise UserError(
+                f"model/condition={self.name}: a prefix of {self.length} tokens, of "
+                f"{self.vocabulary} there are, is none; give its keys"
+            )
+
+    def fitted(self, codes: Codes, spec: Any) -> "Condition":
+        """Return it with what the code shards say where its keys leave it open.
+
+        Raises:
+            UserError: they lack what it reads, or are not of its kind; `spec` names them.
+        """
+        codes.require(self.columns)
+        return self
+
+    def given(self, value: Any) -> Columns:
+        """Return the columns of what Python gives for it: all of them by name, or its only one."""
+        if isinstance(value, Mapping):
+            return value
+        return {self.columns[0]: torch.as_tensor(value).cpu()}
+
+    def requested(self, request: Request) -> Columns:
+        """Return the columns of the images that sampling is asked for.
+
+        Unless it has another way, they are those of the first samples of `condition=SHARDS`.
+
+        Raises:
+            UserError: the request does not say what it needs, or what it cannot use.
+        """
+        if request.class_id is not None:
+            raise UserError("class_id: this transformer is not class-conditional, leave it out")
+        if request.condition is None:
+            return {}
+        codes, spec = request.open_codes(request.condition), request.condition
+        try:
+            self.fitted(codes, spec)
+        except UserError as error:
+            raise UserError(f"condition: {error}") from error
+        if request.count > codes.num_samples:
+            raise UserError(
+                f"n: {request.count} images need as many samples in {spec}, which has "
+                f"{codes.num_samples}"
+            )
+        return codes.first(request.count, self.columns)
+
+    def period(self, request: Request) -> int:
+        """After how many images of a request the conditions repeat; 1 where they do not."""
+        return 1
+
+
+def agreed(config: Config, found: Mapping[str, Any], key: str, spec: Any) -> Config:
+    """Return a config class with the values that code shards have; `key` is its own, such as model.
+
+    Raises:
+        UserError: it has another value already; `spec` names the shards.
+    """
+    for name, value in found.items():
+        asked = getattr(config, name)
+        if asked and asked != value:
+            raise UserError(
+                f"{key}.{name} is {asked}, but the codes of {spec} have {value}: use the codes of "
+                f"that tokenizer, or another run"
+            )
+    return dataclasses.replace(config, **found)  # type: ignore[type-var]

@@ -1,0 +1,14 @@
+"""What the transformer learns to predict of an image's tokens, and how it then writes an image.
+
+A scheme is a class and one line in SCHEMES, by the name that `model/scheme=` has.
+"""
+
+from taming_dist.models.prior.schemes.interface import Choose, Draws, Network, Pair, Scheme
+from taming_dist.models.prior.schemes.next_index import NextIndex
+
+__all__ = ["SCHEMES", "Choose", "Draws", "Network", "NextIndex", "Pair", "Scheme"]
+
+# name in conf/model/scheme -> the scheme; the first is the default
+SCHEMES: dict[str, type[Scheme]] = {
+    "next_index": NextIndex,
+}

@@ -1,0 +1,80 @@
+"""What a scheme is: what is learned of an image's tokens, and how they are then generated.
+
+Legend: b batch, n tokens of an image, m of its prefix, v vocabulary.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import ClassVar, NamedTuple, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from taming_dist.models.prior.blocks import KVCache
+from taming_dist.models.prior.prefix import Prefix
+
+Draws = Mapping[str, Tensor]
+Choose = Callable[[Tensor, Tensor], Tensor]  # logits [b, v], uniforms [b] -> tokens [b] int64
+
+
+class Network(Protocol):
+    """What a scheme uses of a transformer (`models.prior.transformer.Transformer`)."""
+
+    def __call__(self, tokens: Int64[Tensor, "b n"], prefix: Prefix) -> Float[Tensor, "b n v"]: ...
+    def begin(self, prefix: Prefix) -> tuple[Float[Tensor, "b v"], KVCache]: ...
+    def step(self, tokens: Int64[Tensor, "b 1"], cache: KVCache) -> Float[Tensor, "b v"]: ...
+
+
+class Pair(NamedTuple):
+    """What the transformer reads and what it is to say; `mask`: which tokens count (None: all)."""
+
+    inputs: Int64[Tensor, "b n"]
+    targets: Int64[Tensor, "b n"]
+    mask: Bool[Tensor, "b n"] | None = None
+
+
+class Scheme(ABC):
+    """How tokens are learned and generated; all random numbers are arguments.
+
+    `causal`: no position sees a later one. `shift`: the logits of token k are those `shift`
+    positions before it, so that many tokens at the end are not read. `extra_tokens`: how many other
+    tokens the inputs may have, numbered from the vocabulary on (a mask, say).
+    """
+
+    causal: ClassVar[bool]
+    shift: ClassVar[int]
+    extra_tokens: ClassVar[int] = 0
+
+    def draw(
+        self, shape: tuple[int, int], vocabulary: int, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Return what `training_pair` needs for tokens of a shape [b, n], by name, a row an image:
+        on the CPU, for a whole global batch, so that it does not depend on ranks or devices."""
+        return {}
+
+    @abstractmethod
+    def training_pair(self, tokens: Int64[Tensor, "b n"], draws: Draws, vocabulary: int) -> Pair:
+        """Return what is learned of tokens with the rows of `draw` that are theirs."""
+
+    @abstractmethod
+    def evaluation_pair(self, tokens: Int64[Tensor, "b n"], vocabulary: int) -> Pair:
+        """Return what is measured on tokens, the same every time."""
+
+    @abstractmethod
+    def uniforms(self, count: int) -> int:
+        """How many random numbers, uniform on [0, 1), an image of `count` tokens takes."""
+
+    @abstractmethod
+    def generate(
+        self,
+        network: Network,
+        prefix: Prefix,
+        count: int,
+        choose: Choose,
+        uniforms: Float[Tensor, "b u"],
+    ) -> Int64[Tensor, "b {count}"]:
+        """Return `count` tokens for each prefix, chosen by `choose`.
+
+        uniforms: u are as many as `uniforms(count)` says.
+        """
