@@ -31,6 +31,7 @@ def found(run_worker: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     return run_worker(WORKER)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero", range(4))
 def test_recomputed_blocks_change_nothing_but_run_twice(found: dict[str, Any], zero: int) -> None:
     """With dropout, whose noise has to come again."""

@@ -25,6 +25,7 @@ def found(run_worker: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     return run_worker(WORKER)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero", range(4))
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("process", PROCESSES)
@@ -38,6 +39,7 @@ def test_a_gradient_or_loss_that_is_not_finite_on_one_rank_moves_nothing_on_any(
     assert run["norms"][0] == run["norms"][1]  # of the last gradient that was followed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero", range(4))
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("process", ["one-0", "two-0"])
@@ -49,6 +51,7 @@ def test_after_a_skipped_step_training_goes_on_as_if_it_had_not_been(
     assert run["weights"] == pytest.approx(run["weights without"], rel=0, abs=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero", range(4))
 @pytest.mark.parametrize("process", ["one-0", "two-0"])
 def test_clipping_and_norms_are_those_of_the_unscaled_gradient(
@@ -65,17 +68,20 @@ def test_clipping_and_norms_are_those_of_the_unscaled_gradient(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero", range(4))
 def test_the_loss_scale_is_in_the_checkpoint(found: dict[str, Any], zero: int) -> None:
     assert found["two-1"][f"fp16 zero{zero}"]["loaded scale"] == FIRST / 4
 
 
+@pytest.mark.slow
 def test_gradients_at_the_reconstruction_do_not_vanish_in_fp16(found: dict[str, Any]) -> None:
     scaled, plain, exact = found["one-0"]["vanishing"]
     assert scaled == pytest.approx(exact, rel=1e-2)
     assert plain < 0.5 * exact
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero", [0, 2])
 @pytest.mark.parametrize("process", ["one-0", "two-0"])
 def test_stage_1_in_fp16_has_the_losses_of_fp32(
@@ -88,6 +94,7 @@ def test_stage_1_in_fp16_has_the_losses_of_fp32(
     assert "gan_g" in exact[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", ["one-0", "two-0"])
 def test_stage_1_in_fp16_comes_down_from_a_scale_that_is_too_large(
     found: dict[str, Any], process: str
@@ -104,6 +111,7 @@ def test_stage_1_in_fp16_comes_down_from_a_scale_that_is_too_large(
         assert unknown <= (NOT_COUNTED if line["skipped_steps"] else set())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero", [0, 2])
 @pytest.mark.parametrize("process", PROCESSES)
 def test_a_latent_that_is_not_finite_on_one_rank_leaves_nothing_behind_on_any(

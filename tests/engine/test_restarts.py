@@ -24,6 +24,7 @@ def assert_same(lines: list[Any], expected: list[Any]) -> None:
         assert line == pytest.approx(other, rel=2e-4, abs=2e-4), f"step {step}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS)
 @pytest.mark.parametrize("process", ["one-0", "two-0"])
 def test_every_stage_and_number_of_ranks_gives_the_same_losses(
@@ -33,11 +34,13 @@ def test_every_stage_and_number_of_ranks_gives_the_same_losses(
     assert_same(found[process][run]["lines"], reference["lines"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS)
 def test_both_ranks_hold_the_same_codebook_to_the_bit(found: dict[str, Any], run: str) -> None:
     assert found["two-0"][run] == found["two-1"][run]
 
 
+@pytest.mark.slow
 def test_the_codebook_was_set_and_codes_were_restarted(found: dict[str, Any]) -> None:
     lines = found["one-0"]["zero0 restarted"]["lines"]
     assert lines[0]["codebook_revived"] == 0
@@ -45,6 +48,7 @@ def test_the_codebook_was_set_and_codes_were_restarted(found: dict[str, Any]) ->
     assert sum(line["codebook_revived"] for line in lines) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero", [1, 3])
 @pytest.mark.parametrize("process", ["one-0", "two-0"])
 def test_a_resumed_run_goes_on_to_the_bit_and_is_not_set_again(
@@ -54,6 +58,7 @@ def test_a_resumed_run_goes_on_to_the_bit_and_is_not_set_again(
     assert found[process][f"zero{zero} resumed"] == whole[2:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero", range(4))
 @pytest.mark.parametrize("process", ["one-0", "two-0"])
 @pytest.mark.parametrize("kind", ["replaced", "averaged"])
