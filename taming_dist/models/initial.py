@@ -2,7 +2,17 @@
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+
+
+class StartsAtZero:
+    """Base of layers whose `weight` is zero at first, instead of drawn."""
+
+    weight: Tensor
+
+
+class ZeroLinear(StartsAtZero, nn.Linear):
+    """A linear layer that answers zero at first."""
 
 
 @torch.no_grad()

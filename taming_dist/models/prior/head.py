@@ -1,11 +1,20 @@
 """The last layer of the transformer: logits of the next code, or the loss of what it was.
 
-Legend: b batch dimensions, c width, v vocabulary.
+Legend: b batch dimensions, t rows, c width, v vocabulary.
 """
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from taming_dist.models.initial import StartsAtZero
+
+# From this vocabulary on the loss keeps no logits: all of a batch would be more memory than the
+# blocks take. They are computed again in the backward pass, LOGITS at once (256 MiB in fp32).
+LARGE_VOCABULARY = 16_384
+LOGITS = 2**26
 
 
 class Head(nn.Linear):
@@ -18,8 +27,24 @@ class Head(nn.Linear):
         self, x: Float[Tensor, "*b c"], targets: Int64[Tensor, "*b"] | None = None
     ) -> Float[Tensor, "*b v"] | Float32[Tensor, "*b"]:
         """Return logits, or the negative log-likelihood of targets."""
-        logits = super().forward(x)
         if targets is None:
-            return logits
-        nll = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), reduction="none")
-        return nll.view(targets.shape)
+            return super().forward(x)
+        rows, flat = x.flatten(0, -2), targets.flatten()
+        if self.out_features < LARGE_VOCABULARY:
+            return self._nll(rows, flat).view(targets.shape)
+        size = LOGITS // self.out_features
+        parts = zip(rows.split(size), flat.split(size), strict=True)
+        # there is no randomness in it to be repeated, whose state the host would wait for
+        nll = [
+            checkpoint(self._nll, *part, use_reentrant=False, preserve_rng_state=False)
+            for part in parts
+        ]
+        return torch.cat(nll).view(targets.shape)
+
+    def _nll(self, x: Float[Tensor, "t c"], targets: Int64[Tensor, "t"]) -> Float32[Tensor, "t"]:
+        logits = super().forward(x)
+        return F.cross_entropy(logits.float(), targets, reduction="none")
+
+
+class ZeroHead(StartsAtZero, Head):
+    """A head whose first logits are all zero: each code is as likely as any other."""

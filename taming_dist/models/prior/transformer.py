@@ -6,165 +6,28 @@ parameter names and initialisation are those of the original implementation, so 
 fit.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from math import prod
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int64
-from omegaconf import MISSING
 from torch import Tensor, nn
 
 from taming_dist.copies import to_device
 from taming_dist.errors import UserError
 from taming_dist.models.answers import other_answers
-from taming_dist.models.choice import chosen
-from taming_dist.models.export import Exported, ModelConfig
-from taming_dist.models.initial import draw_normal
+from taming_dist.models.export import Exported
+from taming_dist.models.initial import StartsAtZero, draw_normal
 from taming_dist.models.prior import former_keys
-from taming_dist.models.prior.blocks import BLOCKS, Around, Block, BlockSizes, KVCache
-from taming_dist.models.prior.conditions import CONDITIONS, Codes, agreed
-from taming_dist.models.prior.head import Head
+from taming_dist.models.prior.blocks import Around, Block, Cache, KVCache, Reread
+from taming_dist.models.prior.config import BLOCK_CONFIGS, TransformerConfig
+from taming_dist.models.prior.head import Head, ZeroHead
 from taming_dist.models.prior.orders import ORDERS, Places
 from taming_dist.models.prior.prefix import Part, Prefix, as_prefix
 from taming_dist.models.prior.schemes import SCHEMES
-from taming_dist.ranges import check_ranges, marked, ranged
 
 INIT_STD = 0.02
-CONDITION_TABLES = ("own", "shared")
-BLOCK_CONFIGS = {name: config for name, (config, _) in BLOCKS.items()}
-
-
-@dataclass
-class TransformerConfig(ModelConfig):
-    """Sizes of a transformer and the tokenizer that it was trained on; defaults are the paper's.
-
-    `vocabulary` is the number of codes, `grid` the code grid [i, j] of one image, `block_size` the
-    number of positions (0: as many as prefix and grid need). `condition`, `block`, `order` and
-    `scheme` are members of CONDITIONS, BLOCKS, ORDERS and SCHEMES.
-
-    `condition_table`: `own` gives the condition's tokens a table of their own, of any size;
-    `shared` takes the rows of the codes for them too, as the original does: class 3 is code 3. It
-    is what exports and runs without the key have, and a start token (`none`) has no other.
-
-    `null_prefix`: there is a prefix that stands for no condition, which guidance needs; training
-    with `loss.condition_dropout` sets it.
-    """
-
-    vocabulary: int = ranged(at_least=0)
-    grid: list[int] = ranged(at_least=1, length=2, empty=True)
-    block_size: int = ranged(0, at_least=0, compared=False)
-    layers: int = ranged(24, at_least=1, compared=False)
-    heads: int = ranged(16, at_least=1)
-    width: int = ranged(1024, at_least=1, compared=False)
-    dropout_embedding: float = ranged(0.0, at_least=0, below=1, compared=False)
-    dropout_attention: float = ranged(0.0, at_least=0, below=1, compared=False)
-    dropout_residual: float = ranged(0.0, at_least=0, below=1, compared=False)
-    condition: Any = MISSING
-    block: Any = MISSING
-    order: Any = MISSING
-    scheme: Any = MISSING
-    vqgan_fingerprint: str = marked("", compared=False)
-    condition_table: str = "shared"
-    null_prefix: bool = marked(False, compared=False)
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "model")
-        self.condition = chosen(CONDITIONS, self.condition, "model/condition")
-        self.block = chosen(BLOCK_CONFIGS, self.block, "model/block")
-        self.order = chosen(ORDERS, self.order, "model/order")
-        self.scheme = chosen(SCHEMES, self.scheme, "model/scheme")
-        if self.condition_table not in CONDITION_TABLES:
-            raise UserError(f"model.condition_table={self.condition_table}: use own or shared")
-        if not self.condition.has_table:
-            self.condition_table = "shared"
-
-    @staticmethod
-    def present(values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return plain values that an export or run of any age has, under the present keys."""
-        return former_keys.present(values)
-
-    @property
-    def num_tokens(self) -> int:
-        """Return n = i * j, the number of codes of one image."""
-        return prod(self.grid)
-
-    @property
-    def code_grid(self) -> tuple[int, int]:
-        """Return the grid [i, j] as a tuple."""
-        return self.grid[0], self.grid[1]
-
-    @property
-    def positions(self) -> int:
-        """Return the most positions there are, in tokens of prefix and image together."""
-        return self.block_size or self._positions_needed()
-
-    @property
-    def block_type(self) -> type[Block]:
-        """Return the class of the blocks."""
-        return BLOCKS[self.block.name][1]
-
-    @property
-    def block_sizes(self) -> BlockSizes:
-        """Return what each block is told."""
-        return BlockSizes(
-            self.width,
-            self.heads,
-            self.dropout_attention,
-            self.dropout_residual,
-            self.scheme.causal,
-            self.positions,
-            self.condition.length,
-            self.code_grid,
-        )
-
-    def fitted(self, codes: Codes, spec: Any) -> "TransformerConfig":
-        """Return it with what code shards say; `spec` names them in errors.
-
-        Raises:
-            UserError: the two differ, or the sizes do not fit together.
-        """
-        found = {
-            "vocabulary": codes.vocabulary,
-            "grid": list(codes.grid),
-            "vqgan_fingerprint": codes.tokenizer_fingerprint,
-        }
-        condition = self.condition.fitted(codes, spec)
-        complete = replace(agreed(self, found, "model", spec), condition=condition)
-        complete.check()
-        return complete
-
-    def check(self) -> None:
-        """Raise a UserError, naming the key, if the sizes do not fit together."""
-        if not self.grid:
-            raise UserError("model.grid=[]: give the code grid [height, width]")
-        if self.width % self.heads:
-            raise UserError(f"model.width: {self.width} does not divide by heads={self.heads}")
-        self.condition.check()
-        if self.null_prefix and not self.condition.can_drop:
-            raise UserError(
-                f"loss.condition_dropout: there is nothing to drop of model/condition="
-                f"{self.condition.name}, leave it at 0"
-            )
-        tokens = self.condition.vocabulary
-        if self.condition_table == "shared" and tokens > self.vocabulary:
-            raise UserError(
-                f"model/condition={self.condition.name}: its {tokens} tokens do not fit vocabulary="
-                f"{self.vocabulary}, whose table they share: use model.condition_table=own, or a "
-                f"codebook of at least that many"
-            )
-        if self.positions < self._positions_needed():
-            raise UserError(
-                f"model.block_size: {self.block_size} is too short for grid={list(self.grid)}, "
-                f"give 0 or at least {self._positions_needed()}"
-            )
-
-    def _positions_needed(self) -> int:
-        # the last token of a fixed order is not read; of a drawn one, it may be any
-        unread = 0 if self.order.drawn else self.scheme.shift
-        return self.condition.length + self.num_tokens - unread
 
 
 class Transformer(Exported):
@@ -181,27 +44,27 @@ class Transformer(Exported):
         config.check()
         self.config = config
         self.condition, self.order, self.scheme = config.condition, config.order, config.scheme
-        kind, sizes, width = config.block_type, config.block_sizes, config.width
+        self._kind, self._sizes, width = config.block_type, config.block_sizes, config.width
+        kind, sizes = self._kind, self._sizes
         self.tok_emb = nn.Embedding(config.vocabulary + self.scheme.extra_tokens, width)
         self.cond_emb = _condition_embedding(config)
         self.null_emb = self.pos_emb = self.target_emb = None
         if config.null_prefix:
             self.null_emb = nn.Parameter(torch.empty(self.condition.length, width))
-        if kind.learned_positions:
-            self.pos_emb = nn.Parameter(torch.zeros(1, config.positions, width))
+        positions = config.positions if kind.learned_positions else self.condition.length
+        if kind.learned_positions or positions > 1:
+            self.pos_emb = nn.Parameter(torch.zeros(1, positions, width))
         if self.order.target_aware:
             self.target_emb = nn.Parameter(torch.empty(config.num_tokens, width))
         self.drop = nn.Dropout(config.dropout_embedding)
         self.blocks = nn.ModuleList(kind(sizes, config.block) for _ in range(config.layers))
         self.ln_f = kind.last_norm(sizes, config.block)
-        self.head = Head(width, config.vocabulary)
+        self.head = (ZeroHead if kind.zero_head else Head)(width, config.vocabulary)
         self._places = self.order.places(config.code_grid)
         self.apply(_initialise)
         for table in (self.null_emb, self.target_emb):
             if table is not None:
                 draw_normal(table, 0.0, INIT_STD)
-        if kind.zero_head:
-            nn.init.zeros_(self.head.weight)
 
     def forward(
         self,
@@ -245,24 +108,30 @@ class Transformer(Exported):
             self._places = to_device(self._places, self.device)
         return self._places
 
-    def begin(self, prefix: Prefix | Part) -> tuple[Float[Tensor, "b v"], KVCache]:
+    def begin(self, prefix: Prefix | Part) -> tuple[Float[Tensor, "b v"], Cache]:
         """Read the prefixes; return logits of the first code, and the cache that `step` extends.
 
         Raises:
             UserError: more tokens than positions.
         """
         prefix = as_prefix(prefix)
+        if self._kind.unmasked(self.config.block) > prefix.length:
+            reread = Reread(prefix, self.places.new_empty(len(prefix), 0))
+            return self._reread(reread), reread
         front = self._prefix_embedded(prefix)
         cache = self._cache(len(prefix))
         cache.prefix, cache.around = prefix.length, self._around(front, self.places)
         return self._continue(front, cache), cache
 
-    def step(self, tokens: Int64[Tensor, "b 1"], cache: KVCache) -> Float[Tensor, "b v"]:
+    def step(self, tokens: Int64[Tensor, "b 1"], cache: Cache) -> Float[Tensor, "b v"]:
         """Read the code after those in the cache; return logits of the next one.
 
         Raises:
             UserError: more tokens than positions.
         """
+        if isinstance(cache, Reread):
+            cache.tokens = torch.cat([cache.tokens, tokens], dim=1)
+            return self._reread(cache)
         return self._continue(self.tok_emb(tokens), cache)
 
     def canonical_config(self) -> dict[str, Any]:
@@ -288,6 +157,11 @@ class Transformer(Exported):
             len(self.blocks), batch, heads, positions, width, weight.device, weight.dtype
         )
 
+    def _reread(self, so_far: Reread) -> Float[Tensor, "b v"]:
+        """Logits after a prefix and the tokens so far, from a pass over all of them."""
+        unread = F.pad(so_far.tokens, (0, 1))  # in the place of the one that is predicted
+        return self(unread, so_far.prefix)[:, -1]
+
     def _continue(self, x: Float[Tensor, "b t c"], cache: KVCache) -> Float[Tensor, "b v"]:
         """Logits after the positions with the embeddings x, which follow those in the cache."""
         start, end = cache.length, cache.length + x.shape[1]
@@ -298,7 +172,7 @@ class Transformer(Exported):
         for layer, block in enumerate(self.blocks):
             x = block(x, around._replace(layer=layer))
         cache.length = end
-        return self.head(self._normed(x[:, -1], around))
+        return self.head(self._normed(x[:, -1:], around))[:, 0]
 
     def _prefix_embedded(self, prefix: Prefix) -> Float[Tensor, "b m c"]:
         """The embeddings of the prefix's parts, one after the other; the null one where dropped."""
@@ -316,8 +190,7 @@ class Transformer(Exported):
         """What the blocks are told of the prefix and of tokens at these places."""
         inside = places.new_full((*places.shape[:-1], front.shape[1]), -1)
         where = torch.cat([inside, places], dim=-1)
-        config = self.config
-        rotation = config.block_type.rotation(config.block_sizes, config.block, where)
+        rotation = self._kind.rotation(self._sizes, self.config.block, where)
         return Around(rotation, front.mean(1) if self._adaptive else None)
 
     @property
@@ -338,13 +211,10 @@ class Transformer(Exported):
             raise UserError(
                 f"block_size: {end} tokens do not fit the model's {self.config.positions} positions"
             )
-        if self.pos_emb is not None and not self.order.drawn:
-            x = x + self.pos_emb[:, start:end]
-        elif self.pos_emb is not None:
-            own = torch.arange(start, max(start, min(end, prefix)), device=x.device)
-            there = places[..., max(start - prefix, 0) : max(end - prefix, 0)] + prefix
-            rows = torch.cat([own.expand(*there.shape[:-1], -1), there], dim=-1)
-            x = x + self.pos_emb[0][rows]
+        learned = end if self._kind.learned_positions else min(end, prefix)
+        if self.pos_emb is not None and start < learned:
+            rows = self._learned(start, learned, prefix, places)
+            x = x + (rows if learned == end else F.pad(rows, (0, 0, 0, end - learned)))
         if self.target_emb is not None:
             # position p predicts token p - prefix + shift
             first = max(start, prefix - self.scheme.shift)
@@ -352,6 +222,19 @@ class Transformer(Exported):
             wanted = self.target_emb[places[..., first - told : end - told]]
             x = x + F.pad(wanted, (0, 0, first - start, 0))
         return self.drop(x)
+
+    def _learned(
+        self, start: int, end: int, prefix: int, places: Places
+    ) -> Float[Tensor, "*b t c"]:
+        """The learned embeddings of positions: in the prefix, and in an order that all images have,
+        by position; in one that is drawn by place."""
+        assert self.pos_emb is not None
+        table = self.pos_emb[0]
+        if end <= prefix or not self.order.drawn:
+            return table[start:end]
+        own = torch.arange(start, max(start, prefix), device=table.device)
+        there = places[..., max(start - prefix, 0) : end - prefix] + prefix
+        return table[torch.cat([own.expand(*there.shape[:-1], -1), there], dim=-1)]
 
 
 def _condition_embedding(config: TransformerConfig) -> nn.Module | None:
@@ -363,7 +246,9 @@ def _condition_embedding(config: TransformerConfig) -> nn.Module | None:
 
 
 def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear | nn.Embedding):
+    if isinstance(module, StartsAtZero):
+        nn.init.zeros_(module.weight)
+    elif isinstance(module, nn.Linear | nn.Embedding):
         draw_normal(module.weight, 0.0, INIT_STD)
     if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)

@@ -1,13 +1,296 @@
-"""Blocks: what the transformer leaves to a kind of block, told by one with positions of its own."""
+"""Blocks: each kind by gradients, with and without a cache, its parts beside slow, obvious ones;
+and what the transformer leaves to a kind, told by one with positions of its own."""
 
 from dataclasses import dataclass
+from itertools import product
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from taming_dist.models.prior.blocks import BLOCKS, Around, Block, BlockSizes
-from taming_dist.models.prior.transformer import BLOCK_CONFIGS, Transformer, TransformerConfig
+from taming_dist.errors import UserError
+from taming_dist.models.prior.blocks import (
+    BLOCKS,
+    Around,
+    Block,
+    BlockSizes,
+    GPTBlockConfig,
+    LlamaBlockConfig,
+    RARBlockConfig,
+    Reread,
+)
+from taming_dist.models.prior.blocks.attention import attend
+from taming_dist.models.prior.blocks.llama import SwiGLU
+from taming_dist.models.prior.blocks.rotary import rotated, rotations
+from taming_dist.models.prior.conditions import (
+    ClassCondition,
+    CodesCondition,
+    Unconditional,
+)
+from taming_dist.models.prior.config import BLOCK_CONFIGS
+from taming_dist.models.prior.prefix import Prefix
+from taming_dist.models.prior.transformer import Transformer, TransformerConfig, decay_groups
+
+KINDS = {
+    "gpt": GPTBlockConfig(),
+    "gpt with an unmasked prefix": GPTBlockConfig(unmasked=2),
+    "llama": LlamaBlockConfig(),
+    "llama without norms of queries": LlamaBlockConfig(qk_norm=False),
+    "llama with adaptive norms": LlamaBlockConfig(adaptive=True),
+    "rar": RARBlockConfig(),
+}
+CONDITIONS = {
+    "none": Unconditional(),
+    "class": ClassCondition(5),
+    "codes": CodesCondition(7, [2, 2]),
+}
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def tiny(**settings: Any) -> Transformer:
+    """A transformer with logits far from flat, so that a wrong mask or position shows."""
+    sizes = {"vocabulary": 24, "grid": [3, 4], "layers": 2, "heads": 2, "width": 16}
+    model = Transformer(TransformerConfig(**{**sizes, "condition_table": "own", **settings}))
+    randomness = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=randomness) * 0.3)
+    return model.eval()
+
+
+def some_tokens(count: int = 3, length: int = 12) -> Tensor:
+    return torch.randint(24, (count, length), generator=torch.Generator().manual_seed(2))
+
+
+def some_prefix(model: Transformer, count: int = 3) -> Prefix:
+    shape = (count, model.condition.length)
+    part = torch.arange(shape[0] * shape[1]).view(shape) % model.condition.vocabulary
+    return Prefix((part,))
+
+
+def decoded(model: Transformer, tokens: Tensor, prefix: Prefix) -> Tensor:
+    """The logits [b, n, v] of one step after the other."""
+    first, cache = model.begin(prefix)
+    assert not isinstance(cache, Reread)
+    steps = [first]
+    steps += [model.step(tokens[:, k : k + 1], cache) for k in range(tokens.shape[1] - 1)]
+    return torch.stack(steps, dim=1)
+
+
+@each_kind
+def test_no_logit_depends_on_the_token_it_predicts_or_on_later_ones(kind: str) -> None:
+    """Only the positions of an unmasked prefix see each other both ways."""
+    model = tiny(block=KINDS[kind], condition=CodesCondition(7, [1, 3]))
+    read: list[Tensor] = []
+    model.blocks[0].register_forward_pre_hook(lambda _, args: read.append(args[0]))
+    written: list[Tensor] = []
+    model.blocks[-1].register_forward_hook(lambda *call: written.append(call[-1]))
+    model(some_tokens(1), some_prefix(model, 1))
+    unmasked = getattr(KINDS[kind], "unmasked", 0)
+    for position in range(14):
+        (reached,) = torch.autograd.grad(
+            written[0][0, position].square().sum(), read, retain_graph=True
+        )
+        seen = max(position + 1, unmasked if position < unmasked else 0)
+        assert (reached[0].abs().amax(dim=-1) > 0).tolist() == [p < seen for p in range(14)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "condition"),
+    [
+        (kind, condition)
+        for kind, condition in product(KINDS, CONDITIONS)
+        if getattr(KINDS[kind], "unmasked", 0) <= CONDITIONS[condition].length
+    ],
+)
+def test_decoding_with_the_cache_equals_the_full_pass(kind: str, condition: str) -> None:
+    """Of images with their condition, and with the null prefix."""
+    can_drop = CONDITIONS[condition].can_drop
+    model = tiny(block=KINDS[kind], condition=CONDITIONS[condition], null_prefix=can_drop)
+    prefix, tokens = some_prefix(model), some_tokens()
+    if can_drop:
+        prefix = prefix.dropping(torch.tensor([False, True, False]))
+    with torch.no_grad():
+        full = model(tokens, prefix)
+        assert torch.allclose(decoded(model, tokens, prefix), full, atol=1e-4)
+        swapped = model(tokens[:, [1, 0, *range(2, 12)]], prefix)
+    assert not torch.allclose(swapped[:, -1], full[:, -1], atol=1e-3)  # positions count
+
+
+@each_kind
+def test_in_bf16_it_decodes_the_same_up_to_rounding(kind: str) -> None:
+    model = tiny(block=KINDS[kind], condition=CodesCondition(7, [2, 2]))
+    prefix, tokens = some_prefix(model), some_tokens()
+    with torch.no_grad():
+        exact = model(tokens, prefix)
+        with torch.autocast("cpu", torch.bfloat16):
+            full, steps = model(tokens, prefix), decoded(model, tokens, prefix)
+    scale = exact.std()
+    assert (full - exact).abs().mean() < 0.05 * scale
+    assert (steps - exact).abs().mean() < 0.05 * scale
+
+
+def test_positions_unmasked_beyond_the_prefix_are_decoded_by_full_passes() -> None:
+    """Each token from a pass over those before it, which see each other."""
+    model, tokens = tiny(block=GPTBlockConfig(unmasked=5)), some_tokens()
+    prefix = some_prefix(model)
+    with torch.no_grad():
+        logits, cache = model.begin(prefix)
+        assert isinstance(cache, Reread)
+        for k in range(12):
+            alone = model(tokens[:, : k + 1], prefix)[:, -1]
+            assert torch.equal(logits, alone)
+            if k < 11:
+                logits = model.step(tokens[:, k : k + 1], cache)
+
+
+@given(st.integers(1, 9), st.integers(0, 10), st.booleans(), st.randoms(use_true_random=False))
+def test_attention_without_a_mask_equals_attention_with_one(
+    positions: int, unmasked: int, causal: bool, random: Any
+) -> None:
+    randomness = torch.Generator().manual_seed(random.randrange(2**31))
+    query, key, value = torch.randn(3, 2, 2, positions, 4, generator=randomness)
+    allowed = torch.ones(positions, positions).tril() > 0
+    allowed[:unmasked, :unmasked] = True
+    scores = query @ key.transpose(2, 3) / 2
+    if causal:
+        scores = scores.masked_fill(~allowed, -torch.inf)
+    obvious = (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
+    found = attend(query, key, value, causal, unmasked=unmasked)
+    assert torch.allclose(found, obvious, atol=1e-5)
+    last = attend(query[:, :, -1:], key, value, causal, unmasked=unmasked)
+    assert torch.allclose(last, obvious[:, -1:], atol=1e-5)
+
+
+def test_heads_are_rotated_as_complex_numbers_by_row_and_column() -> None:
+    places = torch.tensor([[-1, 0, 1, 5, 11], [-1, 11, 4, 0, 3]])
+    x = torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(0))
+    found = rotated(x, rotations(places, 4, 8))
+    for image in range(2):
+        for at, place in enumerate(places[image].tolist()):
+            row, column = divmod(max(place, 0), 4)
+            angles = torch.tensor([row, row / 100, column, column / 100])
+            numbers = torch.complex(x[image, :, at, :4], x[image, :, at, 4:])
+            turned = numbers * torch.polar(torch.ones(4), angles)
+            both = torch.cat([turned.real, turned.imag], dim=-1)
+            assert torch.allclose(found[image, :, at], both, atol=1e-5)
+    assert torch.equal(found[:, :, 0], x[:, :, 0])  # the prefix
+
+
+@pytest.mark.parametrize(("width", "hidden"), [(768, 2048), (1024, 2816), (1280, 3584)])
+def test_swiglu_is_as_wide_as_llamagens(width: int, hidden: int) -> None:
+    with torch.device("meta"):
+        assert SwiGLU(width).down.in_features == hidden
+
+
+def test_a_prefix_of_several_tokens_has_learned_positions_beside_rotary_ones() -> None:
+    model = tiny(block="llama", condition=CodesCondition(7, [2, 2]))
+    assert model.pos_emb.shape == (1, 4, 16)
+    tokens, prefix = some_tokens(), some_prefix(model)
+    with torch.no_grad():
+        full = model(tokens, prefix)
+        swapped = model(tokens, Prefix((prefix.parts[0][:, [1, 0, 2, 3]],)))
+        assert not torch.allclose(full, swapped, atol=1e-3)
+        model.pos_emb.zero_()  # causal attention still tells the first from the rest
+        assert not torch.allclose(model(tokens, prefix), full, atol=1e-3)
+    assert tiny(block="llama", condition=ClassCondition(5)).pos_emb is None
+
+
+@pytest.mark.parametrize("block", [RARBlockConfig(), LlamaBlockConfig(adaptive=True)])
+def test_adaptive_norms_read_the_condition_past_attention(block: Any) -> None:
+    """With values of zero attention reads nothing, and only the norms can tell classes apart."""
+    model = tiny(block=block, condition=ClassCondition(5))
+    tokens = torch.full((2, 12), 3)
+    with torch.no_grad():
+        for layer in model.blocks:
+            layer.attn.proj.weight.zero_()
+        logits = model(tokens, torch.tensor([[1], [2]]))
+    assert (logits[0] - logits[1]).abs().amax(dim=-1).min() > 1e-3
+
+
+def test_first_values_are_those_of_the_sources() -> None:
+    """LlamaGen: normal of 0.02, a head of zeros. RAR: norms that are not moved, blocks that add
+    nothing."""
+    torch.manual_seed(0)
+    sizes = {"vocabulary": 512, "grid": [2, 2], "layers": 1, "heads": 4, "width": 256}
+    tokens, prefix = torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64)
+    llama = Transformer(TransformerConfig(**sizes, block="llama"))
+    block = llama.blocks[0]
+    matrices = [llama.tok_emb, block.attn.qkv, block.attn.proj, block.mlp.gate_up, block.mlp.down]
+    assert all(abs(matrix.weight.std().item() - 0.02) < 1e-3 for matrix in matrices)
+    assert not llama(tokens, prefix).any()
+    rar = Transformer(TransformerConfig(**sizes, block="rar"))
+    x = torch.randn(1, 4, 256)
+    signal = torch.randn(1, 256)
+    assert torch.equal(rar.blocks[0](x, Around(signal=signal)), x)
+    assert rar(tokens, prefix).any()
+
+
+@each_kind
+def test_matrices_decay_and_nothing_else_does(kind: str) -> None:
+    model = tiny(block=KINDS[kind], condition=ClassCondition(5), null_prefix=True)
+    decayed, free = decay_groups(model, 0.1)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    kept = {names[id(p)] for p in free["params"]}
+    assert {"tok_emb.weight", "cond_emb.weight", "null_emb"} <= kept
+    assert all(p.ndim == 2 for p in decayed["params"])
+    tables = {name for name in kept if name.endswith("_emb") or name.endswith("_emb.weight")}
+    assert all(model.get_parameter(name).ndim == 1 for name in kept - tables)
+
+
+def parameters_of(**settings: Any) -> int:
+    with torch.device("meta"):
+        model = Transformer(TransformerConfig(condition_table="own", null_prefix=True, **settings))
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("layers", "width", "heads", "millions"),
+    [(12, 768, 12, 111), (24, 1024, 16, 343), (36, 1280, 20, 775), (48, 1536, 24, 1411)],
+    ids=["B", "L", "XL", "XXL"],
+)
+def test_llamagens_have_their_parameter_counts(
+    layers: int, width: int, heads: int, millions: int
+) -> None:
+    """Source: arXiv 2406.06525, table 1 (XXL: 1.4 B)."""
+    found = parameters_of(
+        vocabulary=16_384,
+        grid=[16, 16],
+        layers=layers,
+        width=width,
+        heads=heads,
+        condition=ClassCondition(1000),
+        block=LlamaBlockConfig(qk_norm=False),
+    )
+    assert round(found / 1e6) == millions
+
+
+def test_rar_b_has_its_parameter_count() -> None:
+    """Source: arXiv 2411.00776, table 1 (261 M), of which 2 M are what is not here: rows of its
+    tables that nothing reads, its embeddings of steps, a start token and the head's bias."""
+    found = parameters_of(
+        vocabulary=1024,
+        grid=[16, 16],
+        layers=24,
+        width=768,
+        heads=16,
+        condition=ClassCondition(1000),
+        block="rar",
+    )
+    assert round(found / 1e6) == 259
+    positions, steps, mask_and_start = 256 + 1024, 256 + 100, 2
+    rows = (positions - 256) + positions + steps + mask_and_start
+    assert round((found + 768 * rows + 1024) / 1e6) == 261
+
+
+def test_heads_of_another_width_are_refused_by_name() -> None:
+    with pytest.raises(UserError, match=r"model\.heads: 8 heads of width=16 are 2 wide"):
+        tiny(block="llama", heads=8)
+    with pytest.raises(UserError, match=r"model\.block\.unmasked"):
+        tiny(block={"name": "gpt", "unmasked": -1})
 
 
 @dataclass
@@ -62,13 +345,7 @@ class ToyBlock(Block):
 def toy(monkeypatch: pytest.MonkeyPatch) -> Transformer:
     monkeypatch.setitem(BLOCKS, "toy", (ToyBlockConfig, ToyBlock))
     monkeypatch.setitem(BLOCK_CONFIGS, "toy", ToyBlockConfig)
-    config = TransformerConfig(24, [3, 4], layers=2, heads=2, width=16, block="toy")
-    model = Transformer(config)
-    randomness = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=randomness) * 0.3)
-    return model.eval()
+    return tiny(block="toy")
 
 
 def test_a_block_may_bring_positions_norm_and_heads_of_its_own(toy: Transformer) -> None:
@@ -80,15 +357,11 @@ def test_a_block_may_bring_positions_norm_and_heads_of_its_own(toy: Transformer)
 
 
 def test_it_decodes_with_the_cache_what_the_full_pass_gives(toy: Transformer) -> None:
-    tokens = torch.randint(24, (3, 12), generator=torch.Generator().manual_seed(2))
-    prefix = toy.condition.prefix(3, {})
+    tokens, prefix = some_tokens(), toy.condition.prefix(3, {})
     with torch.no_grad():
         full = toy(tokens, prefix)
-        first, cache = toy.begin(prefix)
-        steps = [first]
-        steps += [toy.step(tokens[:, k : k + 1], cache) for k in range(11)]
+        assert torch.allclose(decoded(toy, tokens, prefix), full, atol=1e-5)
         swapped = toy(tokens[:, [1, 0, *range(2, 12)]], prefix)
-    assert torch.allclose(torch.stack(steps, dim=1), full, atol=1e-5)
     assert not torch.allclose(swapped[:, -1], full[:, -1], atol=1e-3)  # positions count
 
 

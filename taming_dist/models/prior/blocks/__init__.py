@@ -6,11 +6,36 @@ A kind of block is a class with a config class, and one line in BLOCKS.
 from typing import Any
 
 from taming_dist.models.prior.blocks.gpt import GPTBlock, GPTBlockConfig
-from taming_dist.models.prior.blocks.interface import Around, Block, BlockSizes, KVCache
+from taming_dist.models.prior.blocks.interface import (
+    Around,
+    Block,
+    BlockSizes,
+    Cache,
+    KVCache,
+    Reread,
+)
+from taming_dist.models.prior.blocks.llama import LlamaBlock, LlamaBlockConfig
+from taming_dist.models.prior.blocks.rar import RARBlock, RARBlockConfig
 
-__all__ = ["BLOCKS", "Around", "Block", "BlockSizes", "GPTBlock", "GPTBlockConfig", "KVCache"]
+__all__ = [
+    "BLOCKS",
+    "Around",
+    "Block",
+    "BlockSizes",
+    "Cache",
+    "GPTBlock",
+    "GPTBlockConfig",
+    "KVCache",
+    "LlamaBlock",
+    "LlamaBlockConfig",
+    "RARBlock",
+    "RARBlockConfig",
+    "Reread",
+]
 
 # name in conf/model/block -> its config and its block; the first is the default
 BLOCKS: dict[str, tuple[Any, type[Block]]] = {
     "gpt": (GPTBlockConfig, GPTBlock),
+    "llama": (LlamaBlockConfig, LlamaBlock),
+    "rar": (RARBlockConfig, RARBlock),
 }

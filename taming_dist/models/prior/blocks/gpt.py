@@ -2,27 +2,36 @@
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from taming_dist.models.prior.blocks.attention import attend
 from taming_dist.models.prior.blocks.interface import Around, Block, BlockSizes
+from taming_dist.ranges import check_ranges, ranged
 
 
 @dataclass
 class GPTBlockConfig:
-    """The original's block; it has no keys of its own."""
+    """The original's block.
 
+    `unmasked`: how many positions, from the first of the prefix on, see each other whatever their
+    order (the original's `n_unmasked`); it is meant for the length of the prefix.
+    """
+
+    unmasked: int = ranged(0, at_least=0)
     name: str = "gpt"
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "model.block")
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention."""
+    """Multi-head self-attention; `unmasked` as in `GPTBlockConfig`."""
 
-    def __init__(self, sizes: BlockSizes) -> None:
+    def __init__(self, sizes: BlockSizes, unmasked: int = 0) -> None:
         super().__init__()
         width = sizes.width
-        self.heads, self.causal = sizes.heads, sizes.causal
+        self.heads, self.causal, self.unmasked = sizes.heads, sizes.causal, unmasked
         self.dropout = sizes.dropout_attention
         self.key = nn.Linear(width, width)
         self.query = nn.Linear(width, width)
@@ -37,15 +46,8 @@ class Attention(nn.Module):
         )
         if around.cache is not None:
             key, value = around.cache.extend(around.layer, key, value)
-        # A single position may see everything before it: only a longer piece needs the mask.
-        out = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=self.causal and query.shape[2] > 1,
-        )
-        return self.proj(out.transpose(1, 2).flatten(2))
+        dropout = self.dropout if self.training else 0.0
+        return self.proj(attend(query, key, value, self.causal, dropout, self.unmasked))
 
 
 class GPTBlock(Block):
@@ -60,7 +62,7 @@ class GPTBlock(Block):
         self.cached = (sizes.heads, width // sizes.heads)
         self.ln1 = nn.LayerNorm(width)
         self.ln2 = nn.LayerNorm(width)
-        self.attn = Attention(sizes)
+        self.attn = Attention(sizes, config.unmasked)
         self.mlp = nn.Sequential(
             nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
@@ -69,3 +71,7 @@ class GPTBlock(Block):
     def forward(self, x: Float[Tensor, "b t c"], around: Around) -> Float[Tensor, "b t c"]:
         x = x + self.dropout(self.attn(self.ln1(x), around))
         return x + self.dropout(self.mlp(self.ln2(x)))
+
+    @classmethod
+    def unmasked(cls, config: GPTBlockConfig) -> int:
+        return config.unmasked

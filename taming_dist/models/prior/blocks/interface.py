@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from taming_dist.models.prior.prefix import Prefix
+
 
 @dataclass(frozen=True)
 class BlockSizes:
@@ -80,12 +82,25 @@ class KVCache:
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
 
+@dataclass
+class Reread:
+    """What stands in for a cache where positions see later ones (`Block.unmasked`), so that keys
+    and values change with each token: the sequence itself, which is read anew for every token."""
+
+    prefix: Prefix
+    tokens: Int64[Tensor, "b k"]
+
+
+Cache = KVCache | Reread
+
+
 class Block(nn.Module):
     """One layer, made from `BlockSizes` and the config of its kind.
 
     `learned_positions`: whether the transformer adds a learned embedding of each position to what
-    the first block reads; `zero_head`: whether the logits start at zero. `adaptive`: whether the
-    block has norms that the condition moves. `cached`: heads and width of each in the cache.
+    the first block reads; without, only those of a prefix of several positions have one.
+    `zero_head`: whether the logits start at zero. `adaptive`: whether the block has norms that the
+    condition moves. `cached`: heads and width of each in the cache.
     """
 
     learned_positions: ClassVar[bool] = True
@@ -98,6 +113,10 @@ class Block(nn.Module):
         raise NotImplementedError
 
     @classmethod
+    def check(cls, sizes: BlockSizes, config: Any) -> None:
+        """Raise a UserError, naming the key, if the sizes do not fit the kind."""
+
+    @classmethod
     def rotation(
         cls, sizes: BlockSizes, config: Any, places: Int64[Tensor, "*b t"]
     ) -> Float[Tensor, "*b t r"] | None:
@@ -105,6 +124,11 @@ class Block(nn.Module):
         learned positions do. `places`: the place of each in the grid, row by row, -1 in the
         prefix."""
         return None
+
+    @classmethod
+    def unmasked(cls, config: Any) -> int:
+        """Return how many of the first positions see each other whatever their order."""
+        return 0
 
     @classmethod
     def last_norm(cls, sizes: BlockSizes, config: Any) -> nn.Module:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from taming_dist.models.prior.blocks import KVCache
+from taming_dist.models.prior.blocks import Cache
 from taming_dist.models.prior.prefix import Prefix
 
 Draws = Mapping[str, Tensor]
@@ -22,8 +22,8 @@ class Network(Protocol):
     """What a scheme uses of a transformer (`models.prior.transformer.Transformer`)."""
 
     def __call__(self, tokens: Int64[Tensor, "b n"], prefix: Prefix) -> Float[Tensor, "b n v"]: ...
-    def begin(self, prefix: Prefix) -> tuple[Float[Tensor, "b v"], KVCache]: ...
-    def step(self, tokens: Int64[Tensor, "b 1"], cache: KVCache) -> Float[Tensor, "b v"]: ...
+    def begin(self, prefix: Prefix) -> tuple[Float[Tensor, "b v"], Cache]: ...
+    def step(self, tokens: Int64[Tensor, "b 1"], cache: Cache) -> Float[Tensor, "b v"]: ...
 
 
 class Pair(NamedTuple):

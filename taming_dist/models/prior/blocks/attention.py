@@ -1,0 +1,39 @@
+"""Attention without a mask in memory, for all kinds of block.
+
+Legend: b batch, t queries, s keys, c width, d width of a head.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+def attend(
+    query: Float[Tensor, "b heads t d"],
+    key: Float[Tensor, "b heads s d"],
+    value: Float[Tensor, "b heads s d"],
+    causal: bool,
+    dropout: float = 0.0,
+    unmasked: int = 0,
+) -> Float[Tensor, "b t c"]:
+    """Return what the queries read, their heads side by side.
+
+    With `causal` the query at position p sees the keys up to p; the first `unmasked` positions see
+    each other, too. Queries are those of the last t of s positions: one, or all of them.
+    """
+    positions = query.shape[2]
+    assert not causal or positions in (1, key.shape[2])
+    if not causal or positions == 1 or positions <= unmasked:
+        out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+    else:
+        out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+        if unmasked:
+            # A mask that is neither full nor causal would have to lie in memory, and shut the
+            # fast kernels out; these positions are few, so what is causal of them is thrown away.
+            first = slice(unmasked)
+            seen = F.scaled_dot_product_attention(
+                query[:, :, first], key[:, :, first], value[:, :, first], dropout_p=dropout
+            )
+            out = torch.cat([seen, out[:, :, unmasked:]], dim=2)
+    return out.transpose(1, 2).flatten(2)
