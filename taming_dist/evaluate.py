@@ -30,7 +30,7 @@ from taming_dist.engine.world import choose_device
 from taming_dist.errors import UserError
 from taming_dist.evaluation.label_maps import LabelMapMetrics
 from taming_dist.evaluation.reconstruction import ReconstructionMetrics
-from taming_dist.evaluation.tokens import TokenMetrics
+from taming_dist.evaluation.tokens import token_metrics
 from taming_dist.formats.files import writing
 from taming_dist.formats.manifest import resolve
 from taming_dist.formats.strict_json import write_json
@@ -90,6 +90,8 @@ def main(config: EvaluateConfig) -> None:
         record = {"model": config.model, "data": config.data} | figures
         write_json(path, record)
     for name, value in figures.items():
+        if isinstance(value, list):
+            continue  # a curve
         print(f"{name:24} {value:.6g}" if isinstance(value, float) else f"{name:24} {value}")
     print(f"wrote {path}")
 
@@ -150,7 +152,7 @@ def evaluate_transformer(config: EvaluateConfig, device: torch.device) -> dict[s
     check_codes(transformer, dataset, config.data)
     prepare_folder(Path(config.out))
     vocabulary, condition = transformer.config.vocabulary, transformer.condition
-    metrics = TokenMetrics(vocabulary)
+    metrics = token_metrics(transformer.config, dataset.image_size)
     transformer.to(device)
     reader = CodeReader(dataset, micro_batch=config.batch, columns=condition.columns)
     for batch in with_progress(reader.epoch_batches(), dataset.num_samples):

@@ -11,6 +11,7 @@ from taming_dist.training.signals import StopRequest
 
 if TYPE_CHECKING:
     from taming_dist.stages.interface import Config
+    from taming_dist.training.loop import End, Run
 
 
 def main() -> None:
@@ -37,7 +38,7 @@ def train(config: "Config", stop: StopRequest) -> None:
     from taming_dist.training.clock import Clock
     from taming_dist.training.ending import ending
     from taming_dist.training.leftovers import remove_leftovers
-    from taming_dist.training.loop import check_resumable, fit
+    from taming_dist.training.loop import Run, check_resumable, fit
     from taming_dist.training.sinks import Sinks
 
     here = environment_place()
@@ -45,6 +46,7 @@ def train(config: "Config", stop: StopRequest) -> None:
     run_dir = Path(config.run.dir)
     check_run_dir(config, run_dir)
     stage = stage_of(config)
+    criterion = stage.criterion(config)
     found = newest_valid(run_dir / "checkpoints", report=lambda _: None)
     opened = stage.open_data(config, Start(here, batch, run_dir, "" if found else config.run.init))
     if found is not None:
@@ -67,15 +69,23 @@ def train(config: "Config", stop: StopRequest) -> None:
         checkpoints = Checkpoints(
             run_dir / "checkpoints", world, config.train.keep_last, config.train.keep_every
         )
-        export = run_dir / "export"
-        finished = fit(
-            recipe, opened.data, clock, config.train, checkpoints, sinks, stop, world, export
+        run = Run(
+            recipe, opened.data, clock, config.train, checkpoints, sinks, world, run_dir, criterion
         )
-        reason = "finished" if finished else f"stopped by {stop.name or 'a signal to another rank'}"
-        sinks.event("exit", clock, finished=finished, reason=reason)
-    left = f"the trained model is in {export}" if finished else "the same command resumes from here"
-    sinks.note(f"stopped at step {clock.step} of {clock.total_steps}: {left}")
+        end = fit(run, stop)
+        sinks.event("exit", clock, finished=end.finished, reason=end.reason)
+    sinks.note(farewell(run, end))
     shutdown()
+
+
+def farewell(run: "Run", end: "End") -> str:
+    """Where a run stands, and where its models are."""
+    at = f"stopped at step {run.clock.step} of {run.clock.total_steps}"
+    if not end.finished:
+        return f"{at}: the same command resumes from here"
+    why = "" if run.clock.finished else f" ({end.reason})"
+    best = f", the best ({end.best}) in {run.best_export}" if end.best.metric else ""
+    return f"{at}{why}: the trained model is in {run.export}{best}"
 
 
 if __name__ == "__main__":

@@ -179,6 +179,11 @@ def test_a_transformer_gets_its_figures_whatever_the_batch(
     # Untrained, it spreads its bets over all codes, of which only half occur.
     assert found["val_nll"] == pytest.approx(np.log(VOCABULARY), abs=0.1)
     assert 0 < found["unigram_entropy"] <= np.log(VOCABULARY // 2)
+    by_position = found["val_nll_by_position"]
+    assert len(by_position) == GRID[0] * GRID[1]
+    assert np.mean(by_position) == pytest.approx(found["val_nll"], abs=1e-4)
+    bits = GRID[0] * GRID[1] * found["val_nll"] / np.log(2)
+    assert found["val_bits_per_dim"] == pytest.approx(bits / (3 * SIZE * SIZE))
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,8 @@ class CodeDataset:
 
     A sample is one view of one image, so there are `num_samples` = images x views of them. The
     `facts` are what all shards have in common; `num_classes` is one more than the largest class id,
-    0 without classes.
+    0 without classes; `image_size` is the side in pixels of the square images that were coded, None
+    where the manifest does not say it.
     """
 
     def __init__(
@@ -59,9 +60,11 @@ class CodeDataset:
         facts: Mapping[str, Any],
         num_classes: int = 0,
         in_memory: bool = False,
+        image_size: int | None = None,
     ) -> None:
         self.facts, self.class_names = facts, dataset.classes
         self.fingerprint, self.num_classes = dataset.fingerprint, num_classes
+        self.image_size = image_size
         self.tokenizer_fingerprint: str = facts["tokenizer"]["fingerprint"]
         self.vocabulary: int = facts["vocab"]
         self.grid: tuple[int, int] = (facts["grid"][0], facts["grid"][1])
@@ -90,7 +93,7 @@ class CodeDataset:
         for column in COLUMNS:
             check_column(dataset, column)
         num_classes = max(number_of_classes(each, folders[0]) for each in details)
-        found = cls(dataset, known[0], num_classes, in_memory)
+        found = cls(dataset, known[0], num_classes, in_memory, image_size(details[0]))
         found.shard(0)
         return found
 
@@ -177,6 +180,13 @@ class CodeDataset:
             raise UserError(f"{path} has other columns than its manifest says: make it again")
         self._was_verified[number] = True
         return shard
+
+
+def image_size(details: Mapping[str, Any]) -> int | None:
+    """The side in pixels of the images that were coded, as a manifest says it."""
+    preprocessing = details.get("preprocessing")
+    size = preprocessing.get("size") if isinstance(preprocessing, dict) else None
+    return size if type(size) is int and size > 0 else None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ Legend: b batch, v classes, h w pixels, i j latent grid.
 """
 
 import math
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +17,14 @@ from taming_dist.models.quantizers.interface import count
 
 class LabelMapMetrics:
     """Sums over batches, and the metrics that follow from them; see `ReconstructionMetrics`."""
+
+    higher_is_better: ClassVar[Mapping[str, bool]] = {
+        "bce": False,
+        "pixel_accuracy": True,
+        "mean_iou": True,
+        "codebook_usage": True,
+        "codebook_perplexity": True,
+    }
 
     def __init__(self, classes: int, vocabulary: int) -> None:
         self.classes = classes

@@ -8,6 +8,8 @@ Legend: b batch, c channels, h w pixels, i j latent grid, v vocabulary.
 """
 
 import math
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,8 +25,16 @@ class ReconstructionMetrics:
     Each rank feeds its own images; `sums` is one fp64 tensor, so that adding it over the ranks
     (one all-reduce) makes `compute` give the metrics of the whole set. Without `lpips` the
     perceptual metrics are left out; without `mean_colour`, the floor, which is the same every
-    time that a fixed set is evaluated.
+    time that a fixed set is evaluated. `higher_is_better`: of the metrics that can tell models
+    apart, by name.
     """
+
+    higher_is_better: ClassVar[Mapping[str, bool]] = {
+        "lpips": False,
+        "psnr": True,
+        "codebook_usage": True,
+        "codebook_perplexity": True,
+    }
 
     def __init__(
         self, vocabulary: int, lpips: LPIPS | None = None, mean_colour: bool = True

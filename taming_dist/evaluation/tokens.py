@@ -1,12 +1,21 @@
 """How well a second stage predicts a set of codes. Source: arXiv 2012.09841, equation 11.
 
-Legend: b batch, n tokens, v vocabulary.
+Legend: b batch, n tokens, v vocabulary, h w pixels.
 """
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from taming_dist.losses.tokens import token_nll, unigram_entropy
+from taming_dist.losses.tokens import unigram_entropy
+from taming_dist.models.prior.schemes import LIKELIHOOD
+from taming_dist.models.prior.transformer import TransformerConfig
+
+COLOURS = 3  # numbers of a pixel
+AT_ONCE = 2**24  # logits of which a copy in fp32 is made: 64 MiB
+DIGITS = 5  # after the point, of what there are hundreds of
 
 
 class TokenMetrics:
@@ -15,25 +24,78 @@ class TokenMetrics:
     `sums` is one fp64 tensor that may be added over the ranks (one all-reduce) before `compute`.
     """
 
-    def __init__(self, vocabulary: int) -> None:
-        # summed negative log-likelihood, then uses per code
-        self.sums = torch.zeros(1 + vocabulary, dtype=torch.float64)
+    def __init__(
+        self, vocabulary: int, tokens: int, measure: str = "nll", dimensions: int | None = None
+    ) -> None:
+        """`tokens`: n, those of an image. `measure`: the name of the negative log-likelihood, see
+        `Scheme.measure`. `dimensions`: the numbers that an image has, 3 h w; None where that is not
+        known, or the likelihoods of an image's tokens do not add up to its own."""
+        self.measure, self.tokens, self.dimensions = measure, tokens, dimensions
+        # tokens predicted right; in the order of the sequence summed negative log-likelihoods, and
+        # how many; uses per code
+        self.sums = torch.zeros(1 + 2 * tokens + vocabulary, dtype=torch.float64)
 
     @torch.no_grad()
     def update(self, logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> None:
         """Add the logits [b, n, v] that a model gave for targets [b, n] int64; mask bool [b, n]:
         the tokens that count, None for all."""
         self.sums = self.sums.to(logits.device)
-        counted = targets.new_ones(targets.shape) if mask is None else mask.to(targets.dtype)
-        nll = token_nll(logits, targets, mask).double()
-        self.sums[0] += nll * (targets.numel() if mask is None else mask.sum())
-        self.sums[1:].index_add_(0, targets.flatten(), counted.flatten().double())
+        right, nll, counts, codes = self._parts()
+        each, hits = judged(logits, targets)
+        counted = torch.ones_like(each) if mask is None else mask.to(each.dtype)
+        right += (hits * counted).sum()
+        nll += (each * counted).sum(0)
+        counts += counted.sum(0)
+        codes.index_add_(0, targets.flatten(), counted.flatten())
 
-    def compute(self) -> dict[str, float]:
-        """Return `val_nll`, and `unigram_entropy` that it has to stay below; nats per token."""
-        counts = self.sums[1:]
+    def compute(self) -> dict[str, float | list[float]]:
+        """Return the metrics, in nats per token where no other unit is given.
+
+        `val_nll` (or as the `measure` is called); `unigram_entropy`, which it has to stay below;
+        `val_accuracy`, the share of tokens whose likeliest code is the right one;
+        `val_nll_by_position`, the mean of each of the n tokens in the order of the sequence (NaN of
+        one that never counted); with `dimensions` `val_bits_per_dim`, the bits of all codes of an
+        image, per number of the image: n val_nll / (3 h w ln 2). That is the rate of a code for the
+        images' codes, not a likelihood of pixels, which the decoder does not give.
+        """
+        right, nll, counts, codes = self._parts()
         assert counts.sum() > 0, "no batch was given"
-        return {
-            "val_nll": float(self.sums[0] / counts.sum()),
-            "unigram_entropy": float(unigram_entropy(counts)),
+        mean = float(nll.sum() / counts.sum())
+        found: dict[str, float | list[float]] = {
+            f"val_{self.measure}": mean,
+            "val_accuracy": float(right / counts.sum()),
+            "unigram_entropy": float(unigram_entropy(codes)),
         }
+        if self.dimensions is not None:
+            found["val_bits_per_dim"] = self.tokens * mean / (self.dimensions * math.log(2))
+        by_position = (nll / counts).tolist()
+        found[f"val_{self.measure}_by_position"] = [round(value, DIGITS) for value in by_position]
+        return found
+
+    def _parts(self) -> list[Tensor]:
+        """The parts of `sums`, as views."""
+        right, nll, counts, codes = self.sums.split(
+            [1, self.tokens, self.tokens, len(self.sums) - 1 - 2 * self.tokens]
+        )
+        return [right, nll, counts, codes]
+
+
+def token_metrics(model: TransformerConfig, image_size: int | None) -> TokenMetrics:
+    """Return what is measured of a model; its images are square, of so many pixels a side (None:
+    that is not known)."""
+    measure, dimensions = model.scheme.measure, None
+    if measure == LIKELIHOOD and image_size is not None:
+        dimensions = COLOURS * image_size**2
+    return TokenMetrics(model.vocabulary, model.num_tokens, measure, dimensions)
+
+
+def judged(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return of each token the negative log-likelihood, fp64 [b, n], computed in fp32, and whether
+    its likeliest code is the target. No copy of all logits [b, n, v] is made."""
+    rows = max(1, AT_ONCE // logits.shape[-1])
+    parts = zip(logits.flatten(0, 1).split(rows), targets.flatten().split(rows), strict=True)
+    nll, hits = [], []
+    for part, wanted in parts:
+        nll.append(F.cross_entropy(part.float(), wanted, reduction="none"))
+        hits.append(part.argmax(-1) == wanted)
+    return torch.cat(nll).double().view(targets.shape), torch.cat(hits).view(targets.shape)

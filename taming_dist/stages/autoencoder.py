@@ -20,6 +20,7 @@ from taming_dist.stages.codebook import CodebookUpdates
 from taming_dist.stages.context import Context
 from taming_dist.stages.trained import Trained, ValidationMetrics
 from taming_dist.training.metrics import Metrics
+from taming_dist.training.recipe import Measured, Preview
 
 # What every first stage has of config groups: networks, what they encode, and how codes are chosen.
 FIRST_STAGE_SCHEMAS: Mapping[str, Mapping[str, type]] = {
@@ -58,9 +59,7 @@ class Autoencoder:
         """Those of the codebook and of the engine."""
         return self.codebook.window_metrics() | self.engine.window_metrics()
 
-    def validate(
-        self, batches: Iterable[tuple[Any, bool]], metrics: ValidationMetrics
-    ) -> dict[str, float]:
+    def validate(self, batches: Iterable[tuple[Any, bool]], metrics: ValidationMetrics) -> Measured:
         """Metrics of inputs, reconstructions and codes, see `Trained.validate`."""
 
         def measure(model: Any, batch: Any) -> tuple[Tensor, ...]:
@@ -71,13 +70,14 @@ class Autoencoder:
         return self.trained.validate(batches, metrics, measure)
 
     @torch.no_grad()
-    def preview(self, batch: Any) -> Tensor:
-        """Inputs above, their reconstructions below: uint8 [3,h,w]."""
+    def preview(self, batch: Any) -> Preview:
+        """Inputs above, their reconstructions below."""
         images = self.input(batch)
         with self.engine.evaluated() as network, self.engine.autocast():
             reconstructions = network(images).images
         pairs = torch.cat([self.modality.picture(part) for part in (images, reconstructions)])
-        return image_grid(to_uint8(pairs), columns=len(images))
+        picture = image_grid(to_uint8(pairs), columns=len(images))
+        return Preview(picture, ("validation images", "reconstructions"))
 
     def export(self, folder: Path) -> None:
         """See `Trained.export`."""

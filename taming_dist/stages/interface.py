@@ -17,6 +17,7 @@ from taming_dist.launch import Place
 from taming_dist.models.export import ModelConfig
 from taming_dist.ranges import LARGEST_SEED, check_ranges, ranged
 from taming_dist.stages.context import Context
+from taming_dist.training.best import Criterion
 from taming_dist.training.loop import Data, LoopConfig
 from taming_dist.training.optimization import OptimConfig
 from taming_dist.training.recipe import Recipe
@@ -89,6 +90,9 @@ Part = TypeVar("Part")
 class Stage(Generic[OpenedT]):
     """One stage of training. `model`, `loss` and `data` are the config classes that go together.
 
+    `has_objective`: the first metric of its validation is what training minimises, so that the best
+    model by it is kept unless `train.best` says otherwise.
+
     `schemas`: the config classes by config group and by the name that the files in conf/ list in
     their defaults, without its `_schema`.
     """
@@ -97,6 +101,34 @@ class Stage(Generic[OpenedT]):
     loss: ClassVar[type[LossConfig]]
     data: ClassVar[type[DataConfig]]
     schemas: ClassVar[Mapping[str, Mapping[str, type]]]
+    has_objective: ClassVar[bool] = False
+
+    def compared(self, config: Config) -> Mapping[str, bool]:
+        """The metrics of validation by which models can be compared: whether higher is better, by
+        name, such as nll."""
+        raise NotImplementedError
+
+    def criterion(self, config: Config) -> Criterion | None:
+        """By what the best model is chosen, as `train.best` says; None: it is not.
+
+        Raises:
+            UserError: validation has no such metric, or patience has none to go by.
+        """
+        known, asked = self.compared(config), config.train.best
+        if asked == "auto":
+            asked = f"val/{next(iter(known))}" if self.has_objective else None
+        names = ", ".join(f"val/{name}" for name in known)
+        if not asked:
+            if config.train.patience:
+                raise UserError(
+                    f"train.patience={config.train.patience} needs a metric that should get "
+                    f"better: give train.best, one of {names}"
+                )
+            return None
+        group, _, name = asked.partition("/")
+        if group != "val" or name not in known:
+            raise UserError(f"train.best={asked}: use auto, null, or one of {names}")
+        return Criterion(asked, known[name])
 
     def check(self, config: Config) -> None:
         """Check what no part can check alone.

@@ -25,7 +25,7 @@ from taming_dist.stages.opening import initial_weights
 from taming_dist.stages.trained import begin_step
 from taming_dist.training.clock import Clock
 from taming_dist.training.metrics import Metrics
-from taming_dist.training.recipe import Scalars
+from taming_dist.training.recipe import Measured, Preview, Scalars
 
 
 @dataclasses.dataclass
@@ -58,6 +58,9 @@ class LabelMapStage(Stage[OpenedLabelMaps]):
         check_size(part(config.data, ImagesConfig).size, model.factor, "data.size")
         if not isinstance(model.modality, LabelMap):
             raise other_loss(model, "labels", "vqgan")
+
+    def compared(self, config: Config) -> Mapping[str, bool]:
+        return LabelMapMetrics.higher_is_better
 
     def open_data(self, config: Config, start: Start) -> OpenedLabelMaps:
         initial = initial_weights(start.init, VQGAN, config.model)
@@ -103,12 +106,12 @@ class LabelMapRecipe:
     def window_metrics(self) -> Metrics:
         return self.autoencoder.window_metrics()
 
-    def validate(self, batches: Iterable[tuple[Any, bool]]) -> dict[str, float]:
+    def validate(self, batches: Iterable[tuple[Any, bool]]) -> Measured:
         config = self.generator.module.config
         metrics = LabelMapMetrics(config.modality.classes, config.vocabulary)
         return self.autoencoder.validate(batches, metrics)
 
-    def preview(self, batch: Any) -> Tensor:
+    def preview(self, batch: Any) -> Preview:
         return self.autoencoder.preview(batch)
 
     def state_dict(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from taming_dist.copies import to_device
 from taming_dist.data.codes import CodeBatch, CodeDataset, CodeReader, CodesConfig
 from taming_dist.errors import UserError
-from taming_dist.evaluation.tokens import TokenMetrics
+from taming_dist.evaluation.tokens import token_metrics
 from taming_dist.generation.generator import generate_codes
 from taming_dist.generation.pictures import image_grid, to_uint8
 from taming_dist.generation.sampling import Sampling
@@ -40,7 +40,7 @@ from taming_dist.stages.trained import Trained, begin_step
 from taming_dist.training.clock import Clock
 from taming_dist.training.metrics import Metrics
 from taming_dist.training.optimization import mix
-from taming_dist.training.recipe import Scalars
+from taming_dist.training.recipe import Measured, Preview, Scalars
 
 # the draws of the order, and of which conditions are dropped, among those of the scheme
 ORDER, DROPPED = "order", "dropped"
@@ -63,11 +63,13 @@ class TokenLossConfig(LossConfig):
 @dataclasses.dataclass(frozen=True)
 class OpenedCodes(Opened):
     """With the model's configuration as the codes complete it, the VQGAN that decodes previews
-    (None: there are none), and the weights to start from (None: random ones)."""
+    (None: there are none), the weights to start from (None: random ones), and the side of the
+    images in pixels (None: not known)."""
 
     model: TransformerConfig
     decoder: VQGAN | None = None
     initial: Mapping[str, Tensor] | None = None
+    image_size: int | None = None
 
 
 class PriorStage(Stage[OpenedCodes]):
@@ -86,6 +88,10 @@ class PriorStage(Stage[OpenedCodes]):
         "loss": {"tokens": TokenLossConfig},
         "data": {"codes": CodesConfig},
     }
+    has_objective = True
+
+    def compared(self, config: Config) -> Mapping[str, bool]:
+        return {part(config.model, TransformerConfig).scheme.measure: False, "accuracy": True}
 
     def open_data(self, config: Config, start: Start) -> OpenedCodes:
         data, batch, here = part(config.data, CodesConfig), start.batch, start.here
@@ -124,11 +130,20 @@ class PriorStage(Stage[OpenedCodes]):
         )
         shown = CodeReader(val_set, micro_batch=config.train.preview_images, columns=columns)
         decoder = open_decoder(data, train_set)
-        return OpenedCodes(join(train, val, shown, batch), model, decoder, initial)
+        read = join(train, val, shown, batch)
+        return OpenedCodes(read, model, decoder, initial, val_set.image_size)
 
     def recipe(self, config: Config, opened: OpenedCodes, context: Context) -> "TransformerRecipe":
         loss = part(config.loss, TokenLossConfig)
-        return TransformerRecipe(opened.model, loss, context, opened.decoder, opened.initial)
+        return TransformerRecipe(
+            opened.model,
+            loss,
+            context,
+            opened.decoder,
+            opened.initial,
+            opened.image_size,
+            config.train.preview_guidance,
+        )
 
 
 def open_decoder(data: CodesConfig, codes: CodeDataset) -> VQGAN | None:
@@ -170,18 +185,23 @@ class TransformerRecipe:
         context: Context,
         vqgan: VQGAN | None = None,
         initial: Mapping[str, Tensor] | None = None,
+        image_size: int | None = None,
+        preview_guidance: float = 1.0,
     ) -> None:
         """`vqgan` decodes previews, without it there are none; its encoder is never used.
-        `initial`: the weights to start from, instead of random ones."""
+        `initial`: the weights to start from, instead of random ones. `image_size`: the side of the
+        images in pixels. `preview_guidance`: the scale of the guided samples in previews."""
         self.context, self.world = context, context.world
         self.loss, self.vqgan = loss, vqgan
+        self.image_size, self.preview_guidance = image_size, preview_guidance
         groups = partial(decay_groups, weight_decay=context.optim.weight_decay)
         self.trained = Trained(Transformer, model, context, initial, groups)
         self.transformer = self.trained.engine
         self.engines = {"transformer": self.transformer}
 
     def train_step(self, micro_batches: Iterable[Any], clock: Clock) -> Iterator[Scalars]:
-        """One optimizer step: -log p(s | c), the mean over codes, in nats."""
+        """One optimizer step: -log p(s | c), the mean over codes, in nats. It is logged under the
+        scheme's name for it, too, which is that of validation's."""
         begin_step(self.engines, self.context, clock)
         draws, size = self._draws(clock), self.context.micro_batch
         network, vocabulary = self.network, self.network.config.vocabulary
@@ -198,7 +218,7 @@ class TransformerRecipe:
             loss = mean_of(nll, pair.mask)
             self.transformer.backward(loss)
             self.transformer.step()
-            yield {"loss": loss}
+            yield {"loss": loss, network.scheme.measure: loss}
 
     @property
     def network(self) -> Transformer:
@@ -237,30 +257,38 @@ class TransformerRecipe:
     def window_metrics(self) -> Metrics:
         return self.transformer.window_metrics()
 
-    def validate(self, batches: Iterable[tuple[Any, bool]]) -> dict[str, float]:
-        vocabulary = self.network.config.vocabulary
+    def validate(self, batches: Iterable[tuple[Any, bool]]) -> Measured:
+        config = self.network.config
+        metrics = token_metrics(config, self.image_size)
 
         def measure(model: Transformer, batch: CodeBatch) -> tuple[Any, ...]:
             tokens = arrange(self._codes(batch), model.places)
-            pair = model.scheme.evaluation_pair(tokens, vocabulary)
+            pair = model.scheme.evaluation_pair(tokens, config.vocabulary)
             return model(pair.inputs, self._prefix(batch)), pair.targets, pair.mask
 
-        return self.trained.validate(batches, TokenMetrics(vocabulary), measure)
+        return self.trained.validate(batches, metrics, measure)
 
     @torch.no_grad()
-    def preview(self, batch: CodeBatch) -> Tensor | None:
-        """Samples under the batch's conditions, from the same random numbers every time."""
+    def preview(self, batch: CodeBatch) -> Preview | None:
+        """Samples under the batch's conditions below the images that these are of, from the same
+        random numbers every time; guided ones below them where the network can be guided."""
         if self.vqgan is None:
             return None
         prefix, images = self._prefix(batch), range(len(batch))
+        rows = {"validation images, decoded": self._codes(batch)}
+        scale = self.preview_guidance
+        samplings = {"samples under their conditions": Sampling()}
+        if self.network.config.null_prefix and scale != 1:
+            samplings[f"the same with guidance={scale:g}"] = Sampling(guidance=scale)
         # by all ranks: ZeRO 3 needs them all
         with self.transformer.evaluated() as network, self.transformer.root_weights():
-            codes = generate_codes(network, prefix, Sampling(), self.context.seed, images)
+            for name, sampling in samplings.items():
+                rows[name] = generate_codes(network, prefix, sampling, self.context.seed, images)
         if not self.world.is_first:
             return None
-        decoder = self.vqgan.to(self.world.device)
+        decoder, codes = self.vqgan.to(self.world.device), torch.cat([*rows.values()])
         pictures = decoder.config.modality.picture(decoder.decode_codes(codes))
-        return image_grid(to_uint8(pictures), columns=len(pictures))
+        return Preview(image_grid(to_uint8(pictures), columns=len(batch)), tuple(rows))
 
     def state_dict(self) -> dict[str, Any]:
         return {}

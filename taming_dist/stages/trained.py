@@ -16,6 +16,7 @@ from taming_dist.stages.context import Context
 from taming_dist.training.clock import Clock
 from taming_dist.training.export import write_export
 from taming_dist.training.optimization import seed_step
+from taming_dist.training.recipe import Measured
 
 ParameterGroups = Callable[[Any], list[dict[str, Any]]]
 
@@ -26,7 +27,7 @@ class ValidationMetrics(Protocol):
     sums: Tensor
 
     def update(self, *args: Any, **kwargs: Any) -> None: ...
-    def compute(self) -> dict[str, float]: ...
+    def compute(self) -> Measured: ...
 
 
 class Trained:
@@ -53,7 +54,7 @@ class Trained:
         batches: Iterable[tuple[Any, bool]],
         metrics: ValidationMetrics,
         measure: Callable[[Any, Any], tuple[Tensor, ...]],
-    ) -> dict[str, float]:
+    ) -> Measured:
         """The metrics of the batches that count, over all ranks, and how many `images` these have.
 
         `measure(model, batch)` gives what the metrics take in of a batch (collective).

@@ -35,7 +35,7 @@ from taming_dist.stages.trained import begin_step
 from taming_dist.stages.vqgan_loss import VQGANLossConfig
 from taming_dist.training.clock import Clock
 from taming_dist.training.metrics import Metrics
-from taming_dist.training.recipe import Scalars
+from taming_dist.training.recipe import Measured, Preview, Scalars
 
 __all__ = ["VQGANLossConfig", "VQGANRecipe", "VQGANStage"]
 
@@ -76,6 +76,9 @@ class VQGANStage(Stage[OpenedVQGAN]):
                     f"loss.discriminator=dino reads colours, and model.modality="
                     f"{model.modality.name} has none: use loss/discriminator=patchgan"
                 )
+
+    def compared(self, config: Config) -> Mapping[str, bool]:
+        return ReconstructionMetrics.higher_is_better
 
     def open_data(self, config: Config, start: Start) -> OpenedVQGAN:
         model, loss = part(config.model, VQGANConfig), part(config.loss, VQGANLossConfig)
@@ -181,12 +184,12 @@ class VQGANRecipe:
             metrics |= {f"disc_{name}": judge[name] for name in judge if name != "lr"}
         return metrics
 
-    def validate(self, batches: Iterable[tuple[Any, bool]]) -> dict[str, float]:
+    def validate(self, batches: Iterable[tuple[Any, bool]]) -> Measured:
         vocabulary = self.generator.module.config.vocabulary
         metrics = ReconstructionMetrics(vocabulary, self.lpips, mean_colour=False)
         return self.autoencoder.validate(batches, metrics)
 
-    def preview(self, batch: Any) -> Tensor:
+    def preview(self, batch: Any) -> Preview:
         return self.autoencoder.preview(batch)
 
     def export(self, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """What the training loop knows of a stage: a small protocol, kept by taming_dist/stages."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +12,20 @@ from taming_dist.training.clock import Clock
 from taming_dist.training.metrics import Metrics
 
 Scalars = dict[str, Tensor]
+Measured = Mapping[str, float | list[float]]  # by name: a number, or the numbers of a curve
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A picture of the present state, uint8 [3,h,w]: rows of images, and what each row shows."""
+
+    picture: Tensor
+    rows: tuple[str, ...]
+
+    @property
+    def caption(self) -> str:
+        """What the rows show, from the top."""
+        return "; ".join(self.rows)
 
 
 class Recipe(Protocol):
@@ -30,14 +45,14 @@ class Recipe(Protocol):
         what is known there."""
         ...
 
-    def validate(self, batches: Iterable[tuple[Any, bool]]) -> dict[str, float]:
+    def validate(self, batches: Iterable[tuple[Any, bool]]) -> Measured:
         """Metrics over the validation set, and how many `images` they cover. A batch with False
         beside it only keeps ranks in step and does not count."""
         ...
 
-    def preview(self, batch: Any) -> Tensor | None:
-        """A picture of the present state on a fixed batch, uint8 [3,h,w], on the first rank; None
-        where there is nothing to draw."""
+    def preview(self, batch: Any) -> Preview | None:
+        """A picture of the present state on a fixed batch, on the first rank; None where there is
+        nothing to draw."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -25,6 +26,7 @@ from taming_dist.errors import UserError
 from taming_dist.formats.files import replacing, write_bytes, writing
 from taming_dist.formats.strict_json import json_safe
 from taming_dist.training.clock import Clock
+from taming_dist.training.recipe import Measured, Preview
 
 
 @dataclasses.dataclass
@@ -42,8 +44,8 @@ class LogConfig:
 class Sink(Protocol):
     """One place that metrics go to."""
 
-    def log(self, clock: Clock, record: dict[str, float]) -> None: ...
-    def image(self, clock: Clock, path: Path) -> None: ...
+    def log(self, clock: Clock, record: Measured) -> None: ...
+    def image(self, clock: Clock, path: Path, caption: str) -> None: ...
     def rewind(self, clock: Clock) -> None: ...
     def close(self, failed: bool) -> None: ...
 
@@ -55,27 +57,27 @@ class Sinks:
         self.run_dir = run_dir
         self._sinks = sinks
 
-    def log(self, clock: Clock, record: dict[str, float]) -> None:
-        """Numbers by name, such as train/rec, at the present step."""
+    def log(self, clock: Clock, record: Measured) -> None:
+        """Numbers by name, such as train/rec, at the present step; curves go to the file only."""
         for sink in self._sinks:
             sink.log(clock, record)
 
-    def has_logged(self, clock: Clock, group: str) -> bool:
-        """Whether metrics.jsonl has metrics of a group, such as val, of the present moment; False
-        on every rank but the first."""
-        return self.run_dir is not None and MetricsFile(self.run_dir).has(clock, group)
+    def logged(self, clock: Clock, group: str) -> Measured | None:
+        """What metrics.jsonl has of a group, such as val, of the present moment, by names without
+        it; None where it has nothing, and on every rank but the first."""
+        return None if self.run_dir is None else MetricsFile(self.run_dir).find(clock, group)
 
-    def image(self, clock: Clock, picture: Tensor | None) -> None:
-        """A preview, uint8 [3,h,w]: images/images-000000012000.png, by images seen."""
-        if self.run_dir is None or picture is None:
+    def image(self, clock: Clock, preview: Preview | None) -> None:
+        """A preview: images/images-000000012000.png, by images seen."""
+        if self.run_dir is None or preview is None:
             return
         path = self.run_dir / "images" / f"images-{clock.images:012d}.png"
-        save_png(picture, path)
+        save_png(preview.picture, path, preview.caption)
         for sink in self._sinks:
-            sink.image(clock, path)
+            sink.image(clock, path, preview.caption)
 
     def event(self, name: str, clock: Clock, **details: Any) -> None:
-        """A line of events.jsonl: start, resume, save, signal, skip, error, exit."""
+        """A line of events.jsonl: start, resume, save, best, signal, skip, error, exit."""
         if self.run_dir is None:
             return
         line = {"event": name, "step": clock.step, "samples": clock.images, "time": time.time()}
@@ -99,12 +101,21 @@ class Sinks:
             sink.close(failed=error is not None)
 
 
-def save_png(picture: Tensor, path: Path) -> None:
-    """Write uint8 [3,h,w] as PNG, whole or not at all."""
+def save_png(picture: Tensor, path: Path, description: str = "") -> None:
+    """Write uint8 [3,h,w] as PNG, whole or not at all; the file keeps the description as text."""
+    facts = PngInfo()
+    if description:
+        facts.add_text("Description", description)
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
-            Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()).save(file, format="PNG")
+            image = Image.fromarray(picture.permute(1, 2, 0).cpu().numpy())
+            image.save(file, format="PNG", pnginfo=facts)
+
+
+def numbers(record: Measured) -> dict[str, float]:
+    """What a record has but for its curves."""
+    return {name: value for name, value in record.items() if not isinstance(value, list)}
 
 
 def append_line(path: Path, values: dict[str, Any]) -> None:
@@ -128,11 +139,11 @@ class MetricsFile:
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / "metrics.jsonl"
 
-    def log(self, clock: Clock, record: dict[str, float]) -> None:
+    def log(self, clock: Clock, record: Measured) -> None:
         stamp = {"step": clock.step, "samples": clock.images, "time": time.time()}
-        append_line(self.path, stamp | record)
+        append_line(self.path, {**stamp, **record})
 
-    def image(self, clock: Clock, path: Path) -> None:
+    def image(self, clock: Clock, path: Path, caption: str) -> None:
         pass
 
     def rewind(self, clock: Clock) -> None:
@@ -142,13 +153,19 @@ class MetricsFile:
             with writing(self.path.parent):
                 write_bytes(self.path, "".join(f"{line}\n" for line in kept).encode())
 
-    def has(self, clock: Clock, group: str) -> bool:
-        """Whether there is a line of the present moment with metrics of a group, such as val."""
-        return self.path.is_file() and any(
-            values["samples"] == clock.images
-            and any(name.startswith(f"{group}/") for name in values)
-            for _, values in self._read()
-        )
+    def find(self, clock: Clock, group: str) -> Measured | None:
+        """The metrics of a group, such as val, of the present moment, by names without it; None
+        where there are none."""
+        if not self.path.is_file():
+            return None
+        here = (values for _, values in self._read() if values["samples"] == clock.images)
+        found: dict[str, Any] = {
+            name.partition("/")[2]: value
+            for values in here
+            for name, value in values.items()
+            if name.startswith(f"{group}/")
+        }
+        return found or None
 
     def _read(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Each line and what it says; lines that a crash has torn are left out."""
@@ -184,14 +201,15 @@ class Console:
             self._task = self._bar.add_task(name, total=clock.total_steps)
             self._bar.start()
 
-    def log(self, clock: Clock, record: dict[str, float]) -> None:
-        names = sorted(record, key=lambda name: (ORDER.get(name.split("/")[0], 0), name))
-        numbers = "  ".join(f"{name} {record[name]:.6g}" for name in names)
-        self._terminal.print(f"step {clock.step}/{clock.total_steps}  {numbers}")
+    def log(self, clock: Clock, record: Measured) -> None:
+        values = numbers(record)
+        names = sorted(values, key=lambda name: (ORDER.get(name.split("/")[0], 0), name))
+        text = "  ".join(f"{name} {values[name]:.6g}" for name in names)
+        self._terminal.print(f"step {clock.step}/{clock.total_steps}  {text}")
         if self._bar is not None:
             self._bar.update(self._task, completed=clock.step)
 
-    def image(self, clock: Clock, path: Path) -> None:
+    def image(self, clock: Clock, path: Path, caption: str) -> None:
         pass
 
     def rewind(self, clock: Clock) -> None:
@@ -241,16 +259,16 @@ class WandB:
         self._run.define_metric("trainer/samples")
         self._run.define_metric("*", step_metric="trainer/samples")
 
-    def log(self, clock: Clock, record: dict[str, float]) -> None:
-        self._guard(lambda: self._run and self._run.log(record | stamp(clock)))
+    def log(self, clock: Clock, record: Measured) -> None:
+        self._guard(lambda: self._run and self._run.log(numbers(record) | stamp(clock)))
 
-    def image(self, clock: Clock, path: Path) -> None:
-        self._guard(
-            lambda: (
-                self._run
-                and self._run.log({"preview": self._wandb.Image(str(path))} | stamp(clock))
-            )
-        )
+    def image(self, clock: Clock, path: Path, caption: str) -> None:
+        def log() -> None:
+            if self._run:
+                shown = self._wandb.Image(str(path), caption=caption)
+                self._run.log({"preview": shown} | stamp(clock))
+
+        self._guard(log)
 
     def rewind(self, clock: Clock) -> None:
         pass

@@ -57,8 +57,15 @@ def decoder() -> VQGAN:
 def transformer(
     world: World, zero: int, width: int, vqgan: VQGAN | None = None, initial: Any = None
 ) -> TransformerRecipe:
-    model = TransformerConfig(**GPT, heads=2, width=width)
-    return TransformerRecipe(model, TokenLossConfig(), context_of(world, zero), vqgan, initial)
+    model = TransformerConfig(**GPT, heads=2, width=width, null_prefix=True)
+    return TransformerRecipe(
+        model,
+        TokenLossConfig(condition_dropout=0.5),
+        context_of(world, zero),
+        vqgan,
+        initial,
+        preview_guidance=2.0,
+    )
 
 
 def codes(world: World) -> CodeBatch:
@@ -99,8 +106,8 @@ def looks(world: World, zero: int) -> dict[str, Any]:
     for step in range(2):
         train_step(recipe, batch, step)
     found: dict[str, Any] = recipe.validate([(batch, True)])
-    picture = recipe.preview(SHOWN)
-    return found | {"picture": None if picture is None else picture.flatten().tolist()}
+    shown = recipe.preview(SHOWN)
+    return found | {"picture": None if shown is None else shown.picture.flatten().tolist()}
 
 
 class Held:

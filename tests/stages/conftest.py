@@ -184,15 +184,25 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., VQGANRecipe]:
 
 @pytest.fixture
 def code_recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., TransformerRecipe]:
-    """A small stage 2 for 24 codes and 3 classes on a plain engine; keywords: vqgan, initial."""
+    """A small stage 2 for 24 codes and 3 classes on a plain engine; keywords: those of the recipe
+    beside its model and loss."""
     monkeypatch.setattr("taming_dist.stages.context.Engine", PlainEngine)
 
-    def make(accumulation: int = 1, lr: float = 1e-3, **given: Any) -> TransformerRecipe:
+    def make(
+        accumulation: int = 1, lr: float = 1e-3, condition_dropout: float = 0.0, **given: Any
+    ) -> TransformerRecipe:
         model = TransformerConfig(
-            vocabulary=24, grid=[3, 4], layers=1, heads=2, width=16, condition=ClassCondition(3)
+            vocabulary=24,
+            grid=[3, 4],
+            layers=1,
+            heads=2,
+            width=16,
+            condition=ClassCondition(3),
+            null_prefix=condition_dropout > 0,
         )
+        loss = TokenLossConfig(condition_dropout=condition_dropout)
         context = Context(OptimConfig(lr=lr), EngineConfig(), ALONE, 2, accumulation)
-        return TransformerRecipe(model, TokenLossConfig(), context, **given)
+        return TransformerRecipe(model, loss, context, **given)
 
     return make
 

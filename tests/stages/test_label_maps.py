@@ -92,7 +92,7 @@ def test_the_preview_has_the_maps_in_colours_above_and_their_reconstructions_bel
     label_recipe: Make,
 ) -> None:
     recipe, batch = label_recipe(), blocky()
-    sheet = recipe.preview(batch)
+    sheet = recipe.preview(batch).picture
     assert sheet.shape == (3, 2 * 32 + 2, 2 * 32 + 2)
     first = int(batch.segmentations[0, 0, 0])
     expected = ((palette(5)[first] + 1) * 127.5).round().byte()

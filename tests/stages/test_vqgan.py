@@ -374,7 +374,7 @@ def test_window_metrics_cover_every_micro_batch_since_they_were_taken(
 
 def test_the_preview_shows_images_above_their_reconstructions(recipe: Make, batch: Make) -> None:
     made = recipe()
-    picture = made.preview(batch(3))
+    picture = made.preview(batch(3)).picture
     assert picture.shape == (3, 2 * 32 + GAP, 3 * 32 + 2 * GAP)
     assert picture.dtype == torch.uint8
     assert torch.equal(picture[:, :32, 32 + GAP : 64 + GAP], batch(3).images[1])

@@ -14,9 +14,11 @@ from taming_dist.models.vqgan import VQGAN
 from taming_dist.training.clock import Clock
 from taming_dist.training.export import write_export
 from taming_dist.training.leftovers import remove_leftovers
+from taming_dist.training.recipe import Preview
 from taming_dist.training.sinks import MetricsFile, Sinks
 from tests.training.test_export import CONFIG
 
+BLACK = Preview(torch.zeros(3, 2, 2, dtype=torch.uint8), ())
 ALONE = World(0, 1, 0, torch.device("cpu"))
 CLOCK = Clock(global_batch=4, total_steps=10, images=12)
 
@@ -45,7 +47,7 @@ def test_what_a_killed_run_was_writing_is_removed_and_nothing_else(tmp_path: Pat
     before = everything(tmp_path)
     writers: list[Callable[[], object]] = [
         lambda: metrics.rewind(CLOCK),
-        lambda: Sinks(tmp_path, []).image(CLOCK, torch.zeros(3, 2, 2, dtype=torch.uint8)),
+        lambda: Sinks(tmp_path, []).image(CLOCK, BLACK),
         lambda: Checkpoints(tmp_path / "checkpoints", ALONE).save(3, {}, {"images": 12}),
         lambda: write_export(VQGAN, CONFIG, model.state_dict(), tmp_path / "export"),
         lambda: write_bytes(tmp_path / "config.yaml", b"run: {}\n"),

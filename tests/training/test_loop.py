@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,17 @@ from taming_dist.data.plan import Plan
 from taming_dist.engine.checkpoint import Checkpoints
 from taming_dist.engine.world import World
 from taming_dist.errors import Diverged, UserError
+from taming_dist.training.best import Best, Criterion
 from taming_dist.training.clock import Clock
 from taming_dist.training.loop import (
     Data,
     LoopConfig,
+    Run,
     fit,
     in_step,
     make_up_validation,
 )
+from taming_dist.training.recipe import Preview
 from taming_dist.training.signals import StopRequest
 from taming_dist.training.sinks import MetricsFile, Sinks
 from taming_dist.training.skips import MOST_SKIPPED
@@ -83,6 +87,7 @@ class Counter:
         self.remembered = 0
         self.on_step = on_step
         self.spoils: Callable[[int], float | None] = lambda position: None
+        self.measured: dict[int, float] = {}  # by step, what validation gives beside its count
 
     def train_step(self, micro_batches: Iterable[Any], clock: Clock) -> Iterator[dict[str, Tensor]]:
         before, skipped = self.weights.value, False
@@ -103,11 +108,14 @@ class Counter:
 
     def validate(self, batches: Iterable[tuple[Any, bool]]) -> dict[str, float]:
         self.calls.append("validate")
-        return {"count": float(sum(len(batch) for batch, counts in batches if counts))}
+        found = {"count": float(sum(len(batch) for batch, counts in batches if counts))}
+        if self.measured:
+            found["measured"] = self.measured[self.remembered]
+        return found
 
-    def preview(self, batch: Any) -> Tensor | None:
+    def preview(self, batch: Any) -> Preview | None:
         self.calls.append(f"preview {batch}")
-        return torch.zeros(3, 2, 2, dtype=torch.uint8)
+        return Preview(torch.zeros(3, 2, 2, dtype=torch.uint8), ("nothing",))
 
     def state_dict(self) -> dict[str, Any]:
         return {"remembered": self.remembered}
@@ -118,7 +126,7 @@ class Counter:
     def export(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
         (folder / "value").write_text(str(self.weights.value))
-        self.calls.append("export")
+        self.calls.append(folder.name)
 
 
 def run(
@@ -129,19 +137,24 @@ def run(
     batch: int = 4,
     **config: int,
 ) -> bool:
-    """Train with two micro-batches of two to a step."""
-    sinks = Sinks(folder, [MetricsFile(folder)])
-    data = Data(Numbers(), Numbers(), val_batches=4, preview="shown", accumulation=batch // 2)
-    return fit(
+    """Train with two micro-batches of two to a step; whether there was nothing left to do."""
+    whole = made(folder, recipe, Clock(batch, steps), **config)
+    return fit(whole, stop or StopRequest()).finished
+
+
+def made(folder: Path, recipe: Counter, clock: Clock, **config: int) -> Run:
+    """A run whose best model is that of the lowest val/count."""
+    accumulation = clock.global_batch // 2
+    return Run(
         recipe,
-        data,
-        Clock(batch, steps),
+        Data(Numbers(), Numbers(), val_batches=4, preview="shown", accumulation=accumulation),
+        clock,
         LoopConfig(**OFF | config),  # type: ignore[arg-type]
         Checkpoints(folder / "checkpoints", ALONE, keep_last=100),
-        sinks,
-        stop or StopRequest(),
+        Sinks(folder, [MetricsFile(folder)]),
         ALONE,
-        folder / "export",
+        folder,
+        Criterion("val/measured") if recipe.measured else None,
     )
 
 
@@ -319,17 +332,17 @@ def test_every_rank_validates_where_the_first_finds_nothing_logged(tmp_path: Pat
     class Second(World):
         """A rank that is told by the first what that has found."""
 
-        told: bool = False
+        told: dict[str, float] | None = None
 
         def broadcast(self, value: Any) -> Any:
-            assert value is False  # it has no files of its own
+            assert value is None  # it has no files of its own
             return self.told
 
-    for told, expected in ((True, []), (False, ["validate"])):
+    for told, expected in (({"count": 5.0}, []), (None, ["validate"])):
         world = Second(1, 1, 1, torch.device("cpu"), told)
-        recipe, clock = Counter(), Clock(4, 4, images=16)
-        data = Data(Numbers(), Numbers(), val_batches=4, preview=None, accumulation=2)
-        make_up_validation(recipe, data, clock, LoopConfig(), Sinks(None, []), world)
+        recipe = Counter()
+        whole = made(tmp_path, recipe, Clock(4, 4, images=16), validate_every=4)
+        make_up_validation(dataclasses.replace(whole, world=world, sinks=Sinks(None, [])), Best())
         assert recipe.calls == expected
 
 
@@ -445,3 +458,104 @@ def test_a_rank_that_can_read_no_validation_sample_keeps_in_step_with_a_spare_ba
             return iter(())
 
     assert list(in_step(Unreadable(), 2, spare=[9])) == [([9], False), ([9], False)]
+
+
+MEASURED = {1: 0.9, 2: 0.5, 3: 0.7, 4: math.nan, 5: 0.4, 6: 0.6, 7: 0.4, 8: 0.5}
+
+
+def followed(measured: dict[int, float] = MEASURED, dies_at: str = "") -> Counter:
+    """A recipe whose validation gives these; `dies_at`: after which step and export it dies."""
+    recipe = Counter()
+    recipe.measured = measured
+    if dies_at:
+        step, call = dies_at.split()
+
+        def dies(folder: Path) -> None:
+            Counter.export(recipe, folder)
+            if recipe.remembered == int(step) and folder.name == call:
+                raise KeyboardInterrupt
+
+        recipe.export = dies  # type: ignore[method-assign]
+    return recipe
+
+
+def bests(folder: Path) -> list[tuple[int, float]]:
+    lines = [line for line in event_lines(folder) if line["event"] == "best"]
+    assert all(line["metric"] == "val/measured" for line in lines)
+    return [(line["step"], line["value"]) for line in lines]
+
+
+def weights_after(steps: int) -> str:
+    return str(float(sum(range(4 * steps))))
+
+
+def test_the_best_model_is_kept_beside_the_newest_and_told(tmp_path: Path) -> None:
+    assert run(tmp_path, followed(), 8, validate_every=1, checkpoint_every=1)
+    assert bests(tmp_path) == [(1, 0.9), (2, 0.5), (5, 0.4)]  # equal is not better
+    assert (tmp_path / "export-best" / "value").read_text() == weights_after(5)
+    assert (tmp_path / "export" / "value").read_text() == weights_after(8)
+
+
+@pytest.mark.parametrize("dies_at", ["2 export-best", "5 export-best", "5 export", "6 export"])
+@pytest.mark.parametrize("checkpoint_every", [2, 3])
+def test_a_run_killed_between_the_best_model_and_a_checkpoint_ends_as_an_undisturbed_one(
+    tmp_path: Path, dies_at: str, checkpoint_every: int
+) -> None:
+    cadence = {"log_every": 1, "validate_every": 1, "checkpoint_every": checkpoint_every}
+    for folder in (tmp_path / "whole", tmp_path / "parts"):
+        folder.mkdir()
+    run(tmp_path / "whole", followed(), 8, **cadence)
+    killed = followed(dies_at=dies_at)
+    dies = dies_at != "5 export"
+    with pytest.raises(KeyboardInterrupt) if dies else nullcontext():
+        run(tmp_path / "parts", killed, 8, **cadence)
+    run(tmp_path / "parts", followed(), 8, **cadence)
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+    assert set(bests(tmp_path / "parts")) == set(bests(tmp_path / "whole"))
+    assert (tmp_path / "parts" / "export-best" / "value").read_text() == weights_after(5)
+
+
+def test_a_run_whose_model_gets_no_better_ends_with_a_reason_and_stays_ended(
+    tmp_path: Path,
+) -> None:
+    patient = {"validate_every": 1, "checkpoint_every": 3, "patience": 2}
+    end = fit(made(tmp_path, followed(), Clock(4, 100), **patient), StopRequest())
+    assert end.finished
+    expected = "no better val/measured in 2 validations (train.patience): best val/measured 0.5"
+    assert end.reason.startswith(expected)
+    assert events(tmp_path)[-1] == ("save", 4)  # though that is no multiple of 3
+    again = followed()
+    end = fit(made(tmp_path, again, Clock(4, 100), **patient), StopRequest())
+    assert end.finished
+    assert again.seen == []
+    assert end.reason.startswith(expected)
+    more = followed()
+    assert run(tmp_path, more, 8, validate_every=1, patience=3)
+    assert more.seen == list(range(16, 32))
+    assert bests(tmp_path)[-1] == (5, 0.4)
+
+
+def test_patience_goes_on_where_a_killed_run_had_it(tmp_path: Path) -> None:
+    worse = {step: 0.5 + step for step in range(1, 9)}
+    patient = {"validate_every": 1, "checkpoint_every": 2, "patience": 4}
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, followed(worse, dies_at="4 export"), 8, **patient)
+    again = followed(worse)
+    assert run(tmp_path, again, 8, **patient)
+    assert again.seen == list(range(8, 20))  # steps 3 to 5: four validations after the first
+
+
+def test_a_run_that_compares_by_another_metric_than_before_starts_to_compare_anew(
+    tmp_path: Path,
+) -> None:
+    run(tmp_path, followed(), 3, validate_every=1)
+    whole = made(tmp_path, followed(), Clock(4, 5), validate_every=1)
+    fit(dataclasses.replace(whole, criterion=Criterion("val/count", True)), StopRequest())
+    lines = [line for line in event_lines(tmp_path) if line["event"] == "best"]
+    assert [(line["step"], line["metric"]) for line in lines[-1:]] == [(3, "val/count")]
+
+
+def test_a_metric_that_validation_does_not_have_is_named(tmp_path: Path) -> None:
+    whole = made(tmp_path, followed(), Clock(4, 5), validate_every=1)
+    with pytest.raises(UserError, match=r"train\.best=val/psnr: .* has only val/count, val/mea"):
+        fit(dataclasses.replace(whole, criterion=Criterion("val/psnr")), StopRequest())

@@ -15,6 +15,7 @@ from PIL import Image
 
 from taming_dist.errors import UserError
 from taming_dist.training.clock import Clock
+from taming_dist.training.recipe import Preview
 from taming_dist.training.sinks import (
     Console,
     LogConfig,
@@ -27,6 +28,7 @@ from taming_dist.training.sinks import (
 )
 
 CLOCK = Clock(global_batch=4, total_steps=10, images=12)
+BLACK = Preview(torch.zeros(3, 2, 2, dtype=torch.uint8), ("nothing",))
 
 
 def at(step: int) -> Clock:
@@ -44,7 +46,7 @@ def test_every_rank_but_the_first_is_silent(
     monkeypatch.chdir(tmp_path)
     sinks = Sinks(None, [])
     sinks.log(CLOCK, {"train/loss": 1.0})
-    sinks.image(CLOCK, torch.zeros(3, 2, 2, dtype=torch.uint8))
+    sinks.image(CLOCK, BLACK)
     sinks.event("save", CLOCK)
     sinks.note("hello")
     sinks.rewind(CLOCK)
@@ -111,26 +113,29 @@ def test_rewinding_goes_by_images_because_steps_change_with_the_global_batch(
 def test_previews_of_another_global_batch_take_no_places_of_earlier_ones(tmp_path: Path) -> None:
     sinks = Sinks(tmp_path, [])
     for clock in (at(3), Clock(global_batch=8, total_steps=10, images=24)):
-        sinks.image(clock, torch.zeros(3, 2, 2, dtype=torch.uint8))
+        sinks.image(clock, BLACK)
     names = sorted(path.name for path in (tmp_path / "images").iterdir())
     assert names == ["images-000000000012.png", "images-000000000024.png"]
 
 
-def test_a_preview_is_written_whole_as_png(tmp_path: Path) -> None:
+def test_a_preview_is_written_whole_as_png_which_says_what_its_rows_show(tmp_path: Path) -> None:
     picture = torch.randint(0, 256, (3, 4, 6), dtype=torch.uint8)
     sinks = Sinks(tmp_path, [])
-    sinks.image(CLOCK, picture)
+    sinks.image(CLOCK, Preview(picture, ("images", "samples")))
     sinks.image(at(4), None)
     (path,) = (tmp_path / "images").iterdir()
     assert path.name == "images-000000000012.png"
-    assert np.array_equal(np.asarray(Image.open(path)), picture.permute(1, 2, 0).numpy())
+    with Image.open(path) as image:
+        assert np.array_equal(np.asarray(image), picture.permute(1, 2, 0).numpy())
+        assert image.info["Description"] == "images; samples"
 
 
 def test_the_console_prints_plain_lines_where_it_is_no_terminal(
     capsys: pytest.CaptureFixture,
 ) -> None:
     console = Console(CLOCK, "run")
-    console.log(CLOCK, {"train/loss": 1 / 3, "train/gan_d": float("inf"), "a[b]": 2e-7})
+    record = {"train/loss": 1 / 3, "train/gan_d": float("inf"), "a[b]": 2e-7, "curve": [1.0]}
+    console.log(CLOCK, record)
     console.close(failed=False)
     expected = "step 3/10  a[b] 2e-07  train/gan_d inf  train/loss 0.333333\n"
     assert capsys.readouterr().out == expected
@@ -149,7 +154,7 @@ class Broken:
 def fake_wandb(monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
     module = ModuleType("wandb")
     module.Settings = SimpleNamespace  # type: ignore[attr-defined]
-    module.Image = lambda path: path  # type: ignore[attr-defined]
+    module.Image = lambda path, caption: (path, caption)  # type: ignore[attr-defined]
     module.init = run if callable(run) else lambda **_: run  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", module)
 
@@ -188,7 +193,7 @@ def test_whatever_breaks_in_wandb_is_said_once_and_the_metrics_go_on(
     with open_sinks(LogConfig(wandb="offline"), tmp_path, "run", CLOCK, {}) as sinks:
         for step in (1, 2):
             sinks.log(at(step), {"a": 1.0})
-            sinks.image(at(step), torch.zeros(3, 2, 2, dtype=torch.uint8))
+            sinks.image(at(step), BLACK)
     assert steps(tmp_path) == [1, 2]
     err = capsys.readouterr().err
     assert err.count("W&B is off") == 1

@@ -3,10 +3,17 @@
 A scheme is a class and one line in SCHEMES, by the name that `model/scheme=` has.
 """
 
-from taming_dist.models.prior.schemes.interface import Choose, Draws, Network, Pair, Scheme
+from taming_dist.models.prior.schemes.interface import (
+    LIKELIHOOD,
+    Choose,
+    Draws,
+    Network,
+    Pair,
+    Scheme,
+)
 from taming_dist.models.prior.schemes.next_index import NextIndex
 
-__all__ = ["SCHEMES", "Choose", "Draws", "Network", "NextIndex", "Pair", "Scheme"]
+__all__ = ["LIKELIHOOD", "SCHEMES", "Choose", "Draws", "Network", "NextIndex", "Pair", "Scheme"]
 
 # name in conf/model/scheme -> the scheme; the first is the default
 SCHEMES: dict[str, type[Scheme]] = {

@@ -14,6 +14,7 @@ from torch import Tensor
 from taming_dist.models.prior.blocks import Cache
 from taming_dist.models.prior.prefix import Prefix
 
+LIKELIHOOD = "nll"  # the `measure` whose sum over an image's tokens is -log p(s | c)
 Draws = Mapping[str, Tensor]
 Choose = Callable[[Tensor, Tensor], Tensor]  # logits [b, v], uniforms [b] -> tokens [b] int64
 
@@ -39,12 +40,15 @@ class Scheme(ABC):
 
     `causal`: no position sees a later one. `shift`: the logits of token k are those `shift`
     positions before it, so that many tokens at the end are not read. `extra_tokens`: how many other
-    tokens the inputs may have, numbered from the vocabulary on (a mask, say).
+    tokens the inputs may have, numbered from the vocabulary on (a mask, say). `measure`: the name
+    of its mean negative log-likelihood of a token; `nll` is that of the paper, which added up over
+    an image's tokens is -log p(s | c).
     """
 
     causal: ClassVar[bool]
     shift: ClassVar[int]
     extra_tokens: ClassVar[int] = 0
+    measure: ClassVar[str] = LIKELIHOOD
 
     def draw(
         self, shape: tuple[int, int], vocabulary: int, generator: torch.Generator
