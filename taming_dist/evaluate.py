@@ -25,7 +25,7 @@ from taming_dist.config import conf_dir, hydra_entry
 from taming_dist.copies import to_device
 from taming_dist.data.codes import CodeBatch, CodeDataset, CodeReader
 from taming_dist.data.images import Preprocess
-from taming_dist.data.reader import MOST_THREADS, Batch, Reader
+from taming_dist.data.reader import MOST_THREADS, Batch, Reader, Reading
 from taming_dist.engine.world import choose_device
 from taming_dist.errors import UserError
 from taming_dist.evaluation.label_maps import LabelMapMetrics
@@ -105,15 +105,15 @@ def evaluate_vqgan(config: EvaluateConfig, device: torch.device) -> dict[str, An
     modality = vqgan.config.modality
     dataset = resolve(config.data)
     figures = first_stage_figures(vqgan, config, device)
-    reader = Reader(
-        dataset,
+    reading = Reading(
         Preprocess(size),
+        config.batch,
         columns=[modality.column],
         with_classes=False,
-        micro_batch=config.batch,
         threads=config.threads,
         max_bad_fraction=config.max_bad_fraction,
     )
+    reader = Reader(dataset, reading)
     prepare_folder(Path(config.out))
     pictures = Pictures(config.pictures, dataset.num_samples)
     vqgan.to(device)

@@ -120,23 +120,45 @@ def log_bad_sample(record: dict[str, Any]) -> None:
     logging.getLogger(__name__).warning("%s sample: %s", kind, text)
 
 
-class Batching:
-    """What every reader does with decoded samples: count them, report bad ones, make batches.
+@dataclass(frozen=True)
+class Reading:
+    """What every reader of images is told.
 
-    `on_bad` is called with {shard, key, offset, error}; a larger fraction of bad samples than
-    `max_bad_fraction` is a `UserError`. `damaged` as in `ImagesConfig`: partly lost pictures that
-    are used are reported with {..., used: true}, and do not count as bad.
+    `micro_batch` images per batch of this rank; `seed` decides order and crops. `columns` of
+    `images.COLUMNS` are read, and `with_classes` the class where every sample has one; nothing else
+    is decoded. `on_bad` is called with {shard, key, offset, error} in the consumer's thread, in the
+    order of the samples; a larger fraction of bad samples than `max_bad_fraction` is a `UserError`.
+    `damaged` as in `ImagesConfig`: partly lost pictures that are used are reported with {..., used:
+    true}, and do not count as bad.
     """
 
-    def __init__(
-        self, on_bad: Callable[[dict[str, Any]], None], max_bad_fraction: float, damaged: str
-    ) -> None:
-        if damaged not in (SKIP, USE):
-            raise UserError(f"data.damaged is {damaged!r} but must be {SKIP} or {USE}")
+    preprocess: Preprocess
+    micro_batch: int
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    columns: Sequence[str] = ("image",)
+    with_classes: bool = True
+    threads: int = 2
+    on_bad: Callable[[dict[str, Any]], None] = log_bad_sample
+    max_bad_fraction: float = 0.001
+    damaged: str = SKIP
+
+    def __post_init__(self) -> None:
+        if self.damaged not in (SKIP, USE):
+            raise UserError(f"data.damaged is {self.damaged!r} but must be {SKIP} or {USE}")
+        if self.threads < 1:
+            raise UserError(f"data.threads is {self.threads} but must be at least 1")
+
+
+class Batching:
+    """What every reader does with decoded samples: count them, report bad ones, make batches."""
+
+    def __init__(self, reading: Reading) -> None:
+        self.reading = reading
         self.num_bad = 0
         self.num_damaged = 0  # of those that are used
         self.num_read = 0
-        self._on_bad, self._max_bad_fraction = on_bad, max_bad_fraction
 
     def keys(self, batch: Batch) -> list[str]:
         """The names of a batch's samples."""
@@ -155,15 +177,15 @@ class Batching:
         self.num_bad += len(bad)
         self.num_damaged += len(damaged)
         for record in bad:
-            self._on_bad(record)
+            self.reading.on_bad(record)
         for record in damaged:
-            self._on_bad(record | {"used": True})
-        judged = max(self.num_read, LEAST_SAMPLES_JUDGED)
-        if bad and self.num_bad > self._max_bad_fraction * judged:
+            self.reading.on_bad(record | {"used": True})
+        judged, most = max(self.num_read, LEAST_SAMPLES_JUDGED), self.reading.max_bad_fraction
+        if bad and self.num_bad > most * judged:
             last = bad[-1]
             raise UserError(
                 f"{self.num_bad} of {self.num_read} samples could not be read, more than "
-                f"data.max_bad_fraction ({self._max_bad_fraction}); the last: "
+                f"data.max_bad_fraction ({most}); the last: "
                 f"{last['key'] or 'at byte ' + str(last['offset'])} in {last['shard']}: "
                 f"{last['error']}"
             )
@@ -184,60 +206,45 @@ class Batching:
 class Reader(Batching):
     """This rank's batches of the images of a data set.
 
-    `dataset` from `manifest.resolve`; `seed`, `lanes`, `block` determine the order; `micro_batch`
-    images per batch of this rank; `most_evaluated`, see `Plan`; `columns` of `images.COLUMNS` are
-    read, `with_classes` the class where every sample has one, `with_objects` the objects in the
-    JSON; nothing else is decoded. `on_bad` is called with {shard, key, offset, error} in the
-    consumer's thread, in the order of the samples. An invalid class is a `UserError`.
+    `dataset` from `manifest.resolve`; `lanes`, `block` determine the order with the seed;
+    `most_evaluated`, see `Plan`; `with_objects`: the objects in the JSON are read, too. An invalid
+    class is a `UserError`.
     """
 
     def __init__(
         self,
         dataset: Dataset,
-        preprocess: Preprocess,
+        reading: Reading,
         *,
-        seed: int = 0,
         lanes: int = 256,
         block: int = 64,
-        rank: int = 0,
-        world_size: int = 1,
-        micro_batch: int,
         most_evaluated: int = 0,
-        columns: Sequence[str] = ("image",),
-        with_classes: bool = True,
         with_objects: bool = False,
-        threads: int = 2,
-        on_bad: Callable[[dict[str, Any]], None] = log_bad_sample,
-        max_bad_fraction: float = 0.001,
-        damaged: str = SKIP,
     ) -> None:
-        if threads < 1:
-            raise UserError(f"data.threads is {threads} but must be at least 1")
+        super().__init__(reading)
         self.dataset = dataset
         self.plan = Plan(
             dataset.samples_per_shard,
             dataset.fingerprint,
-            seed,
+            reading.seed,
             lanes,
             block,
-            rank,
-            world_size,
-            micro_batch,
+            reading.rank,
+            reading.world_size,
+            reading.micro_batch,
             dataset.parts,
             most_evaluated,
         )
-        super().__init__(on_bad, max_bad_fraction, damaged)
-        self._threads = threads
-        if with_classes:
+        if reading.with_classes:
             warn_of_partial_classes(dataset)
         self.decoder = Decoder(
             dataset,
             self.plan,
-            preprocess,
-            check_columns(columns, dataset),
-            choose_class_column(dataset) if with_classes else None,
+            reading.preprocess,
+            check_columns(reading.columns, dataset),
+            choose_class_column(dataset) if reading.with_classes else None,
             with_objects,
-            use_damaged=damaged == USE,
+            use_damaged=reading.damaged == USE,
         )
 
     @property
@@ -251,12 +258,12 @@ class Reader(Batching):
         They are decoded in a separate process until the iterator is closed or dropped.
         """
         self.plan.check_start(from_sample)  # here rather than in the other process
-        return decode_in_process(self.decoder, from_sample, self._threads, self._account)
+        return decode_in_process(self.decoder, from_sample, self.reading.threads, self._account)
 
     def epoch_batches(self, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
         """Yield every image of [start, stop), or `most_evaluated` of them, once over all ranks, in
         order, without bad ones."""
-        decoded = decode_in_threads(self.decoder, start, stop, self._threads)
+        decoded = decode_in_threads(self.decoder, start, stop, self.reading.threads)
         with closing(decoded):
             for filled, rows in decoded:
                 batch = self._account(filled, rows)

@@ -16,7 +16,7 @@ import logging
 import random
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +27,13 @@ import webdataset as wds
 from braceexpand import braceexpand
 
 from taming_dist.data.decoding import Decoder, class_of, note
-from taming_dist.data.images import Preprocess
 from taming_dist.data.order import permutation, random_words
 from taming_dist.data.plan import Plan
-from taming_dist.data.reader import Batch, Batching, in_order, log_bad_sample
+from taming_dist.data.reader import Batch, Batching, Reading, in_order
 from taming_dist.data.slots import Rows
 from taming_dist.errors import UserError
 from taming_dist.formats import storage
-from taming_dist.formats.faults import SKIP, USE, BrokenClass, BrokenData
+from taming_dist.formats.faults import USE, BrokenClass, BrokenData
 from taming_dist.formats.manifest import Dataset, specs_of
 from taming_dist.formats.shards import map_file, read_sample, scan
 
@@ -124,29 +123,10 @@ class _Decoded:
 class StreamingReader(Batching):
     """A rank's batches from shards that are read sequentially; the training side of `Reader`."""
 
-    def __init__(
-        self,
-        locations: tuple[str, ...],
-        preprocess: Preprocess,
-        *,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        micro_batch: int,
-        columns: Sequence[str] = ("image",),
-        with_classes: bool = True,
-        threads: int = 2,
-        on_bad: Callable[[dict[str, Any]], None] = log_bad_sample,
-        max_bad_fraction: float = 0.001,
-        damaged: str = SKIP,
-    ) -> None:
-        super().__init__(on_bad, max_bad_fraction, damaged)
-        if threads < 1:
-            raise UserError(f"data.threads is {threads} but must be at least 1")
-        self.plan = StreamPlan(locations, seed, rank, world_size, micro_batch)
-        self._preprocess, self._threads = preprocess, threads
-        self._columns, self._use_damaged = in_order(columns), damaged == USE
-        self._with_classes = with_classes
+    def __init__(self, locations: tuple[str, ...], reading: Reading) -> None:
+        super().__init__(reading)
+        rank, world_size = reading.rank, reading.world_size
+        self.plan = StreamPlan(locations, reading.seed, rank, world_size, reading.micro_batch)
         if rank == 0:
             logging.getLogger(__name__).warning(
                 "data.streaming=true: batches depend on the number of ranks, and a resumed run "
@@ -157,7 +137,7 @@ class StreamingReader(Batching):
         """Yield endless batches; another `from_sample` starts at another place of the plan."""
         word = random_words(self.plan.seed, BUFFER, from_sample, self.plan.rank, count=1)[0]
         mixed = wds.shuffle(SHUFFLED, rng=random.Random(int(word)))
-        with ThreadPoolExecutor(self._threads) as pool:
+        with ThreadPoolExecutor(self.reading.threads) as pool:
             samples = iter(wds.DataPipeline(lambda: self._samples(from_sample), mixed))
             first = next(samples)
             decoder = self._decoder(first)
@@ -177,8 +157,9 @@ class StreamingReader(Batching):
 
     def _decoder(self, first: _Sample) -> Decoder:
         """A decoder of single samples; classes are read only if the first sample has one."""
+        reading = self.reading
         try:
-            read_class = class_of(read_sample(first.data)[1]) if self._with_classes else None
+            read_class = class_of(read_sample(first.data)[1]) if reading.with_classes else None
         except BrokenData as error:
             place = storage.shown(first.location)
             raise UserError(f"a sample of {place} is damaged: {error}") from error
@@ -187,10 +168,10 @@ class StreamingReader(Batching):
         return Decoder(
             dataset,
             plan,
-            self._preprocess,
-            self._columns,
+            reading.preprocess,
+            in_order(reading.columns),
             read_class,
-            use_damaged=self._use_damaged,
+            use_damaged=reading.damaged == USE,
         )
 
     def _decode_ahead(

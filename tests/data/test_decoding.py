@@ -16,6 +16,7 @@ from taming_dist.data.images import Preprocess, RandomResizedCrop
 from taming_dist.data.reader import Reader
 from taming_dist.errors import UserError
 from taming_dist.formats.manifest import resolve
+from tests.data.readers import reader_of
 
 Write = Callable[..., Path]
 Inline = Callable[..., list]
@@ -24,7 +25,7 @@ PREPROCESS = Preprocess(6, RandomResizedCrop((0.3, 1.0)), flip=True)
 
 def reader(folder: Path, **options: Any) -> Reader:
     defaults = {"seed": 5, "lanes": 8, "block": 4, "micro_batch": 4}
-    return Reader(resolve(str(folder)), PREPROCESS, **(defaults | options))
+    return reader_of(resolve(str(folder)), PREPROCESS, **(defaults | options))
 
 
 @st.composite

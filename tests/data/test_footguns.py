@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from taming_dist.data.fetching import Shards
 from taming_dist.data.images import Preprocess
 from taming_dist.data.plan import Plan
-from taming_dist.data.reader import Reader
+from taming_dist.data.reader import Reader, Reading
 from taming_dist.formats.manifest import Manifest, resolve, write_index
 from taming_dist.formats.shards import scan
 
@@ -77,9 +77,8 @@ def test_5_one_shard_is_enough_for_many_ranks_and_threads(
 ) -> None:
     dataset = resolve(str(write_images(tmp_path, samples=32, shard=32)))
     for rank in (0, 7):
-        reader = Reader(
-            dataset, Preprocess(6), lanes=8, block=2, rank=rank, world_size=8, micro_batch=1
-        )
+        reading = Reading(Preprocess(6), micro_batch=1, rank=rank, world_size=8)
+        reader = Reader(dataset, reading, lanes=8, block=2)
         assert len(train_inline(reader, 0, 6, threads=5)) == 6
 
 
@@ -130,7 +129,7 @@ def test_15_dots_in_names_and_keys_shared_by_shards_lose_nothing(
     for name, (_, offsets) in zip("ab", found, strict=True):
         write_index(tmp_path / f"{name}.tar", offsets)
     Manifest("taming_dist.images.v1", tuple(shard for shard, _ in found)).save(tmp_path)
-    reader = Reader(resolve(str(tmp_path)), Preprocess(6), micro_batch=8, max_bad_fraction=1.0)
+    reader = Reader(resolve(str(tmp_path)), Reading(Preprocess(6), 8, max_bad_fraction=1.0))
     (batch,) = reader.epoch_batches()
     assert batch.keys == ["x", "last", "last", "x"]
     assert reader.num_read == 5  # "img" has no column png, only v1.png, and is reported
@@ -150,7 +149,7 @@ def test_16_no_byte_of_a_shard_is_read_that_is_not_used(
 
     monkeypatch.setattr(Shards, "read", watched)
     dataset = resolve(str(write_images(tmp_path, 64, 64)))
-    reader = Reader(dataset, Preprocess(6), micro_batch=16)
+    reader = Reader(dataset, Reading(Preprocess(6), micro_batch=16))
     assert sum(map(len, islice(reader.epoch_batches(), 4))) == 64
     assert sum(read) == dataset.shards[0].bytes - 1024  # all but the mark at the end
     assert len(read) == 4

@@ -12,7 +12,7 @@ from taming_dist.data.decoding import Filled
 from taming_dist.data.images import Preprocess, RandomCrop
 from taming_dist.data.mixture import MixtureOrder, resolve_training, schedule, whole_weights
 from taming_dist.data.order import Order
-from taming_dist.data.reader import Reader
+from taming_dist.data.reader import Reader, Reading
 from taming_dist.data.slots import Rows
 from taming_dist.errors import UserError
 from taming_dist.formats.manifest import resolve
@@ -142,8 +142,8 @@ def write(folder: Path, count: int, classes: tuple[str, ...] | None) -> str:
 
 def reader(spec: Any, rank: int = 0, world_size: int = 1) -> Reader:
     preprocess = Preprocess(8, RandomCrop(), flip=True)
-    place = {"rank": rank, "world_size": world_size, "micro_batch": 8 // world_size}
-    return Reader(resolve_training(spec), preprocess, lanes=8, block=6, **place)
+    reading = Reading(preprocess, 8 // world_size, rank=rank, world_size=world_size)
+    return Reader(resolve_training(spec), reading, lanes=8, block=6)
 
 
 def test_a_mixture_is_read_in_proportion_and_goes_on_on_other_ranks(
@@ -206,8 +206,7 @@ def test_a_mistake_in_a_mixture_is_one_line_that_names_the_part(tmp_path: Path) 
     ):
         with pytest.raises(UserError, match=message):
             resolve_training(spec)
-    source = Reader(
-        resolve_training({"a": {"shards": folder}}), Preprocess(8), lanes=16, micro_batch=1
-    )
+    dataset = resolve_training({"a": {"shards": folder}})
+    source = Reader(dataset, Reading(Preprocess(8), 1), lanes=16)
     with pytest.raises(UserError, match=r"data\.lanes is 16 but .*12"):
         source.batches(0)

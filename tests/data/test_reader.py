@@ -17,6 +17,7 @@ from taming_dist.data.reader import Batch, ImagesConfig, Reader
 from taming_dist.errors import UserError
 from taming_dist.formats.manifest import resolve
 from tests.data.damage import END, cut, encode
+from tests.data.readers import reader_of
 from tests.data.shard_files import writing_shards
 
 Write = Callable[..., Path]
@@ -40,7 +41,7 @@ def depth(number: int) -> bytes:
 def reader(folder: Path, **options: Any) -> Reader:
     defaults = {"seed": 5, "lanes": LANES, "block": 4, "micro_batch": 4, "threads": 2}
     preprocess = options.pop("preprocess", Preprocess(6, RandomCrop(), flip=True))
-    return Reader(resolve(str(folder)), preprocess, **(defaults | options))
+    return reader_of(resolve(str(folder)), preprocess, **(defaults | options))
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import torch
 
 from taming_dist.data import streaming
 from taming_dist.data.images import Preprocess, RandomCrop
-from taming_dist.data.reader import Batch
+from taming_dist.data.reader import Batch, Reading
 from taming_dist.data.streaming import StreamingReader, StreamPlan, stream_locations
 from taming_dist.errors import UserError
 from taming_dist.formats.storage import Patience, StorageError, copy_in_sequence
@@ -36,14 +36,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def batches(spec: Any, start: int, count: int, rank: int = 0, ranks: int = 1) -> list[Batch]:
-    reader = StreamingReader(
-        stream_locations(spec, allow_pipe=True),
-        Preprocess(8, RandomCrop(), flip=True),
-        seed=4,
-        rank=rank,
-        world_size=ranks,
-        micro_batch=5,
-    )
+    preprocess = Preprocess(8, RandomCrop(), flip=True)
+    reading = Reading(preprocess, micro_batch=5, seed=4, rank=rank, world_size=ranks)
+    reader = StreamingReader(stream_locations(spec, allow_pipe=True), reading)
     return list(islice(reader.batches(start), count))
 
 
@@ -115,16 +110,13 @@ def test_what_a_broken_sample_leaves_is_filled_by_the_next(tmp_path: Path) -> No
         for number in range(SAMPLES):
             write(f"{number}", {"jpg": b"no image" if number == 3 else jpeg(number)})
     bad: list[dict[str, Any]] = []
-    reader = StreamingReader(
-        (str(tmp_path / "s-000000.tar"),), Preprocess(8), micro_batch=3, on_bad=bad.append
-    )
+    locations = (str(tmp_path / "s-000000.tar"),)
+    reader = StreamingReader(locations, Reading(Preprocess(8), 3, on_bad=bad.append))
     found = list(islice(reader.batches(), 3))
     assert sorted(keys(found)) == [f"{number}" for number in range(SAMPLES) if number != 3]
     assert found[0].classes is None
     assert bad[0]["key"] == "3"
-    strict = StreamingReader(
-        (str(tmp_path / "s-000000.tar"),), Preprocess(8), micro_batch=3, max_bad_fraction=0.0
-    )
+    strict = StreamingReader(locations, Reading(Preprocess(8), 3, max_bad_fraction=0.0))
     with pytest.raises(UserError, match=r"data\.max_bad_fraction"):
         list(islice(strict.batches(), 9))
 
@@ -156,8 +148,8 @@ def test_a_damaged_picture_is_left_out_or_used_and_counted(tmp_path: Path, choic
             write(f"{number}", {"jpg": cut(whole) if number == 3 else whole})
     told: list[dict[str, Any]] = []
     locations = (str(tmp_path / "s-000000.tar"),)
-    options: dict[str, Any] = {"micro_batch": 3, "on_bad": told.append, "damaged": choice}
-    reader = StreamingReader(locations, Preprocess(8), **options)
+    reading = Reading(Preprocess(8), 3, on_bad=told.append, damaged=choice)
+    reader = StreamingReader(locations, reading)
     found = keys(list(islice(reader.batches(), 3)))
     assert ("3" in found) == (choice == "use")
     assert told[0]["key"] == "3"

@@ -20,6 +20,7 @@ from taming_dist.data.worker import LENT, WorkerDied
 from taming_dist.errors import UserError
 from taming_dist.formats.manifest import resolve
 from taming_dist.launch import STOP_SIGNALS
+from tests.data.readers import reader_of
 
 Write = Callable[..., Path]
 Inline = Callable[..., list]
@@ -28,7 +29,7 @@ Inline = Callable[..., list]
 def reader(folder: Path, **options: Any) -> Reader:
     defaults = {"seed": 5, "lanes": 8, "block": 4, "micro_batch": 8}
     preprocess = Preprocess(6, RandomCrop(), flip=True)
-    return Reader(resolve(str(folder)), preprocess, **(defaults | options))
+    return reader_of(resolve(str(folder)), preprocess, **(defaults | options))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import pytest
 import webdataset as wds
 
 from taming_dist.data.images import Preprocess
-from taming_dist.data.reader import Reader
+from taming_dist.data.reader import Reader, Reading
 from taming_dist.errors import UserError
 from taming_dist.formats.manifest import resolve
 from taming_dist.formats.shards import scan
@@ -78,7 +78,7 @@ def test_foreign_shards_are_read_after_one_pass(kind: str, tmp_path: Path) -> No
     index_shards([str(tmp_path)])
     stock = wds.WebDataset(sorted(map(str, tmp_path.glob("*.tar"))), shardshuffle=False)
     theirs = [(sample["__key__"], sample.get("cls")) for sample in stock]
-    found = list(Reader(resolve(str(tmp_path)), Preprocess(16), micro_batch=5).epoch_batches())
+    found = list(Reader(resolve(str(tmp_path)), Reading(Preprocess(16), 5)).epoch_batches())
     assert [key for batch in found for key in batch.keys] == [key for key, _ in theirs]
     assert len(theirs) == SAMPLES
     if kind == "stock writer":

@@ -15,7 +15,7 @@ import torch
 from taming_dist.data.codes import CodeDataset
 from taming_dist.data.decoding import Filled
 from taming_dist.data.images import Preprocess, RandomCrop
-from taming_dist.data.reader import Reader
+from taming_dist.data.reader import Reader, Reading
 from taming_dist.data.slots import Rows
 from taming_dist.errors import UserError
 from taming_dist.formats.manifest import IMAGES_FORMAT, Manifest, Shard, resolve, write_index
@@ -39,7 +39,7 @@ Found = list[tuple[list[str], np.ndarray]]
 
 def reader(spec: Any) -> Reader:
     preprocess = Preprocess(8, RandomCrop(), flip=True)
-    return Reader(resolve(spec), preprocess, lanes=4, block=3, micro_batch=4)
+    return Reader(resolve(spec), Reading(preprocess, micro_batch=4), lanes=4, block=3)
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_mistakes_in_a_remote_spec_name_the_url_and_the_fix(server: Any) -> None
         (f"{url}/train-000002.tar", r"train-000002\.tar\.idx does not match"),
     ):
         with pytest.raises(UserError, match=message):
-            Reader(resolve(spec), Preprocess(8), micro_batch=1).dataset.read_index(0)
+            Reader(resolve(spec), Reading(Preprocess(8), 1)).dataset.read_index(0)
     (folder / "manifest.json").write_text("{" * 10**5)
     with pytest.raises(UserError, match=r"/set/manifest\.json is damaged"):
         resolve(url)

@@ -15,7 +15,7 @@ import webdataset as wds
 
 from taming_dist.data import streaming
 from taming_dist.data.images import Preprocess
-from taming_dist.data.reader import Reader
+from taming_dist.data.reader import Reader, Reading
 from taming_dist.data.streaming import StreamingReader, stream_locations
 from taming_dist.errors import UserError
 from taming_dist.formats import sources
@@ -48,12 +48,12 @@ def write(folder: Path, first: int = 0) -> Path:
 
 
 def indexed(spec: Any) -> Reader:
-    return Reader(resolve(spec), Preprocess(8), micro_batch=4, lanes=4, block=4)
+    return Reader(resolve(spec), Reading(Preprocess(8), micro_batch=4), lanes=4, block=4)
 
 
-def streamed(spec: Any, **options: Any) -> StreamingReader:
+def streamed(spec: Any) -> StreamingReader:
     locations = stream_locations(spec, allow_pipe=True)
-    return StreamingReader(locations, Preprocess(8), micro_batch=4, **options)
+    return StreamingReader(locations, Reading(Preprocess(8), micro_batch=4))
 
 
 def keys(reader: Reader) -> list[str]:
@@ -86,7 +86,7 @@ def test_8_and_9_a_cut_or_damaged_tar_never_ends_a_shard_or_a_sample_in_silence(
             indexed(str(tmp_path))
     else:
         bad: list[Any] = []
-        reader = Reader(resolve(str(tmp_path)), Preprocess(8), micro_batch=4, on_bad=bad.append)
+        reader = Reader(resolve(str(tmp_path)), Reading(Preprocess(8), 4, on_bad=bad.append))
         assert keys(reader) == [f"{number:04d}" for number in range(SAMPLES) if number != 15]
         assert len(bad) == 1
 
@@ -102,7 +102,7 @@ def test_9_a_sample_without_its_class_is_no_sample(tmp_path: Path) -> None:
     data[classes[3].header + 1] ^= 1
     path.write_bytes(data)
     bad: list[Any] = []
-    reader = Reader(resolve(str(tmp_path)), Preprocess(8), micro_batch=4, on_bad=bad.append)
+    reader = Reader(resolve(str(tmp_path)), Reading(Preprocess(8), 4, on_bad=bad.append))
     assert "0003" not in keys(reader)
     assert "checksum" in bad[0]["error"]
 

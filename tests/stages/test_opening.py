@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from taming_dist.data.batching import BatchSizes
-from taming_dist.data.reader import ImagesConfig, Reader
+from taming_dist.data.reader import ImagesConfig, Reader, Reading
 from taming_dist.data.streaming import StreamingReader
 from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.world import World
@@ -184,10 +184,9 @@ def test_training_data_are_shards_a_mixture_or_with_streaming_what_has_no_index(
     with writing_shards(tmp_path, "a", 4) as write:
         write("0", {"png": b""})
     data = ImagesConfig(train=str(tmp_path), micro_batch=2, size=8, lanes=1, block=1)
-    config = Config(run=RunConfig(name="a"), data=data, model=vqgan())
 
     def opened() -> Any:
-        return open_training(config, ALONE, micro_batch=2, on_bad=print)
+        return open_training(data, Reading(data.preprocess(), data.micro_batch))
 
     for train in (str(tmp_path), [str(tmp_path)], {"a": {"shards": str(tmp_path)}}):
         data.train = train

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from taming_dist.data.images import Preprocess
-from taming_dist.data.reader import Reader
+from taming_dist.data.reader import Reader, Reading
 from taming_dist.errors import UserError
 from taming_dist.formats.manifest import resolve
 
@@ -65,8 +65,7 @@ def test_the_crops_become_shards_with_class_and_label_map(crops: Path, tmp_path:
     )
     dataset = resolve(str(tmp_path))
     assert dataset.classes == tuple(sorted(tool["PHOTOGRAPHS"]))
-    for batch in Reader(
-        dataset, Preprocess(16), micro_batch=8, columns=["seg.png"]
-    ).epoch_batches():
+    reading = Reading(Preprocess(16), micro_batch=8, columns=["seg.png"])
+    for batch in Reader(dataset, reading).epoch_batches():
         assert batch.classes is not None
         assert int(batch.columns["seg.png"].max()) < tool["NUM_LABELS"]

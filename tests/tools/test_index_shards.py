@@ -9,7 +9,7 @@ import webdataset as wds
 from PIL import Image
 
 from taming_dist.data.images import Preprocess
-from taming_dist.data.reader import Reader
+from taming_dist.data.reader import Reader, Reading
 from taming_dist.errors import UserError
 from taming_dist.formats.manifest import Manifest, fingerprint, resolve
 
@@ -31,7 +31,7 @@ def foreign(path: Path, first: int, count: int = 4) -> Path:
 def test_shards_of_the_stock_writer_are_read_after_one_pass(tmp_path: Path) -> None:
     paths = [foreign(tmp_path / f"{number}.tar", number * 4) for number in range(3)]
     index_shards([str(path) for path in paths])
-    reader = Reader(resolve(f"{tmp_path}/*.tar"), Preprocess(8), micro_batch=5)
+    reader = Reader(resolve(f"{tmp_path}/*.tar"), Reading(Preprocess(8), 5))
     batches = list(reader.epoch_batches())
     classes = [cls for b in batches if b.classes is not None for cls in b.classes.tolist()]
     assert classes == list(range(12))
@@ -81,7 +81,7 @@ def test_shards_on_a_server_are_indexed_here_and_read_there(
     assert f"{server.url}/set/2.tar: 4 samples" in out
     assert "token" not in out
     assert [shard.url for shard in Manifest.load(tmp_path / "index").shards] == urls
-    reader = Reader(resolve(str(tmp_path / "index")), Preprocess(8), micro_batch=5)
+    reader = Reader(resolve(str(tmp_path / "index")), Reading(Preprocess(8), 5))
     assert [key for b in reader.epoch_batches() for key in b.keys] == [
         f"{n:05d}" for n in range(12)
     ]

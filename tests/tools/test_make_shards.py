@@ -23,7 +23,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from taming_dist.data.images import COLUMNS, Preprocess
-from taming_dist.data.reader import Batch, Reader
+from taming_dist.data.reader import Batch, Reader, Reading
 from taming_dist.errors import UserError
 from taming_dist.formats.manifest import Manifest, resolve
 from taming_dist.formats.shards import read_members
@@ -56,7 +56,7 @@ def make(images: Path, out: Path, *options: str) -> Manifest:
 def read(out: Path, size: int = 8) -> list[Batch]:
     dataset = resolve(str(out))
     columns = [name for name, c in COLUMNS.items() if set(c.files) & set(dataset.columns)]
-    return list(Reader(dataset, Preprocess(size), micro_batch=4, columns=columns).epoch_batches())
+    return list(Reader(dataset, Reading(Preprocess(size), 4, columns=columns)).epoch_batches())
 
 
 def test_class_folders_become_sorted_class_ids(images: Path, tmp_path: Path) -> None:

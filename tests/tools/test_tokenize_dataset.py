@@ -15,7 +15,7 @@ from PIL import Image
 
 from taming_dist.data.codes import CodeDataset
 from taming_dist.data.images import Preprocess
-from taming_dist.data.reader import Reader
+from taming_dist.data.reader import Reader, Reading
 from taming_dist.errors import UserError
 from taming_dist.formats.code_shards import CodeShard, write_codes_manifest
 from taming_dist.formats.manifest import resolve
@@ -93,7 +93,7 @@ def test_codes_are_what_the_model_gives_for_each_image(
     assert dataset.class_names == ("a", "b", "c")
     assert dataset.num_samples == 2 * SAMPLES
     rows = dataset.take(np.arange(2 * SAMPLES), ["cls"])
-    reader = Reader(resolve(str(shards)), Preprocess(16), micro_batch=SAMPLES)
+    reader = Reader(resolve(str(shards)), Reading(Preprocess(16), SAMPLES))
     (batch,) = reader.epoch_batches()
     images = RGB().tensor(batch.columns["image"])
     with torch.inference_mode():

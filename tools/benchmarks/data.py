@@ -175,12 +175,12 @@ def consumed(arguments: argparse.Namespace) -> dict[str, float]:
 def read(arguments: argparse.Namespace, batch: int = BATCH) -> Iterator[Any]:
     """Batches of the reader; its process ends with the iterator."""
     from taming_dist.data.images import Preprocess, RandomCrop
-    from taming_dist.data.reader import Reader
+    from taming_dist.data.reader import Reader, Reading
     from taming_dist.formats.manifest import resolve
 
     preprocess = Preprocess(SIZE, RandomCrop(), flip=True)
     dataset = resolve(str(arguments.shards))
-    return Reader(dataset, preprocess, micro_batch=batch, threads=arguments.threads).batches()
+    return Reader(dataset, Reading(preprocess, batch, threads=arguments.threads)).batches()
 
 
 def stock(arguments: argparse.Namespace) -> dict[str, float]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from taming_dist.data.images import Preprocess
-from taming_dist.data.reader import Batch, Reader
+from taming_dist.data.reader import Batch, Reader, Reading
 from taming_dist.engine.tf32 import EXACT, use_tf32
 from taming_dist.formats.code_shards import CodeShard, codes_dtype
 from taming_dist.formats.names import printable
@@ -56,17 +56,16 @@ class Encoder:
         for model in self.models:
             model.to(device).eval()
         self._bad: list[dict[str, Any]] = []
-        self.reader = Reader(
-            job.dataset,
+        reading = Reading(
             Preprocess(job.views.square),
+            batch,
             columns=[model.config.modality.column for model in self.models],
             with_classes=job.classes,
-            with_objects=job.boxes,
-            micro_batch=batch,
             threads=threads,
             on_bad=self._bad.append,
             max_bad_fraction=1.0,
         )
+        self.reader = Reader(job.dataset, reading, with_objects=job.boxes)
 
     def encode(self, part: Part) -> CodeShard:
         """Read and encode the images of a part; those that cannot be read have no row."""

@@ -10,7 +10,7 @@ import torch
 
 from taming_dist.data.codes import CodeDataset, CodeReader
 from taming_dist.data.images import Preprocess
-from taming_dist.data.reader import Reader
+from taming_dist.data.reader import Reader, Reading
 from taming_dist.errors import UserError
 from taming_dist.formats.manifest import resolve
 from taming_dist.generation.generator import Generator
@@ -39,7 +39,7 @@ def test_the_condition_of_a_view_is_the_code_of_its_label_map(
     dataset = CodeDataset.open(str(codes))
     second = VQGAN.from_pretrained(condition_model).eval()
     assert dataset.condition == {"fingerprint": second.fingerprint, "vocab": 12, "grid": [4, 4]}
-    reader = Reader(resolve(str(images(1))), Preprocess(8), columns=["seg.png"], micro_batch=8)
+    reader = Reader(resolve(str(images(1))), Reading(Preprocess(8), 8, columns=["seg.png"]))
     (batch,) = reader.epoch_batches()
     labels = batch.columns["seg.png"]
     with torch.inference_mode():
