@@ -35,13 +35,14 @@ from taming_dist.formats.files import writing
 from taming_dist.formats.manifest import resolve
 from taming_dist.formats.strict_json import write_json
 from taming_dist.generation.pictures import image_grid, to_uint8
+from taming_dist.losses.perceptual import NETS, WEIGHTS
 from taming_dist.models.export import read_kind
 from taming_dist.models.modalities import LabelMap
 from taming_dist.models.prior.orders import arrange
 from taming_dist.models.prior.transformer import Transformer
 from taming_dist.models.vqgan import VQGAN, check_all_coded, check_size
 from taming_dist.pretrained import lpips_network
-from taming_dist.ranges import check_ranges, ranged
+from taming_dist.ranges import check_choice, check_ranges, ranged
 from taming_dist.training.sinks import save_png
 
 GRID_COLUMNS = 8
@@ -73,6 +74,8 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        check_choice("lpips_net", self.lpips_net, NETS)
+        check_choice("lpips_weights", self.lpips_weights, WEIGHTS)
 
 
 def main(config: EvaluateConfig) -> None:

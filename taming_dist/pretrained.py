@@ -102,21 +102,18 @@ BACKBONES = {
 
 
 def lpips_network(net: str = "vgg", weights: str = "pretrained") -> LPIPS:
-    """Build LPIPS on `net` "vgg" or "alex", with `weights` "pretrained" or "random".
+    """Build LPIPS on one of `NETS`, with one of `WEIGHTS`.
 
     Random weights are for tests: they are the same in every process and are said in the log.
 
     Raises:
         UserError: the pretrained ones are neither in the cache nor to be had.
     """
-    if net not in BACKBONES:
-        raise UserError(f"LPIPS backbone {net!r} is unknown: use one of {', '.join(BACKBONES)}")
     backbone = BACKBONES[net]
     if weights == "random":
         _log.warning("LPIPS with random weights: its distances mean nothing, use it for tests only")
         return _random(backbone)
-    if weights != "pretrained":
-        raise UserError(f"LPIPS weights {weights!r} are unknown: use pretrained or random")
+    assert weights == "pretrained", weights
     with torch.device("meta"):
         slices = backbone.slices()
     tensors = load_backbone(backbone) or _download(backbone)

@@ -191,6 +191,8 @@ def test_a_transformer_gets_its_figures_whatever_the_batch(
     [
         ("vqgan", "images", {"size": 60}, "multiple of 8"),
         ("vqgan", "images", {"batch": 0}, "batch=0"),
+        ("vqgan", "images", {"lpips_net": "resnet"}, "lpips_net=resnet: use vgg or alex"),
+        ("vqgan", "images", {"lpips_weights": "none"}, "lpips_weights=none: use pretrained or"),
         ("vqgan", "codes", {}, "taming_dist.images"),
         ("vqgan", "nothing-*.tar", {}, "no file matches .*nothing"),
         ("images", "images", {}, "is no export"),

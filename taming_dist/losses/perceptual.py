@@ -12,6 +12,9 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
+NETS = ("vgg", "alex")  # the networks that there are heads for
+WEIGHTS = ("pretrained", "random")
+
 # Mean and deviation of the images the backbones were trained on, for pixels in [-1, 1].
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)

@@ -1,14 +1,21 @@
 """A member of a config group from what names it: `model/block=gpt`, config.json, or Python."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import MISSING
 
 from taming_dist.errors import UserError
 
+Config = TypeVar("Config")
 
-def chosen(members: Mapping[str, Any], value: Any, key: str) -> Any:
+
+def configs(registry: Mapping[str, tuple[type[Config], Any]]) -> dict[str, type[Config]]:
+    """Return the config classes by name of a registry that has with each what it configures."""
+    return {name: config for name, (config, _) in registry.items()}
+
+
+def chosen(members: Mapping[str, type[Config]], value: Any, key: str) -> Config:
     """Return the config that `value` stands for, of the config classes `members` by name.
 
     `value` is a config already, its plain values with a `name` (config.json), its name alone (then

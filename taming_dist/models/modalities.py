@@ -12,7 +12,7 @@ import colorsys
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from taming_dist.errors import UserError
 from taming_dist.ranges import check_ranges, ranged
 
 
+@dataclasses.dataclass
 class Modality(ABC):
     """One kind of picture.
 
@@ -32,6 +33,11 @@ class Modality(ABC):
     """
 
     column: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Its own, that `model/modality=` has."""
 
     @property
     @abstractmethod
@@ -51,6 +57,7 @@ class Modality(ABC):
         return to_device(columns[self.column], device)
 
 
+@dataclasses.dataclass
 class Grey(Modality):
     """One channel, shown in shades of grey."""
 
@@ -156,21 +163,10 @@ def palette(classes: int) -> Float[Tensor, "v 3"]:
     return torch.tensor(colours) * 2 - 1
 
 
-MODALITIES: dict[str, Any] = {
+MODALITIES: dict[str, type[Modality]] = {
     "rgb": RGB,
     "labels": LabelMap,
     "depth": Depth,
     "edges": Edges,
     "low_resolution": LowResolution,
 }
-
-
-def modality_config(values: Any) -> Any:
-    """A modality from plain values with its `name` (config.json)."""
-    if not isinstance(values, dict):
-        return values
-    if values.get("name") not in MODALITIES:
-        raise UserError(
-            f"model.modality.name={values.get('name')}: use one of {sorted(MODALITIES)}"
-        )
-    return MODALITIES[values["name"]](**values)

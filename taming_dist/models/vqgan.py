@@ -16,14 +16,16 @@ from torch import Tensor, nn
 
 from taming_dist.errors import UserError
 from taming_dist.models.autoencoder import GROUPS, AttnBlock, Decoder, Encoder, ResnetBlock
+from taming_dist.models.choice import chosen, configs
 from taming_dist.models.export import Exported, ModelConfig
-from taming_dist.models.modalities import RGB, modality_config
+from taming_dist.models.modalities import MODALITIES, Modality
 from taming_dist.models.quantizers import (
     NO_CODE,
+    VARIANTS,
+    QuantizerConfig,
     Statistics,
     build_quantizer,
     keep_used,
-    quantizer_config,
 )
 from taming_dist.ranges import check_ranges, ranged
 
@@ -34,7 +36,7 @@ class VQGANConfig(ModelConfig):
     model can halve work too. `latent_channels` is the encoder's width before the 1x1 convolution to
     the quantizer's dimension. `modality`: what it encodes, of `taming_dist.models.modalities`."""
 
-    quantizer: Any = MISSING
+    quantizer: QuantizerConfig = MISSING
     resolution: int = ranged(256, at_least=1, compared=False)
     channels: int = ranged(128, at_least=1, compared=False)
     multipliers: list[int] = ranged([1, 1, 2, 2, 4], at_least=1, compared=False)
@@ -42,13 +44,12 @@ class VQGANConfig(ModelConfig):
     attention_resolutions: list[int] = ranged([16], at_least=1, empty=True, compared=False)
     latent_channels: int = ranged(256, at_least=1, compared=False)
     dropout: float = ranged(0.0, at_least=0, below=1, compared=False)
-    modality: Any = MISSING
+    modality: Modality = MISSING
 
     def __post_init__(self) -> None:
         check_ranges(self, "model")
-        self.quantizer = quantizer_config(self.quantizer)
-        # built in Python, not by Hydra: photographs
-        self.modality = RGB() if self.modality == MISSING else modality_config(self.modality)
+        self.quantizer = chosen(configs(VARIANTS), self.quantizer, "model/quantizer")
+        self.modality = chosen(MODALITIES, self.modality, "model/modality")
         if self.channels % GROUPS:
             raise UserError(
                 f"model.channels={self.channels}: use a multiple of {GROUPS} "

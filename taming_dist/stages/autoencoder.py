@@ -3,6 +3,7 @@
 Losses and step are those of the stages (`stages.vqgan`, `stages.label_maps`).
 """
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,15 @@ from torch import Tensor
 from taming_dist.data.reader import ImagesConfig
 from taming_dist.errors import UserError
 from taming_dist.generation.pictures import image_grid, to_uint8
+from taming_dist.models.choice import configs
 from taming_dist.models.modalities import MODALITIES
 from taming_dist.models.quantizers import VARIANTS
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
 from taming_dist.stages.codebook import CodebookUpdates
 from taming_dist.stages.context import Context
+from taming_dist.stages.images import open_images
+from taming_dist.stages.interface import Config, Opened, Start, part
+from taming_dist.stages.opening import initial_weights
 from taming_dist.stages.trained import Trained, ValidationMetrics
 from taming_dist.training.metrics import Metrics
 from taming_dist.training.recipe import Measured, Preview
@@ -25,10 +30,27 @@ from taming_dist.training.recipe import Measured, Preview
 # What every first stage has of config groups: networks, what they encode, and how codes are chosen.
 FIRST_STAGE_SCHEMAS: Mapping[str, Mapping[str, type]] = {
     "model": {"vqgan": VQGANConfig},
-    "model/quantizer": {name: config for name, (config, _) in VARIANTS.items()},
-    "model/modality": dict(MODALITIES),
+    "model/quantizer": configs(VARIANTS),
+    "model/modality": MODALITIES,
     "data": {"images": ImagesConfig},
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedAutoencoder(Opened):
+    """With the weights of E, codebook and G to start from; None: random ones."""
+
+    initial: Mapping[str, Tensor] | None = None
+
+
+def open_autoencoder(config: Config, start: Start) -> OpenedAutoencoder:
+    """Images as the modality reads them, and the weights of `start.init`.
+
+    Raises:
+        UserError: they are missing, or are not those of this configuration.
+    """
+    initial = initial_weights(start.init, VQGAN, part(config.model, VQGANConfig))
+    return OpenedAutoencoder(open_images(config, start), initial)
 
 
 def other_loss(model: VQGANConfig, given: str, fitting: str) -> UserError:

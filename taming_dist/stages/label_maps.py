@@ -15,13 +15,17 @@ from taming_dist.data.reader import ImagesConfig
 from taming_dist.evaluation.label_maps import LabelMapMetrics
 from taming_dist.losses.reconstruction import label_map_bce
 from taming_dist.models.modalities import LabelMap
-from taming_dist.models.vqgan import VQGAN, Reconstruction, VQGANConfig, check_size
+from taming_dist.models.vqgan import Reconstruction, VQGANConfig, check_size
 from taming_dist.ranges import check_ranges, ranged
-from taming_dist.stages.autoencoder import FIRST_STAGE_SCHEMAS, Autoencoder, other_loss
+from taming_dist.stages.autoencoder import (
+    FIRST_STAGE_SCHEMAS,
+    Autoencoder,
+    OpenedAutoencoder,
+    open_autoencoder,
+    other_loss,
+)
 from taming_dist.stages.context import Context
-from taming_dist.stages.images import open_images
-from taming_dist.stages.interface import Config, LossConfig, Opened, Stage, Start, part
-from taming_dist.stages.opening import initial_weights
+from taming_dist.stages.interface import Config, LossConfig, Stage, Start, part
 from taming_dist.stages.trained import begin_step
 from taming_dist.training.clock import Clock
 from taming_dist.training.metrics import Metrics
@@ -38,14 +42,7 @@ class LabelMapLossConfig(LossConfig):
         check_ranges(self, "loss")
 
 
-@dataclasses.dataclass(frozen=True)
-class OpenedLabelMaps(Opened):
-    """With the weights to start from; None: random ones."""
-
-    initial: Mapping[str, Tensor] | None = None
-
-
-class LabelMapStage(Stage[OpenedLabelMaps]):
+class LabelMapStage(Stage[OpenedAutoencoder]):
     """Label maps: one channel per class, cross-entropy, no discriminator."""
 
     model = VQGANConfig
@@ -62,11 +59,12 @@ class LabelMapStage(Stage[OpenedLabelMaps]):
     def compared(self, config: Config) -> Mapping[str, bool]:
         return LabelMapMetrics.higher_is_better
 
-    def open_data(self, config: Config, start: Start) -> OpenedLabelMaps:
-        initial = initial_weights(start.init, VQGAN, config.model)
-        return OpenedLabelMaps(open_images(config, start), initial)
+    def open_data(self, config: Config, start: Start) -> OpenedAutoencoder:
+        return open_autoencoder(config, start)
 
-    def recipe(self, config: Config, opened: OpenedLabelMaps, context: Context) -> "LabelMapRecipe":
+    def recipe(
+        self, config: Config, opened: OpenedAutoencoder, context: Context
+    ) -> "LabelMapRecipe":
         model, loss = part(config.model, VQGANConfig), part(config.loss, LabelMapLossConfig)
         return LabelMapRecipe(model, loss, context, opened.initial)
 

@@ -21,16 +21,13 @@ from taming_dist.generation.generator import generate_codes
 from taming_dist.generation.pictures import image_grid, to_uint8
 from taming_dist.generation.sampling import Sampling
 from taming_dist.losses.tokens import mean_of
+from taming_dist.models.choice import configs
+from taming_dist.models.prior.blocks import BLOCKS
 from taming_dist.models.prior.conditions import CONDITIONS
 from taming_dist.models.prior.orders import ORDERS, arrange, places_of
 from taming_dist.models.prior.prefix import Prefix
 from taming_dist.models.prior.schemes import SCHEMES
-from taming_dist.models.prior.transformer import (
-    BLOCK_CONFIGS,
-    Transformer,
-    TransformerConfig,
-    decay_groups,
-)
+from taming_dist.models.prior.transformer import Transformer, TransformerConfig, decay_groups
 from taming_dist.models.vqgan import VQGAN
 from taming_dist.ranges import check_ranges, ranged
 from taming_dist.stages.context import Context
@@ -82,7 +79,7 @@ class PriorStage(Stage[OpenedCodes]):
     schemas = {
         "model": {"transformer": TransformerConfig},
         "model/condition": CONDITIONS,
-        "model/block": BLOCK_CONFIGS,
+        "model/block": configs(BLOCKS),
         "model/order": ORDERS,
         "model/scheme": SCHEMES,
         "loss": {"tokens": TokenLossConfig},

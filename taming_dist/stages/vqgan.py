@@ -16,21 +16,26 @@ from torch import Tensor
 from taming_dist import pretrained
 from taming_dist.data.reader import ImagesConfig
 from taming_dist.engine.zero import Engine
-from taming_dist.errors import UserError
 from taming_dist.evaluation.reconstruction import ReconstructionMetrics
 from taming_dist.losses.perceptual import LPIPS
 from taming_dist.losses.reconstruction import ReconstructionLoss
 from taming_dist.losses.terms import TERMS
-from taming_dist.models.discriminators import DISCRIMINATORS, DinoConfig
+from taming_dist.models.choice import configs
+from taming_dist.models.discriminators import DISCRIMINATORS
 from taming_dist.models.modalities import LabelMap
-from taming_dist.models.vqgan import VQGAN, Reconstruction, VQGANConfig, check_size
+from taming_dist.models.vqgan import Reconstruction, VQGANConfig, check_size
 from taming_dist.stages.adaptive import ADAPTIVE
 from taming_dist.stages.adversary import Adversary
-from taming_dist.stages.autoencoder import FIRST_STAGE_SCHEMAS, Autoencoder, other_loss
+from taming_dist.stages.autoencoder import (
+    FIRST_STAGE_SCHEMAS,
+    Autoencoder,
+    OpenedAutoencoder,
+    open_autoencoder,
+    other_loss,
+)
 from taming_dist.stages.context import Context
-from taming_dist.stages.images import open_images
-from taming_dist.stages.interface import Config, Opened, Stage, Start, part
-from taming_dist.stages.opening import discriminator_weights, initial_weights
+from taming_dist.stages.interface import Config, Stage, Start, part
+from taming_dist.stages.opening import discriminator_weights
 from taming_dist.stages.trained import begin_step
 from taming_dist.stages.vqgan_loss import VQGANLossConfig
 from taming_dist.training.clock import Clock
@@ -41,10 +46,9 @@ __all__ = ["VQGANLossConfig", "VQGANRecipe", "VQGANStage"]
 
 
 @dataclasses.dataclass(frozen=True)
-class OpenedVQGAN(Opened):
-    """With the weights to start from, of the VQGAN and of its discriminator; None: random ones."""
+class OpenedVQGAN(OpenedAutoencoder):
+    """With the weights of the discriminator to start from, too; None: random ones."""
 
-    initial: Mapping[str, Tensor] | None = None
     initial_discriminator: Mapping[str, Tensor] | None = None
 
 
@@ -58,7 +62,7 @@ class VQGANStage(Stage[OpenedVQGAN]):
         **FIRST_STAGE_SCHEMAS,
         "loss": {"vqgan": VQGANLossConfig},
         "loss/terms": TERMS,
-        "loss/discriminator": {name: config for name, (config, _) in DISCRIMINATORS.items()},
+        "loss/discriminator": configs(DISCRIMINATORS),
     }
 
     def check(self, config: Config) -> None:
@@ -71,22 +75,16 @@ class VQGANStage(Stage[OpenedVQGAN]):
         loss.check_size(size)
         if loss.discriminator is not None:
             pretrained.check_frozen_features(loss.discriminator)
-            if isinstance(loss.discriminator, DinoConfig) and model.modality.channels != 3:
-                raise UserError(
-                    f"loss.discriminator=dino reads colours, and model.modality="
-                    f"{model.modality.name} has none: use loss/discriminator=patchgan"
-                )
+            loss.discriminator.check_channels(model.modality.channels)
 
     def compared(self, config: Config) -> Mapping[str, bool]:
         return ReconstructionMetrics.higher_is_better
 
     def open_data(self, config: Config, start: Start) -> OpenedVQGAN:
         model, loss = part(config.model, VQGANConfig), part(config.loss, VQGANLossConfig)
-        initial = initial_weights(start.init, VQGAN, model)
-        data = open_images(config, start)
-        channels = model.modality.channels
+        opened, channels = open_autoencoder(config, start), model.modality.channels
         judge = discriminator_weights(start.init, loss.discriminator, channels)
-        return OpenedVQGAN(data, initial, judge)
+        return OpenedVQGAN(opened.data, opened.initial, judge)
 
     def recipe(self, config: Config, opened: OpenedVQGAN, context: Context) -> "VQGANRecipe":
         model, loss = part(config.model, VQGANConfig), part(config.loss, VQGANLossConfig)

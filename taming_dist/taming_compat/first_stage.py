@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from taming_dist.errors import UserError
+from taming_dist.models.choice import chosen, configs
 from taming_dist.models.export import assemble
 from taming_dist.models.modalities import (
     RGB,
@@ -21,6 +22,7 @@ from taming_dist.models.modalities import (
     LowResolution,
     Modality,
 )
+from taming_dist.models.quantizers import VARIANTS
 from taming_dist.models.vqgan import VQGAN, VQGANConfig, with_codes
 from taming_dist.training.export import check_tensors
 
@@ -134,12 +136,12 @@ def infer(
     ]
     said = section(description, "ddconfig")
     resolution = resolution or int(number(said, "resolution", DEFAULT_RESOLUTION))
-    settings = dict(SETTINGS[kind])
+    quantizer = {"name": kind, "codes": codes, "dim": dim} | SETTINGS[kind]
     if kind == "gumbel" and "kl_weight" in description:
-        settings["kl_weight"] = number(description, "kl_weight", 0.0)
+        quantizer["kl_weight"] = number(description, "kl_weight", 0.0)
     levels = [resolution >> level for level in range(len(widths))]
     config = VQGANConfig(
-        quantizer={"name": kind, "codes": codes, "dim": dim} | settings,
+        quantizer=chosen(configs(VARIANTS), quantizer, "model/quantizer"),
         resolution=resolution,
         modality=modality_of(
             image_channels, label_map or "n_labels" in description, description.get("image_key")

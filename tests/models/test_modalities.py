@@ -15,7 +15,6 @@ from taming_dist.models.modalities import (
     Edges,
     LabelMap,
     LowResolution,
-    modality_config,
     palette,
 )
 from taming_dist.models.quantizers import VectorQuantizerConfig
@@ -102,5 +101,6 @@ def test_a_first_stage_of_any_modality_survives_its_export(modality: Any, tmp_pa
 
 
 def test_an_unknown_modality_is_refused() -> None:
-    with pytest.raises(UserError, match=r"modality\.name=sound: use one of"):
-        modality_config({"name": "sound"})
+    values: Any = {"name": "sound"}
+    with pytest.raises(UserError, match=r"model/modality=sound: use one of rgb, labels"):
+        VQGANConfig(modality=values)

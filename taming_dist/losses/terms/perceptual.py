@@ -6,7 +6,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from taming_dist.errors import UserError
-from taming_dist.losses.perceptual import LPIPS
+from taming_dist.losses.perceptual import LPIPS, NETS, WEIGHTS
 from taming_dist.losses.terms.term import Networks, TermConfig
 from taming_dist.ranges import check_choice
 
@@ -35,8 +35,8 @@ class PerceptualConfig(TermConfig):
 
     def check(self, key: str) -> None:
         super().check(key)
-        check_choice(f"{key}.net", self.net, ("vgg", "alex"))
-        check_choice(f"{key}.weights", self.weights, ("pretrained", "random"))
+        check_choice(f"{key}.net", self.net, NETS)
+        check_choice(f"{key}.weights", self.weights, WEIGHTS)
 
     def check_size(self, size: int) -> None:
         if size < SMALLEST:

@@ -13,3 +13,6 @@ class DiscriminatorConfig:
 
     def check_size(self, size: int) -> None:
         """UserError if images of so many pixels across will not do."""
+
+    def check_channels(self, channels: int) -> None:
+        """UserError if images of so many channels will not do."""

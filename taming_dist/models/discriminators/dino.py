@@ -23,6 +23,7 @@ from taming_dist.ranges import check_ranges, ranged
 
 PATCH, WIDTH, DEPTH, HEADS, SIDE = 16, 384, 12, 6, 224  # ViT-S/16 as published
 KERNEL = 9
+COLOURS = 3
 # Mean and deviation of ImageNet for pixels in [0, 1]
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -45,6 +46,13 @@ class DinoConfig(DiscriminatorConfig):
             raise UserError(f"loss.discriminator.depths={self.depths}: name each depth once")
         if self.norm not in ("batch", "group", "none"):
             raise UserError(f"loss.discriminator.norm={self.norm}: use batch, group or none")
+
+    def check_channels(self, channels: int) -> None:
+        if channels != COLOURS:
+            raise UserError(
+                f"loss.discriminator=dino reads colours, and the images of model.modality have "
+                f"{channels} channels instead of {COLOURS}: use loss/discriminator=patchgan"
+            )
 
 
 class DinoFeatures(nn.Module):

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from taming_dist.errors import UserError
-from taming_dist.models.choice import chosen
+from taming_dist.models.choice import chosen, configs
 from taming_dist.models.export import ModelConfig
 from taming_dist.models.prior import former_keys
 from taming_dist.models.prior.blocks import BLOCKS, Block, BlockSizes
@@ -18,7 +18,6 @@ from taming_dist.models.prior.schemes import SCHEMES
 from taming_dist.ranges import check_ranges, marked, ranged
 
 CONDITION_TABLES = ("own", "shared")
-BLOCK_CONFIGS = {name: config for name, (config, _) in BLOCKS.items()}
 
 
 @dataclass
@@ -57,7 +56,7 @@ class TransformerConfig(ModelConfig):
     def __post_init__(self) -> None:
         check_ranges(self, "model")
         self.condition = chosen(CONDITIONS, self.condition, "model/condition")
-        self.block = chosen(BLOCK_CONFIGS, self.block, "model/block")
+        self.block = chosen(configs(BLOCKS), self.block, "model/block")
         self.order = chosen(ORDERS, self.order, "model/order")
         self.scheme = chosen(SCHEMES, self.scheme, "model/scheme")
         if self.condition_table not in CONDITION_TABLES:

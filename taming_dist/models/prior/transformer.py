@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from taming_dist.copies import to_device
 from taming_dist.errors import UserError
 from taming_dist.models.answers import other_answers
+from taming_dist.models.choice import configs
 from taming_dist.models.export import Exported
 from taming_dist.models.initial import StartsAtZero, draw_normal
 from taming_dist.models.prior import former_keys
-from taming_dist.models.prior.blocks import Around, Block, Cache, KVCache, Reread
-from taming_dist.models.prior.config import BLOCK_CONFIGS, TransformerConfig
+from taming_dist.models.prior.blocks import BLOCKS, Around, Block, Cache, KVCache, Reread
+from taming_dist.models.prior.config import TransformerConfig
 from taming_dist.models.prior.head import Head, ZeroHead
 from taming_dist.models.prior.orders import ORDERS, Places
 from taming_dist.models.prior.prefix import Part, Prefix, as_prefix
@@ -142,7 +143,7 @@ class Transformer(Exported):
             del values["condition_table"]
         if self.null_emb is None:
             del values["null_prefix"]
-        for part, members in (("block", BLOCK_CONFIGS), ("order", ORDERS), ("scheme", SCHEMES)):
+        for part, members in (("block", configs(BLOCKS)), ("order", ORDERS), ("scheme", SCHEMES)):
             before: Any = members[former_keys.PARTS[part]]()
             if not list(other_answers(before, getattr(self.config, part))):
                 del values[part]

@@ -3,9 +3,8 @@
 A quantizer is a class with a config dataclass; `VARIANTS` has both by the name that conf/ uses.
 """
 
-from typing import Any
+from collections.abc import Callable
 
-from taming_dist.errors import UserError
 from taming_dist.models.quantizers.ema import EMAQuantizer, EMAQuantizerConfig
 from taming_dist.models.quantizers.finite_scalar import FSQuantizer, FSQuantizerConfig
 from taming_dist.models.quantizers.gumbel import GumbelQuantizer, GumbelQuantizerConfig
@@ -14,6 +13,7 @@ from taming_dist.models.quantizers.interface import (
     NO_CODE,
     Quantized,
     Quantizer,
+    QuantizerConfig,
     ReplaceRows,
     Statistics,
     nearest,
@@ -37,6 +37,7 @@ __all__ = [
     "LFQuantizerConfig",
     "Quantized",
     "Quantizer",
+    "QuantizerConfig",
     "ReplaceRows",
     "Statistics",
     "VectorQuantizer",
@@ -44,10 +45,9 @@ __all__ = [
     "build_quantizer",
     "keep_used",
     "nearest",
-    "quantizer_config",
 ]
 
-VARIANTS: dict[str, tuple[Any, Any]] = {
+VARIANTS: dict[str, tuple[type[QuantizerConfig], Callable[..., Quantizer]]] = {
     "vector": (VectorQuantizerConfig, VectorQuantizer),
     "ema": (EMAQuantizerConfig, EMAQuantizer),
     "gumbel": (GumbelQuantizerConfig, GumbelQuantizer),
@@ -57,15 +57,6 @@ VARIANTS: dict[str, tuple[Any, Any]] = {
 }
 
 
-def quantizer_config(values: Any) -> Any:
-    """The config dataclass of a quantizer from plain values with its `name` (config.json)."""
-    if not isinstance(values, dict):
-        return values
-    if values.get("name") not in VARIANTS:
-        raise UserError(f"model.quantizer.name={values.get('name')}: use one of {sorted(VARIANTS)}")
-    return VARIANTS[values["name"]][0](**values)
-
-
-def build_quantizer(config: Any) -> Quantizer:
+def build_quantizer(config: QuantizerConfig) -> Quantizer:
     """The quantizer of its config."""
     return VARIANTS[config.name][1](config)

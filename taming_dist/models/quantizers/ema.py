@@ -17,6 +17,7 @@ from taming_dist.models.quantizers.interface import (
     MOST_CODES,
     Quantized,
     Quantizer,
+    QuantizerConfig,
     ReplaceRows,
     Statistics,
     as_code_grid,
@@ -38,7 +39,7 @@ from taming_dist.ranges import check_ranges, marked, ranged
 
 
 @dataclasses.dataclass
-class EMAQuantizerConfig:
+class EMAQuantizerConfig(QuantizerConfig):
     """Codebook as a moving average of the latents assigned to each code, with dead codes restarted.
 
     `decay` is per optimizer step. `initial`: random, or data or kmeans from the first global batch.

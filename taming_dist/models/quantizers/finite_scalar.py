@@ -18,6 +18,7 @@ from taming_dist.models.quantizers.interface import (
     MOST_CODES,
     Quantized,
     Quantizer,
+    QuantizerConfig,
     Statistics,
     count,
     full_precision,
@@ -27,7 +28,7 @@ from taming_dist.ranges import check_ranges, ranged
 
 
 @dataclasses.dataclass
-class FSQuantizerConfig:
+class FSQuantizerConfig(QuantizerConfig):
     """`levels` of each channel; the codes are all their combinations. The paper's: [8,5,5,5] for
     about 2^10 codes, [7,5,5,5,5] for 2^12, [8,8,8,6,5] for 2^14, [8,8,8,5,5,5] for 2^16."""
 

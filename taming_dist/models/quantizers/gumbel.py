@@ -19,6 +19,7 @@ from taming_dist.models.quantizers.interface import (
     MOST_CODES,
     Quantized,
     Quantizer,
+    QuantizerConfig,
     Statistics,
     count,
     full_precision,
@@ -27,7 +28,7 @@ from taming_dist.ranges import check_ranges, ranged
 
 
 @dataclasses.dataclass
-class GumbelQuantizerConfig:
+class GumbelQuantizerConfig(QuantizerConfig):
     """`kl_weight` of the term that keeps the distribution near the uniform one; `temperature` falls
     on a half cosine to `final_temperature` at the end of the run."""
 

@@ -19,6 +19,7 @@ from taming_dist.models.quantizers.entropy import EntropyQuantizer
 from taming_dist.models.quantizers.interface import (
     MOST_CODES,
     Quantized,
+    QuantizerConfig,
     Statistics,
     as_code_grid,
     as_grid,
@@ -31,7 +32,7 @@ from taming_dist.ranges import check_ranges, ranged
 
 
 @dataclasses.dataclass
-class IndexQuantizerConfig:
+class IndexQuantizerConfig(QuantizerConfig):
     """`beta` of the commitment term; `entropy_weight` of E[H(q(z))] - `diversity` * H(E[q(z)]),
     with q(c|z) = softmax(z.c / `temperature`)."""
 

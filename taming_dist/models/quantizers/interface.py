@@ -4,6 +4,8 @@ Everything here computes in fp32, whatever the precision of the networks around 
 Legend: b batch, d latent channels, i j latent grid, K codes, N = b*i*j vectors.
 """
 
+import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -46,6 +48,26 @@ class Quantized(NamedTuple):
     codes: Int64[Tensor, "b i j"]
     loss: Float32[Tensor, ""]
     statistics: Statistics
+
+
+@dataclasses.dataclass
+class QuantizerConfig(ABC):
+    """Base of the config classes; each has these three as fields, or computes them."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Its own, that `model/quantizer=` has."""
+
+    @property
+    @abstractmethod
+    def codes(self) -> int:
+        """Number of codes K."""
+
+    @property
+    @abstractmethod
+    def dim(self) -> int:
+        """Number of latent channels d."""
 
 
 class StaysFloat32(nn.Module):

@@ -16,6 +16,7 @@ from taming_dist.models.quantizers.entropy import EntropyQuantizer
 from taming_dist.models.quantizers.interface import (
     MOST_CODES,
     Quantized,
+    QuantizerConfig,
     Statistics,
     as_code_grid,
     as_grid,
@@ -30,7 +31,7 @@ MOST_BITS = MOST_CODES.bit_length() - 1
 
 
 @dataclasses.dataclass
-class LFQuantizerConfig:
+class LFQuantizerConfig(QuantizerConfig):
     """2^`bits` codes. `entropy_weight` of E[H(q(z))] - `diversity` * H(E[q(z)]), with
     q(c|z) = softmax(2 z.c / `temperature`); `beta` of the commitment term."""
 

@@ -17,6 +17,7 @@ from taming_dist.models.quantizers.interface import (
     MOST_CODES,
     Quantized,
     Quantizer,
+    QuantizerConfig,
     ReplaceRows,
     Statistics,
     StaysFloat32,
@@ -64,7 +65,7 @@ class Codebook(StaysFloat32):
 
 
 @dataclasses.dataclass
-class VectorQuantizerConfig:
+class VectorQuantizerConfig(QuantizerConfig):
     """Codebook learned by gradient. `legacy` puts beta on the codebook term, as the original does
     by default; the published models were trained so (same loss value, other gradients).
 

@@ -30,7 +30,6 @@ from taming_dist.models.prior.conditions import (
     CodesCondition,
     Unconditional,
 )
-from taming_dist.models.prior.config import BLOCK_CONFIGS
 from taming_dist.models.prior.prefix import Prefix
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig, decay_groups
 
@@ -344,7 +343,6 @@ class ToyBlock(Block):
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> Transformer:
     monkeypatch.setitem(BLOCKS, "toy", (ToyBlockConfig, ToyBlock))
-    monkeypatch.setitem(BLOCK_CONFIGS, "toy", ToyBlockConfig)
     return tiny(block="toy")
 
 
