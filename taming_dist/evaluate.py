@@ -162,7 +162,7 @@ def evaluate_transformer(config: EvaluateConfig, device: torch.device) -> dict[s
         prefix = condition.prefix(len(batch), batch.columns).to(device)
         tokens = arrange(to_device(batch.codes, device), transformer.places)
         pair = transformer.scheme.evaluation_pair(tokens, vocabulary)
-        metrics.update(transformer(pair.inputs, prefix), pair.targets, pair.mask)
+        metrics.update(transformer(pair.inputs, prefix), pair.targets, pair.weights)
     facts = {"kind": Transformer.kind, "fingerprint": fingerprint, "images": dataset.num_samples}
     return facts | metrics.compute()
 

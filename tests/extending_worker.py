@@ -109,7 +109,7 @@ def prior(words: list[str]) -> None:
     torch.testing.assert_close(network.step(tokens[:, :1], cache), logits[:, 1])
     uniforms = torch.zeros(2, network.scheme.uniforms(12))
     greedy = network.scheme.generate(
-        network, prefix, 12, lambda logits, _: logits.argmax(1), uniforms
+        network, prefix, 12, 24, lambda logits, _: logits.argmax(1), uniforms
     )
     assert torch.equal(greedy, network(greedy, prefix).argmax(2))
 

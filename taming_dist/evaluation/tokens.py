@@ -36,13 +36,13 @@ class TokenMetrics:
         self.sums = torch.zeros(1 + 2 * tokens + vocabulary, dtype=torch.float64)
 
     @torch.no_grad()
-    def update(self, logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> None:
-        """Add the logits [b, n, v] that a model gave for targets [b, n] int64; mask bool [b, n]:
-        the tokens that count, None for all."""
+    def update(self, logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
+        """Add the logits [b, n, v] that a model gave for targets [b, n] int64; weights [b, n]: how
+        much each token counts, None for all alike."""
         self.sums = self.sums.to(logits.device)
         right, nll, counts, codes = self._parts()
         each, hits = judged(logits, targets)
-        counted = torch.ones_like(each) if mask is None else mask.to(each.dtype)
+        counted = torch.ones_like(each) if weights is None else weights.to(each.dtype)
         right += (hits * counted).sum()
         nll += (each * counted).sum(0)
         counts += counted.sum(0)

@@ -136,7 +136,12 @@ def generate_codes(
     if sampling.guidance != 1:
         network = Guided(transformer, sampling.guidance)
     tokens = config.scheme.generate(
-        network, prefix, count, sampling.choose, to_device(uniforms, prefix.device)
+        network,
+        prefix,
+        count,
+        config.vocabulary,
+        sampling.choose,
+        to_device(uniforms, prefix.device),
     )
     return restore(tokens, config.code_grid, transformer.places)
 

@@ -5,30 +5,28 @@ Source: arXiv 2012.09841, equation 11; the noise (`pkeep`) is the original imple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Float32, Float64, Int64, Num
+from jaxtyping import Float, Float32, Float64, Int64, Num
 from torch import Tensor
 
 
 def token_nll(
     logits: Float[Tensor, "b n v"],
     targets: Int64[Tensor, "b n"],
-    mask: Bool[Tensor, "b n"] | None = None,
+    weights: Float[Tensor, "b n"] | None = None,
 ) -> Float32[Tensor, ""]:
     """Return the mean negative log-likelihood in nats per token, computed in fp32.
 
-    `mask`: the tokens that count, None for all. Source: arXiv 2012.09841, equation 11.
+    `weights`: as `mean_of` takes them. Source: arXiv 2012.09841, equation 11.
     """
     each = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
-    return mean_of(each.view(targets.shape), mask)
+    return mean_of(each.view(targets.shape), weights)
 
 
 def mean_of(
-    nll: Float32[Tensor, "b n"], mask: Bool[Tensor, "b n"] | None = None
+    nll: Float32[Tensor, "b n"], weights: Float[Tensor, "b n"] | None = None
 ) -> Float32[Tensor, ""]:
-    """Return the mean over the tokens that count, which are those of the mask, None for all."""
-    if mask is None:
-        return nll.mean()
-    return (nll * mask).sum() / mask.sum().clamp(min=1)
+    """Return the mean over the tokens; weights are 1 on average over a global batch, None for 1."""
+    return nll.mean() if weights is None else (nll * weights).mean()
 
 
 def corrupt(

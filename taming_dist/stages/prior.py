@@ -212,7 +212,7 @@ class TransformerRecipe:
             if DROPPED in mine:
                 prefix = prefix.dropping(mine[DROPPED])
             nll = self.transformer(pair.inputs, prefix, places, pair.targets)
-            loss = mean_of(nll, pair.mask)
+            loss = mean_of(nll, pair.weights)
             self.transformer.backward(loss)
             self.transformer.step()
             yield {"loss": loss, network.scheme.measure: loss}
@@ -261,7 +261,7 @@ class TransformerRecipe:
         def measure(model: Transformer, batch: CodeBatch) -> tuple[Any, ...]:
             tokens = arrange(self._codes(batch), model.places)
             pair = model.scheme.evaluation_pair(tokens, config.vocabulary)
-            return model(pair.inputs, self._prefix(batch)), pair.targets, pair.mask
+            return model(pair.inputs, self._prefix(batch)), pair.targets, pair.weights
 
         return self.trained.validate(batches, metrics, measure)
 

@@ -11,11 +11,23 @@ from taming_dist.models.prior.schemes.interface import (
     Pair,
     Scheme,
 )
+from taming_dist.models.prior.schemes.masked import Masked
 from taming_dist.models.prior.schemes.next_index import NextIndex
 
-__all__ = ["LIKELIHOOD", "SCHEMES", "Choose", "Draws", "Network", "NextIndex", "Pair", "Scheme"]
+__all__ = [
+    "LIKELIHOOD",
+    "SCHEMES",
+    "Choose",
+    "Draws",
+    "Masked",
+    "Network",
+    "NextIndex",
+    "Pair",
+    "Scheme",
+]
 
 # name in conf/model/scheme -> the scheme; the first is the default
 SCHEMES: dict[str, type[Scheme]] = {
     "next_index": NextIndex,
+    "masked": Masked,
 }

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import ClassVar, NamedTuple, Protocol
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from taming_dist.models.prior.blocks import Cache
@@ -28,11 +28,15 @@ class Network(Protocol):
 
 
 class Pair(NamedTuple):
-    """What the transformer reads and what it is to say; `mask`: which tokens count (None: all)."""
+    """What the transformer reads and what it is to say.
+
+    `weights`: how much each token counts (None: all alike). In training they are 1 on average over
+    the global batch, so that the loss does not depend on how it is cut into micro-batches.
+    """
 
     inputs: Int64[Tensor, "b n"]
     targets: Int64[Tensor, "b n"]
-    mask: Bool[Tensor, "b n"] | None = None
+    weights: Float[Tensor, "b n"] | None = None
 
 
 class Scheme(ABC):
@@ -75,10 +79,12 @@ class Scheme(ABC):
         network: Network,
         prefix: Prefix,
         count: int,
+        vocabulary: int,
         choose: Choose,
         uniforms: Float[Tensor, "b u"],
     ) -> Int64[Tensor, "b {count}"]:
-        """Return `count` tokens for each prefix, chosen by `choose`.
+        """Return `count` tokens for each prefix, chosen by `choose`, below `vocabulary`.
 
-        uniforms: u are as many as `uniforms(count)` says.
+        uniforms: u are as many as `uniforms(count)` says. An image's tokens depend on its own
+        prefix and uniforms only, and the host never waits for the device.
         """

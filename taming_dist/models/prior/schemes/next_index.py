@@ -53,6 +53,7 @@ class NextIndex(Scheme):
         network: Network,
         prefix: Prefix,
         count: int,
+        vocabulary: int,
         choose: Choose,
         uniforms: Float[Tensor, "b u"],
     ) -> Int64[Tensor, "b {count}"]:

@@ -1,0 +1,116 @@
+"""Guidance against its formula, for both schemes, with and without a cache."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from taming_dist.errors import UserError
+from taming_dist.generation.generator import Generator, generate_codes
+from taming_dist.generation.guidance import Guided
+from taming_dist.generation.sampling import Sampling
+from taming_dist.models.prior.conditions import ClassCondition
+from taming_dist.models.prior.prefix import Prefix
+from taming_dist.models.prior.transformer import Transformer, TransformerConfig
+from taming_dist.models.quantizers import VectorQuantizerConfig
+from taming_dist.models.vqgan import VQGAN, VQGANConfig
+
+CLASSES = {"cls": torch.tensor([0, 3, 4])}
+TOKENS = torch.randint(24, (3, 12), generator=torch.Generator().manual_seed(1))
+SCHEMES = pytest.mark.parametrize("scheme", ["next_index", "masked"])
+
+
+def tiny(scheme: str, **settings: Any) -> Transformer:
+    """A transformer whose logits depend much on the class."""
+    torch.manual_seed(0)
+    config = TransformerConfig(
+        24,
+        [3, 4],
+        layers=2,
+        heads=2,
+        width=16,
+        condition=ClassCondition(5),
+        scheme=scheme,
+        **{"null_prefix": True} | settings,
+    )
+    model = Transformer(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.5)
+    return model
+
+
+def vqgan() -> VQGAN:
+    quantizer = VectorQuantizerConfig(codes=24, dim=4)
+    sizes: dict[str, Any] = {"channels": 32, "multipliers": [1, 1], "blocks": 1}
+    config = VQGANConfig(
+        quantizer, resolution=8, attention_resolutions=[], latent_channels=4, **sizes
+    )
+    return VQGAN(config).eval()
+
+
+def formula(model: Transformer, tokens: Tensor, prefix: Prefix, scale: float) -> Tensor:
+    """Each half alone."""
+    conditional = model(tokens, prefix)
+    null = model(tokens, prefix.dropping(torch.ones(len(prefix), dtype=torch.bool)))
+    assert (conditional - null).abs().max() > 0.1
+    return (1 - scale) * null + scale * conditional
+
+
+@SCHEMES
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.5])
+@torch.no_grad()
+def test_guided_logits_of_all_tokens_are_those_of_the_formula(scheme: str, scale: float) -> None:
+    model = tiny(scheme)
+    prefix = model.condition.prefix(3, CLASSES)
+    found = Guided(model, scale)(TOKENS, prefix)
+    torch.testing.assert_close(found, formula(model, TOKENS, prefix, scale), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_guided_logits_with_the_cache_are_those_of_the_formula() -> None:
+    model = tiny("next_index")
+    prefix = model.condition.prefix(3, CLASSES)
+    network = Guided(model, 2.0)
+    first, cache = network.begin(prefix)
+    steps = [first] + [network.step(TOKENS[:, k : k + 1], cache) for k in range(11)]
+    expected = formula(model, TOKENS, prefix, 2.0)
+    torch.testing.assert_close(torch.stack(steps, 1), expected, atol=1e-4, rtol=1e-4)
+
+
+@SCHEMES
+@torch.no_grad()
+def test_scale_1_is_without_guidance_bit_for_bit_and_scale_0_ignores_the_condition(
+    scheme: str,
+) -> None:
+    model = tiny(scheme)
+    plain, other = (
+        model.condition.prefix(3, {"cls": torch.tensor(ids)}) for ids in ([0, 3, 4], [1, 2, 0])
+    )
+
+    def sampled(prefix: Prefix, **knobs: float) -> Tensor:
+        return generate_codes(model, prefix, Sampling(**knobs), 7, range(3))
+
+    assert torch.equal(sampled(plain, guidance=1.0), sampled(plain))
+    assert not torch.equal(sampled(plain, guidance=3.0), sampled(plain))
+    assert torch.equal(sampled(plain, guidance=0.0), sampled(other, guidance=0.0))
+
+
+@SCHEMES
+def test_a_guided_image_does_not_depend_on_its_batch(scheme: str) -> None:
+    generator = Generator(tiny(scheme, vqgan_fingerprint=""), vqgan())
+    classes = [0, 3, 4, 1, 2]
+    alone, together = (
+        generator.sample(condition=classes, seed=1, guidance=2.0, batch=batch).codes
+        for batch in (1, 5)
+    )
+    assert torch.equal(alone, together)
+
+
+@SCHEMES
+def test_without_dropped_conditions_in_training_guidance_is_refused(scheme: str) -> None:
+    generator = Generator(tiny(scheme, null_prefix=False), vqgan())
+    with pytest.raises(UserError, match=r"guidance: 1\.5 needs .*\(loss\.condition_dropout\)"):
+        generator.sample(condition=[0], guidance=1.5)
+    assert generator.sample(condition=[0], guidance=1.0).codes.shape == (1, 3, 4)
