@@ -1,6 +1,7 @@
 """What can be done to the blocks of a network before DeepSpeed takes it: recompute, compile.
 
 A network names its blocks by their classes, `block_types`; networks without any stay as they are.
+One that is faster when it is compiled in one piece says so by `compiled_whole`.
 """
 
 import os
@@ -39,6 +40,28 @@ def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def compile_network(network: nn.Module, recompute: bool, in_pieces: bool) -> bool:
+    """torch.compile what a network has to be compiled: all of it if it says so, else its blocks,
+    recomputed or not; gives whether there is anything.
+
+    `in_pieces`: blocks at most, as ZeRO 3 needs, which gathers between them.
+    """
+    if in_pieces or not getattr(network, "compiled_whole", False):
+        return compile_blocks(network, recompute)
+    if recompute:
+        recompute_blocks(network)
+    plain, fast = network.forward, torch.compile(network.forward, dynamic=False)
+    network.forward = _with_gradients(fast, plain)
+    return True
+
+
+def _with_gradients(fast: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any) -> Any:
+        return fast(*args) if torch.is_grad_enabled() else plain(*args)
+
+    return run
+
+
 def compile_blocks(network: nn.Module, recompute: bool) -> bool:
     """torch.compile the forward pass of each block, recomputed or not; gives whether there are any.
 
@@ -57,12 +80,7 @@ def compile_blocks(network: nn.Module, recompute: bool) -> bool:
 
 def _compiled(block: nn.Module, recompute: bool) -> Callable[..., Any]:
     kind: Any = type(block)  # mypy: classes of modules are not Hashable
-    plain, fast = block.forward, partial(_compiled_forward(kind, recompute), block)
-
-    def run(*args: Any) -> Any:
-        return fast(*args) if torch.is_grad_enabled() else plain(*args)
-
-    return run
+    return _with_gradients(partial(_compiled_forward(kind, recompute), block), block.forward)
 
 
 @cache

@@ -35,7 +35,8 @@ class EngineConfig:
     kind of card and with the same torch, at the price of slower operations.
 
     `persist_below`: at stage 3 parameters of fewer elements stay whole on every rank. `recompute`:
-    activation checkpointing of the networks' blocks; `compile`: torch.compile of each of them."""
+    activation checkpointing of the networks' blocks; `compile`: torch.compile of each of them, of a
+    prior as a whole."""
 
     zero: int = ranged(0, at_least=0, at_most=3)
     precision: str = "fp32"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from taming_dist.engine.average import WeightAverage
-from taming_dist.engine.blocks import blocks_of, compile_blocks, recompute_blocks
+from taming_dist.engine.blocks import blocks_of, compile_network, recompute_blocks
 from taming_dist.engine.compiling import Recompilations
 from taming_dist.engine.layouts import LAYOUTS, Layout, write_rows
 from taming_dist.engine.partition import gather_as_one, gathered
@@ -83,7 +83,7 @@ class Engine:
         self._norm: Tensor | None = None  # of the last gradient that was followed; NaN: of none yet
         self._skipped = torch.zeros((), device=world.device)  # optimizer steps, of this window
         self._recompilations: Recompilations | None = None
-        if config.compile and compile_blocks(module, config.recompute):
+        if config.compile and compile_network(module, config.recompute, config.zero == 3):
             self._recompilations = Recompilations()
             if config.zero == 3:
                 gather_as_one(blocks_of(module))

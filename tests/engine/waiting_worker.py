@@ -14,6 +14,7 @@ from waiting import Waiting
 from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.world import Agreement, World
 from taming_dist.models.discriminators import PatchGANConfig
+from taming_dist.models.prior.blocks import GPTBlockConfig, LlamaBlockConfig, RARBlockConfig
 from taming_dist.models.prior.conditions import ClassCondition
 from taming_dist.models.prior.schemes import NextIndex
 from taming_dist.models.prior.transformer import TransformerConfig
@@ -36,6 +37,7 @@ QUANTIZERS = {
 # by ZeRO stage
 RUNS = [("fp32", "vector", "lagged"), ("bf16", "ema", "global")]
 RUNS += [("fp16", "vector", "per_rank"), ("bf16", "vector", "lagged")]
+BLOCKS = [GPTBlockConfig(), LlamaBlockConfig(), RARBlockConfig(), LlamaBlockConfig(adaptive=True)]
 GAN = {
     "size": 32,
     "perceptual": 1.0,
@@ -61,9 +63,9 @@ def first_stage(world: World, zero: int, precision: str, quantizer: str, adaptiv
 
 def prior(world: World, zero: int, precision: str) -> Any:
     sizes: dict[str, Any] = {"layers": 1, "heads": 2, "width": 16, "condition": ClassCondition(3)}
-    sizes["scheme"] = NextIndex(pkeep=0.8)
-    model = TransformerConfig(24, [3, 4], **sizes)
-    return TransformerRecipe(model, TokenLossConfig(), context_of(world, zero, precision))
+    sizes |= {"scheme": NextIndex(pkeep=0.8), "block": BLOCKS[zero], "null_prefix": True}
+    model, loss = TransformerConfig(24, [3, 4], **sizes), TokenLossConfig(condition_dropout=0.5)
+    return TransformerRecipe(model, loss, context_of(world, zero, precision))
 
 
 def waits(recipe: Any, batches: Callable[[Any, int], Iterator[Any]]) -> list[str]:

@@ -9,14 +9,18 @@ import torch
 from torch import nn
 
 from taming_dist.models.discriminators import PatchGANConfig, StyleGANConfig, build_discriminator
+from taming_dist.models.prior import head
+from taming_dist.models.prior.blocks import GPTBlockConfig, LlamaBlockConfig, RARBlockConfig
 from taming_dist.models.prior.conditions import ClassCondition
+from taming_dist.models.prior.prefix import Prefix
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.quantizers import build_quantizer
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
 from tests.engine.waiting import Waiting
 from tests.models.quantizers.test_contract import CONFIGS, latents
 
-GPT = TransformerConfig(12, [2, 3], layers=1, heads=2, width=8, condition=ClassCondition(3))
+PRIOR = {"layers": 1, "heads": 2, "width": 8, "condition": ClassCondition(3), "null_prefix": True}
+BLOCKS = [GPTBlockConfig(1), LlamaBlockConfig(), LlamaBlockConfig(adaptive=True), RARBlockConfig()]
 SIZES: dict[str, Any] = {"channels": 32, "multipliers": [1, 1], "blocks": 1, "resolution": 8}
 DISCRIMINATORS = {
     "patchgan": PatchGANConfig(channels=8, layers=2),
@@ -25,7 +29,7 @@ DISCRIMINATORS = {
 }
 
 
-def train_twice(network: nn.Module, *inputs: torch.Tensor) -> None:
+def train_twice(network: nn.Module, *inputs: Any) -> None:
     """Two passes; what is made once may be made in the first."""
     network(*inputs)
     with Waiting() as waiting:
@@ -46,11 +50,20 @@ def test_discriminators_do_not_wait(kind: str) -> None:
     train_twice(build_discriminator(DISCRIMINATORS[kind], 3), torch.randn(2, 3, 16, 16))
 
 
-def test_the_models_do_not_wait() -> None:
+def test_the_vqgan_does_not_wait() -> None:
     vqgan = VQGAN(VQGANConfig(CONFIGS["vector"], **SIZES, latent_channels=4))
     train_twice(vqgan, torch.randn(2, 3, 8, 8))
-    tokens, prefix = torch.zeros(2, 6, dtype=torch.int64), torch.zeros(2, 1, dtype=torch.int64)
-    train_twice(Transformer(GPT), tokens, prefix)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.name)
+def test_priors_do_not_wait(monkeypatch: pytest.MonkeyPatch, block: Any) -> None:
+    """Nor does their loss, where it keeps no logits."""
+    monkeypatch.setattr(head, "LARGE_VOCABULARY", 12)
+    tokens = torch.zeros(2, 6, dtype=torch.int64)
+    dropped = torch.tensor([True, False])
+    prefix = Prefix((torch.zeros(2, 1, dtype=torch.int64),), dropped)
+    prior = Transformer(TransformerConfig(12, [2, 3], **PRIOR, block=block))
+    train_twice(prior, tokens, prefix, prior.places, tokens)
 
 
 WAITS: dict[str, Callable[[torch.Tensor], Any]] = {

@@ -39,6 +39,7 @@ class Transformer(Exported):
 
     kind = "transformer"
     block_types = (Block,)
+    compiled_whole = True  # a block is few operations: most of the time between them is Python's
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
