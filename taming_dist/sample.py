@@ -26,7 +26,7 @@ from taming_dist.data.codes import CodeDataset
 from taming_dist.engine.world import choose_device
 from taming_dist.errors import UserError
 from taming_dist.formats.files import writing
-from taming_dist.formats.strict_json import write_json
+from taming_dist.formats.strict_json import read_json, write_json
 from taming_dist.generation.generator import Generator, Samples
 from taming_dist.generation.pictures import image_grid, to_uint8
 from taming_dist.generation.sampling import Sampling
@@ -81,7 +81,7 @@ def main(config: SampleConfig) -> None:
     generator = load_generator(config)
     generator.check_size(parse_size(config.size))
     condition = generator.transformer.condition
-    request = Request(config.n, CodeDataset.open, config.class_id, config.condition)
+    request = Request(config.n, CodeDataset.open, read_json, config.class_id, config.condition)
     columns = condition.requested(request)
     prefix = generator.prefix(config.n, columns or None)
     parts = generator.stream(prefix, sampling, config.seed, config.batch)

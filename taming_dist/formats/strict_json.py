@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from taming_dist.errors import UserError
 from taming_dist.formats.files import write_bytes
 from taming_dist.formats.names import printable
 
@@ -13,6 +14,20 @@ def write_json(path: Path, record: Any, writer: str = "") -> None:
     """Write the JSON-safe part of a record (see `json_safe`) atomically."""
     text = json.dumps(json_safe(record), indent=1, allow_nan=False)
     write_bytes(path, f"{text}\n".encode(), writer)
+
+
+def read_json(path: str | Path) -> Any:
+    """Return what a JSON file of the user holds.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}), give another file") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
 
 
 def json_safe(value: Any) -> Any:

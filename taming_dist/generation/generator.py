@@ -54,7 +54,7 @@ class Generator:
     ) -> Samples:
         """Return n images [n, 3, h, w] in [-1, 1] and their codes [n, i, j], on the models' device.
 
-        `condition` holds class ids [n], or codes [n, k, l], and stands in for n; `size` is (h, w)
+        `condition` is what `prefix` takes, and stands in for n; `size` is (h, w)
         in pixels. Image k depends on the seed, its condition and k; `batch`, images at a time,
         bounds the memory only.
 
@@ -91,15 +91,16 @@ class Generator:
     def prefix(self, n: int | None = None, condition: Any = None) -> Prefix:
         """Return the prefixes of n images, on the models' device.
 
-        `condition`: what the transformer's condition takes, class ids [n] or codes [n, k, l], or
-        its columns by name.
+        `condition`: what the transformer's condition takes, class ids [n], codes [n, k, l], crops
+        [n, 5] or n layouts of objects; or its columns by name; or, for several, what each takes by
+        its name.
 
         Raises:
             UserError: neither is given, they contradict each other, or a class or code is unknown.
         """
         asked = self.transformer.condition
         columns = {} if condition is None else asked.given(condition)
-        count = n if n is not None or not columns else len(next(iter(columns.values())))
+        count = n if n is not None or not columns else asked.images(columns)
         if count is None or count < 1:
             raise UserError(f"n: {count} is no number of images, give at least 1")
         return asked.prefix(count, columns).to(self.transformer.device)

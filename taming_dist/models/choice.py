@@ -1,5 +1,6 @@
 """A member of a config group from what names it: `model/block=gpt`, config.json, or Python."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -32,4 +33,7 @@ def chosen(members: Mapping[str, type[Config]], value: Any, key: str) -> Config:
     name = values.get("name")
     if not isinstance(name, str) or name not in members:
         raise UserError(f"{key}={name}: use one of {', '.join(members)}")
+    keys = [field.name for field in dataclasses.fields(members[name])]  # type: ignore[arg-type]
+    for unknown in sorted(values.keys() - set(keys)):
+        raise UserError(f"{key}: {name} has no key {unknown}, use {', '.join(keys)}")
     return members[name](**values)

@@ -23,7 +23,7 @@ from taming_dist.generation.sampling import Sampling
 from taming_dist.losses.tokens import mean_of
 from taming_dist.models.choice import configs
 from taming_dist.models.prior.blocks import BLOCKS
-from taming_dist.models.prior.conditions import CONDITIONS
+from taming_dist.models.prior.conditions import CONDITIONS, Columns
 from taming_dist.models.prior.orders import ORDERS, arrange, places_of
 from taming_dist.models.prior.prefix import Prefix
 from taming_dist.models.prior.schemes import SCHEMES
@@ -41,6 +41,7 @@ from taming_dist.training.recipe import Measured, Preview, Scalars
 
 # the draws of the order, and of which conditions are dropped, among those of the scheme
 ORDER, DROPPED = "order", "dropped"
+NO_DRAWS: Columns = {}
 
 
 @dataclasses.dataclass
@@ -204,11 +205,12 @@ class TransformerRecipe:
         network, vocabulary = self.network, self.network.config.vocabulary
         for index, batch in enumerate(micro_batches):
             rows = slice(index * size, (index + 1) * size)
-            mine = {name: to_device(part[rows], self.world.device) for name, part in draws.items()}
+            own = {name: part[rows] for name, part in draws.items()}
+            mine = {name: to_device(part, self.world.device) for name, part in own.items()}
             places = places_of(mine[ORDER]) if ORDER in mine else network.places
             tokens = arrange(self._codes(batch), places)
             pair = network.scheme.training_pair(tokens, mine, vocabulary)
-            prefix = self._prefix(batch)
+            prefix = self._prefix(batch, own)
             if DROPPED in mine:
                 prefix = prefix.dropping(mine[DROPPED])
             nll = self.transformer(pair.inputs, prefix, places, pair.targets)
@@ -223,7 +225,7 @@ class TransformerRecipe:
         return self.transformer.module
 
     def _draws(self, clock: Clock) -> dict[str, Tensor]:
-        """The random numbers of the scheme and of the order for one optimizer step by name, a row
+        """The random numbers of scheme, order and condition for one optimizer step by name, a row
         for each image of this rank.
 
         They are drawn for the whole global batch: they do not depend on the number of ranks.
@@ -239,6 +241,7 @@ class TransformerRecipe:
         if config.null_prefix:
             chance = torch.rand(clock.global_batch, generator=randomness)
             draws[DROPPED] = chance < self.loss.condition_dropout
+        draws |= config.condition.draw(clock.global_batch, randomness)
         mine = slice(self.world.rank, None, self.world.world_size)
         return {name: part[mine] for name, part in draws.items()}
 
@@ -246,9 +249,9 @@ class TransformerRecipe:
         """Codes [b,i,j] on the device."""
         return to_device(batch.codes, self.world.device)
 
-    def _prefix(self, batch: CodeBatch) -> Prefix:
+    def _prefix(self, batch: CodeBatch, draws: Columns = NO_DRAWS) -> Prefix:
         """The prefixes of the condition on the device; their values are checked before."""
-        prefix = self.network.condition.prefix(len(batch), batch.columns)
+        prefix = self.network.condition.prefix(len(batch), {**batch.columns, **draws})
         return prefix.to(self.world.device)
 
     def window_metrics(self) -> Metrics:

@@ -178,9 +178,11 @@ class Transformer(Exported):
 
     def _prefix_embedded(self, prefix: Prefix) -> Float[Tensor, "b m c"]:
         """The embeddings of the prefix's parts, one after the other; the null one where dropped."""
-        tables: Iterable[nn.Module] = [self.tok_emb if self.cond_emb is None else self.cond_emb]
+        tables: Iterable[nn.Module] = [self.tok_emb] * len(prefix.parts)
         if isinstance(self.cond_emb, nn.ModuleList):
             tables = self.cond_emb
+        elif self.cond_emb is not None:
+            tables = [self.cond_emb]
         parts = [table(part) for table, part in zip(tables, prefix.parts, strict=True)]
         front = torch.cat(parts, dim=1)
         if prefix.dropped is None:

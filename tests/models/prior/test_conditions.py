@@ -21,7 +21,7 @@ def no_shards(spec: Any) -> Any:
 
 
 def asked(count: int, **given: Any) -> Request:
-    return Request(count, no_shards, **given)
+    return Request(count, no_shards, no_shards, **given)
 
 
 def test_a_class_becomes_its_own_token() -> None:
@@ -78,7 +78,7 @@ def test_classes_are_those_asked_for_or_take_turns() -> None:
     [
         (Unconditional(), {"class_id": 0}, "class_id: this transformer is unconditional"),
         (Unconditional(), {"condition": "codes"}, "condition: .*unconditional, leave it out"),
-        (ClassCondition(3), {"condition": "codes"}, "condition: .*on classes, not on codes"),
+        (ClassCondition(3), {"condition": "codes", "class_id": 1}, "class_id: .*leave one of"),
         (CodesCondition(3, [1, 1]), {"class_id": 0}, "class_id: .*not class-conditional"),
     ],
 )

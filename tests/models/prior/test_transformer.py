@@ -1,8 +1,9 @@
 """The transformer against the original's numbers, and against itself with and without a cache.
 
-golden/transformer_gpt.pt and transformer_class.pt hold weights, inputs and outputs recorded from
-the original implementation (GPT alone; class-conditional with pkeep); transformer_unmasked.pt the
-outputs of the first with n_unmasked=16.
+golden/transformer_gpt.pt, transformer_class.pt and transformer_coordinates.pt hold weights, inputs
+and outputs recorded from the original implementation (GPT alone; class-conditional with pkeep;
+with coordinates of whole images of 32 pixels, which has the weights and codes of the second);
+transformer_unmasked.pt the outputs of the first with n_unmasked=16.
 """
 
 import json
@@ -16,7 +17,11 @@ from torch import Tensor
 from taming_dist.errors import UserError
 from taming_dist.losses.tokens import corrupt, token_nll
 from taming_dist.models.prior.blocks import GPTBlockConfig
-from taming_dist.models.prior.conditions import ClassCondition, CodesCondition
+from taming_dist.models.prior.conditions import (
+    ClassCondition,
+    CodesCondition,
+    CoordinatesCondition,
+)
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig, decay_groups
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -94,6 +99,18 @@ def test_class_conditional_logits_loss_and_samples_equal_the_original() -> None:
     model = original(golden, grid=[8, 8], condition=ClassCondition(10))
     codes = golden["codes"]
     prefix = model.condition.prefix(2, {"cls": golden["classes"]})
+    logits = model(codes, prefix)
+    assert torch.allclose(logits[:, ::8], golden["logits"], atol=1e-5)
+    assert token_nll(logits, codes).item() == pytest.approx(golden["loss"].item(), abs=1e-6)
+    assert torch.equal(greedy(model, prefix, 64), golden["greedy"])
+
+
+def test_coordinates_logits_loss_and_samples_equal_the_original() -> None:
+    golden, codes = load_golden("coordinates"), load_golden("class")["codes"]
+    condition = CoordinatesCondition(steps=64, grid=[8, 8], factor=4, vocabulary=64)
+    model = original(load_golden("class"), grid=[8, 8], condition=condition)
+    prefix = model.condition.prefix(2, {})
+    assert torch.equal(prefix.parts[0], golden["coordinates"])
     logits = model(codes, prefix)
     assert torch.allclose(logits[:, ::8], golden["logits"], atol=1e-5)
     assert token_nll(logits, codes).item() == pytest.approx(golden["loss"].item(), abs=1e-6)

@@ -6,6 +6,7 @@ line in CONDITIONS, by the name that `model/condition=` has.
 
 from taming_dist.models.prior.conditions.classes import ClassCondition
 from taming_dist.models.prior.conditions.codes import CodesCondition
+from taming_dist.models.prior.conditions.coordinates import CoordinatesCondition
 from taming_dist.models.prior.conditions.interface import (
     Codes,
     Columns,
@@ -13,6 +14,11 @@ from taming_dist.models.prior.conditions.interface import (
     Request,
     agreed,
 )
+from taming_dist.models.prior.conditions.objects import (
+    ObjectCentersCondition,
+    ObjectsCondition,
+)
+from taming_dist.models.prior.conditions.several import SeveralConditions
 from taming_dist.models.prior.conditions.unconditional import Unconditional
 
 __all__ = [
@@ -22,7 +28,11 @@ __all__ = [
     "CodesCondition",
     "Columns",
     "Condition",
+    "CoordinatesCondition",
+    "ObjectCentersCondition",
+    "ObjectsCondition",
     "Request",
+    "SeveralConditions",
     "Unconditional",
     "agreed",
 ]
@@ -32,4 +42,8 @@ CONDITIONS: dict[str, type[Condition]] = {
     "none": Unconditional,
     "class": ClassCondition,
     "codes": CodesCondition,
+    "coordinates": CoordinatesCondition,
+    "objects": ObjectsCondition,
+    "object_centers": ObjectCentersCondition,
+    "several": SeveralConditions,
 }

@@ -20,6 +20,7 @@ class ClassCondition(Condition):
     classes: int = ranged(0, at_least=0)
     name: str = "class"
     columns: ClassVar[tuple[str, ...]] = ("cls",)
+    takes_class_id: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_ranges(self, "model.condition")
@@ -70,15 +71,17 @@ class ClassCondition(Condition):
         return dataclasses.replace(self, classes=classes)
 
     def requested(self, request: Request) -> Columns:
-        """The class asked for, or else all classes in turn."""
-        if request.condition is not None:
+        """The class asked for, those of the first samples of code shards, or all in turn."""
+        if request.condition is not None and request.class_id is not None:
             raise UserError(
-                "condition: this transformer is conditioned on classes, not on codes: give "
-                "class_id, or leave both out"
+                "class_id: the classes are those of condition already, leave one of the two out"
             )
+        if request.condition is not None:
+            return super().requested(request)
         if request.class_id is not None:
             return {"cls": torch.full((request.count,), request.class_id)}
         return {"cls": torch.arange(request.count) % self.classes}
 
     def period(self, request: Request) -> int:
-        return self.classes if request.class_id is None else 1
+        in_turn = request.class_id is None and request.condition is None
+        return self.classes if in_turn else 1

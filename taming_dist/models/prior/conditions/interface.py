@@ -27,6 +27,7 @@ class Codes(Protocol):
 
     vocabulary: int
     grid: tuple[int, int]
+    image_size: int | None  # pixels of a side of the square images; None: not known
     tokenizer_fingerprint: str
     condition: Mapping[str, Any] | None
     num_classes: int
@@ -44,26 +45,38 @@ class Codes(Protocol):
 @dataclass(frozen=True)
 class Request:
     """What the user of the sampling command asks for: `count` images; `class_id` and `condition` as
-    they were typed, None if they were not; `open_codes` opens the code shards of a spec."""
+    they were typed, None if they were not; `open_codes` opens the code shards of a spec,
+    `read_json` reads a file."""
 
     count: int
     open_codes: Callable[[Any], Codes]
+    read_json: Callable[[str], Any]
     class_id: int | None = None
     condition: Any = None
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the condition is a JSON file rather than code shards."""
+        return isinstance(self.condition, str) and self.condition.endswith(".json")
 
 
 class Condition(ABC):
     """How a batch's condition becomes the prefix that the transformer reads first.
 
-    `columns`: what it reads of a batch of codes, of `taming_dist.data.codes.COLUMNS`.
     `has_table`: whether its tokens may have a table of embeddings of their own. `can_drop`: whether
-    there is anything that a null prefix could leave out.
+    there is anything that a null prefix could leave out. `takes_class_id`: whether `class_id` of a
+    request is for it.
     """
 
     name: str
-    columns: ClassVar[tuple[str, ...]] = ()
     has_table: ClassVar[bool] = True
     can_drop: ClassVar[bool] = True
+    takes_class_id: ClassVar[bool] = False
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What it reads of a batch of codes, of `taming_dist.data.code_columns.COLUMNS`."""
+        return ()
 
     @property
     def conditions(self) -> "tuple[Condition, ...]":
@@ -95,6 +108,11 @@ class Condition(ABC):
         """Return the prefixes of `count` images from their columns, as `part` does."""
         return Prefix(tuple(each.part(count, columns) for each in self.conditions))
 
+    def draw(self, count: int, generator: torch.Generator) -> Columns:
+        """Return the random numbers of a training batch of `count` images, which `part` finds among
+        the columns, a row for each image; in validation and sampling there are none."""
+        return {}
+
     def embedding(self, width: int) -> nn.Module:
         """Return the module of its own that maps its part of a prefix to [b, m, width]."""
         return nn.Embedding(self.vocabulary, width)
@@ -119,8 +137,12 @@ class Condition(ABC):
     def given(self, value: Any) -> Columns:
         """Return the columns of what Python gives for it: all of them by name, or its only one."""
         if isinstance(value, Mapping):
-            return value
+            return {name: torch.as_tensor(column).cpu() for name, column in value.items()}
         return {self.columns[0]: torch.as_tensor(value).cpu()}
+
+    def images(self, columns: Columns) -> int:
+        """Return how many images the columns are of, none of which may be missing."""
+        return len(next(iter(columns.values())))
 
     def requested(self, request: Request) -> Columns:
         """Return the columns of the images that sampling is asked for.
