@@ -145,11 +145,12 @@ def _plain(value: Any) -> Any:
 
 
 def applies(config: DictConfig, path: str) -> bool:
-    """Whether a key of a scale is for this configuration: another loss or discriminator, or none,
-    has other keys than the one that is scaled."""
+    """Whether a key of a scale is for this configuration: another loss, discriminator or condition,
+    or none, has other keys than the one that is scaled."""
     parent, _, name = path.rpartition(".")
     node = OmegaConf.select(config, parent)
-    return not parent.startswith("loss") or (node is not None and name in list(node))
+    varies = parent.startswith(("loss", "model.condition"))
+    return not varies or (node is not None and name in list(node))
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:

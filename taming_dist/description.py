@@ -22,12 +22,19 @@ def describe(config: Config, world: World, batch: BatchSizes, recipe: Recipe) ->
             f"run       {config.run.name} in {config.run.dir}",
             *([f"scaled    {', '.join(config.scaled)}"] if config.scaled else []),
             f"networks  {sizes}",
-            f"batch     {batch.global_batch} images = {count(batch.world_size, 'rank')} x "
-            f"{batch.micro_batch} x {batch.accumulation} micro-batches",
+            f"batch     {batch_line(batch)}",
             f"lr        {config.optim.peak(batch.global_batch):.3g} ({config.optim.schedule})",
             f"engine    ZeRO {config.engine.zero}, {config.engine.precision}"
             f"{' with TF32' if config.engine.allowed_tf32 != EXACT else ''}, {world.device.type}",
         ]
+    )
+
+
+def batch_line(batch: BatchSizes) -> str:
+    """How the global batch is cut."""
+    return (
+        f"{batch.global_batch} images = {count(batch.world_size, 'rank')} x {batch.micro_batch} x "
+        f"{batch.accumulation} micro-batches"
     )
 
 

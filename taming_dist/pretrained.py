@@ -123,6 +123,13 @@ def lpips_network(net: str = "vgg", weights: str = "pretrained") -> LPIPS:
     return LPIPS(slices, _heads(backbone))
 
 
+class Blank:
+    """The networks that terms of a loss stand on, without their weights: to be counted."""
+
+    def lpips_network(self, net: str, weights: str) -> LPIPS:
+        return _random(BACKBONES[net])
+
+
 def load_backbone(backbone: Backbone) -> dict[str, Tensor] | None:
     """Read the cached weights, None if there are none; `UserError` if they are not right."""
     if not backbone.cache_file.exists():

@@ -115,11 +115,14 @@ def ranged(
     *,
     compared: bool = True,
     may_change: bool = False,
+    from_data: bool = False,
     **limits: Any,
 ) -> Any:
     """A field of a config class; the limits are those of `Range`, the marks those of `marked`. A
-    list as default is copied."""
+    list as default is copied. `from_data`: 0 or [] stands for what the data say, so that a run may
+    resume with either."""
     marks: dict[str, Any] = {RANGE: Range(**limits), **_marks(compared, may_change)}
+    marks["from_data"] = from_data
     if isinstance(default, list):
         return dataclasses.field(default_factory=default.copy, metadata=marks)
     return dataclasses.field(default=default, metadata=marks)

@@ -56,7 +56,7 @@ def check_run_dir(config: Config, run_dir: Path) -> None:
 
 def read_config(file: Path) -> dict[str, Any]:
     """The config.yaml of an earlier start as plain values; UserError if it is damaged."""
-    parts = {field.name for field in dataclasses.fields(Config)} - {"scale", "scaled"}
+    parts = {field.name for field in dataclasses.fields(Config)} - {"scale", "scaled", "dry_run"}
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -98,7 +98,8 @@ def differing(key: str, before: Any, now: Any) -> Iterator[Difference]:
     """Where the plain values `before` of a config class differ from the config `now`, key by key.
 
     A key that is younger than the run had the value that its class gives it. A field that is marked
-    with `may_change`, such as the place of a file, does not count.
+    with `may_change`, such as the place of a file, does not count, nor one that is left to the data
+    on either side (`from_data`).
     """
     if not dataclasses.is_dataclass(now) or isinstance(now, type):
         if before != now:
@@ -111,9 +112,11 @@ def differing(key: str, before: Any, now: Any) -> Iterator[Difference]:
         yield Difference(key, kind(before), kind(dataclasses.asdict(now)))
         return
     for field in fields:
-        if not field.metadata.get("may_change"):
-            held = before[field.name] if field.name in before else default(field)
-            yield from differing(f"{key}.{field.name}", held, getattr(now, field.name))
+        held = before[field.name] if field.name in before else default(field)
+        value = getattr(now, field.name)
+        is_open = field.metadata.get("from_data") and not (held and value)
+        if not is_open and not field.metadata.get("may_change"):
+            yield from differing(f"{key}.{field.name}", held, value)
 
 
 def default(field: Any) -> Any:

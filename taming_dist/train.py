@@ -25,9 +25,11 @@ def main() -> None:
 
 
 def train(config: "Config", stop: StopRequest) -> None:
-    """Check everything, then join the process group, build the stage and run the loop."""
+    """Check everything, then join the process group, build the stage and run the loop; or, with
+    `dry_run`, only tell what the run would be."""
     from taming_dist.config import check
     from taming_dist.description import describe
+    from taming_dist.dry_run import dry_run, is_dry
     from taming_dist.engine.checkpoint import Checkpoints, newest_valid
     from taming_dist.engine.start import init_world, load_deepspeed, shutdown
     from taming_dist.launch import environment_place
@@ -42,6 +44,10 @@ def train(config: "Config", stop: StopRequest) -> None:
     from taming_dist.training.sinks import Sinks
 
     here = environment_place()
+    if is_dry(config):
+        if here.rank == 0:
+            print(dry_run(config, here.world_size))
+        return
     batch = check(config, here.world_size)
     run_dir = Path(config.run.dir)
     check_run_dir(config, run_dir)

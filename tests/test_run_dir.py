@@ -84,6 +84,20 @@ def test_what_no_checkpoint_depends_on_may_change(compose: Compose, tmp_path: Pa
     check_run_dir(compose(*DINO, *changed), tmp_path)
 
 
+@pytest.mark.parametrize("stated", ["model.vocabulary=512", "model.grid=[8,8]"])
+def test_what_is_left_to_the_codes_may_be_stated_later_and_not_changed(
+    compose: Compose, tmp_path: Path, stated: str
+) -> None:
+    key = stated.partition("=")[0]
+    (tmp_path / "config.yaml").write_text(to_yaml(compose(*STAGE_2)))
+    check_run_dir(compose(*STAGE_2, stated), tmp_path)
+    (tmp_path / "config.yaml").write_text(to_yaml(compose(*STAGE_2, stated)))
+    check_run_dir(compose(*STAGE_2), tmp_path)
+    other = stated.replace("512", "1024").replace("8", "4")
+    with pytest.raises(UserError, match=f" holds a run with {key}="):
+        check_run_dir(compose(*STAGE_2, other), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [

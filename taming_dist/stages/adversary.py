@@ -60,9 +60,10 @@ class Adversary:
         self.loss, self.context, self.world = loss, context, context.world
         self.gan = GAN_LOSSES[loss.gan]
         self.features = nn.Identity() if features is None else features.to(self.world.device)
-        if loss.r1_weight > 0:  # ZeRO-3 lets go of the weights before they are needed again
-            engine = dataclasses.replace(context.engine, zero=min(context.engine.zero, 2))
-            context = dataclasses.replace(context, engine=engine)
+        zero = min(context.engine.zero, loss.largest_zero)
+        context = dataclasses.replace(
+            context, engine=dataclasses.replace(context.engine, zero=zero)
+        )
 
         config = loss.discriminator
         assert config is not None, "without a discriminator there is no adversary"

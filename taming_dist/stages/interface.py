@@ -4,11 +4,12 @@ config.py, train.py and the tools know stages by this and by the registry (`tami
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from omegaconf import MISSING
+from torch import nn
 
 from taming_dist.data.batching import BatchSizes, DataConfig
 from taming_dist.engine.settings import EngineConfig
@@ -63,6 +64,7 @@ class Config:
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
     scale: dict[str, Any] | None = None  # what +scale=NAME stands for, until it is known for which
     scaled: list[str] = dataclasses.field(default_factory=list)  # stage; then what it changes
+    dry_run: bool | int | None = None  # only tell what the run would be, on so many ranks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +83,27 @@ class Opened:
     """What a stage opens before the ranks meet. A stage adds what its recipe needs beside."""
 
     data: Data
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """A network of a run that has not started: `module` is on the meta device, without memory.
+
+    `averaged`: its weights have the moving average if there is one; `largest_zero`: the stage of
+    ZeRO that it stays at where the run has a larger one.
+    """
+
+    module: nn.Module
+    averaged: bool = False
+    largest_zero: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The networks of a run that has not started, by name, and what else there is to say of it."""
+
+    networks: Mapping[str, Planned]
+    notes: Sequence[str] = ()
 
 
 OpenedT = TypeVar("OpenedT", bound=Opened)
@@ -136,6 +159,15 @@ class Stage(Generic[OpenedT]):
         Raises:
             UserError: parts that do not go together, naming their keys.
         """
+
+    def plan(self, config: Config) -> Plan:
+        """The networks that `recipe` would train, and frozen ones; called under torch's meta
+        device. Nothing is read but what decides their sizes.
+
+        Raises:
+            UserError: the sizes are not known.
+        """
+        raise NotImplementedError
 
     def open_data(self, config: Config, start: Start) -> OpenedT:
         """Open data and weights: whatever may fail by a mistake of the user.

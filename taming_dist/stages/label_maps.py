@@ -15,7 +15,7 @@ from taming_dist.data.reader import ImagesConfig
 from taming_dist.evaluation.label_maps import LabelMapMetrics
 from taming_dist.losses.reconstruction import label_map_bce
 from taming_dist.models.modalities import LabelMap
-from taming_dist.models.vqgan import Reconstruction, VQGANConfig, check_size
+from taming_dist.models.vqgan import VQGAN, Reconstruction, VQGANConfig, check_size
 from taming_dist.ranges import check_ranges, ranged
 from taming_dist.stages.autoencoder import (
     FIRST_STAGE_SCHEMAS,
@@ -25,7 +25,7 @@ from taming_dist.stages.autoencoder import (
     other_loss,
 )
 from taming_dist.stages.context import Context
-from taming_dist.stages.interface import Config, LossConfig, Stage, Start, part
+from taming_dist.stages.interface import Config, LossConfig, Plan, Planned, Stage, Start, part
 from taming_dist.stages.trained import begin_step
 from taming_dist.training.clock import Clock
 from taming_dist.training.metrics import Metrics
@@ -58,6 +58,9 @@ class LabelMapStage(Stage[OpenedAutoencoder]):
 
     def compared(self, config: Config) -> Mapping[str, bool]:
         return LabelMapMetrics.higher_is_better
+
+    def plan(self, config: Config) -> Plan:
+        return Plan({"generator": Planned(VQGAN(part(config.model, VQGANConfig)), averaged=True)})
 
     def open_data(self, config: Config, start: Start) -> OpenedAutoencoder:
         return open_autoencoder(config, start)

@@ -31,7 +31,16 @@ from taming_dist.models.prior.transformer import Transformer, TransformerConfig,
 from taming_dist.models.vqgan import VQGAN
 from taming_dist.ranges import check_ranges, ranged
 from taming_dist.stages.context import Context
-from taming_dist.stages.interface import Config, LossConfig, Opened, Stage, Start, part
+from taming_dist.stages.interface import (
+    Config,
+    LossConfig,
+    Opened,
+    Plan,
+    Planned,
+    Stage,
+    Start,
+    part,
+)
 from taming_dist.stages.opening import initial_weights, join
 from taming_dist.stages.trained import Trained, begin_step
 from taming_dist.training.clock import Clock
@@ -91,14 +100,24 @@ class PriorStage(Stage[OpenedCodes]):
     def compared(self, config: Config) -> Mapping[str, bool]:
         return {part(config.model, TransformerConfig).scheme.measure: False, "accuracy": True}
 
+    def plan(self, config: Config) -> Plan:
+        """Sizes are those of data.train where it is there, else those of the configuration."""
+        data, model, notes = part(config.data, CodesConfig), model_of(config), []
+        try:
+            codes = open_codes(data, "train")
+        except UserError as error:
+            notes.append(
+                f"sizes are those of the configuration: no codes in data.train={data.train}"
+            )
+            require_sizes(model, error)
+        else:
+            model = model.fitted(codes, data.train)
+        return Plan({"transformer": Planned(Transformer(model), averaged=True)}, notes)
+
     def open_data(self, config: Config, start: Start) -> OpenedCodes:
         data, batch, here = part(config.data, CodesConfig), start.batch, start.here
         train_set = open_codes(data, "train")
-        dropout = part(config.loss, TokenLossConfig).condition_dropout
-        model = part(config.model, TransformerConfig)
-        if dropout:
-            model = dataclasses.replace(model, null_prefix=True)
-        model = model.fitted(train_set, data.train)
+        model = model_of(config).fitted(train_set, data.train)
         initial = initial_weights(start.init, Transformer, model)
         val_set = open_codes(data, "val")
         model.fitted(val_set, data.val)
@@ -142,6 +161,27 @@ class PriorStage(Stage[OpenedCodes]):
             opened.image_size,
             config.train.preview_guidance,
         )
+
+
+def model_of(config: Config) -> TransformerConfig:
+    """The model with what the loss asks of it."""
+    model = part(config.model, TransformerConfig)
+    dropout = part(config.loss, TokenLossConfig).condition_dropout
+    return dataclasses.replace(model, null_prefix=True) if dropout else model
+
+
+def require_sizes(model: TransformerConfig, error: UserError) -> None:
+    """UserError if sizes are missing that code shards would have said, which `error` is about."""
+    if not model.vocabulary or not model.grid:
+        raise UserError(
+            f"model.vocabulary={model.vocabulary} and model.grid={model.grid} are those of the "
+            f"code shards, and {error}; without any give both, as model.vocabulary=1024 "
+            f"model.grid=[16,16]"
+        ) from error
+    try:
+        model.check()
+    except UserError as missing:
+        raise UserError(f"{missing}; or {error}") from missing
 
 
 def open_decoder(data: CodesConfig, codes: CodeDataset) -> VQGAN | None:

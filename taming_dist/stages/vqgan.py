@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from taming_dist import pretrained
 from taming_dist.data.reader import ImagesConfig
@@ -21,9 +21,10 @@ from taming_dist.losses.perceptual import LPIPS
 from taming_dist.losses.reconstruction import ReconstructionLoss
 from taming_dist.losses.terms import TERMS
 from taming_dist.models.choice import configs
-from taming_dist.models.discriminators import DISCRIMINATORS
+from taming_dist.models.discriminators import DISCRIMINATORS, DinoConfig, build_discriminator
+from taming_dist.models.discriminators.dino import DinoFeatures
 from taming_dist.models.modalities import LabelMap
-from taming_dist.models.vqgan import Reconstruction, VQGANConfig, check_size
+from taming_dist.models.vqgan import VQGAN, Reconstruction, VQGANConfig, check_size
 from taming_dist.stages.adaptive import ADAPTIVE
 from taming_dist.stages.adversary import Adversary
 from taming_dist.stages.autoencoder import (
@@ -34,7 +35,7 @@ from taming_dist.stages.autoencoder import (
     other_loss,
 )
 from taming_dist.stages.context import Context
-from taming_dist.stages.interface import Config, Stage, Start, part
+from taming_dist.stages.interface import Config, Plan, Planned, Stage, Start, part
 from taming_dist.stages.opening import discriminator_weights
 from taming_dist.stages.trained import begin_step
 from taming_dist.stages.vqgan_loss import VQGANLossConfig
@@ -79,6 +80,19 @@ class VQGANStage(Stage[OpenedVQGAN]):
 
     def compared(self, config: Config) -> Mapping[str, bool]:
         return ReconstructionMetrics.higher_is_better
+
+    def plan(self, config: Config) -> Plan:
+        model, loss = part(config.model, VQGANConfig), part(config.loss, VQGANLossConfig)
+        frozen: nn.Module = ReconstructionLoss(loss.terms, pretrained.Blank())
+        networks = {"generator": Planned(VQGAN(model), averaged=True)}
+        if (judge := loss.discriminator) is not None:
+            trained = build_discriminator(judge, model.modality.channels)
+            networks["discriminator"] = Planned(trained, largest_zero=loss.largest_zero)
+            if isinstance(judge, DinoConfig):
+                frozen = nn.ModuleList([frozen, DinoFeatures(judge.depths)])
+        if any(True for _ in frozen.parameters()):
+            networks["losses"] = Planned(frozen)
+        return Plan(networks)
 
     def open_data(self, config: Config, start: Start) -> OpenedVQGAN:
         model, loss = part(config.model, VQGANConfig), part(config.loss, VQGANLossConfig)

@@ -71,6 +71,11 @@ class VQGANLossConfig(LossConfig):
                 f"for heads on frozen features; set it to 0"
             )
 
+    @property
+    def largest_zero(self) -> int:
+        """The ZeRO stage that D stays at: 3 lets go of the weights before R1 needs them again."""
+        return 2 if self.r1_weight > 0 else 3
+
     def check_size(self, size: int) -> None:
         """UserError if images of so many pixels across do not suit a term or D."""
         for term in self.terms.values():

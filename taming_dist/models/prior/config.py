@@ -36,8 +36,8 @@ class TransformerConfig(ModelConfig):
     with `loss.condition_dropout` sets it.
     """
 
-    vocabulary: int = ranged(at_least=0)
-    grid: list[int] = ranged(at_least=1, length=2, empty=True)
+    vocabulary: int = ranged(at_least=0, from_data=True)
+    grid: list[int] = ranged(at_least=1, length=2, empty=True, from_data=True)
     block_size: int = ranged(0, at_least=0, compared=False)
     layers: int = ranged(24, at_least=1, compared=False)
     heads: int = ranged(16, at_least=1)

@@ -17,7 +17,7 @@ from taming_dist.ranges import check_ranges, ranged
 class ClassCondition(Condition):
     """One token, the class of the image. `classes`: how many there are, 0: as the shards say."""
 
-    classes: int = ranged(0, at_least=0)
+    classes: int = ranged(0, at_least=0, from_data=True)
     name: str = "class"
     columns: ClassVar[tuple[str, ...]] = ("cls",)
     takes_class_id: ClassVar[bool] = True

@@ -20,8 +20,8 @@ class CodesCondition(Condition):
     the code shards say. Source: arXiv 2012.09841, section 3.2, "conditioned synthesis".
     """
 
-    vocabulary: int = ranged(0, at_least=0)
-    grid: list[int] = ranged([], at_least=1, length=2, empty=True)
+    vocabulary: int = ranged(0, at_least=0, from_data=True)
+    grid: list[int] = ranged([], at_least=1, length=2, empty=True, from_data=True)
     fingerprint: str = marked("", compared=False)
     name: str = "codes"
     columns: ClassVar[tuple[str, ...]] = ("cond",)

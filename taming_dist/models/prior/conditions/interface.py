@@ -173,6 +173,11 @@ class Condition(ABC):
         return 1
 
 
+def shown(value: Any) -> str:
+    """A value as it is typed on the command line."""
+    return str(value).replace(" ", "")
+
+
 def agreed(config: Config, found: Mapping[str, Any], key: str, spec: Any) -> Config:
     """Return a config class with the values that code shards have; `key` is its own, such as model.
 
@@ -184,6 +189,6 @@ def agreed(config: Config, found: Mapping[str, Any], key: str, spec: Any) -> Con
         if asked and asked != value:
             raise UserError(
                 f"{key}.{name} is {asked}, but the codes of {spec} have {value}: use the codes of "
-                f"that tokenizer, or another run"
+                f"that tokenizer, or set {key}.{name}={shown(value)}"
             )
     return dataclasses.replace(config, **found)  # type: ignore[type-var]
