@@ -127,6 +127,26 @@ class CutWeights:
         return list(chain(*self._optimizer.averaged_gradients.values()))
 
 
+class OffloadedOptimizer(CutOptimizer):
+    """ZeRO 1 and 2 with masters, moments and the gradients of this rank's part on the host."""
+
+    def gradients(self) -> list[Tensor]:
+        self._optimizer._wait_for_offload_copies()
+        return [shard.grad for shard in self._optimizer.single_partition_of_fp32_groups]
+
+
+class OffloadedWeights(CutWeights):
+    """ZeRO 3 with them on the host."""
+
+    def gradients(self) -> list[Tensor]:
+        return [shard.grad for shard in self._optimizer.fp32_partitioned_groups_flat]
+
+
+OFFLOADED: dict[int, type[Layout]] = {
+    1: OffloadedOptimizer,
+    2: OffloadedOptimizer,
+    3: OffloadedWeights,
+}
 LAYOUTS: dict[int, type[Layout]] = {0: Whole, 1: CutOptimizer, 2: CutOptimizer, 3: CutWeights}
 
 

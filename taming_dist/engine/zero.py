@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from taming_dist.engine.average import WeightAverage
 from taming_dist.engine.blocks import blocks_of, compile_network, recompute_blocks
 from taming_dist.engine.compiling import Recompilations
-from taming_dist.engine.layouts import LAYOUTS, Layout, write_rows
+from taming_dist.engine.layouts import LAYOUTS, OFFLOADED, Layout, write_rows
 from taming_dist.engine.partition import gather_as_one, gathered
 from taming_dist.engine.scaling import LossScale
 from taming_dist.engine.settings import PRECISIONS, REDUCTIONS, EngineConfig, deepspeed_config
@@ -95,7 +95,8 @@ class Engine:
             config=deepspeed_config(config, micro_batch, accumulation, world.overlaps),
             dist_init_required=False,
         )
-        self._layout: Layout = LAYOUTS[config.zero](self._engine)
+        layouts = OFFLOADED if config.offload == "optimizer" else LAYOUTS
+        self._layout: Layout = layouts[config.zero](self._engine)
         self._set_up_reduction()
         self._scale = LossScale(world.device) if config.precision == "fp16" else None
         if self._scale is not None:
@@ -167,7 +168,7 @@ class Engine:
         if self._scale is not None:
             self._scale.update(self.moved)
         if self._average is not None:
-            self._average.update(self.masters(), self.moved)
+            self._average.update(self.masters(), self.moved.to(self._host_or_device))
         if self._recompilations is not None:
             self._recompilations.step_done()
 
@@ -183,13 +184,19 @@ class Engine:
         divisor = self.loss_scale
         if self._clip > 0:
             divisor = ((norm + 1e-6) / self._clip).clamp(min=1) * divisor
-        self._optimizer.grad_scale = divisor if isinstance(divisor, Tensor) else None
-        self._optimizer.found_inf = (~self.moved).float()
+        there = self._host_or_device
+        self._optimizer.grad_scale = divisor.to(there) if isinstance(divisor, Tensor) else None
+        self._optimizer.found_inf = (~self.moved).float().to(there)
+
+    @property
+    def _host_or_device(self) -> torch.device:
+        """Where the optimizer moves the weights."""
+        return torch.device("cpu") if self.config.offload == "optimizer" else self.world.device
 
     def _gradient_norm(self) -> Tensor:
         """The norm of the whole gradient, as it is scaled."""
         norms = torch._foreach_norm(self._layout.gradients(), 2, torch.float32)
-        squared = torch.stack(norms).square().sum()
+        squared = torch.stack(norms).square().sum().to(self.world.device)
         return (self.world.sum(squared) if self.config.zero > 0 else squared).sqrt()
 
     def masters(self) -> list[Tensor]:

@@ -18,6 +18,17 @@ EXPECTED: list[tuple[dict[str, Any], bool, dict[str, Any], dict[str, Any] | None
         {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []},
     ),
     (
+        {"zero": 1, "offload": "optimizer"},
+        False,
+        {
+            "stage": 1,
+            "contiguous_gradients": True,
+            "overlap_comm": False,
+            "offload_optimizer": {"device": "cpu", "pin_memory": True},
+        },
+        None,
+    ),
+    (
         {"zero": 3, "persist_below": 7},
         False,
         {
@@ -58,6 +69,8 @@ def test_every_stage_is_configured_as_the_table_says(
     ("values", "message"),
     [
         ({"zero": 4}, r"engine\.zero=4: use a whole number from 0 to 3"),
+        ({"zero": 1, "offload": "all"}, r"engine\.offload=all: use none or optimizer"),
+        ({"offload": "optimizer"}, r"engine\.offload=optimizer .* engine=zero1, zero2 or zero3"),
         ({"precision": "half"}, r"engine\.precision=half: use fp32, bf16 or fp16"),
         ({"reduce": "fp16"}, r"engine\.reduce=fp16: use fp32 or bf16"),
     ],
