@@ -14,6 +14,7 @@ from pathlib import Path
 from taming_dist import cli
 from taming_dist.data.decoding import check_objects
 from taming_dist.data.reader import num_unclassed
+from taming_dist.errors import UserError
 from taming_dist.formats.manifest import Dataset, resolve
 from taming_dist.models.vqgan import VQGAN, check_size
 from taming_dist.prepare.tokenization.claims import STALE_S
@@ -37,6 +38,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--condition-model",
         metavar="EXPORT",
         help="also write the codes that this VQGAN (of label maps, depth, ...) gives each crop",
+    )
+    parser.add_argument(
+        "--condition-size",
+        type=cli.COUNT,
+        metavar="PIXELS",
+        help="scale what --condition-model encodes to this side: fewer codes [that of the crop]",
     )
     parser.add_argument(
         "--coordinates", action="store_true", help="also write the place of each crop in its image"
@@ -88,7 +95,10 @@ def make_job(args: argparse.Namespace) -> Job:
     condition_model = None
     if args.condition_model is not None:
         condition_model = VQGAN.from_pretrained(args.condition_model)
-        check_size(size, condition_model.config.factor, "--size")
+        scaled = "--size" if args.condition_size is None else "--condition-size"
+        check_size(args.condition_size or size, condition_model.config.factor, scaled)
+    elif args.condition_size is not None:
+        raise UserError("--condition-size is for --condition-model, which is not given")
     return Job(
         model=model,
         condition_model=condition_model,
@@ -102,6 +112,7 @@ def make_job(args: argparse.Namespace) -> Job:
         coordinates=args.coordinates,
         boxes=args.boxes,
         classes=not args.no_classes,
+        condition_size=args.condition_size,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from taming_dist.data.images import Preprocess
@@ -95,10 +96,11 @@ class Encoder:
         return rows
 
     def inputs(self, model: VQGAN, batch: Batch) -> Iterator[Tensor]:
-        """Yield each view of a batch as model input, [b, c, size, size] on the device."""
-        modality = model.config.modality
-        views = self.job.views.cut(modality.take(batch.columns, self.device), batch.ids)
-        return map(modality.tensor, views)
+        """Yield each view of a batch as model input, [b, c, side, side] on the device."""
+        modality, side = model.config.modality, self.job.side(model)
+        for view in self.job.views.cut(modality.take(batch.columns, self.device), batch.ids):
+            tensor = modality.tensor(view)
+            yield tensor if tensor.shape[-1] == side else F.interpolate(tensor, (side, side))
 
     @torch.inference_mode()
     def codes(self, model: VQGAN, batch: Batch, precision: str) -> Tensor:

@@ -34,7 +34,8 @@ class Job:
     """The assignment of images to code shards: the same command gives the same job everywhere.
 
     Shard k holds the samples from k * `shard_samples` on, whatever the number of workers.
-    `condition_model` encodes what the transformer is conditioned on, for example label maps.
+    `condition_model` encodes what the transformer is conditioned on, for example label maps, scaled
+    to a side of `condition_size` pixels (None: those of the image) by nearest neighbour.
     `coordinates` and `boxes`: also store where each view lies in its image, and where the objects
     lie in each view. `classes`: store the class of each image, if all images have one.
     """
@@ -51,6 +52,7 @@ class Job:
     coordinates: bool = False
     boxes: bool = False
     classes: bool = True
+    condition_size: int | None = None
 
     @cached_property
     def parts(self) -> list[Part]:
@@ -93,11 +95,19 @@ class Job:
                 "vocab": self.condition_model.config.vocabulary,
                 "grid": self.grid(self.condition_model),
             }
+            if self.condition_size is not None:
+                settings["condition"]["size"] = self.condition_size
         return settings
+
+    def side(self, model: VQGAN) -> int:
+        """The side in pixels of what a model encodes of a crop."""
+        if model is self.condition_model and self.condition_size is not None:
+            return self.condition_size
+        return self.size
 
     def grid(self, model: VQGAN) -> list[int]:
         """The code grid [i, j] that a model produces from a crop."""
-        return [self.size // model.config.factor] * 2
+        return [self.side(model) // model.config.factor] * 2
 
     def facts(self, part: Part) -> dict[str, Any]:
         """The facts of a shard of this job, except those that depend on its images."""
