@@ -192,10 +192,12 @@ def image_size(details: Mapping[str, Any]) -> int | None:
 @dataclass(frozen=True)
 class CodeBatch:
     """The columns of some samples by name, `codes` int64 [b, i, j] and those that were asked for
-    (see `code_columns.COLUMNS`), and sample ids int64 [b]; on the CPU."""
+    (see `code_columns.COLUMNS`), and sample ids int64 [b]; on the CPU. `coded` [b], of codes that
+    were just made on a device and lie there: whether an image has all of them (None: all do)."""
 
     columns: Mapping[str, torch.Tensor]
     ids: torch.Tensor
+    coded: torch.Tensor | None = None
 
     @property
     def codes(self) -> torch.Tensor:

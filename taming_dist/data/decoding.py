@@ -8,10 +8,10 @@ decoding process has to start quickly.
 import json
 import re
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import islice
 from typing import Any, NamedTuple
@@ -33,6 +33,7 @@ from taming_dist.formats.shards import read_sample
 from taming_dist.formats.storage import Bytes
 
 Files = dict[str, memoryview]
+Extra = Mapping[str, Callable[[Files], Any]]  # by name, how it is read from a sample's files
 READ_AHEAD = 2**30  # bytes of encoded samples that a rank holds at most
 MAX_JSON = 2**22  # bytes of a sample's JSON
 CLASS_ID = re.compile(rb"\s*[+-]?[0-9]{1,100}\s*")
@@ -51,14 +52,14 @@ class Filled:
     """What was written to the first rows of a batch, one row for each of `keys`.
 
     `asked` samples were tried; `bad` has {shard, key, offset, error} of the broken ones, `damaged`
-    of those whose picture is used although part of it is lost; `objects` has those of each row, if
-    requested.
+    of those whose picture is used although part of it is lost; `extra` has what else was asked for
+    by name, a value for each row.
     """
 
     asked: int
     keys: list[str]
     bad: list[dict[str, Any]]
-    objects: list[Boxes]
+    extra: dict[str, list[Any]]
     damaged: list[dict[str, Any]]
 
 
@@ -83,7 +84,7 @@ class Sample(NamedTuple):
     parts: Sequence[Part] = ()
     crop: tuple[float, ...] = ()
     number: int = 0
-    objects: Sequence[Boxes] = ()
+    extra: Mapping[str, Any] = {}
     error: str | None = None
 
 
@@ -92,9 +93,9 @@ class Decoder:
     """The mapping from samples to rows; can be pickled.
 
     `columns` of `images.COLUMNS` are read, in their order there; `read_class` gives the class of a
-    sample from its files, or is None; an invalid class is a `UserError`. `with_objects`: read the
-    objects in a sample's JSON; a sample without them is broken. So is one whose picture is partly
-    lost, unless `use_damaged`.
+    sample from its files, or is None; an invalid class is a `UserError`. `extra`: what else is read
+    of a sample's files; one without it is broken. So is one whose picture is partly lost, unless
+    `use_damaged`.
     """
 
     dataset: Dataset
@@ -102,7 +103,7 @@ class Decoder:
     preprocess: Preprocess
     columns: tuple[str, ...]
     read_class: Callable[[Files], int] | None
-    with_objects: bool = False
+    extra: Extra = field(default_factory=dict)
     use_damaged: bool = False
 
     @property
@@ -134,7 +135,7 @@ class Decoder:
         # all samples are opened before the first is decoded, and noted after the last.
         samples = [self._open_at(t.id, t.epoch, t.take()) for t in tickets]
         good: list[Sample] = []
-        filled = Filled(len(samples), [], [], [], [])
+        filled = Filled(len(samples), [], [], {}, [])
         for sample in samples:
             try:
                 lost = self.decode(sample, rows, len(good))
@@ -147,7 +148,7 @@ class Decoder:
                 self._note_losses(sample, lost, filled)
         note(good, rows)
         filled.keys = [sample.key for sample in good]
-        filled.objects = [boxes for sample in good for boxes in sample.objects]
+        filled.extra = {name: [sample.extra[name] for sample in good] for name in self.extra}
         return filled
 
     def open(self, id: int, epoch: int, data: Bytes) -> Sample:
@@ -163,11 +164,11 @@ class Decoder:
                 Part(name, file, view.on(*_share(file.size, whole, column)), column.method)
                 for name, file, column in zip(self.columns, found, columns, strict=True)
             ]
-            objects = [read_objects(files)] if self.with_objects else []
+            extra = {name: read(files) for name, read in self.extra.items()}
         except BrokenData as error:
             return Sample(id, epoch, key, error=str(error))
         number = 0 if self.read_class is None else _class_id(self.read_class, key, files)
-        return Sample(id, epoch, key, parts, view.crop(*whole), number, objects)
+        return Sample(id, epoch, key, parts, view.crop(*whole), number, extra)
 
     def _open_at(self, id: int, epoch: int, data: Bytes) -> Sample:
         """`open`, with an invalid class as a `UserError` that names the sample."""
@@ -288,20 +289,21 @@ def read_objects(files: Files) -> Boxes:
     return objects_of(_parse_json(_need(files, "json")))
 
 
-def check_objects(dataset: Dataset) -> None:
-    """Raise `UserError` unless all samples have JSON files, and the first one has objects."""
+def check_objects(dataset: Dataset, reader: str = "--boxes") -> None:
+    """Raise `UserError` unless all samples have JSON files, and the first one has objects; `reader`
+    is what needs them."""
     count, everyone, shards = dataset.columns.get("json", 0), dataset.num_samples, Shards(dataset)
     first = shards.location(0)
     if count < everyone:
         raise UserError(
-            f"--boxes needs the objects of every image, but {count} of {everyone} samples of "
+            f"{reader} needs the objects of every image, but {count} of {everyone} samples of "
             f"{first} and its like have a .json: make the shards with --layout coco or openimages"
         )
     try:
         read_objects(read_sample(shards.read(0, 0, 1)[0])[1])
     except BrokenData as error:
         raise UserError(
-            f"--boxes needs the objects of every image, but {error} (the first sample of "
+            f"{reader} needs the objects of every image, but {error} (the first sample of "
             f"{first}): make the shards with --layout coco or openimages"
         ) from error
 

@@ -26,6 +26,7 @@ STATE_KEYS = {
     "lanes": "data.lanes",
     "block": "data.block",
     "fingerprint": "data.train (the fingerprint of its shards)",
+    "encoders": "data.vqgan or data.condition_vqgan (the fingerprints of what encodes the images)",
 }
 
 
@@ -42,6 +43,7 @@ class Plan:
     """The division of the order of samples into this rank's micro-batches.
 
     `most_evaluated`: evaluation reads at most this many samples (0: all), evenly spread.
+    `encoders`: the fingerprints of the networks that encode the samples as they are read.
     """
 
     samples_per_shard: np.ndarray
@@ -54,6 +56,7 @@ class Plan:
     micro_batch: int
     parts: tuple[Part, ...] = ()
     most_evaluated: int = 0
+    encoders: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.micro_batch < 1:
@@ -123,21 +126,22 @@ class Plan:
 
     def state(self, samples: int) -> dict[str, Any]:
         """The reader's state after `samples` consumed samples, the same on every rank."""
-        return {
+        state = {
             "samples": samples,
             "seed": self.seed,
             "lanes": self.lanes,
             "block": self.block,
             "fingerprint": self.fingerprint,
         }
+        return state | {"encoders": list(self.encoders)} if self.encoders else state
 
     def check_state(self, state: dict[str, Any]) -> None:
         """Raise `UserError` naming the key if `state` belongs to another order or other data."""
         mine = self.state(0)
         for field, key in STATE_KEYS.items():
-            if state.get(field) != mine[field]:
+            if state.get(field) != mine.get(field):
                 raise UserError(
-                    f"{key} is {mine[field]} but the run was started with {state.get(field)}: "
+                    f"{key} is {mine.get(field)} but the run was started with {state.get(field)}: "
                     f"set it back, or start a new run with another run.name"
                 )
 

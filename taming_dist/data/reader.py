@@ -7,16 +7,22 @@ trainer's side of it: batches, and an account of what could not be read.
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from omegaconf import MISSING
 
 from taming_dist.data.batching import DataConfig
-from taming_dist.data.decoding import Decoder, Filled, choose_class_column, decode_in_threads
+from taming_dist.data.decoding import (
+    Decoder,
+    Extra,
+    Filled,
+    choose_class_column,
+    decode_in_threads,
+)
 from taming_dist.data.images import (
     COLUMNS,
     CenterCrop,
@@ -31,7 +37,6 @@ from taming_dist.data.worker import decode_in_process
 from taming_dist.errors import UserError
 from taming_dist.formats.faults import SKIP, USE
 from taming_dist.formats.manifest import Dataset
-from taming_dist.formats.objects import Boxes
 from taming_dist.formats.storage import folder_of, shown
 from taming_dist.formats.strict_json import json_safe
 from taming_dist.ranges import ranged
@@ -97,9 +102,9 @@ class Batch:
     `columns` of `images.COLUMNS` by name: image and lr uint8 [b, 3, h, w], seg.png and edges.png
     uint8 [b, h, w], depth.png fp32 [b, h, w] in [0, 1] (see `encoded.open_depth`). `classes` int64
     [b] is None where the data set has none. `ids` int64 [b] are the global sample ids, and `crops`
-    fp64 [b, 5] tell where in its image each lies (see `images.View.crop`). `objects`: those of each
-    image, shares of all of it; None unless they were asked for. All of it is in the CPU's memory
-    (`copies.to_device` brings it to a GPU).
+    fp64 [b, 5] tell where in its image each lies (see `images.View.crop`). `extra`: what else was
+    asked for by name, a value for each image. All of it is in the CPU's memory (`copies.to_device`
+    brings it to a GPU).
     """
 
     columns: dict[str, torch.Tensor]
@@ -107,7 +112,7 @@ class Batch:
     keys: list[str]
     ids: torch.Tensor
     crops: torch.Tensor
-    objects: list[Boxes] | None = None
+    extra: Mapping[str, list[Any]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -207,8 +212,8 @@ class Reader(Batching):
     """This rank's batches of the images of a data set.
 
     `dataset` from `manifest.resolve`; `lanes`, `block` determine the order with the seed;
-    `most_evaluated`, see `Plan`; `with_objects`: the objects in the JSON are read, too. An invalid
-    class is a `UserError`.
+    `most_evaluated`, `encoders`, see `Plan`; `extra` of each sample's files is read, too (see
+    `Decoder`). An invalid class is a `UserError`.
     """
 
     def __init__(
@@ -219,7 +224,8 @@ class Reader(Batching):
         lanes: int = 256,
         block: int = 64,
         most_evaluated: int = 0,
-        with_objects: bool = False,
+        extra: Extra | None = None,
+        encoders: tuple[str, ...] = (),
     ) -> None:
         super().__init__(reading)
         self.dataset = dataset
@@ -234,6 +240,7 @@ class Reader(Batching):
             reading.micro_batch,
             dataset.parts,
             most_evaluated,
+            encoders,
         )
         if reading.with_classes:
             warn_of_partial_classes(dataset)
@@ -243,7 +250,7 @@ class Reader(Batching):
             reading.preprocess,
             check_columns(reading.columns, dataset),
             choose_class_column(dataset) if reading.with_classes else None,
-            with_objects,
+            extra or {},
             use_damaged=reading.damaged == USE,
         )
 
@@ -274,7 +281,7 @@ class Reader(Batching):
         """Report bad samples and make a batch of the good ones."""
         self.count(filled.asked, filled.bad, filled.damaged)
         batch = self.batch(filled.keys, rows, self.has_classes)
-        return replace(batch, objects=filled.objects) if self.decoder.with_objects else batch
+        return replace(batch, extra=filled.extra) if filled.extra else batch
 
 
 def check_columns(columns: Iterable[str], dataset: Dataset) -> tuple[str, ...]:

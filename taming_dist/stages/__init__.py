@@ -26,7 +26,7 @@ def stage_of(config: Config) -> Stage[Any]:
     """
     parts = (type(config.model), type(config.loss), type(config.data))
     for stage in STAGES.values():
-        if parts == (stage.model, stage.loss, stage.data):
+        if parts[:2] == (stage.model, stage.loss) and parts[2] in stage.schemas["data"].values():
             return stage
     model, loss, data = (part.__name__ for part in parts)
     raise UserError(

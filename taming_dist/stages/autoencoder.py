@@ -49,8 +49,9 @@ def open_autoencoder(config: Config, start: Start) -> OpenedAutoencoder:
     Raises:
         UserError: they are missing, or are not those of this configuration.
     """
-    initial = initial_weights(start.init, VQGAN, part(config.model, VQGANConfig))
-    return OpenedAutoencoder(open_images(config, start), initial)
+    model = part(config.model, VQGANConfig)
+    initial = initial_weights(start.init, VQGAN, model)
+    return OpenedAutoencoder(open_images(config, start, [model.modality.column]), initial)
 
 
 def other_loss(model: VQGANConfig, given: str, fitting: str) -> UserError:

@@ -111,7 +111,8 @@ Part = TypeVar("Part")
 
 
 class Stage(Generic[OpenedT]):
-    """One stage of training. `model`, `loss` and `data` are the config classes that go together.
+    """One stage of training. `model` and `loss` are the config classes that go together, and with
+    any of `schemas["data"]`.
 
     `has_objective`: the first metric of its validation is what training minimises, so that the best
     model by it is kept unless `train.best` says otherwise.
@@ -122,7 +123,6 @@ class Stage(Generic[OpenedT]):
 
     model: ClassVar[type[ModelConfig]]
     loss: ClassVar[type[LossConfig]]
-    data: ClassVar[type[DataConfig]]
     schemas: ClassVar[Mapping[str, Mapping[str, type]]]
     has_objective: ClassVar[bool] = False
 

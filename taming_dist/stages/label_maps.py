@@ -47,7 +47,6 @@ class LabelMapStage(Stage[OpenedAutoencoder]):
 
     model = VQGANConfig
     loss = LabelMapLossConfig
-    data = ImagesConfig
     schemas = {**FIRST_STAGE_SCHEMAS, "loss": {"labels": LabelMapLossConfig}}
 
     def check(self, config: Config) -> None:

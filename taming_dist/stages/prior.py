@@ -1,7 +1,8 @@
 """Stage 2: the transformer on code indices. Source: arXiv 2012.09841, section 3.2, equation 11.
 
-Only codes are read: no image and no encoder is in memory. Previews decode samples with the decoder
-of the VQGAN that wrote the codes, where it is given.
+Codes are read from code shards, where no image and no encoder is in memory, or made of images on
+the rank's device (`stages.online`). Previews decode samples with the decoder of the VQGAN that
+wrote the codes, where it is given.
 """
 
 import dataclasses
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from taming_dist.copies import to_device
-from taming_dist.data.codes import CodeBatch, CodeDataset, CodeReader, CodesConfig
+from taming_dist.data.codes import CodeBatch, CodesConfig
+from taming_dist.data.online import OnlineConfig
 from taming_dist.errors import UserError
 from taming_dist.evaluation.tokens import token_metrics
 from taming_dist.generation.generator import generate_codes
@@ -30,6 +32,7 @@ from taming_dist.models.prior.schemes import SCHEMES
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig, decay_groups
 from taming_dist.models.vqgan import VQGAN
 from taming_dist.ranges import check_ranges, ranged
+from taming_dist.stages.code_sources import SOURCES, CodeSource
 from taming_dist.stages.context import Context
 from taming_dist.stages.interface import (
     Config,
@@ -41,7 +44,8 @@ from taming_dist.stages.interface import (
     Start,
     part,
 )
-from taming_dist.stages.opening import initial_weights, join
+from taming_dist.stages.online import Encoder
+from taming_dist.stages.opening import initial_weights
 from taming_dist.stages.trained import Trained, begin_step
 from taming_dist.training.clock import Clock
 from taming_dist.training.metrics import Metrics
@@ -70,22 +74,22 @@ class TokenLossConfig(LossConfig):
 @dataclasses.dataclass(frozen=True)
 class OpenedCodes(Opened):
     """With the model's configuration as the codes complete it, the VQGAN that decodes previews
-    (None: there are none), the weights to start from (None: random ones), and the side of the
-    images in pixels (None: not known)."""
+    (None: there are none), the weights to start from (None: random ones), the side of the images in
+    pixels (None: not known), and what makes codes of the batches (None: they are codes)."""
 
     model: TransformerConfig
     decoder: VQGAN | None = None
     initial: Mapping[str, Tensor] | None = None
     image_size: int | None = None
+    encoder: Encoder | None = None
 
 
 class PriorStage(Stage[OpenedCodes]):
-    """Codes. Vocabulary, grid and tokenizer of the model are those of the code shards, and have to
-    agree where the configuration names them."""
+    """Codes. Vocabulary, grid and tokenizer of the model are those of the code shards, or of the
+    VQGAN that encodes images, and have to agree where the configuration names them."""
 
     model = TransformerConfig
     loss = TokenLossConfig
-    data = CodesConfig
     schemas = {
         "model": {"transformer": TransformerConfig},
         "model/condition": CONDITIONS,
@@ -93,7 +97,7 @@ class PriorStage(Stage[OpenedCodes]):
         "model/order": ORDERS,
         "model/scheme": SCHEMES,
         "loss": {"tokens": TokenLossConfig},
-        "data": {"codes": CodesConfig},
+        "data": {"codes": CodesConfig, "online": OnlineConfig},
     }
     has_objective = True
 
@@ -102,9 +106,9 @@ class PriorStage(Stage[OpenedCodes]):
 
     def plan(self, config: Config) -> Plan:
         """Sizes are those of data.train where it is there, else those of the configuration."""
-        data, model, notes = part(config.data, CodesConfig), model_of(config), []
+        data, model, notes = config.data, model_of(config), []
         try:
-            codes = open_codes(data, "train")
+            codes = source_of(config).codes("train")
         except UserError as error:
             notes.append(
                 f"sizes are those of the configuration: no codes in data.train={data.train}"
@@ -115,40 +119,19 @@ class PriorStage(Stage[OpenedCodes]):
         return Plan({"transformer": Planned(Transformer(model), averaged=True)}, notes)
 
     def open_data(self, config: Config, start: Start) -> OpenedCodes:
-        data, batch, here = part(config.data, CodesConfig), start.batch, start.here
-        train_set = open_codes(data, "train")
+        data, source = config.data, source_of(config)
+        train_set = source.codes("train")
         model = model_of(config).fitted(train_set, data.train)
         initial = initial_weights(start.init, Transformer, model)
-        val_set = open_codes(data, "val")
+        val_set = source.codes("val")
         model.fitted(val_set, data.val)
-        columns = model.condition.columns
         if val_set.class_names != train_set.class_names:
             raise UserError(
                 f"data.train and data.val name other classes, {train_set.class_names} and "
                 f"{val_set.class_names}: make both sets of shards from the same class folders"
             )
-        train = CodeReader(
-            train_set,
-            seed=config.run.seed,
-            lanes=data.lanes,
-            block=data.block,
-            rank=here.rank,
-            world_size=here.world_size,
-            micro_batch=batch.micro_batch,
-            columns=columns,
-        )
-        val = CodeReader(
-            val_set,
-            rank=here.rank,
-            world_size=here.world_size,
-            micro_batch=batch.micro_batch,
-            most_evaluated=config.train.validate_images,
-            columns=columns,
-        )
-        shown = CodeReader(val_set, micro_batch=config.train.preview_images, columns=columns)
-        decoder = open_decoder(data, train_set)
-        read = join(train, val, shown, batch)
-        return OpenedCodes(read, model, decoder, initial, val_set.image_size)
+        size, opened = val_set.image_size, source.open(start)
+        return OpenedCodes(opened, model, source.decoder(), initial, size, source.encoder)
 
     def recipe(self, config: Config, opened: OpenedCodes, context: Context) -> "TransformerRecipe":
         loss = part(config.loss, TokenLossConfig)
@@ -160,6 +143,7 @@ class PriorStage(Stage[OpenedCodes]):
             opened.initial,
             opened.image_size,
             config.train.preview_guidance,
+            opened.encoder,
         )
 
 
@@ -168,6 +152,12 @@ def model_of(config: Config) -> TransformerConfig:
     model = part(config.model, TransformerConfig)
     dropout = part(config.loss, TokenLossConfig).condition_dropout
     return dataclasses.replace(model, null_prefix=True) if dropout else model
+
+
+def source_of(config: Config) -> CodeSource:
+    """Where the codes come from, for the columns that the condition reads."""
+    columns = part(config.model, TransformerConfig).condition.columns
+    return SOURCES[type(config.data)](config, columns)
 
 
 def require_sizes(model: TransformerConfig, error: UserError) -> None:
@@ -184,35 +174,6 @@ def require_sizes(model: TransformerConfig, error: UserError) -> None:
         raise UserError(f"{missing}; or {error}") from missing
 
 
-def open_decoder(data: CodesConfig, codes: CodeDataset) -> VQGAN | None:
-    """The VQGAN of data.vqgan, without its encoder; None where none is named.
-
-    Raises:
-        UserError: it is not the one that wrote the codes.
-    """
-    if not data.vqgan:
-        return None
-    vqgan = VQGAN.from_pretrained(data.vqgan)
-    if vqgan.fingerprint != codes.tokenizer_fingerprint:
-        raise UserError(
-            f"data.vqgan={data.vqgan} has the fingerprint {vqgan.fingerprint}, but the codes of "
-            f"{data.train} were written by {codes.tokenizer_fingerprint}: tokenize again, or name "
-            f"that VQGAN"
-        )
-    del vqgan.encoder
-    return vqgan
-
-
-def open_codes(data: CodesConfig, name: str) -> CodeDataset:
-    """The code shards of data.train or data.val."""
-    try:
-        return CodeDataset.open(getattr(data, name), data.in_memory)
-    except UserError as error:
-        raise UserError(
-            f"data.{name}: {error} (code shards come from: python tools/tokenize_dataset.py)"
-        ) from error
-
-
 class TransformerRecipe:
     """Trains p(s | c) as the model's scheme has it."""
 
@@ -225,13 +186,16 @@ class TransformerRecipe:
         initial: Mapping[str, Tensor] | None = None,
         image_size: int | None = None,
         preview_guidance: float = 1.0,
+        encoder: Encoder | None = None,
     ) -> None:
-        """`vqgan` decodes previews, without it there are none; its encoder is never used.
-        `initial`: the weights to start from, instead of random ones. `image_size`: the side of the
-        images in pixels. `preview_guidance`: the scale of the guided samples in previews."""
+        """`vqgan` decodes previews, without it there are none. `initial`: the weights to start
+        from, instead of random ones. `image_size`: the side of the images in pixels.
+        `preview_guidance`: the scale of the guided samples in previews. `encoder`: what makes codes
+        of the batches; without it they are codes."""
         self.context, self.world = context, context.world
         self.loss, self.vqgan = loss, vqgan
         self.image_size, self.preview_guidance = image_size, preview_guidance
+        self.encoder = encoder and encoder.to(context.world.device, context.engine.allowed_tf32)
         groups = partial(decay_groups, weight_decay=context.optim.weight_decay)
         self.trained = Trained(Transformer, model, context, initial, groups)
         self.transformer = self.trained.engine
@@ -243,7 +207,7 @@ class TransformerRecipe:
         begin_step(self.engines, self.context, clock)
         draws, size = self._draws(clock), self.context.micro_batch
         network, vocabulary = self.network, self.network.config.vocabulary
-        for index, batch in enumerate(micro_batches):
+        for index, batch in enumerate(map(self._read, micro_batches)):
             rows = slice(index * size, (index + 1) * size)
             own = {name: part[rows] for name, part in draws.items()}
             mine = {name: to_device(part, self.world.device) for name, part in own.items()}
@@ -254,7 +218,7 @@ class TransformerRecipe:
             if DROPPED in mine:
                 prefix = prefix.dropping(mine[DROPPED])
             nll = self.transformer(pair.inputs, prefix, places, pair.targets)
-            loss = mean_of(nll, pair.weights)
+            loss = mean_of(_known(nll, batch), pair.weights)
             self.transformer.backward(loss)
             self.transformer.step()
             yield {"loss": loss, network.scheme.measure: loss}
@@ -285,6 +249,10 @@ class TransformerRecipe:
         mine = slice(self.world.rank, None, self.world.world_size)
         return {name: part[mine] for name, part in draws.items()}
 
+    def _read(self, batch: Any) -> CodeBatch:
+        """A batch as codes: as it was read, or encoded now."""
+        return batch if self.encoder is None else self.encoder(batch)
+
     def _codes(self, batch: CodeBatch) -> Tensor:
         """Codes [b,i,j] on the device."""
         return to_device(batch.codes, self.world.device)
@@ -301,19 +269,22 @@ class TransformerRecipe:
         config = self.network.config
         metrics = token_metrics(config, self.image_size)
 
-        def measure(model: Transformer, batch: CodeBatch) -> tuple[Any, ...]:
+        def measure(model: Transformer, given: Any) -> tuple[Any, ...]:
+            batch = self._read(given)
             tokens = arrange(self._codes(batch), model.places)
             pair = model.scheme.evaluation_pair(tokens, config.vocabulary)
-            return model(pair.inputs, self._prefix(batch)), pair.targets, pair.weights
+            logits = _known(model(pair.inputs, self._prefix(batch)), batch)
+            return logits, pair.targets, pair.weights
 
         return self.trained.validate(batches, metrics, measure)
 
     @torch.no_grad()
-    def preview(self, batch: CodeBatch) -> Preview | None:
+    def preview(self, given: Any) -> Preview | None:
         """Samples under the batch's conditions below the images that these are of, from the same
         random numbers every time; guided ones below them where the network can be guided."""
         if self.vqgan is None:
             return None
+        batch = self._read(given)
         prefix, images = self._prefix(batch), range(len(batch))
         rows = {"validation images, decoded": self._codes(batch)}
         scale = self.preview_guidance
@@ -338,3 +309,13 @@ class TransformerRecipe:
 
     def export(self, folder: Path) -> None:
         self.trained.export(folder)
+
+
+def _known(values: Tensor, batch: CodeBatch) -> Tensor:
+    """Values [b, ...] of a batch, not a number for images that the encoder has no codes for, and so
+    their gradients: such a step is skipped, and counted with the names of its images, without
+    waiting for the device."""
+    if batch.coded is None:
+        return values
+    known = torch.ones_like(batch.coded, dtype=values.dtype).where(batch.coded, torch.nan)
+    return values * known.view(-1, *[1] * (values.ndim - 1))

@@ -58,7 +58,6 @@ class VQGANStage(Stage[OpenedVQGAN]):
 
     model = VQGANConfig
     loss = VQGANLossConfig
-    data = ImagesConfig
     schemas = {
         **FIRST_STAGE_SCHEMAS,
         "loss": {"vqgan": VQGANLossConfig},

@@ -6,7 +6,7 @@ from taming_dist.data.images import Preprocess
 from taming_dist.data.reader import Reader, Reading
 from taming_dist.formats.manifest import Dataset
 
-OWN = ("lanes", "block", "most_evaluated", "with_objects")
+OWN = ("lanes", "block", "most_evaluated", "extra", "encoders")
 
 
 def reader_of(dataset: Dataset, preprocess: Preprocess, **options: Any) -> Reader:

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from taming_dist.data.decoding import read_objects
 from taming_dist.data.images import Preprocess
 from taming_dist.data.reader import Batch, Reader, Reading
 from taming_dist.engine.tf32 import EXACT, use_tf32
-from taming_dist.formats.code_shards import CodeShard, codes_dtype
+from taming_dist.formats.code_shards import BOXES, CodeShard, codes_dtype
 from taming_dist.formats.names import printable
 from taming_dist.formats.objects import Boxes, boxes_in_views
 from taming_dist.models.vqgan import VQGAN, check_all_coded
@@ -66,7 +67,7 @@ class Encoder:
             on_bad=self._bad.append,
             max_bad_fraction=1.0,
         )
-        self.reader = Reader(job.dataset, reading, with_objects=job.boxes)
+        self.reader = Reader(job.dataset, reading, extra={BOXES: read_objects} if job.boxes else {})
 
     def encode(self, part: Part) -> CodeShard:
         """Read and encode the images of a part; those that cannot be read have no row."""
@@ -119,7 +120,7 @@ class Encoder:
         if not (self.job.coordinates or self.job.boxes):
             return None, None
         crops = self.job.views.crops(batch.crops.numpy(), batch.ids)
-        boxes = None if batch.objects is None else boxes_in_views(batch.objects, crops)
+        boxes = boxes_in_views(batch.extra[BOXES], crops) if self.job.boxes else None
         return crops.astype(np.float32) if self.job.coordinates else None, boxes
 
     def _waited(self, batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -46,7 +46,9 @@ class CodesCondition(Condition):
                 f"condition: {count} images need codes of the grid {list(self.grid)}, not "
                 f"{list(given.shape)}"
             )
-        if given.numel() and not 0 <= int(given.min()) <= int(given.max()) < self.vocabulary:
+        # on a device they were made there, by a VQGAN of this vocabulary: to look would be to wait
+        looked_at = given.numel() and given.device.type == "cpu"
+        if looked_at and not 0 <= int(given.min()) <= int(given.max()) < self.vocabulary:
             raise UserError(f"condition: a code is outside of 0 to {self.vocabulary - 1}")
         return given.long().flatten(1)
 

@@ -23,7 +23,7 @@ Config = TypeVar("Config")
 
 
 class Codes(Protocol):
-    """What a condition asks of a data set of codes (`taming_dist.data.codes.CodeDataset`)."""
+    """What a condition asks of a data set of codes, before they are read (`taming_dist.data`)."""
 
     vocabulary: int
     grid: tuple[int, int]
@@ -34,11 +34,16 @@ class Codes(Protocol):
     class_names: tuple[str, ...] | None
 
     @property
-    def num_samples(self) -> int: ...
-    @property
     def classes_present(self) -> bool: ...
     def check_classes(self) -> None: ...
     def require(self, columns: Sequence[str]) -> None: ...
+
+
+class StoredCodes(Codes, Protocol):
+    """Codes whose samples can be looked up (`taming_dist.data.codes.CodeDataset`)."""
+
+    @property
+    def num_samples(self) -> int: ...
     def first(self, count: int, columns: Sequence[str]) -> dict[str, Tensor]: ...
 
 
@@ -49,7 +54,7 @@ class Request:
     `read_json` reads a file."""
 
     count: int
-    open_codes: Callable[[Any], Codes]
+    open_codes: Callable[[Any], StoredCodes]
     read_json: Callable[[str], Any]
     class_id: int | None = None
     condition: Any = None

@@ -1,0 +1,183 @@
+"""Where a prior's codes come from: code shards, or images that are encoded as they are read."""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from taming_dist.data.batching import DataConfig
+from taming_dist.data.codes import CodeDataset, CodeReader, CodesConfig
+from taming_dist.data.online import OnlineCodes, OnlineConfig, extra_of
+from taming_dist.errors import UserError
+from taming_dist.formats.code_shards import CLASSES, CONDITIONS
+from taming_dist.models.prior.conditions import Codes
+from taming_dist.models.vqgan import VQGAN, check_size
+from taming_dist.stages.images import open_images, resolve_images
+from taming_dist.stages.interface import Config, Start, part
+from taming_dist.stages.online import Encoder
+from taming_dist.stages.opening import join
+from taming_dist.training.loop import Data
+
+
+class CodeSource(ABC):
+    """What a prior is trained on, with the `columns` that its condition reads.
+
+    `encoder` makes codes of what the readers give (None: they give codes).
+
+    Raises:
+        UserError: what is to encode is missing.
+    """
+
+    encoder: Encoder | None = None
+
+    def __init__(self, config: Config, columns: Sequence[str]) -> None:
+        self.config, self.columns = config, tuple(columns)
+
+    @abstractmethod
+    def codes(self, name: str) -> Codes:
+        """What the codes of data.train or data.val are; UserError if they are missing."""
+
+    @abstractmethod
+    def open(self, start: Start) -> Data:
+        """The readers.
+
+        Raises:
+            UserError: there is no such column, or too few samples.
+        """
+
+    @abstractmethod
+    def decoder(self) -> VQGAN | None:
+        """The VQGAN that draws the previews; None: there are none.
+
+        Raises:
+            UserError: it is not the one that wrote the codes.
+        """
+
+
+class CodeShards(CodeSource):
+    """The code shards of data.train and data.val."""
+
+    def __init__(self, config: Config, columns: Sequence[str]) -> None:
+        super().__init__(config, columns)
+        self.data = part(config.data, CodesConfig)
+        self._opened: dict[str, CodeDataset] = {}
+
+    def codes(self, name: str) -> CodeDataset:
+        if name not in self._opened:
+            self._opened[name] = open_codes(self.data, name)
+        return self._opened[name]
+
+    def open(self, start: Start) -> Data:
+        data, batch, here, columns = self.data, start.batch, start.here, self.columns
+        train = CodeReader(
+            self.codes("train"),
+            seed=self.config.run.seed,
+            lanes=data.lanes,
+            block=data.block,
+            rank=here.rank,
+            world_size=here.world_size,
+            micro_batch=batch.micro_batch,
+            columns=columns,
+        )
+        val = CodeReader(
+            self.codes("val"),
+            rank=here.rank,
+            world_size=here.world_size,
+            micro_batch=batch.micro_batch,
+            most_evaluated=self.config.train.validate_images,
+            columns=columns,
+        )
+        few = self.config.train.preview_images
+        shown = CodeReader(self.codes("val"), micro_batch=few, columns=columns)
+        return join(train, val, shown, batch)
+
+    def decoder(self) -> VQGAN | None:
+        return open_decoder(self.data, self.codes("train"))
+
+
+class OnlineImages(CodeSource):
+    """The images of data.train and data.val, with the VQGANs that encode them."""
+
+    encoder: Encoder
+
+    def __init__(self, config: Config, columns: Sequence[str]) -> None:
+        data = part(config.data, OnlineConfig)
+        self._vqgan = open_vqgan("data.vqgan", data.vqgan)
+        self._condition = None
+        if CONDITIONS in columns:
+            if not data.condition_vqgan:
+                raise UserError(
+                    "data.condition_vqgan: model/condition=codes needs the export of the VQGAN "
+                    "whose codes it reads: give it"
+                )
+            self._condition = open_vqgan("data.condition_vqgan", data.condition_vqgan)
+        self._size = data.size or self._vqgan.config.resolution
+        for model in filter(None, (self._vqgan, self._condition)):
+            check_size(self._size, model.config.factor, "data.size")
+        sized = dataclasses.replace(data, size=self._size)
+        super().__init__(dataclasses.replace(config, data=sized), columns)
+        self.encoder = Encoder(self._vqgan, self._condition, columns, data.precision)
+
+    def codes(self, name: str) -> OnlineCodes:
+        images = resolve_images(part(self.config.data, OnlineConfig), name)
+        return OnlineCodes(images, self._size, self._vqgan, self._condition)
+
+    def open(self, start: Start) -> Data:
+        codes = self.codes("train")
+        for each in (codes, self.codes("val")):
+            each.require(self.columns)
+        return open_images(
+            self.config,
+            start,
+            self.encoder.reads,
+            with_classes=CLASSES in self.columns,
+            extra=extra_of(self.columns),
+            encoders=codes.fingerprints,
+        )
+
+    def decoder(self) -> VQGAN | None:
+        return self._vqgan
+
+
+# the `data` group of a prior -> where its codes come from
+SOURCES: dict[type[DataConfig], type[CodeShards] | type[OnlineImages]] = {
+    CodesConfig: CodeShards,
+    OnlineConfig: OnlineImages,
+}
+
+
+def open_vqgan(key: str, folder: str) -> VQGAN:
+    """The VQGAN of an export; UserError naming the key."""
+    try:
+        vqgan: VQGAN = VQGAN.from_pretrained(folder)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
+    return vqgan
+
+
+def open_decoder(data: CodesConfig, codes: CodeDataset) -> VQGAN | None:
+    """The VQGAN of data.vqgan, without its encoder; None where none is named.
+
+    Raises:
+        UserError: it is not the one that wrote the codes.
+    """
+    if not data.vqgan:
+        return None
+    vqgan: VQGAN = VQGAN.from_pretrained(data.vqgan)
+    if vqgan.fingerprint != codes.tokenizer_fingerprint:
+        raise UserError(
+            f"data.vqgan={data.vqgan} has the fingerprint {vqgan.fingerprint}, but the codes of "
+            f"{data.train} were written by {codes.tokenizer_fingerprint}: tokenize again, or name "
+            f"that VQGAN"
+        )
+    del vqgan.encoder
+    return vqgan
+
+
+def open_codes(data: CodesConfig, name: str) -> CodeDataset:
+    """The code shards of data.train or data.val."""
+    try:
+        return CodeDataset.open(getattr(data, name), data.in_memory)
+    except UserError as error:
+        raise UserError(
+            f"data.{name}: {error} (code shards come from: python tools/tokenize_dataset.py)"
+        ) from error
