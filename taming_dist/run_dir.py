@@ -82,6 +82,11 @@ def differences(config: Config, before: dict[str, Any]) -> Iterator[Difference]:
     yield from differing("optim.name", before["optim"].get("name"), config.optim.name)
     held = before["optim"].get("ema_half_life", 0)
     yield from switched("optim.ema_half_life", held, config.optim.ema_half_life)
+    has_null_prefix = getattr(config.model, "null_prefix", False)
+    if hasattr(config.loss, "condition_dropout") and not has_null_prefix:
+        # it has the model learn a prefix of its own
+        held = before["loss"].get("condition_dropout", 0)
+        yield from switched("loss.condition_dropout", held, config.loss.condition_dropout)
     if config.engine.zero == 3 and hasattr(config.loss, "r1_weight"):
         # R1 keeps the discriminator at stage 2
         held = before["loss"].get("r1_weight", 0)

@@ -16,6 +16,7 @@ Compose = Callable[..., Config]
 STAGE_1 = ("+experiment=flickr", "+scale=laptop")
 STAGE_2 = ("+experiment=flickr_transformer", "+scale=laptop")
 EMA = (*STAGE_1, "model/quantizer=ema")
+DROPPING = (*STAGE_2, "model/condition=class", "loss.condition_dropout=0.1")
 DINO = (*STAGE_1, "loss/discriminator=dino")
 
 
@@ -39,6 +40,8 @@ DINO = (*STAGE_1, "loss/discriminator=dino")
         ((*STAGE_1, "engine=zero3"), "loss.r1_weight=1", "loss.r1_weight", "0.0", "1.0"),
         (STAGE_2, "model.layers=2", "model.layers", "4", "2"),
         (STAGE_2, "model/condition=class", "model.condition.name", "none", "class"),
+        (STAGE_2, "loss.condition_dropout=0.1", "loss.condition_dropout", "0.0", "0.1"),
+        (DROPPING, "loss.condition_dropout=0", "loss.condition_dropout", "0.1", "0.0"),
     ],
 )
 def test_what_a_checkpoint_depends_on_is_compared_and_named_in_one_line(
@@ -96,6 +99,16 @@ def test_what_is_left_to_the_codes_may_be_stated_later_and_not_changed(
     other = stated.replace("512", "1024").replace("8", "4")
     with pytest.raises(UserError, match=f" holds a run with {key}="):
         check_run_dir(compose(*STAGE_2, other), tmp_path)
+
+
+def test_how_often_conditions_are_dropped_may_change_where_there_is_a_null_prefix(
+    compose: Compose, tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text(to_yaml(compose(*DROPPING)))
+    check_run_dir(compose(*DROPPING, "loss.condition_dropout=0.2"), tmp_path)
+    kept = (*DROPPING, "model.null_prefix=true")
+    (tmp_path / "config.yaml").write_text(to_yaml(compose(*kept)))
+    check_run_dir(compose(*kept, "loss.condition_dropout=0"), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,8 @@ def build_network(
     """A network for an engine: at ZeRO 3 it is cut up over the ranks while it is made, and no rank
     ever has the whole of it on its device (collective).
 
-    `initial`: weights and buffers to start from by name, the same on all ranks.
+    `initial`: weights and buffers to start from by name, the same on all ranks; parameters that are
+    missing there start as they are drawn.
     """
     with partitioning(config, world):
         network = make()
@@ -51,13 +52,16 @@ def build_network(
 
 @torch.no_grad()
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], config: EngineConfig) -> None:
-    """`load_state_dict` of a network that may be cut up: one parameter at a time (collective)."""
+    """`load_state_dict` of a network that may be cut up: one parameter at a time (collective).
+    Parameters that are missing in `state` stay as they are."""
     parameters = dict(network.named_parameters())
     buffers = {name: state[name] for name in state if name not in parameters}
     absent, unknown = network.load_state_dict(buffers, strict=False)
     assert set(absent) == set(parameters)
     assert not unknown
     for name, parameter in parameters.items():
+        if name not in state:
+            continue
         with gathered(config, [parameter], writer=0):
             assert parameter.shape == state[name].shape, name
             parameter.copy_(state[name])

@@ -41,9 +41,13 @@ class Exported(nn.Module, PyTorchModelHubMixin):
 
     `save_pretrained(folder)` writes config.json and model.safetensors, `from_pretrained(folder)`
     reads them. Subclasses name their `kind`, which tells exports apart.
+
+    `additions`: parameters that a run may add to the export that it starts from, where they begin
+    as they are drawn; and by which setting a run has them.
     """
 
     kind: ClassVar[str]
+    additions: ClassVar[Mapping[str, str]] = {}
     config: Any
 
     @classmethod

@@ -51,7 +51,7 @@ def initial_weights(
     init: str, kind: type[Exported], model: ModelConfig
 ) -> dict[str, Tensor] | None:
     """The tensors of the export `init` (run.init), checked against the model that is to start from
-    them; None without one.
+    them; None without one. Those that a run may add (`Exported.additions`) may be missing.
 
     Raises:
         UserError: it is no export of this kind, or of another model.
@@ -69,7 +69,13 @@ def initial_weights(
         )
     state = found.state_dict()
     with torch.device("meta"):
-        check_tensors(kind(model).state_dict(), state, f"run.init={init}")
+        expected = kind(model).state_dict()
+    for name, setting in kind.additions.items():
+        if name in state and name not in expected:
+            raise UserError(f"run.init={init} has {name}, which this run lacks: set {setting}")
+        if name not in state:
+            expected.pop(name, None)
+    check_tensors(expected, state, f"run.init={init}")
     return state
 
 

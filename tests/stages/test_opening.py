@@ -105,6 +105,29 @@ def test_a_transformer_starts_from_the_weights_of_the_export(
         assert torch.equal(network.state_dict()[name], value), name
 
 
+def test_a_null_prefix_is_added_to_an_export_without_one_and_never_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(7)
+    classes = {"condition": ClassCondition(3)}
+    plain, guided = (gpt(**classes, null_prefix=has) for has in (False, True))
+    for name, config in (("plain", plain), ("guided", guided)):
+        Transformer(config).save_pretrained(tmp_path / name)
+    initial = initial_weights(str(tmp_path / "plain"), Transformer, guided)
+    assert initial is not None
+    monkeypatch.setattr(
+        "taming_dist.stages.context.Engine", lambda network, *_: SimpleNamespace(module=network)
+    )
+    context = Context(OptimConfig(lr=1e-3), EngineConfig(), HERE, micro_batch=1)
+    loss = TokenLossConfig(condition_dropout=0.1)
+    found = TransformerRecipe(guided, loss, context, initial=initial).network.state_dict()
+    assert 0 < found.pop("null_emb").std() < 0.1
+    assert found.keys() == initial.keys()
+    assert all(torch.equal(found[name], initial[name]) for name in found)
+    with pytest.raises(UserError, match="guided has null_emb, .*: set model.null_prefix=true or"):
+        initial_weights(str(tmp_path / "guided"), Transformer, plain)
+
+
 def test_a_discriminator_beside_the_export_is_taken_and_checked(
     export: Path, tmp_path: Path
 ) -> None:

@@ -38,6 +38,7 @@ class Transformer(Exported):
     """
 
     kind = "transformer"
+    additions = {"null_emb": "model.null_prefix=true or loss.condition_dropout"}
     block_types = (Block,)
     compiled_whole = True  # a block is few operations: most of the time between them is Python's
 
