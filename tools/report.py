@@ -20,6 +20,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from PIL import Image
 
 from taming_dist import cli
 from taming_dist.errors import UserError
@@ -77,7 +78,7 @@ def write_page(
     Raises:
         UserError: a run without metrics.jsonl.
     """
-    curves = [section(heading, charts(records(run), summary)) for heading, run in runs.items()]
+    curves = [section(heading, training(run, summary)) for heading, run in runs.items()]
     parts = [
         headline(summary),
         section("Validation images and their reconstructions", reconstructions(evaluation)),
@@ -235,17 +236,56 @@ def picture(file: Path, description: str) -> str:
     return f'<img alt="{escape(description)}" src="data:image/png;base64,{data}">'
 
 
+# ---- runs ----
+
+
+def training(run: Path, summary: Mapping[str, Any]) -> str:
+    """The curves of a run, what it was like at its best and why it ended, and its last preview."""
+    told = lines_of(run / "events.jsonl") if (run / "events.jsonl").is_file() else []
+    best = next((event for event in reversed(told) if event["event"] == "best"), None)
+    parts = [remarks(best, told), charts(records(run), summary, best), last_preview(run)]
+    return "\n".join(filter(None, parts))
+
+
+def remarks(best: Mapping[str, Any] | None, told: Records) -> str:
+    """The best validation in words, and why the run ended if it is not the usual end."""
+    said = []
+    if best is not None:
+        said.append(f"Best {best['metric']}: {best['value']:.4g}, after {best['samples']} images.")
+    ends = [event for event in told if event["event"] == "exit"]
+    if ends and ends[-1].get("reason") != "finished":
+        said.append(f"It ended with: {ends[-1].get('reason', 'no reason given')}.")
+    return f"<p>{escape(' '.join(said))}</p>" if said else ""
+
+
+def last_preview(run: Path) -> str:
+    """The newest preview of a run, under what its rows show."""
+    files = sorted((run / "images").glob("images-*.png"))
+    if not files:
+        return ""
+    with Image.open(files[-1]) as image:
+        rows = image.info.get("Description", "")
+        width = image.width
+    images = int(files[-1].stem.removeprefix("images-"))
+    text = f"Preview after {images} images" + (f". Rows, from the top: {rows}" if rows else "")
+    shown = picture(files[-1], text)
+    wide = width if width > WIDE else 2 * width
+    return f"<p class=below>{escape(text)}.</p><div style='max-width:{wide}px'>{shown}</div>"
+
+
 # ---- curves ----
 
 
 @dataclass(frozen=True)
 class Chart:
-    """One small chart: its lines by metric and label, and the baseline from the summary."""
+    """One small chart: its lines by metric and label, and the baseline from the summary. With
+    `across` its lines are curves of the newest validation, along what is named there."""
 
     title: str
     lines: Mapping[str, str]
     floor: str = ""
     floor_label: str = ""
+    across: str = ""
 
 
 VQGAN_CHARTS = (
@@ -259,10 +299,31 @@ VQGAN_CHARTS = (
     Chart("Codebook perplexity", {"train/codebook_perplexity": "train",
                                   "val/codebook_perplexity": "val"}),
 )  # fmt: skip
-TOKEN_CHARTS = (
-    Chart("Loss, nats per token", {"train/loss": "train", "val/nll": "val"},
-          "unigram_entropy", "code frequencies"),
-)  # fmt: skip
+LABEL_MAP_CHARTS = (
+    Chart("Cross-entropy", {"train/bce": "train", "val/bce": "val"}),
+    Chart("Pixels right, share", {"val/pixel_accuracy": "val"}),
+    Chart("Intersection over union, mean of classes", {"val/mean_iou": "val"}),
+    *VQGAN_CHARTS[-2:],
+)
+
+
+def token_charts(measure: str) -> tuple[Chart, ...]:
+    """Those of a prior, by the name of its negative log-likelihood: `nll` unless it is another."""
+    named = "Loss" if measure == "nll" else f"Loss ({measure.replace('_', ' ')})"
+    loss = {f"train/{measure}": "train", f"val/{measure}": "val"}
+    if measure == "nll":
+        loss["train/loss"] = "train"  # of runs from before it had a name
+    position = {f"val/{measure}_by_position": "val"}
+    return (
+        Chart(f"{named}, nats per token", loss, "unigram_entropy", "code frequencies"),
+        Chart("Tokens predicted right, share", {"val/accuracy": "val"}),
+        Chart("Bits per dimension of the image", {"val/bits_per_dim": "val"}),
+        Chart(f"{named} by position, nats", position, across="position in the sequence"),
+    )
+
+
+BY_POSITION = "_by_position"
+WIDE = 600  # pixels, of a picture that is shown in its own size; smaller ones are doubled
 
 # Colours in matplotlib's output that are replaced by the page's own, light or dark.
 INK, LINE, SERIES = "#000001", "#000002", ("#000003", "#000004")
@@ -272,38 +333,65 @@ VARIABLES = {INK: "--soft", LINE: "--line", SERIES[0]: "--first", SERIES[1]: "--
 Line = tuple[list[float], list[float]]
 
 
-def charts(rows: Records, summary: Mapping[str, Any]) -> str:
-    """Every chart for which a run has metrics, all over the same range of images."""
+def charts(rows: Records, summary: Mapping[str, Any], best: Mapping[str, Any] | None = None) -> str:
+    """Every chart for which a run has metrics, all over the same range of images; the `best`
+    validation (its event) is marked where its metric is drawn."""
     end = max((row["samples"] for row in rows), default=1)
     drawn = []
-    is_vqgan = any("train/rec" in row for row in rows)
-    for chart in VQGAN_CHARTS if is_vqgan else TOKEN_CHARTS:
-        lines = _lines(rows, chart)
+    for chart in charts_of(rows):
+        lines = _curves(rows, chart) if chart.across else _lines(rows, chart)
         if not lines:
             continue
         if chart.floor in summary:
             lines[chart.floor_label] = ([0, end], [summary[chart.floor]] * 2)
+        mark = None
+        if best is not None and best["metric"] in chart.lines:
+            mark = (best["samples"], best["value"])
         caption = f"{escape(chart.title)}{_legend(lines, chart)}"
-        svg = _svg(lines, chart, end)
+        svg = _svg(lines, chart, end, mark)
         drawn.append(f"<figure><figcaption>{caption}</figcaption>{svg}</figure>")
     return f"<div class=charts>{''.join(drawn)}</div>" if drawn else ""
 
 
+def charts_of(rows: Records) -> tuple[Chart, ...]:
+    """The charts of the stage that a run is of."""
+    names = set().union(*rows)
+    if "train/rec" in names:
+        return VQGAN_CHARTS
+    if "train/bce" in names:
+        return LABEL_MAP_CHARTS
+    curves = (name for name in names if name.endswith(BY_POSITION))
+    measure = next(curves, "nll").removeprefix("val/").removesuffix(BY_POSITION)
+    return token_charts(measure)
+
+
 def _lines(rows: Records, chart: Chart) -> dict[str, Line]:
-    lines = {}
+    """The lines of a chart by label; a label has the first of its metrics that the run has."""
+    lines: dict[str, Line] = {}
     for name, label in chart.lines.items():
         points = [
             (row["samples"], row[name])
             for row in rows
             if isinstance(row.get(name), int | float) and math.isfinite(row[name])
         ]
-        if points:
+        if points and label not in lines:
             lines[label] = ([samples for samples, _ in points], [value for _, value in points])
     return lines
 
 
+def _curves(rows: Records, chart: Chart) -> dict[str, Line]:
+    """The newest curves of a chart by label; what was not measured leaves a gap."""
+    lines: dict[str, Line] = {}
+    for name, label in chart.lines.items():
+        found = [row[name] for row in rows if isinstance(row.get(name), list)]
+        if found:
+            values = [math.nan if value is None else value for value in found[-1]]
+            lines[label] = ([float(place) for place in range(1, len(values) + 1)], values)
+    return lines
+
+
 def _colours(lines: Mapping[str, Line], chart: Chart) -> list[str]:
-    names = list(chart.lines.values())
+    names = list(dict.fromkeys(chart.lines.values()))
     return [SERIES[names.index(label)] if label in names else INK for label in lines]
 
 
@@ -317,7 +405,9 @@ def _legend(lines: Mapping[str, Line], chart: Chart) -> str:
     return f"<span class=keys>{''.join(keys)}</span>"
 
 
-def _svg(lines: Mapping[str, Line], chart: Chart, end: float) -> str:
+def _svg(
+    lines: Mapping[str, Line], chart: Chart, end: float, mark: tuple[float, float] | None = None
+) -> str:
     style: Any = {
         "svg.fonttype": "none", "svg.hashsalt": chart.title, "font.size": 9, "axes.edgecolor": LINE,
         "axes.labelcolor": INK, "xtick.color": LINE, "ytick.color": LINE, "grid.color": LINE,
@@ -333,10 +423,15 @@ def _svg(lines: Mapping[str, Line], chart: Chart, end: float) -> str:
                 continue
             marker = "o" if len(line[0]) < 12 else ""
             axes.plot(*line, color=colour, linewidth=1.6, marker=marker, markersize=3.5)
+        if mark is not None:
+            axes.plot(*mark, marker="o", markersize=8, color=SERIES[1], fillstyle="none")
+            side = "right" if mark[0] > end / 2 else "left"
+            axes.annotate("best", mark, (0, 9), textcoords="offset points", ha=side, color=INK)
         axes.grid(axis="y", linewidth=0.6)
         axes.set_axisbelow(True)
-        axes.set_xlabel("images seen")
-        axes.set_xlim(0, end)
+        axes.set_xlabel(chart.across or "images seen")
+        if not chart.across:
+            axes.set_xlim(0, end)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
@@ -350,10 +445,15 @@ def _svg(lines: Mapping[str, Line], chart: Chart, end: float) -> str:
 
 
 def records(run: Path) -> Records:
-    """Read metrics.jsonl of a run directory; a line truncated by a crash is skipped."""
+    """Read metrics.jsonl of a run directory."""
     file = run / "metrics.jsonl"
     if not file.is_file():
         raise UserError(f"{file} is missing: name a run directory (run.dir)")
+    return lines_of(file)
+
+
+def lines_of(file: Path) -> Records:
+    """The objects in a file that has one on each line; a truncated line is skipped."""
     rows = []
     for line in file.read_text(encoding="utf-8").splitlines():
         try:
@@ -405,6 +505,7 @@ img { display: block; width: 100%; height: auto; border-radius: 3px; }
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); }
 .strip { gap: 3px; grid-template-columns: repeat(auto-fill, minmax(4.2rem, 1fr)); }
 
+.below { margin: 1.2rem 0 .6rem; }
 .charts { gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); }
 figure { margin: 0; padding: .8rem .9rem .4rem; }
 figcaption { font-size: .9rem; font-weight: 550; display: flex; flex-wrap: wrap;

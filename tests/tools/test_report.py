@@ -13,9 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from taming_dist.errors import UserError
+from taming_dist.training.clock import Clock
+from taming_dist.training.recipe import Preview
+from taming_dist.training.sinks import Sinks
 
 TOOL = Path(__file__).parents[2] / "tools" / "report.py"
 CLASSES = ["a<b>cat", "red_flower"]
@@ -60,10 +64,23 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_metrics(
         folder / "transformer",
         [
-            {"samples": 80, "train/loss": 5.0},
-            {"samples": 160, "train/loss": 4.5, "val/nll": 4.6},
+            {"samples": 80, "train/loss": 5.0, "train/nll": 5.0},
+            {"samples": 160, "train/loss": 4.5, "train/nll": 4.5},
+            {"samples": 160, "val/nll": 4.6, "val/accuracy": 0.1, "val/bits_per_dim": 0.2,
+             "val/nll_by_position": [5.0, None, 4.2]},
         ],
-    )
+    )  # fmt: skip
+    told = [
+        {"event": "best", "samples": 160, "metric": "val/nll", "value": 4.6},
+        {"event": "exit", "samples": 160, "reason": "no better val/nll in 3 validations"},
+    ]
+    lines = "\n".join(json.dumps(line) for line in told)
+    (folder / "transformer" / "events.jsonl").write_text(lines)
+    for images in (80, 160):
+        picture = torch.full((3, 8, 8), 200, dtype=torch.uint8)
+        preview = Preview(picture, ("validation images", f"samples after {images}"))
+        clock = Clock(1, 1000, images)
+        Sinks(folder / "transformer", []).image(clock, preview)
     for number in range(2):
         for name in ("input", "reconstruction"):
             write_picture(folder / "evaluation" / "images" / f"{number:03d}-{name}.png")
@@ -125,8 +142,8 @@ def outline(page: str) -> Outline:
 def test_a_whole_chain_is_on_one_page(report: ModuleType, chain: Path, tmp_path: Path) -> None:
     page = write_all(report, chain, tmp_path / "new" / "report.html")
     tags = [tag for tag, _ in outline(page).seen]
-    assert tags.count("img") == 8
-    assert tags.count("svg") == 7
+    assert tags.count("img") == 9
+    assert tags.count("svg") == 10
     assert len(re.findall("<h2>", page)) == 6
     for text in ("20.40 dB", "16.03 dB", "4.310", "two cores", "3 min 10 s", "95%", "red flower"):
         assert text in page
@@ -166,7 +183,32 @@ def test_what_is_not_there_is_left_out(report: ModuleType, chain: Path, tmp_path
     report.write_page(out, "Only a run", {}, {"Run": chain / "transformer"})
     page = out.read_text()
     assert re.findall("<h2>(.*?)</h2>", page) == ["Run"]
-    assert [tag for tag, _ in outline(page).seen].count("svg") == 1
+    assert [tag for tag, _ in outline(page).seen].count("svg") == 4
+
+
+def test_a_prior_has_both_losses_in_one_chart_its_best_its_end_and_its_last_preview(
+    report: ModuleType, chain: Path
+) -> None:
+    page = report.training(chain / "transformer", {})
+    both, *others = re.findall("<figcaption>(.*?)</figcaption>", page)
+    assert both.startswith("Loss, nats per token")
+    assert ("train" in both, "val" in both) == (True, True)
+    assert others[-1] == "Loss by position, nats"
+    assert "Best val/nll: 4.6, after 160 images. It ended with: no better val/nll in 3" in page
+    assert (
+        "Preview after 160 images. Rows, from the top: validation images; samples after 160."
+        in page
+    )
+    assert page.count(">best<") == 1
+
+
+def test_what_is_no_likelihood_is_named_in_its_charts(report: ModuleType) -> None:
+    rows = [{"samples": 4, "train/loss": 5.0, "train/masked_nll": 5.0},
+            {"samples": 8, "val/masked_nll_by_position": [4.0, 5.2]}]  # fmt: skip
+    page = report.charts(rows, {"unigram_entropy": 6.0})
+    assert re.findall("<figcaption>([^<]*)", page) == [
+        "Loss (masked nll), nats per token", "Loss (masked nll) by position, nats"
+    ]  # fmt: skip
 
 
 def test_samples_without_classes_are_one_row(
