@@ -41,7 +41,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif options.vqgan is None:
         raise UserError("a transformer's checkpoint includes its VQGAN: give it with --vqgan")
     else:
-        tensors, description = export_transformer(model, VQGAN.from_pretrained(options.vqgan))
+        second = options.condition_vqgan and VQGAN.from_pretrained(options.condition_vqgan)
+        tensors, description = export_transformer(
+            model, VQGAN.from_pretrained(options.vqgan), second
+        )
     write_checkpoint(tensors, description, step, options.out)
     print(f"{options.out}: last.ckpt with {len(tensors)} tensors, and config.yaml")
 
@@ -53,6 +56,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     add("--format", choices=("export", "taming"), default="export", help="what to write")
     add("--vqgan", type=Path, metavar="EXPORT", help="the VQGAN whose codes a transformer learned")
+    add("--condition-vqgan", type=Path, metavar="EXPORT", help="the VQGAN of its condition")
     return parser.parse_args(argv)
 
 

@@ -7,7 +7,7 @@ See docs/checkpoints.md.
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -15,28 +15,50 @@ from taming_dist import cli
 from taming_dist.errors import UserError
 from taming_dist.models.export import Exported
 from taming_dist.models.vqgan import VQGAN
+from taming_dist.taming_compat.conditions import (
+    IS_FIRST_STAGE,
+    Given,
+    Said,
+    described_tokenizer,
+    tokenizer,
+)
+from taming_dist.taming_compat.description import (
+    CONDITION_STAGE,
+    FIRST_STAGE_CONFIG,
+    class_name,
+    stage_description,
+)
 from taming_dist.taming_compat.files import read_description, read_tensors, write_tensors
 from taming_dist.taming_compat.first_stage import (
     ASIDE,
     DISCRIMINATOR,
     import_vqgan,
-    section,
     set_aside,
+    with_key,
 )
 from taming_dist.taming_compat.transformer import (
     CONDITION,
     FIRST_STAGE,
     TRANSFORMER,
-    Given,
     below,
     import_transformer,
 )
 from taming_dist.training.export import DISCRIMINATOR_FILE, write_export
 
-# --only NAME -> the place of this stage in the tensors and in the YAML file of a transformer
+
+class Stage(NamedTuple):
+    """A VQGAN inside a transformer's checkpoint: how its tensors' names start, its place in the
+    YAML file, and the option that gives it where the checkpoint lacks it."""
+
+    prefix: str
+    section: str
+    option: str
+
+
+# --only NAME -> the stage
 STAGES = {
-    "first_stage": (FIRST_STAGE, "first_stage_config"),
-    "cond_stage": (CONDITION, "cond_stage_config"),
+    "first_stage": Stage(FIRST_STAGE, FIRST_STAGE_CONFIG, "--vqgan"),
+    "cond_stage": Stage(CONDITION, CONDITION_STAGE, "--condition-vqgan"),
 }
 
 
@@ -48,14 +70,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     tensors = read_tensors(options.checkpoint)
     description = read_description(options.config) if options.config else {}
     if options.only:
-        prefix, name = STAGES[options.only]
-        tensors = below(tensors, prefix)
+        only = STAGES[options.only]
+        tensors = below(tensors, only.prefix)
         if not tensors:
-            raise UserError(f"{options.checkpoint} has no {prefix}*: omit --only")
-        description = section(section(description, name), "params")
+            raise UserError(f"{options.checkpoint} has no {only.prefix}*: omit --only")
+        description = stage_description(description, only.section)
     if options.discriminator and not below(tensors, DISCRIMINATOR):
         raise UserError(f"{options.checkpoint} has no {DISCRIMINATOR}*: omit --discriminator")
-    if any(name.startswith(TRANSFORMER) for name in tensors):
+    second_stage = any(name.startswith(TRANSFORMER) for name in tensors)
+    if description and second_stage != ("transformer_config" in description):
+        kind = "a Net2NetTransformer" if second_stage else "a VQGAN"
+        raise UserError(f"{options.checkpoint} is {kind}, but {options.config} describes none")
+    if second_stage:
         convert_transformer(tensors, description, options)
     else:
         write(read_vqgan(tensors, description, options.resolution), options.out)
@@ -73,39 +99,82 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--config", type=Path, metavar="YAML", help="the original's YAML file of the model")
     add("--only", choices=sorted(STAGES), help="one VQGAN from a transformer's checkpoint")
     add("--resolution", type=cli.COUNT, help="pixels, without a YAML file (default: 256)")
-    add("--heads", type=cli.COUNT, help="attention heads of a transformer, without a YAML file")
-    add(
+    add("--discriminator", action="store_true", help="also keep the discriminator")
+    transformer = parser.add_argument_group("of a transformer, what its checkpoint does not say")
+    add = transformer.add_argument
+    add("--heads", type=cli.COUNT, help="attention heads, without a YAML file")
+    condition = transformer.add_mutually_exclusive_group().add_argument
+    condition(
         "--classes",
         type=cli.number(int, at_least=0),
-        help="classes of a transformer's condition, or 0, without a YAML file",
+        help="classes that it is conditioned on, or 0 (unconditional), without a YAML file",
     )
+    condition(
+        "--coordinates",
+        type=cli.COUNT,
+        metavar="STEPS",
+        help="it is conditioned on coordinates in so many steps, without a YAML file",
+    )
+    add("--condition-size", type=cli.COUNT, metavar="PIXELS", help="of what the condition encodes")
     add("--vqgan", type=Path, metavar="EXPORT", help="first stage, if the checkpoint lacks it")
-    add("--discriminator", action="store_true", help="also keep the discriminator")
+    add(
+        "--condition-vqgan",
+        type=Path,
+        metavar="EXPORT",
+        help="VQGAN of the condition, if the checkpoint lacks it",
+    )
     return parser.parse_args(argv)
 
 
 def convert_transformer(
     tensors: dict[str, Tensor], description: dict[str, Any], options: argparse.Namespace
 ) -> None:
-    """Write the transformer to --out and its first stage to vqgan/ below it."""
-    stage = below(tensors, FIRST_STAGE)
-    if stage and options.vqgan:
-        raise UserError(f"{options.checkpoint} has {FIRST_STAGE}* itself: omit --vqgan")
-    if options.vqgan:
-        vqgan = VQGAN.from_pretrained(options.vqgan)
-    elif stage:
-        said = section(section(description, "first_stage_config"), "params")
-        vqgan = read_vqgan(stage, said, options.resolution)
+    """Write the transformer to --out, and the VQGANs of its checkpoint to folders below it."""
+    first = read_stage(
+        STAGES["first_stage"], tensors, description, options.vqgan, options.resolution
+    )
+    if class_name(description, CONDITION_STAGE) == IS_FIRST_STAGE:
+        second = first and with_key(first, description.get("cond_stage_key"))
     else:
+        placed = None if description else options.resolution
+        given = options.condition_vqgan
+        second = read_stage(STAGES["cond_stage"], tensors, description, given, placed)
+    known = tokenizer(first) if first else described_tokenizer(description, FIRST_STAGE_CONFIG)
+    if known is None:
         raise UserError(
             f"{options.checkpoint} has no {FIRST_STAGE}*: import its VQGAN first, and give that "
             f"export with --vqgan"
         )
-    given = Given(options.heads, options.classes)
-    transformer = import_transformer(tensors, description, vqgan, given)
-    if stage:
-        write(vqgan, options.out / "vqgan")
+    said = Said(
+        description,
+        Given(options.heads, options.classes, options.coordinates, options.condition_size),
+        known,
+        tokenizer(second) if second else None,
+    )
+    transformer = import_transformer(tensors, said)
+    if first is None:
+        print(f"no {FIRST_STAGE}* and no --vqgan: the export does not say whose codes it knows")
+    elif not options.vqgan:
+        write(first, options.out / "vqgan")
+    if second is not None and not options.condition_vqgan:
+        write(second, options.out / "condition_vqgan")
     write(transformer, options.out)
+
+
+def read_stage(
+    stage: Stage,
+    tensors: dict[str, Tensor],
+    description: dict[str, Any],
+    given: Path | None,
+    resolution: int | None,
+) -> VQGAN | None:
+    """A VQGAN of a transformer's checkpoint, or the one given in its place; None without both."""
+    found = below(tensors, stage.prefix)
+    if found and given:
+        raise UserError(f"the checkpoint has {stage.prefix}* itself: omit {stage.option}")
+    if found:
+        return read_vqgan(found, stage_description(description, stage.section), resolution)
+    return VQGAN.from_pretrained(given) if given else None
 
 
 def read_vqgan(

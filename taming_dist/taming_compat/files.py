@@ -139,8 +139,13 @@ def write_checkpoint(
     """Write folder/last.ckpt and folder/config.yaml, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "last.ckpt") as path:
-        # clones: a view would bring all of its storage along
-        state = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        state = {name: _alone(tensor.detach()) for name, tensor in tensors.items()}
         torch.save({"state_dict": state, "global_step": step}, path)
     with replacing(folder / "config.yaml") as path:
         path.write_text(yaml.safe_dump({"model": description}, sort_keys=False))
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """The tensor, copied if it is a view, which would bring all of its storage along."""
+    whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)

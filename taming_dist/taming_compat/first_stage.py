@@ -5,6 +5,7 @@ called otherwise. Nearly all of the architecture is in the shapes; the rest is i
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,9 +22,11 @@ from taming_dist.models.modalities import (
     LabelMap,
     LowResolution,
     Modality,
+    palette,
 )
 from taming_dist.models.quantizers import VARIANTS
 from taming_dist.models.vqgan import VQGAN, VQGANConfig, with_codes
+from taming_dist.taming_compat.description import check_said, instance, number, section
 from taming_dist.training.export import check_tensors
 
 # Beside the model itself; prefix -> what it is.
@@ -55,8 +58,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ema": {"normalized": False, "revive_below": 0.0},
     "gumbel": {},
 }
-# The column of a batch by its modality; none is "image", and label maps have a class of their own.
-IMAGE_KEYS: dict[type[Modality], str] = {Depth: "depth", Edges: "edge", LowResolution: "lr"}
+# The original's name of the column that a modality reads.
+IMAGE_KEYS: dict[type[Modality], str] = {
+    RGB: "image",
+    LabelMap: "segmentation",
+    Depth: "depth",
+    Edges: "edge",
+    LowResolution: "lr",
+}
 DEFAULT_RESOLUTION = 256  # of all models that the authors published
 
 
@@ -171,6 +180,14 @@ def modality_of(channels: int, label_map: bool, image_key: Any = None) -> Modali
     return Edges() if image_key == IMAGE_KEYS[Edges] else Depth()
 
 
+def with_key(vqgan: VQGAN, image_key: Any) -> VQGAN:
+    """The same VQGAN, for the column of a batch that the original calls `image_key`."""
+    config = vqgan.config
+    label_map = isinstance(config.modality, LabelMap)
+    modality = modality_of(config.modality.channels, label_map, image_key)
+    return assemble(VQGAN, replace(config, modality=modality), vqgan.state_dict())
+
+
 def ddconfig(config: VQGANConfig) -> dict[str, Any]:
     """Encoder and decoder as the original's YAML describes them."""
     return {
@@ -221,17 +238,16 @@ def export_vqgan(vqgan: VQGAN) -> tuple[dict[str, Tensor], dict[str, Any]]:
     params = describe(config) | {"lossconfig": {"target": "taming.modules.losses.DummyLoss"}}
     if quantizer.name == "gumbel":
         params |= {"kl_weight": quantizer.kl_weight, "temperature_scheduler_config": SCHEDULE}
-        return tensors, {"target": "taming.models.vqgan.GumbelVQ", "params": params}
+        return tensors, instance("taming.models.vqgan.GumbelVQ", params)
+    # without the last one the original fails on the codes of a condition
+    params |= {"image_key": IMAGE_KEYS[type(config.modality)], "sane_index_shape": True}
     if not isinstance(config.modality, LabelMap):
-        name = IMAGE_KEYS.get(type(config.modality))
-        key = {} if name is None else {"image_key": name}
-        return tensors, {"target": "taming.models.vqgan.VQModel", "params": key | params}
-    # the original keeps random colours for label maps
-    colours = torch.Generator().manual_seed(0)
+        return tensors, instance("taming.models.vqgan.VQModel", params)
     classes = config.modality.classes
-    tensors["colorize"] = torch.randn(3, classes, 1, 1, generator=colours)
-    params = {"n_labels": classes, "image_key": "segmentation"} | params
-    return tensors, {"target": "taming.models.vqgan.VQSegmentationModel", "params": params}
+    tensors["colorize"] = palette(classes).T.reshape(3, classes, 1, 1).contiguous()
+    return tensors, instance(
+        "taming.models.vqgan.VQSegmentationModel", {"n_labels": classes} | params
+    )
 
 
 def _entries(quantizer: Any, state: Mapping[str, Tensor]) -> Tensor:
@@ -255,22 +271,6 @@ SCHEDULE = {
 }
 
 
-def section(description: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A mapping inside a description; empty if it is not there."""
-    found = description.get(name) or {}
-    if not isinstance(found, dict):
-        raise UserError(f"{name} in the YAML file is no mapping: give the original's own file")
-    return found
-
-
-def number(description: Mapping[str, Any], name: str, default: float) -> float:
-    """A number of a description, or what the original takes without it."""
-    found = description.get(name, default)
-    if isinstance(found, bool) or not isinstance(found, int | float):
-        raise UserError(f"{name} in the YAML file is {found!r}: give a number")
-    return found
-
-
 def _shape(tensors: Mapping[str, Tensor], name: str) -> torch.Size:
     if name not in tensors or tensors[name].ndim < 2:
         raise UserError(f"{name} is missing: this is no VQGAN in the original's layout")
@@ -281,12 +281,3 @@ def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
     """How many children, numbered from 0, are below `prefix`."""
     numbers = {name[len(prefix) :].split(".")[0] for name in tensors if name.startswith(prefix)}
     return 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
-
-
-def check_said(found: Mapping[str, Any], said: Mapping[str, Any]) -> None:
-    for name, value in found.items():
-        if name in said and said[name] != value:
-            raise UserError(
-                f"{name} is {said[name]} in the YAML file and {value} in the checkpoint: give the "
-                f"YAML file of this very model"
-            )

@@ -1,11 +1,12 @@
-"""The original's second stage (Net2NetTransformer): its transformer, with the VQGAN inside it.
+"""The original's second stage (Net2NetTransformer): a transformer, with its VQGANs inside it.
 
-The transformer's tensors have the same names here and there, below `transformer.`; the first stage
-is below `first_stage_model.`. Heads and condition are not in the tensors, only in the YAML file.
+The transformer's tensors have the same names here and there, below `transformer.`; the VQGANs of
+image and condition are below `first_stage_model.` and `cond_stage_model.`. Heads and most
+conditions are not in the tensors, only in the YAML file.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,23 +14,29 @@ from torch import Tensor
 from taming_dist.errors import UserError
 from taming_dist.models.export import assemble
 from taming_dist.models.prior.blocks import GPTBlockConfig
-from taming_dist.models.prior.conditions import ClassCondition, Unconditional
-from taming_dist.models.prior.orders import Raster
+from taming_dist.models.prior.orders import Order
 from taming_dist.models.prior.schemes import NextIndex
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.vqgan import VQGAN
-from taming_dist.taming_compat.first_stage import check_said, export_vqgan, number, section
+from taming_dist.taming_compat.conditions import (
+    EXPORTED,
+    Given,
+    Said,
+    Tokenizer,
+    export_condition,
+    import_condition,
+)
+from taming_dist.taming_compat.description import check_said, instance, number, params
+from taming_dist.taming_compat.first_stage import export_vqgan
+from taming_dist.taming_compat.orders import export_order, import_order
 from taming_dist.training.export import check_tensors
 
+# how the names of the parts' tensors start
 TRANSFORMER, FIRST_STAGE, CONDITION = "transformer.", "first_stage_model.", "cond_stage_model."
+PERMUTER = "permuter."
+PARTS = (TRANSFORMER, FIRST_STAGE, CONDITION, PERMUTER)
+MASK = ".attn.mask"  # how those of each layer's mask end
 ORIGINAL_HEADS = 8  # where its YAML says nothing
-
-
-class Given(NamedTuple):
-    """What the user says in place of a YAML file: heads, and classes (0: unconditional)."""
-
-    heads: int | None = None
-    classes: int | None = None
 
 
 def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -41,77 +48,79 @@ def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     }
 
 
-def import_transformer(
-    tensors: Mapping[str, Tensor], description: Mapping[str, Any], vqgan: VQGAN, given: Given
-) -> Transformer:
-    """A transformer from all tensors of a Net2NetTransformer, on the codes of `vqgan`.
-
-    `description`: the parameters in its YAML file, or nothing.
+def import_transformer(tensors: Mapping[str, Tensor], said: Said) -> Transformer:
+    """A transformer from all tensors of a Net2NetTransformer.
 
     Raises:
-        UserError: tensors are missing or unknown, the condition or the order of codes is one that
-            the transformer does not know, or heads or condition are not said anywhere.
+        UserError: tensors are missing or unknown, the condition or the order of codes is none of
+            ours, or heads or condition are not said anywhere.
     """
-    parts = (TRANSFORMER, FIRST_STAGE, "permuter.")
-    unknown = sorted(name for name in tensors if not name.startswith(parts))
+    unknown = sorted(name for name in tensors if not name.startswith(PARTS))
     if unknown:
         raise UserError(
-            f"the checkpoint has {unknown[0]}{' and more' * (len(unknown) > 1)}: the transformer "
-            f"knows no such condition; its first stage can be had with --only first_stage"
-            + (", and its condition's with --only cond_stage" * unknown[0].startswith(CONDITION))
+            f"the checkpoint has {unknown[0]}{' and more' * (len(unknown) > 1)}, which is no part "
+            f"of a Net2NetTransformer: save it without, as a state_dict of {', '.join(PARTS)}"
         )
-    _check_order(below(tensors, "permuter."))
     state = below(tensors, TRANSFORMER)
-    _take_masks(state)
-    config = infer(state, description, vqgan, given)
+    config = infer(
+        state, import_order(below(tensors, PERMUTER), said.description, said.first.grid), said
+    )
+    weights = {name: tensor for name, tensor in state.items() if not name.endswith(MASK)}
     with torch.device("meta"):
         expected = Transformer(config).state_dict()
-    check_tensors(expected, state, "the checkpoint's transformer")
-    return assemble(Transformer, config, state)
+    check_tensors(expected, weights, "the checkpoint's transformer")
+    return assemble(Transformer, config, weights)
 
 
-def infer(
-    state: Mapping[str, Tensor], description: Mapping[str, Any], vqgan: VQGAN, given: Given
-) -> TransformerConfig:
-    """The architecture, from shapes, the description and what the user says."""
+def infer(state: Mapping[str, Tensor], order: Order, said: Said) -> TransformerConfig:
+    """The architecture, from the tensors of the transformer and from what is said beyond them."""
     for name in ("tok_emb.weight", "pos_emb"):
         if name not in state:
             raise UserError(f"{TRANSFORMER}{name} is missing: this is no Net2NetTransformer")
-    said = section(section(description, "transformer_config"), "params")
+    gpt = params(said.description, "transformer_config")
     layers = {name.split(".")[1] for name in state if name.startswith("blocks.")}
-    side = vqgan.config.resolution // vqgan.config.factor
-    classes = _classes(description, given)
     config = TransformerConfig(
         vocabulary=state["tok_emb.weight"].shape[0],
-        grid=[side, side],
+        grid=list(said.first.grid),
         block_size=state["pos_emb"].shape[1],
         layers=len(layers),
-        heads=_heads(said, given),
+        heads=_heads(gpt, said.given),
         width=state["tok_emb.weight"].shape[1],
-        dropout_embedding=number(said, "embd_pdrop", 0.0),
-        dropout_attention=number(said, "attn_pdrop", 0.0),
-        dropout_residual=number(said, "resid_pdrop", 0.0),
-        condition=ClassCondition(classes) if classes else Unconditional(),
-        vqgan_fingerprint=vqgan.fingerprint,
+        dropout_embedding=number(gpt, "embd_pdrop", 0.0),
+        dropout_attention=number(gpt, "attn_pdrop", 0.0),
+        dropout_residual=number(gpt, "resid_pdrop", 0.0),
+        condition=import_condition(said, state["tok_emb.weight"].shape[0]),
+        block=GPTBlockConfig(_unmasked(state, gpt)),
+        order=order,
+        scheme=NextIndex(number(said.description, "pkeep", 1.0)),
+        vqgan_fingerprint=said.first.fingerprint,
         condition_table="shared",
     )
-    check_said(describe(config), said)
-    if config.vocabulary < vqgan.config.vocabulary:
-        raise UserError(
-            f"transformer.tok_emb.weight has {config.vocabulary} rows for the "
-            f"{vqgan.config.vocabulary} codes of its first stage: they do not belong together"
-        )
-    if config.block_size < side * side:
-        raise UserError(
-            f"transformer.pos_emb has {config.block_size} positions for {side} x {side} codes of "
-            f"an image of {vqgan.config.resolution} pixels: give the model's --resolution"
-        )
+    check_said(describe(config), gpt)
+    _check_fit(config, said.first)
     return config
+
+
+def _check_fit(config: TransformerConfig, first: Tokenizer) -> None:
+    """Raise a UserError if the sizes of transformer, VQGAN and condition do not fit together."""
+    positions, needed = config.block_size, config.condition.length + config.num_tokens - 1
+    if positions < needed:
+        raise UserError(
+            f"{TRANSFORMER}pos_emb has {positions} positions for {config.condition.length} of the "
+            f"condition and {config.grid[0]} x {config.grid[1]} codes of an image of "
+            f"{first.pixels} pixels: give the model's --resolution"
+        )
+    for codes, whose in ((first.codes, "first stage"), (config.condition.vocabulary, "condition")):
+        if codes > config.vocabulary:
+            raise UserError(
+                f"{TRANSFORMER}tok_emb.weight has {config.vocabulary} rows for the {codes} codes "
+                f"of its {whose}: they do not belong together"
+            )
 
 
 def describe(config: TransformerConfig) -> dict[str, Any]:
     """The sizes as the original's YAML has them."""
-    return {
+    sizes = {
         "vocab_size": config.vocabulary,
         "block_size": config.positions,
         "n_layer": config.layers,
@@ -121,16 +130,19 @@ def describe(config: TransformerConfig) -> dict[str, Any]:
         "resid_pdrop": config.dropout_residual,
         "attn_pdrop": config.dropout_attention,
     }
+    return sizes | ({"n_unmasked": config.block.unmasked} if config.block.unmasked else {})
 
 
 def export_transformer(
-    transformer: Transformer, vqgan: VQGAN
+    transformer: Transformer, vqgan: VQGAN, condition_vqgan: VQGAN | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of a Net2NetTransformer, and {"target": class, "params": ...} for its YAML.
 
+    `condition_vqgan`: the one whose codes are its condition, if it has such a condition.
+
     Raises:
-        UserError: `vqgan` is not the one whose codes the transformer learned, or the original has
-            no place for its condition.
+        UserError: a VQGAN is not the one whose codes the transformer learned, or the original has
+            no place for one of its parts.
     """
     config = transformer.config
     _check_parts(config)
@@ -139,47 +151,44 @@ def export_transformer(
             f"the VQGAN has the fingerprint {vqgan.fingerprint}, but the transformer learned the "
             f"codes of {config.vqgan_fingerprint}: name that VQGAN"
         )
+    stage, first_stage = export_vqgan(vqgan)
+    places, order = export_order(config.order, config.code_grid)
+    condition_stage, condition = export_condition(config, vqgan, condition_vqgan)
+    mask = _mask(config.positions, config.block.unmasked)
+    state = transformer.state_dict() | {
+        f"blocks.{layer}{MASK}": mask for layer in range(config.layers)
+    }
+    gpt = instance("taming.modules.transformer.mingpt.GPT", describe(config))
+    described = {"transformer_config": gpt, "first_stage_config": first_stage} | condition | order
+    tensors = {f"{TRANSFORMER}{name}": value for name, value in state.items()}
+    tensors |= {f"{FIRST_STAGE}{name}": value for name, value in stage.items()}
+    tensors |= {f"{CONDITION}{name}": value for name, value in condition_stage.items()}
+    tensors |= {f"{PERMUTER}{name}": value for name, value in places.items()}
+    return tensors, instance("taming.models.cond_transformer.Net2NetTransformer", described)
+
+
+def _check_parts(config: TransformerConfig) -> None:
+    """Raise a UserError for a part or a table for which the original has no place."""
+    known = {"condition": EXPORTED, "block": (GPTBlockConfig,), "scheme": (NextIndex,)}
+    for part, kinds in known.items():
+        found = getattr(config, part)
+        if type(found) not in kinds:
+            raise UserError(
+                f"a transformer with model/{part}={found.name} cannot be written in the original's "
+                f"format: give its export itself"
+            )
     if config.condition_table == "own":
         raise UserError(
             "this transformer has a table for its condition alone (model.condition_table=own), and "
             "the original's format has one for classes and codes together: give its export itself, "
             "or train with model.condition_table=shared"
         )
-    stage, first_stage = export_vqgan(vqgan)
-    tensors = {f"{FIRST_STAGE}{name}": value for name, value in stage.items()}
-    tensors |= {f"{TRANSFORMER}{name}": value for name, value in transformer.state_dict().items()}
-    for layer in range(config.layers):
-        tensors[f"{TRANSFORMER}blocks.{layer}.attn.mask"] = _causal(config.positions)
-    gpt = {"target": "taming.modules.transformer.mingpt.GPT", "params": describe(config)}
-    params: dict[str, Any] = {"transformer_config": gpt, "first_stage_config": first_stage}
-    if isinstance(config.condition, ClassCondition):
-        labels = {"n_classes": config.condition.classes}
-        params["cond_stage_key"] = "class_label"
-        params["cond_stage_config"] = {
-            "target": "taming.modules.util.Labelator",
-            "params": labels,
-        }
-    else:
-        params |= {"unconditional": True, "cond_stage_config": "__is_unconditional__"}
-    target = "taming.models.cond_transformer.Net2NetTransformer"
-    return tensors, {"target": target, "params": params}
-
-
-def _check_parts(config: TransformerConfig) -> None:
-    """UserError for a condition, block, order or scheme for which the original has no place."""
-    known: dict[str, tuple[type, ...]] = {
-        "condition": (Unconditional, ClassCondition),
-        "block": (GPTBlockConfig,),
-        "order": (Raster,),
-        "scheme": (NextIndex,),
-    }
-    for part, kinds in known.items():
-        found = getattr(config, part)
-        if not isinstance(found, kinds):
-            raise UserError(
-                f"a transformer with model/{part}={found.name} cannot be written in the original's "
-                f"format: give its export itself"
-            )
+    if config.null_prefix:
+        raise UserError(
+            "this transformer was trained with dropped conditions (loss.condition_dropout), and "
+            "the original's format has no place for the prefix that stands for them: give its "
+            "export itself, or train without"
+        )
 
 
 def _heads(said: Mapping[str, Any], given: Given) -> int:
@@ -196,56 +205,31 @@ def _heads(said: Mapping[str, Any], given: Given) -> int:
     return given.heads
 
 
-def _classes(description: Mapping[str, Any], given: Given) -> int:
-    """The number of classes, 0 for an unconditional transformer."""
-    if "cond_stage_config" not in description and not description.get("unconditional"):
-        if given.classes is None:
+def _unmasked(state: Mapping[str, Tensor], said: Mapping[str, Any]) -> int:
+    """How many of the first positions see each other in the masks, or, without masks, are said to.
+
+    Raises:
+        UserError: a mask hides something else, or the masks differ.
+    """
+    masks = {name: tensor for name, tensor in state.items() if name.endswith(MASK)}
+    if not masks:
+        return int(number(said, "n_unmasked", 0))
+    # what the first position sees: itself alone if the mask is causal
+    seen = int(next(iter(masks.values())).flatten(0, -2)[0].sum())
+    found = seen if seen > 1 else 0
+    for name, mask in masks.items():
+        if not torch.equal(mask.float(), _mask(mask.shape[-1], found)):
             raise UserError(
-                "whether the transformer was given classes is not in the tensors: give the "
-                "original's YAML file with --config, or --classes N (0: unconditional)"
+                f"{TRANSFORMER}{name} is neither causal nor open between the first positions alone "
+                f"(n_unmasked): no block here attends like that"
             )
-        return given.classes
-    classes = _said_classes(description)
-    if given.classes not in (None, classes):
-        raise UserError(f"--classes {given.classes}, but the YAML file says {classes}")
-    return classes
+    if found:
+        check_said({"n_unmasked": found}, said)
+    return found
 
 
-def _said_classes(description: Mapping[str, Any]) -> int:
-    stage = description.get("cond_stage_config")
-    if stage == "__is_unconditional__" or description.get("unconditional"):
-        if number(description, "sos_token", 0):
-            raise UserError(f"sos_token: {description['sos_token']} is not supported, only 0")
-        return 0
-    name = stage.get("target") if isinstance(stage, dict) else stage
-    if str(name).endswith(".Labelator"):
-        return int(
-            number(section(section(description, "cond_stage_config"), "params"), "n_classes", 0)
-        )
-    raise UserError(
-        f"cond_stage_config: the transformer knows no condition {name}, only classes (Labelator) "
-        f"or none (__is_unconditional__); the first stage can be had with --only first_stage"
-    )
-
-
-def _check_order(permuter: Mapping[str, Tensor]) -> None:
-    for name, order in permuter.items():
-        if order.ndim != 1 or not torch.equal(order, torch.arange(len(order))):
-            raise UserError(
-                f"permuter.{name}: this transformer reads the codes in another order than row by "
-                f"row, which ours cannot"
-            )
-
-
-def _take_masks(state: dict[str, Tensor]) -> None:
-    """Take the masks away, if they are causal."""
-    for name in [name for name in state if name.endswith(".attn.mask")]:
-        mask = state.pop(name)
-        if not torch.equal(mask, _causal(mask.shape[-1])):
-            raise UserError(
-                f"{TRANSFORMER}{name} is not causal (n_unmasked): our transformer is, always"
-            )
-
-
-def _causal(positions: int) -> Tensor:
-    return torch.ones(positions, positions).tril().view(1, 1, positions, positions)
+def _mask(positions: int, unmasked: int) -> Tensor:
+    """What a position sees: those up to its own, and the first ones see each other."""
+    mask = torch.ones(positions, positions).tril()
+    mask[:unmasked, :unmasked] = 1
+    return mask.view(1, 1, positions, positions)

@@ -1,11 +1,16 @@
 """The layout of the original's checkpoints, written down by hand: names and shapes."""
 
+import runpy
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
+
+TOOLS = Path(__file__).parents[2] / "tools"
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -149,6 +154,19 @@ class Original:
         shapes = {f"first_stage_model.{name}": shape for name, shape in first_stage().items()}
         return fill(shapes | {f"transformer.{name}": shape for name, shape in gpt(**sizes).items()})
 
+    @staticmethod
+    def condition(labels: int | None = 5, images: int = 1, **sizes: Any) -> dict[str, Tensor]:
+        """The VQGAN of a condition: VQSegmentationModel with its colours, or VQModel."""
+        shapes = first_stage(images=labels or images, **sizes)
+        shapes |= {"colorize": (3, labels, 1, 1)} if labels else {}
+        return {f"cond_stage_model.{name}": value for name, value in fill(shapes).items()}
+
+    @staticmethod
+    def permuter(places: list[int]) -> dict[str, Tensor]:
+        forward = torch.tensor(places)
+        indices = {"forward": forward, "backward": forward.argsort()}
+        return {f"permuter.{name}_shuffle_idx": value for name, value in indices.items()}
+
 
 @pytest.fixture
 def original() -> type[Original]:
@@ -164,3 +182,23 @@ def tool(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
         return capsys.readouterr().out
 
     return run
+
+
+@pytest.fixture
+def convert(tmp_path: Path, tool: Callable[..., str]) -> Callable[..., str]:
+    """Writes tensors as lightning does and imports them into tmp_path/out."""
+    import_checkpoint = runpy.run_path(str(TOOLS / "import_checkpoint.py"))["main"]
+
+    def run(tensors: dict[str, Tensor], *options: object, **beside: Any) -> str:
+        path = tmp_path / "last.ckpt"
+        torch.save({"epoch": 3, "global_step": 7, "state_dict": tensors} | beside, path)
+        return tool(import_checkpoint, path, "--out", tmp_path / "out", *options)
+
+    return run
+
+
+def describe(folder: Path, params: dict[str, Any]) -> Path:
+    """The YAML file of a model with these parameters."""
+    path = folder / "project.yaml"
+    path.write_text(yaml.safe_dump({"model": {"target": "not.to.be.Imported", "params": params}}))
+    return path

@@ -14,7 +14,13 @@ from taming_dist import VQGAN, Transformer
 from taming_dist.engine.checkpoint import Checkpoints
 from taming_dist.engine.world import World
 from taming_dist.errors import UserError
-from taming_dist.models.prior.conditions import ClassCondition
+from taming_dist.models.prior.conditions import (
+    ClassCondition,
+    CodesCondition,
+    CoordinatesCondition,
+    SeveralConditions,
+)
+from taming_dist.models.prior.orders import ORDERS
 from taming_dist.models.prior.transformer import TransformerConfig
 from taming_dist.models.quantizers import EMAQuantizerConfig, VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGANConfig
@@ -41,9 +47,8 @@ def saved(folder: Path, **settings: Any) -> VQGAN:
 
 def gpt(folder: Path, vqgan: VQGAN, **settings: Any) -> Transformer:
     sizes = {"vocabulary": 12, "grid": [4, 4], "layers": 2, "heads": 2, "width": 8}
-    model = Transformer(
-        TransformerConfig(**sizes, **settings, block_size=16, vqgan_fingerprint=vqgan.fingerprint)
-    )
+    sizes |= {"block_size": 32, "vqgan_fingerprint": vqgan.fingerprint}
+    model = Transformer(TransformerConfig(**sizes | settings))
     model.save_pretrained(folder)
     return model
 
@@ -88,33 +93,83 @@ def test_a_vqgan_comes_back_bit_for_bit(
     assert back.fingerprint == model.fingerprint
 
 
-@pytest.mark.parametrize("condition", [{}, {"condition": ClassCondition(5)}])
-def test_a_transformer_comes_back_bit_for_bit_with_its_vqgan(
-    condition: dict[str, Any], round_trip: Callable[..., Path], tmp_path: Path
+LABELS = {"modality": {"name": "labels", "classes": 7}}
+COORDINATES = CoordinatesCondition(11, [4, 4], 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "condition"),
+    [
+        ({"dropout_residual": 0.1}, None),
+        ({"condition": ClassCondition(5), "order": "alternate"}, None),
+        ({"condition": COORDINATES, "order": "spiral_out"}, None),
+        ({"order": "z_curve", "block": {"name": "gpt", "unmasked": 16}}, LABELS),
+        ({"order": "random"}, {"modality": {"name": "depth"}}),
+    ],
+)
+def test_a_transformer_comes_back_bit_for_bit_with_its_vqgans(
+    settings: dict[str, Any],
+    condition: dict[str, Any] | None,
+    round_trip: Callable[..., Path],
+    tmp_path: Path,
 ) -> None:
     vqgan = saved(tmp_path / "vqgan")
-    model = gpt(tmp_path / "gpt", vqgan, dropout_residual=0.1, **condition)
-    folder = round_trip(tmp_path / "gpt", "--vqgan", tmp_path / "vqgan")
+    options = ["--vqgan", tmp_path / "vqgan"]
+    if condition is not None:
+        second = saved(tmp_path / "second", **condition)
+        settings = settings | {"condition": CodesCondition(12, [4, 4], second.fingerprint)}
+        options += ["--condition-vqgan", tmp_path / "second"]
+    model = gpt(tmp_path / "gpt", vqgan, **settings)
+    folder = round_trip(tmp_path / "gpt", *options)
     assert VQGAN.from_pretrained(folder / "vqgan").fingerprint == vqgan.fingerprint
+    if condition is not None:
+        found = VQGAN.from_pretrained(folder / "condition_vqgan")
+        assert (found.fingerprint, found.config) == (second.fingerprint, second.config)
     back = Transformer.from_pretrained(folder)
     assert back.config == model.config
     assert back.fingerprint == model.fingerprint
 
 
-def test_names_shapes_and_masks_are_the_originals(
+def test_names_shapes_masks_and_indices_are_the_originals(
     original: Any, tool: Callable[..., str], tmp_path: Path
 ) -> None:
-    written = original.net2net()
+    written = original.net2net(block=32) | original.condition(labels=5)
+    written |= original.permuter(ORDERS["z_curve"]().places((4, 4)).tolist())
+    for name in [name for name in written if name.endswith("mask")]:
+        written[name][..., :16, :16] = 1
     torch.save({"state_dict": written}, tmp_path / "last.ckpt")
-    options = ("--resolution", 8, "--heads", 2, "--classes", 5)
+    options = ("--resolution", 8, "--heads", 2)
     tool(import_checkpoint, tmp_path / "last.ckpt", "--out", tmp_path / "in", *options)
-    options = ("--format", "taming", "--vqgan", tmp_path / "in" / "vqgan")
-    tool(export_model, tmp_path / "in", "--out", tmp_path / "taming", *options)
-    contents = load(tmp_path / "taming")
+    vqgans = ("--vqgan", tmp_path / "in" / "vqgan")
+    vqgans += ("--condition-vqgan", tmp_path / "in" / "condition_vqgan")
+    tool(export_model, tmp_path / "in", "--out", tmp_path / "t", "--format", "taming", *vqgans)
+    contents = load(tmp_path / "t")
     assert contents.keys() == {"state_dict", "global_step"}
     assert contents["state_dict"].keys() == written.keys()
     for name, value in contents["state_dict"].items():
-        assert torch.equal(value, written[name]), name
+        if "colorize" in name:  # ours: the original draws them, for previews alone
+            assert value.shape == written[name].shape
+        else:
+            assert torch.equal(value, written[name]), name
+
+
+def test_the_first_stage_may_be_that_of_the_condition_too(
+    round_trip: Callable[..., Path], tmp_path: Path
+) -> None:
+    vqgan = saved(tmp_path / "vqgan")
+    lr = saved(tmp_path / "lr", modality={"name": "low_resolution"})
+    condition = CodesCondition(12, [2, 2], lr.fingerprint)
+    model = gpt(tmp_path / "gpt", vqgan, condition=condition)
+    options = ("--vqgan", tmp_path / "vqgan", "--condition-vqgan", tmp_path / "lr")
+    assert (
+        Transformer.from_pretrained(round_trip(tmp_path / "gpt", *options)).config == model.config
+    )
+    params = yaml.safe_load((tmp_path / "taming" / "config.yaml").read_text())["model"]["params"]
+    assert params["cond_stage_config"] == "__is_first_stage__"
+    assert (params["cond_stage_key"], params["downsample_cond_size"]) == ("lr", 4)
+    tensors = load(tmp_path / "taming")["state_dict"]
+    name = "encoder.conv_in.weight"
+    assert torch.equal(tensors[f"cond_stage_model.{name}"], tensors[f"first_stage_model.{name}"])
 
 
 def test_the_yaml_file_names_the_classes_of_the_original(
@@ -186,17 +241,45 @@ def test_a_transformer_leaves_with_the_vqgan_that_it_learned_from_only(
         tool(export_model, *arguments, "--vqgan", tmp_path / "other")
 
 
-def test_a_condition_with_a_table_of_its_own_has_no_place_in_the_originals_format(
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"condition": ClassCondition(50), "condition_table": "own"}, "model.condition_table=own"),
+        ({"condition": ClassCondition(5), "null_prefix": True}, "loss.condition_dropout"),
+        (
+            {"condition": SeveralConditions([ClassCondition(5)]), "condition_table": "own"},
+            "model/condition=several",
+        ),
+        ({"block": "llama"}, "model/block=llama"),
+        ({"scheme": "masked"}, "model/scheme=masked"),
+        ({"order": "rar"}, "model/order=rar"),
+        ({"order": "z_curve", "grid": [4, 2]}, "model/order=z_curve: .* none for 4 x 2 codes"),
+    ],
+)
+def test_what_has_no_place_in_the_originals_format_is_refused(
+    settings: dict[str, Any], expected: str, tool: Callable[..., str], tmp_path: Path
+) -> None:
+    gpt(tmp_path / "gpt", saved(tmp_path / "vqgan"), **settings)
+    arguments = (tmp_path / "gpt", "--out", tmp_path / "t", "--format", "taming")
+    with pytest.raises(UserError, match=expected) as error:
+        tool(export_model, *arguments, "--vqgan", tmp_path / "vqgan")
+    assert "give" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "t").exists()
+
+
+def test_a_conditions_vqgan_is_asked_for_and_compared(
     tool: Callable[..., str], tmp_path: Path
 ) -> None:
-    own = {"condition": ClassCondition(50), "condition_table": "own"}
-    gpt(tmp_path / "gpt", saved(tmp_path / "vqgan"), **own)
-    arguments = (tmp_path / "gpt", "--out", tmp_path / "t")
-    with pytest.raises(UserError, match=r"model\.condition_table=shared"):
-        tool(export_model, *arguments, "--format", "taming", "--vqgan", tmp_path / "vqgan")
-    assert not (tmp_path / "t").exists()
-    tool(export_model, *arguments)
-    assert Transformer.from_pretrained(tmp_path / "t").config.condition.classes == 50
+    second = saved(tmp_path / "second", blocks=2)
+    condition = CodesCondition(12, [4, 4], second.fingerprint)
+    gpt(tmp_path / "gpt", saved(tmp_path / "vqgan"), condition=condition)
+    arguments = [tmp_path / "gpt", "--out", tmp_path / "t", "--format", "taming"]
+    arguments += ["--vqgan", tmp_path / "vqgan"]
+    with pytest.raises(UserError, match="give it with --condition-vqgan"):
+        tool(export_model, *arguments)
+    with pytest.raises(UserError, match=f"learned the codes of {second.fingerprint}"):
+        tool(export_model, *arguments, "--condition-vqgan", tmp_path / "vqgan")
 
 
 def test_a_run_gives_its_export_and_its_step(tool: Callable[..., str], tmp_path: Path) -> None:

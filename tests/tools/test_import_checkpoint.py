@@ -10,40 +10,20 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from taming_dist import VQGAN, Generator, Transformer
+from taming_dist import VQGAN
 from taming_dist.errors import UserError
 from taming_dist.models.discriminators import PatchGAN, PatchGANConfig
-from taming_dist.models.modalities import RGB, Depth, LabelMap
-from taming_dist.models.prior.conditions import ClassCondition, Unconditional
+from taming_dist.models.modalities import Depth, LabelMap
 from taming_dist.taming_compat.files import read_tensors
 from taming_dist.taming_compat.first_stage import import_vqgan, infer, set_aside
 from taming_dist.training.export import check_tensors
+from tests.tools.conftest import describe
 
 TOOL = Path(__file__).parents[2] / "tools" / "import_checkpoint.py"
 import_checkpoint = runpy.run_path(str(TOOL))["main"]
-
-
-@pytest.fixture
-def convert(tmp_path: Path, tool: Callable[..., str]) -> Callable[..., str]:
-    """Writes tensors as lightning does and imports them into tmp_path/out."""
-
-    def run(tensors: dict[str, Tensor], *options: object, **beside: Any) -> str:
-        path = tmp_path / "last.ckpt"
-        torch.save({"epoch": 3, "global_step": 7, "state_dict": tensors} | beside, path)
-        return tool(import_checkpoint, path, "--out", tmp_path / "out", *options)
-
-    return run
-
-
-def describe(folder: Path, params: dict[str, Any]) -> Path:
-    path = folder / "project.yaml"
-    path.write_text(yaml.safe_dump({"model": {"target": "not.to.be.Imported", "params": params}}))
-    return path
-
 
 DDCONFIG = {
     "double_z": False,
@@ -57,7 +37,6 @@ DDCONFIG = {
     "attn_resolutions": [32, 16],
     "dropout": 0.1,
 }
-LABELS = {"target": "taming.modules.util.Labelator", "params": {"n_classes": 5}}
 
 
 # First stages
@@ -276,109 +255,6 @@ def test_first_stages_of_latent_diffusion_have_the_same_layout(
     assert list(config.attention_resolutions) == resolutions
     with torch.device("meta"):
         check_tensors(VQGAN(config).state_dict(), kept, "latent diffusion")
-
-
-# Transformers
-
-
-@pytest.fixture
-def conditional(tmp_path: Path) -> Path:
-    ddconfig = DDCONFIG | {"resolution": 8, "attn_resolutions": [4], "dropout": 0.0}
-    gpt = {"vocab_size": 12, "block_size": 16, "n_layer": 2, "n_head": 4, "n_embd": 8}
-    params = {
-        "transformer_config": {"target": "x", "params": gpt | {"resid_pdrop": 0.1}},
-        "first_stage_config": {"target": "x", "params": {"ddconfig": ddconfig}},
-        "cond_stage_config": LABELS,
-        "cond_stage_key": "class_label",
-    }
-    return describe(tmp_path, params)
-
-
-def test_a_class_conditional_transformer_samples_with_its_vqgan(
-    original: Any, convert: Callable[..., str], conditional: Path, tmp_path: Path
-) -> None:
-    tensors = original.net2net()
-    convert(tensors, "--config", conditional)
-    vqgan = VQGAN.from_pretrained(tmp_path / "out" / "vqgan")
-    transformer = Transformer.from_pretrained(tmp_path / "out")
-    config = transformer.config
-    assert config.vqgan_fingerprint == vqgan.fingerprint
-    assert (config.heads, config.condition) == (4, ClassCondition(5))
-    assert config.condition_table == "shared"
-    assert (config.block_size, list(config.grid), config.dropout_residual) == (16, [4, 4], 0.1)
-    for name, value in transformer.state_dict().items():
-        assert torch.equal(value, tensors[f"transformer.{name}"]), name
-    images, codes = Generator(transformer, vqgan).sample(condition=torch.tensor([1, 4]), seed=0)
-    assert images.shape == (2, 3, 8, 8)
-    assert codes.shape == (2, 4, 4)
-
-
-def test_without_a_yaml_file_the_user_says_heads_and_classes(
-    original: Any, convert: Callable[..., str], tmp_path: Path
-) -> None:
-    tensors, size = original.net2net(), ("--resolution", 8)
-    with pytest.raises(UserError, match="or --classes N"):
-        convert(tensors, *size, "--heads", 2)
-    with pytest.raises(UserError, match="or --heads N"):
-        convert(tensors, *size, "--classes", 0)
-    with pytest.raises(UserError, match="16 positions for 128 x 128 codes.*--resolution"):
-        convert(tensors, "--heads", 2, "--classes", 0)
-    convert(tensors, *size, "--heads", 2, "--classes", 0)
-    config = Transformer.from_pretrained(tmp_path / "out").config
-    assert (config.heads, config.condition) == (2, Unconditional())
-
-
-def test_a_transformer_without_its_vqgan_is_given_one(
-    original: Any, convert: Callable[..., str], tmp_path: Path
-) -> None:
-    tensors = original.net2net()
-    convert(tensors, "--only", "first_stage", "--resolution", 8)
-    (tmp_path / "out").rename(tmp_path / "vqgan")
-    alone = {name: value for name, value in tensors.items() if name.startswith("transformer.")}
-    options = ("--heads", 2, "--classes", 0)
-    with pytest.raises(UserError, match=r"has no first_stage_model\.\*: .* --vqgan"):
-        convert(alone, *options)
-    given = ("--vqgan", tmp_path / "vqgan")
-    with pytest.raises(UserError, match="omit --vqgan"):
-        convert(tensors, *options, *given)
-    convert(alone, *options, *given)
-    config = Transformer.from_pretrained(tmp_path / "out").config
-    assert config.vqgan_fingerprint == VQGAN.from_pretrained(tmp_path / "vqgan").fingerprint
-    assert not (tmp_path / "out" / "vqgan").exists()
-
-
-def test_what_the_transformer_cannot_do_is_refused_by_name(
-    original: Any, convert: Callable[..., str], tmp_path: Path
-) -> None:
-    tensors = original.net2net()
-    options = ("--resolution", 8, "--heads", 2, "--classes", 0)
-    order = {"permuter.forward_shuffle_idx": torch.arange(16).flip(0)}
-    with pytest.raises(UserError, match=r"permuter.forward_shuffle_idx: .* another order"):
-        convert(tensors | order, *options)
-    mask = {"transformer.blocks.1.attn.mask": torch.ones(1, 1, 16, 16)}
-    with pytest.raises(UserError, match=r"blocks.1.attn.mask is not causal"):
-        convert(tensors | mask, *options)
-    depth = {"cond_stage_model.conv.weight": torch.ones(1)}
-    with pytest.raises(UserError, match=r"cond_stage_model.conv.weight: .* --only cond_stage"):
-        convert(tensors | depth, *options)
-    coordinates = {"cond_stage_config": {"target": "taming.modules.misc.coord.CoordStage"}}
-    with pytest.raises(UserError, match=r"knows no condition taming.modules.misc.coord.CoordStage"):
-        convert(tensors, *options[:2], "--config", describe(tmp_path, coordinates))
-    assert not (tmp_path / "out").exists()
-
-
-def test_the_vqgans_inside_a_transformers_checkpoint_can_be_had_alone(
-    original: Any, convert: Callable[..., str], tmp_path: Path
-) -> None:
-    labels = original.vqmodel(images=5)
-    tensors = original.net2net()
-    tensors |= {f"cond_stage_model.{name}": value for name, value in labels.items()}
-    convert(tensors, "--only", "cond_stage")
-    assert VQGAN.from_pretrained(tmp_path / "out").config.modality == LabelMap(5)
-    convert(tensors, "--only", "first_stage")
-    assert VQGAN.from_pretrained(tmp_path / "out").config.modality == RGB()
-    with pytest.raises(UserError, match=r"has no first_stage_model\.\*"):
-        convert(labels, "--only", "first_stage")
 
 
 # Files

@@ -31,6 +31,7 @@ class Order(ABC):
     transformer is told at each position the place of the token that it is to predict there.
     """
 
+    name: str
     drawn: ClassVar[bool] = False
     target_aware: ClassVar[bool] = False
 
