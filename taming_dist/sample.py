@@ -50,7 +50,8 @@ class SampleConfig:
     classes in turn. One with another condition takes it from the code shards `condition`, a spec or
     a list of them, the first n samples. `size` is HEIGHTxWIDTH in pixels (the trained one
     if left out); `batch` images are made at a time, which changes speed and memory, not the images.
-    `top_k`, `top_p` off: null.
+    `top_k`, `top_p` off: null. `steps` and `choice_temperature`: how a transformer of
+    model/scheme=masked writes an image (null: as it was trained to be previewed).
     """
 
     transformer: str = MISSING
@@ -65,6 +66,8 @@ class SampleConfig:
     top_k: int | None = ranged(None, at_least=0)
     top_p: float | None = ranged(None, above=0, at_most=1)
     guidance: float = ranged(1.0, at_least=0)
+    steps: int | None = ranged(None, at_least=1)
+    choice_temperature: float | None = ranged(None, at_least=0)
     batch: int = ranged(16, at_least=1)
 
     def __post_init__(self) -> None:
@@ -77,7 +80,8 @@ def main(config: SampleConfig) -> None:
     Raises:
         UserError: exports, settings or a folder that cannot be used; nothing is written then.
     """
-    sampling = Sampling(config.temperature, config.top_k, config.top_p, config.guidance)
+    names = [field.name for field in dataclasses.fields(Sampling)]
+    sampling = Sampling(**{name: getattr(config, name) for name in names})
     generator = load_generator(config)
     generator.check_size(parse_size(config.size))
     condition = generator.transformer.condition

@@ -13,8 +13,8 @@ from taming_dist.models.prior.schemes import Network
 class Guided:
     """A transformer whose logits are l_0 + scale (l_c - l_0): l_c with, l_0 without the condition.
 
-    Both are read in one batch of twice the size. Source: arXiv 2207.12598, equation 6, with scale
-    1 + w.
+    Both are read in one batch of twice the size, and put together in fp32. Source: arXiv
+    2207.12598, equation 6, with scale 1 + w.
     """
 
     def __init__(self, network: Network, scale: float) -> None:
@@ -34,5 +34,5 @@ class Guided:
         return self._guided(self.network.step(tokens.repeat(2, 1), cache))
 
     def _guided(self, logits: Tensor) -> Tensor:
-        conditional, null = logits.chunk(2)
+        conditional, null = logits.float().chunk(2)
         return null + self.scale * (conditional - null)

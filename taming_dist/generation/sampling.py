@@ -22,7 +22,8 @@ class Sampling:
     """The knobs of decoding: temperature (0: always the likeliest code), top-k, top-p, guidance.
 
     `top_k` None or 0 and `top_p` None are off; each works without the other; top-p counts the
-    probability that top-k has left. `guidance` 1 is off.
+    probability that top-k has left. `guidance` 1 is off. `steps` and `choice_temperature` are those
+    of the masked scheme (`models.prior.schemes.masked`), None: the model's own.
 
     Raises:
         UserError: a value outside its range.
@@ -32,9 +33,17 @@ class Sampling:
     top_k: int | None = ranged(None, at_least=0)
     top_p: float | None = ranged(None, above=0, at_most=1)
     guidance: float = ranged(1.0, at_least=0)
+    steps: int | None = ranged(None, at_least=1)
+    choice_temperature: float | None = ranged(None, at_least=0)
 
     def __post_init__(self) -> None:
         check_ranges(self)
+
+    @property
+    def of_scheme(self) -> dict[str, int | float]:
+        """The settings of the scheme that differ from the model's own, by name."""
+        found = {"steps": self.steps, "choice_temperature": self.choice_temperature}
+        return {name: value for name, value in found.items() if value is not None}
 
     def choose(self, logits: Tensor, uniforms: Tensor) -> Tensor:
         """Return one token each [b] int64 from logits [b, v] and uniforms [b] in [0, 1)."""

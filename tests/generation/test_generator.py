@@ -155,6 +155,7 @@ def test_another_vocabulary_is_refused_naming_both() -> None:
         ({"condition": [0], "guidance": 2.0}, "guidance: 2.0"),
         ({"condition": [0], "batch": 0}, "batch: 0"),
         ({"condition": [0], "temperature": -1}, "temperature=-1"),
+        ({"condition": [0], "steps": 4}, "steps: .* model/scheme=next_index has no such setting"),
     ],
 )
 def test_requests_that_cannot_be_served_are_refused(
@@ -166,3 +167,16 @@ def test_requests_that_cannot_be_served_are_refused(
 
 def test_the_trained_size_may_be_named(pair: Generator) -> None:
     assert pair.sample(condition=[0], size=(6, 8)).images.shape == (1, 3, 6, 8)
+
+
+def test_a_masked_image_may_be_made_in_other_steps_than_the_models_own() -> None:
+    vqgan = tiny_vqgan()
+    generator = Generator(tiny_transformer(vqgan, scheme="masked"), vqgan)
+    own, eight, one = (generator.sample(3, steps=steps).codes for steps in (None, 8, 1))
+    assert torch.equal(own, eight)
+    assert not torch.equal(own, one)
+    surest = generator.sample(3, choice_temperature=0.0).codes
+    assert not torch.equal(own, surest)
+    assert generator.transformer.scheme.steps == 8
+    with pytest.raises(UserError, match="steps=0"):
+        generator.sample(3, steps=0)

@@ -3,6 +3,7 @@
 Legend: b batch, n tokens of an image, m of its prefix, v vocabulary.
 """
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import ClassVar, NamedTuple, Protocol
@@ -11,6 +12,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from taming_dist.errors import UserError
 from taming_dist.models.prior.blocks import Cache
 from taming_dist.models.prior.prefix import Prefix
 
@@ -49,6 +51,7 @@ class Scheme(ABC):
     an image's tokens is -log p(s | c).
     """
 
+    name: str
     causal: ClassVar[bool]
     shift: ClassVar[int]
     extra_tokens: ClassVar[int] = 0
@@ -68,6 +71,20 @@ class Scheme(ABC):
     @abstractmethod
     def evaluation_pair(self, tokens: Int64[Tensor, "b n"], vocabulary: int) -> Pair:
         """Return what is measured on tokens, the same every time."""
+
+    def sampled_with(self, settings: Mapping[str, int | float]) -> "Scheme":
+        """Return it with some of its settings as generation is asked to have them.
+
+        Raises:
+            UserError: it has no such setting.
+        """
+        for name in settings:
+            if not hasattr(self, name):
+                raise UserError(
+                    f"{name}: a transformer of model/scheme={self.name} has no such setting, leave "
+                    f"it out"
+                )
+        return dataclasses.replace(self, **settings)  # type: ignore[type-var]
 
     @abstractmethod
     def uniforms(self, count: int) -> int:
