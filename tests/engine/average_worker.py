@@ -22,8 +22,10 @@ BATCH, STEPS, HALF_LIFE = 4, 6, 16
 SIZES = TransformerConfig(vocabulary=8, grid=[2, 3], layers=1, heads=2, width=8)
 
 
-def build(world: World, zero: int, accumulation: int, beta: float = 0.9) -> Engine:
-    optim = OptimConfig(name="adamw", lr=0, betas=[0.5, beta], weight_decay=0.1)
+def build(
+    world: World, zero: int, accumulation: int, beta: float = 0.9, decay: float = 0.1
+) -> Engine:
+    optim = OptimConfig(name="adamw", lr=0, betas=[0.5, beta], weight_decay=decay)
     micro_batch = BATCH // (world.world_size * accumulation)
     engine = EngineConfig(zero=zero, persist_below=0)
     torch.manual_seed(0)
@@ -117,13 +119,15 @@ def check(world: World, zero: int, accumulation: int, folder: Path) -> dict[str,
     engine.save(folder, "network")
     world.barrier()
     found["files"] = sorted(file.name for file in folder.glob("*/average*"))
-    other = build(world, zero, accumulation, beta=0.99)
+    other = build(world, zero, accumulation, beta=0.99, decay=0.3)
     other.load(folder, "network")
     groups = other._engine.optimizer.param_groups
-    found["betas after loading"] = [list(group["betas"]) for group in groups]
-    for group in groups:  # from here on as the first engine
-        group["betas"] = (0.5, 0.9)
     found["after loading"] = evaluated(other, slow)["used"]
+    other.set_lr(0.25)
+    settings = ("lr", "betas", "weight_decay")
+    found["groups after loading"] = [[group[key] for key in settings] for group in groups]
+    for group, first in zip(groups, engine._engine.optimizer.param_groups, strict=True):
+        group |= {key: first[key] for key in settings}  # from here on as the first engine
     fail_to_evaluate(engine)
     found["masters after an error"] = digest(engine.masters()) == before["masters"]
     for one in (engine, other):  # also trains on as if nothing had been

@@ -5,23 +5,17 @@ Run as `python equality_worker.py OUT core|all` with torchrun's variables; write
 
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
+from small_prior import code_batches, small_prior
 from small_stage import Lines, codebook_digest, load, norms_of, save, small_recipe, train, work
 
-from taming_dist.data.codes import CodeBatch
 from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.world import World
 from taming_dist.models.discriminators import DinoConfig, PatchGANConfig, StyleGANConfig
-from taming_dist.models.prior.conditions import ClassCondition
-from taming_dist.models.prior.schemes import NextIndex
-from taming_dist.models.prior.transformer import TransformerConfig
 from taming_dist.models.quantizers import EMAQuantizerConfig, VectorQuantizerConfig
 from taming_dist.stages.context import Context
-from taming_dist.stages.prior import TokenLossConfig, TransformerRecipe
 from taming_dist.stages.vqgan import VQGANRecipe
 from taming_dist.training.optimization import OptimConfig
 
@@ -110,31 +104,9 @@ def run_and_resume(world: World, zero: int) -> tuple[dict[str, Any], Lines]:
     return report(recipe, lines), resumed
 
 
-def code_batches(recipe: TransformerRecipe, step: int) -> Iterator[CodeBatch]:
-    """What `image_batches` is to stage 1."""
-    randomness = torch.Generator().manual_seed(step)
-    codes = torch.randint(24, (GLOBAL_BATCH, 3, 4), generator=randomness)
-    classes = torch.randint(3, (GLOBAL_BATCH,), generator=randomness)
-    mine = slice(recipe.world.rank, None, recipe.world.world_size)
-    cut = (part.chunk(recipe.context.accumulation) for part in (codes, classes))
-    for part, kinds in zip(*cut, strict=True):
-        columns = {"codes": part[mine], "cls": kinds[mine]}
-        yield CodeBatch(columns, torch.arange(len(part))[mine])
-
-
 def run_transformer(world: World, zero: int, accumulation: int) -> dict[str, Any]:
     """Stage 2 with replaced inputs, decay groups and a clipped gradient."""
-    model = TransformerConfig(
-        vocabulary=24,
-        grid=[3, 4],
-        layers=2,
-        heads=2,
-        width=16,
-        condition=ClassCondition(3),
-        scheme=NextIndex(pkeep=0.8),
-    )
-    context = context_of(world, zero, accumulation, STAGE_2)
-    recipe = TransformerRecipe(model, TokenLossConfig(), context)
+    recipe = small_prior("gpt", context_of(world, zero, accumulation, STAGE_2))
     lines = train(recipe, range(STEPS), STEPS, code_batches)
     return {"lines": lines, "norms": norms_of(recipe.transformer)}
 

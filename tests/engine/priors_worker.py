@@ -7,7 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from equality_worker import GLOBAL_BATCH, code_batches
+from equality_worker import GLOBAL_BATCH
+from small_prior import code_batches
 from small_stage import load, norms_of, save, train, work
 
 from taming_dist.engine.settings import EngineConfig

@@ -7,20 +7,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from deepspeed.accelerator import get_accelerator
-from equality_worker import GLOBAL_BATCH, code_batches
+from equality_worker import GLOBAL_BATCH
+from small_prior import code_batches, small_prior
 from small_stage import image_batches, small_recipe, work
 from waiting import Waiting
 
 from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.world import Agreement, World
 from taming_dist.models.discriminators import PatchGANConfig
-from taming_dist.models.prior.blocks import GPTBlockConfig, LlamaBlockConfig, RARBlockConfig
-from taming_dist.models.prior.conditions import ClassCondition
-from taming_dist.models.prior.schemes import NextIndex
-from taming_dist.models.prior.transformer import TransformerConfig
 from taming_dist.models.quantizers import EMAQuantizerConfig, VectorQuantizerConfig
 from taming_dist.stages.context import Context
-from taming_dist.stages.prior import TokenLossConfig, TransformerRecipe
 from taming_dist.training.clock import Clock
 from taming_dist.training.metrics import Means
 from taming_dist.training.optimization import OptimConfig
@@ -37,7 +33,7 @@ QUANTIZERS = {
 # by ZeRO stage
 RUNS = [("fp32", "vector", "lagged"), ("bf16", "ema", "global")]
 RUNS += [("fp16", "vector", "per_rank"), ("bf16", "vector", "lagged")]
-BLOCKS = [GPTBlockConfig(), LlamaBlockConfig(), RARBlockConfig(), LlamaBlockConfig(adaptive=True)]
+PRIORS = ["codes", "masked", "llama", "rar"]
 GAN = {
     "size": 32,
     "perceptual": 1.0,
@@ -59,13 +55,6 @@ def context_of(world: World, zero: int, precision: str) -> Context:
 def first_stage(world: World, zero: int, precision: str, quantizer: str, adaptive: str) -> Any:
     context = context_of(world, zero, precision)
     return small_recipe(QUANTIZERS[quantizer], context, levels=3, adaptive=adaptive, **GAN)
-
-
-def prior(world: World, zero: int, precision: str) -> Any:
-    sizes: dict[str, Any] = {"layers": 1, "heads": 2, "width": 16, "condition": ClassCondition(3)}
-    sizes |= {"scheme": NextIndex(pkeep=0.8), "block": BLOCKS[zero], "null_prefix": True}
-    model, loss = TransformerConfig(24, [3, 4], **sizes), TokenLossConfig(condition_dropout=0.5)
-    return TransformerRecipe(model, loss, context_of(world, zero, precision))
 
 
 def waits(recipe: Any, batches: Callable[[Any, int], Iterator[Any]]) -> list[str]:
@@ -96,7 +85,8 @@ def runs(world: World) -> dict[str, Any]:
     for zero in range(4):
         recipe = first_stage(world, zero, *RUNS[zero])
         found[f"zero{zero} vqgan"] = waits(recipe, image_batches)
-        found[f"zero{zero} prior"] = waits(prior(world, zero, "bf16"), code_batches)
+        prior = small_prior(PRIORS[zero], context_of(world, zero, "bf16"), layers=1)
+        found[f"zero{zero} prior"] = waits(prior, code_batches)
     return found
 
 

@@ -5,8 +5,9 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """Which stage (vqgan or prior), under which engine, and what is looked at: `train` (its losses)
-    or `steady` (whether the host waits for the device once a run has found its pace)."""
+    """Which stage (vqgan, or a kind of prior in `small_prior.KINDS`), under which engine, and what
+    is looked at: `train` (its losses) or `steady` (whether the host waits for the device once a run
+    has found its pace)."""
 
     stage: str
     precision: str = "fp32"

@@ -1,8 +1,9 @@
 """Both stages on one card under every engine: the losses of the CPU in fp32, but for rounding.
 
 Every cell trains 4 steps of 2 micro-batches at tiny size, from the same weights (drawn on the CPU)
-on the same data; the GAN starts in the second step. The bounds are on the largest difference of a
-figure over all steps, relative where the figure is above 1:
+on the same data; the GAN starts in the second step. Other priors do so under a few engines. The
+bounds are on the largest difference of a figure over all steps, relative where the figure is above
+1:
 
 - fp32 is exact on both (no TF32), but sums go in another order. Rounding alone is near 1e-6; where
   a ReLU or the hinge takes another side a figure jumps by up to 5e-4 (tests/engine/test_matrix.py),
@@ -30,13 +31,15 @@ LOSSES = ("loss", "rec", "perceptual", "codebook", "gan_g", "gan_d")
 NORMS = ("gradient_norm", "disc_gradient_norm", "adaptive_weight")
 # of losses, of norms, of the way
 BOUNDS = {"fp32": (1e-3, 5e-3, 0.2), "bf16": (2e-2, 0.1, 0.6), "fp16": (7e-3, 0.04, 0.4)}
-STAGES = ("vqgan", "prior")
+STAGES, PRIORS = ("vqgan", "gpt"), ("llama", "rar", "masked")
 EAGER = [(p, zero, False) for p in ("fp32", "bf16", "fp16") for zero in range(4)]
 COMPILED = [("bf16", zero, True) for zero in range(4)] + [("fp32", 0, True), ("fp16", 0, True)]
+FEW = [("fp32", 0, False), ("bf16", 3, False), ("bf16", 0, True)]
 CELLS = [Cell(stage, *how) for how in EAGER + COMPILED for stage in STAGES]
+CELLS += [Cell(prior, *how) for how in FEW for prior in PRIORS]
 # on the CPU tests/engine has the rest, and compiling takes minutes
 ON_CPU = [cell for cell in CELLS if not cell.compile and (cell.zero in (0, 3))]
-REFERENCE = {stage: Cell(stage) for stage in STAGES}
+REFERENCE = {stage: Cell(stage) for stage in STAGES + PRIORS}
 Found = dict[str, dict[str, Any]]
 
 

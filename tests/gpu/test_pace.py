@@ -10,12 +10,13 @@ from tests.gpu.cells import Cell
 
 CELLS = [
     Cell(stage, precision, look="steady")
-    for stage in ("vqgan", "prior")
+    for stage in ("vqgan", "gpt")
     for precision in ("fp32", "bf16", "fp16")
-]
+] + [Cell(kind, "bf16", look="steady") for kind in ("llama", "rar", "masked")]
 # images of two micro-batches, augmentation draws, which latents restart codes and their noise
-# (none if no code is dead); of two micro-batches codes, classes, chances and codes of noise
-COPIES = {"vqgan": range(3, 6), "prior": range(8, 9)}
+# (none if no code is dead); of two micro-batches codes, classes, and what is drawn: chances and
+# codes of noise, which conditions are dropped, orders; numbers, weights and scores of masks
+COPIES = {"vqgan": [3, 4, 5], "gpt": [8], "llama": [10], "rar": [12], "masked": [12]}
 
 
 @pytest.fixture(scope="module")

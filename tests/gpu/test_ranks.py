@@ -11,7 +11,7 @@ from tests.gpu.test_matrix import BOUNDS, LOSSES, difference
 
 
 @pytest.mark.parametrize("zero", [0, 2, 3])
-@pytest.mark.parametrize("stage", ["vqgan", "prior"])
+@pytest.mark.parametrize("stage", ["vqgan", "gpt", "rar"])
 def test_two_ranks_train_as_one_does(
     device: str, run_cells: Callable[..., dict[str, Any]], stage: str, zero: int
 ) -> None:

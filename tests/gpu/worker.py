@@ -18,27 +18,23 @@ from typing import Any
 import torch
 from cells import Cell
 from safetensors.torch import save_file
-from small_stage import global_batch, image_batches, small_recipe, train
+from small_prior import code_batches, small_prior
+from small_stage import image_batches, small_recipe, train
 from waits import Copies, no_waiting
 
-from taming_dist.data.codes import CodeBatch
 from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.start import init_world, shutdown
 from taming_dist.engine.world import World
 from taming_dist.launch import environment_place
 from taming_dist.models.discriminators import PatchGANConfig
-from taming_dist.models.prior.conditions import ClassCondition
-from taming_dist.models.prior.schemes import NextIndex
-from taming_dist.models.prior.transformer import TransformerConfig
 from taming_dist.models.quantizers import EMAQuantizerConfig, VectorQuantizerConfig
 from taming_dist.stages.context import Context
-from taming_dist.stages.prior import TokenLossConfig, TransformerRecipe
+from taming_dist.stages.prior import TransformerRecipe
 from taming_dist.training.clock import Clock
 from taming_dist.training.metrics import Means
 from taming_dist.training.optimization import OptimConfig
 
 GLOBAL_BATCH, ACCUMULATION, STEPS, WARM_UP = 8, 2, 4, 3
-VOCABULARY, CLASSES, GRID = 24, 3, [3, 4]
 LIMIT_S = 150
 
 
@@ -48,18 +44,9 @@ def build(world: World, cell: Cell) -> Any:
         zero=cell.zero, precision=cell.precision, compile=cell.compile, persist_below=0
     )
     cut = (engine, world, micro_batch, ACCUMULATION)
-    if cell.stage == "prior":
-        model = TransformerConfig(
-            vocabulary=VOCABULARY,
-            grid=GRID,
-            layers=2,
-            heads=2,
-            width=32,
-            condition=ClassCondition(CLASSES),
-            scheme=NextIndex(pkeep=0.9),
-        )
+    if cell.stage != "vqgan":
         optim = OptimConfig(name="adamw", lr=1e-3, weight_decay=0.01, clip=1.0)
-        return TransformerRecipe(model, TokenLossConfig(), Context(optim, *cut))
+        return small_prior(cell.stage, Context(optim, *cut), width=32)
     context = Context(OptimConfig(lr=1e-4, clip=0.5, ema_half_life=100), *cut)
     loss: dict[str, Any] = {"perceptual": 0.1, "disc_start": 1, "adaptive": "lagged"}
     if cell.look == "steady":  # all that a step can do
@@ -74,17 +61,8 @@ def build(world: World, cell: Cell) -> Any:
 
 def batches(recipe: Any, step: int) -> Iterator[Any]:
     """This rank's micro-batches of a step, in the CPU's memory."""
-    if not isinstance(recipe, TransformerRecipe):
-        yield from image_batches(recipe, step)
-        return
-    context, world = recipe.context, recipe.world
-    randomness = torch.Generator().manual_seed(step)
-    codes = torch.randint(VOCABULARY, (global_batch(context), *GRID), generator=randomness)
-    classes = torch.randint(CLASSES, (len(codes),), generator=randomness)
-    ids = torch.arange(len(codes))
-    for part in ids.chunk(context.accumulation):
-        mine = part[world.rank :: world.world_size]
-        yield CodeBatch({"codes": codes[mine], "cls": classes[mine]}, mine)
+    of_codes = isinstance(recipe, TransformerRecipe)
+    return code_batches(recipe, step) if of_codes else image_batches(recipe, step)
 
 
 def run_train(world: World, cell: Cell, out: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Recipes on a plain engine: one process, no DeepSpeed, gradients kept to be looked at."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,12 +184,16 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., VQGANRecipe]:
 
 @pytest.fixture
 def code_recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., TransformerRecipe]:
-    """A small stage 2 for 24 codes and 3 classes on a plain engine; keywords: those of the recipe
-    beside its model and loss."""
+    """A small stage 2 for 24 codes and 3 classes on a plain engine; `parts`: what its model has
+    beside its sizes; other keywords: those of the recipe beside its model and loss."""
     monkeypatch.setattr("taming_dist.stages.context.Engine", PlainEngine)
 
     def make(
-        accumulation: int = 1, lr: float = 1e-3, condition_dropout: float = 0.0, **given: Any
+        accumulation: int = 1,
+        lr: float = 1e-3,
+        condition_dropout: float = 0.0,
+        parts: Mapping[str, Any] | None = None,
+        **given: Any,
     ) -> TransformerRecipe:
         model = TransformerConfig(
             vocabulary=24,
@@ -199,6 +203,7 @@ def code_recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., TransformerRec
             width=16,
             condition=ClassCondition(3),
             null_prefix=condition_dropout > 0,
+            **(parts or {}),
         )
         loss = TokenLossConfig(condition_dropout=condition_dropout)
         context = Context(OptimConfig(lr=lr), EngineConfig(), ALONE, 2, accumulation)

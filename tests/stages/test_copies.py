@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from taming_dist.copies import to_device
 from taming_dist.data.codes import CodeBatch
+from taming_dist.models.prior.schemes import NextIndex
 from taming_dist.models.quantizers import EMAQuantizerConfig
 from taming_dist.training.clock import Clock
 
@@ -73,16 +74,29 @@ def test_a_step_of_stage_1_copies_its_images_its_draws_and_what_restarts_codes(
     assert watch.brought == 2 + 1 + 1
 
 
-def test_a_step_of_stage_2_copies_its_codes_and_its_classes(
-    code_recipe: Callable[..., Any],
+@pytest.mark.parametrize(
+    ("parts", "condition_dropout", "drawn"),
+    [
+        ({}, 0.0, 0),
+        ({"scheme": NextIndex(pkeep=0.5), "order": "rar", "block": "rar"}, 0.5, 4),
+        ({"scheme": "masked", "block": "llama"}, 0.5, 4),
+    ],
+    ids=["plain", "rar", "masked"],
+)
+def test_a_step_of_stage_2_copies_its_codes_its_classes_and_what_is_drawn(
+    code_recipe: Callable[..., Any], parts: Any, condition_dropout: float, drawn: int
 ) -> None:
+    """Drawn are chances, noise, orders, and which conditions are dropped; or numbers, weights and
+    scores of masks."""
+
     def batch() -> CodeBatch:
         columns = {"codes": torch.randint(24, (2, 3, 4)), "cls": torch.tensor([0, 2])}
         return CodeBatch(columns, torch.arange(2))
 
-    watch = watched(code_recipe(accumulation=2), [batch(), batch()])
+    made = code_recipe(accumulation=2, condition_dropout=condition_dropout, parts=parts)
+    watch = watched(made, [batch(), batch()])
     assert watch.others == []
-    assert watch.brought == 2 * 2
+    assert watch.brought == 2 * (2 + drawn)
 
 
 @pytest.mark.parametrize(
