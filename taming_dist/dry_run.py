@@ -105,7 +105,7 @@ def held(plan: Plan, config: Config, zero: int, ranks: int) -> Footprint:
     """What a rank holds of all networks at a stage of ZeRO; of frozen ones it has the whole."""
     found = []
     for network in plan.networks.values():
-        engine = dataclasses.replace(config.engine, zero=min(zero, network.largest_zero))
+        engine = config.engine.at_stage(min(zero, network.largest_zero))
         averaged = network.averaged and config.optim.ema_half_life > 0
         if trained := sizes(network.module, True):
             found.append(footprint(trained, engine, ranks, averaged))

@@ -42,15 +42,17 @@ def footprint(
     ZeRO 1 and 2 cut the optimizer up, 2 also the gradients, 3 also the weights, but for those of
     fewer than `persist_below` elements, which stay whole beside. From 1 on the optimizer has a copy
     of its share of the weights. ZeRO 0 reduces without a bucket of its own, ZeRO 2 gives its back.
+    What is offloaded to the host is not counted.
     """
     everything = float(FP32 * sum(sizes))
     share, zero = everything / ranks, engine.zero
     small = FP32 * sum(size for size in sizes if size < engine.persist_below)
     moved = everything if zero == 0 else share
+    on_host = engine.offload == "optimizer"
     return Footprint(
         weights=everything if zero < 3 else share + (small if ranks > 1 else 0),
         gradients=everything if zero < 2 else share,
-        optimizer=MOMENTS * moved + (0 if zero == 0 else share),
-        average=moved if averaged else 0.0,
+        optimizer=0.0 if on_host else MOMENTS * moved + (0 if zero == 0 else share),
+        average=moved if averaged and not on_host else 0.0,
         buckets=FP32 * BUCKET if zero in (1, 3) else 0.0,
     )

@@ -66,6 +66,10 @@ class EngineConfig:
         if self.compile:
             check_compiler(torch.cuda.is_available())
 
+    def at_stage(self, zero: int) -> "EngineConfig":
+        """Return it at another stage of ZeRO; at 0 nothing is offloaded."""
+        return dataclasses.replace(self, zero=zero, offload=self.offload if zero else "none")
+
     @property
     def allowed_tf32(self) -> TF32:
         """What `tf32` stands for."""

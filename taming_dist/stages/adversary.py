@@ -61,9 +61,7 @@ class Adversary:
         self.gan = GAN_LOSSES[loss.gan]
         self.features = nn.Identity() if features is None else features.to(self.world.device)
         zero = min(context.engine.zero, loss.largest_zero)
-        context = dataclasses.replace(
-            context, engine=dataclasses.replace(context.engine, zero=zero)
-        )
+        context = dataclasses.replace(context, engine=context.engine.at_stage(zero))
 
         config = loss.discriminator
         assert config is not None, "without a discriminator there is no adversary"

@@ -54,3 +54,10 @@ def test_more_ranks_hold_less_each_of_what_a_stage_cuts() -> None:
     assert one.gradients == 64 * many.gradients
     assert counted(0, ranks=64) == counted(0, ranks=1)
     assert many.total < counted(1, ranks=64).total
+
+
+def test_what_is_offloaded_to_the_host_is_not_counted() -> None:
+    offloaded = footprint([4096], EngineConfig(zero=2, offload="optimizer"), 2, averaged=True)
+    here = footprint([4096], EngineConfig(zero=2), 2, averaged=True)
+    assert (offloaded.optimizer, offloaded.average) == (0, 0)
+    assert offloaded.total == here.total - here.optimizer - here.average
