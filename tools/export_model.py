@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{options.out}: {model.kind}, {model.fingerprint[:12]}")
         return
     if isinstance(model, VQGAN):
-        tensors, description = export_vqgan(model)
+        tensors, described = export_vqgan(model)
+        description = {"model": described}
     elif options.vqgan is None:
         raise UserError("a transformer's checkpoint includes its VQGAN: give it with --vqgan")
     else:

@@ -28,7 +28,12 @@ from taming_dist.taming_compat.description import (
     class_name,
     stage_description,
 )
-from taming_dist.taming_compat.files import read_description, read_tensors, write_tensors
+from taming_dist.taming_compat.files import (
+    Description,
+    read_description,
+    read_tensors,
+    write_tensors,
+)
 from taming_dist.taming_compat.first_stage import (
     ASIDE,
     DISCRIMINATOR,
@@ -68,23 +73,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.out.exists() and not options.out.is_dir():
         raise UserError(f"--out {options.out} is not a folder: choose another")
     tensors = read_tensors(options.checkpoint)
-    description = read_description(options.config) if options.config else {}
+    description = read_description(options.config) if options.config else Description({}, {})
+    model = description.model
     if options.only:
         only = STAGES[options.only]
         tensors = below(tensors, only.prefix)
         if not tensors:
             raise UserError(f"{options.checkpoint} has no {only.prefix}*: omit --only")
-        description = stage_description(description, only.section)
+        model = stage_description(model, only.section)
     if options.discriminator and not below(tensors, DISCRIMINATOR):
         raise UserError(f"{options.checkpoint} has no {DISCRIMINATOR}*: omit --discriminator")
     second_stage = any(name.startswith(TRANSFORMER) for name in tensors)
-    if description and second_stage != ("transformer_config" in description):
+    if model and second_stage != ("transformer_config" in model):
         kind = "a Net2NetTransformer" if second_stage else "a VQGAN"
         raise UserError(f"{options.checkpoint} is {kind}, but {options.config} describes none")
     if second_stage:
         convert_transformer(tensors, description, options)
     else:
-        write(read_vqgan(tensors, description, options.resolution), options.out)
+        write(read_vqgan(tensors, model, options.resolution), options.out)
     if options.discriminator:
         path = options.out / DISCRIMINATOR_FILE
         write_tensors(below(tensors, DISCRIMINATOR), path)
@@ -116,6 +122,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="it is conditioned on coordinates in so many steps, without a YAML file",
     )
     add("--condition-size", type=cli.COUNT, metavar="PIXELS", help="of what the condition encodes")
+    add("--categories", type=cli.COUNT, help="categories of the objects of a layout's condition")
     add("--vqgan", type=Path, metavar="EXPORT", help="first stage, if the checkpoint lacks it")
     add(
         "--condition-vqgan",
@@ -127,30 +134,30 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def convert_transformer(
-    tensors: dict[str, Tensor], description: dict[str, Any], options: argparse.Namespace
+    tensors: dict[str, Tensor], description: Description, options: argparse.Namespace
 ) -> None:
     """Write the transformer to --out, and the VQGANs of its checkpoint to folders below it."""
-    first = read_stage(
-        STAGES["first_stage"], tensors, description, options.vqgan, options.resolution
-    )
-    if class_name(description, CONDITION_STAGE) == IS_FIRST_STAGE:
-        second = first and with_key(first, description.get("cond_stage_key"))
+    model, placed = description.model, options.resolution
+    first = read_stage(STAGES["first_stage"], tensors, model, options.vqgan, placed)
+    if class_name(model, CONDITION_STAGE) == IS_FIRST_STAGE:
+        second = first and with_key(first, model.get("cond_stage_key"))
     else:
-        placed = None if description else options.resolution
-        given = options.condition_vqgan
-        second = read_stage(STAGES["cond_stage"], tensors, description, given, placed)
-    known = tokenizer(first) if first else described_tokenizer(description, FIRST_STAGE_CONFIG)
+        placed = None if model else placed
+        second = read_stage(STAGES["cond_stage"], tensors, model, options.condition_vqgan, placed)
+    known = tokenizer(first) if first else described_tokenizer(model, FIRST_STAGE_CONFIG)
     if known is None:
         raise UserError(
             f"{options.checkpoint} has no {FIRST_STAGE}*: import its VQGAN first, and give that "
             f"export with --vqgan"
         )
-    said = Said(
-        description,
-        Given(options.heads, options.classes, options.coordinates, options.condition_size),
-        known,
-        tokenizer(second) if second else None,
+    given = Given(
+        options.heads,
+        options.classes,
+        options.coordinates,
+        options.condition_size,
+        options.categories,
     )
+    said = Said(model, description.data, given, known, tokenizer(second) if second else None)
     transformer = import_transformer(tensors, said)
     if first is None:
         print(f"no {FIRST_STAGE}* and no --vqgan: the export does not say whose codes it knows")

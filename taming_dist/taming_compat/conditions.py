@@ -16,6 +16,8 @@ from taming_dist.models.prior.conditions import (
     CodesCondition,
     Condition,
     CoordinatesCondition,
+    ObjectCentersCondition,
+    ObjectsCondition,
     Unconditional,
 )
 from taming_dist.models.prior.orders import Grid
@@ -71,20 +73,24 @@ def described_tokenizer(description: Mapping[str, Any], name: str) -> Tokenizer 
 
 class Given(NamedTuple):
     """What the user says in place of a YAML file: heads; classes (0: unconditional) or steps of
-    coordinates; pixels of the condition's image, where they are not those of the image."""
+    coordinates; pixels of the condition's image, where they are not those of the image; categories
+    of objects."""
 
     heads: int | None = None
     classes: int | None = None
     coordinates: int | None = None
     condition_size: int | None = None
+    categories: int | None = None
 
 
 @dataclass(frozen=True)
 class Said:
-    """What is known of a condition: all of the description, what the user says, and the VQGANs of
-    the images and of the condition (None: it has none)."""
+    """What is known of a condition: the parameters of the model and of the training data in the
+    description, what the user says, and the VQGANs of the images and of the condition (None: it has
+    none)."""
 
     description: Mapping[str, Any]
+    data: Mapping[str, Any]
     given: Given
     first: Tokenizer
     second: Tokenizer | None
@@ -193,19 +199,57 @@ def coordinates(steps: int, first: Tokenizer, factor: int, rows: int) -> Coordin
     return CoordinatesCondition(steps, grid, factor, min(steps + 1, rows))
 
 
+def _objects(said: Said, rows: int) -> Condition:
+    """Objects; the original's stage only names the column, the rest is said of the data."""
+    key, data = said.stage.get("conditional_key"), said.data
+    if key not in OBJECTS:
+        raise UserError(f"conditional_key: {key} is not known, only {', '.join(OBJECTS)}")
+    categories = said.given.categories or int(number(data, "no_object_classes", 0))
+    if not categories:
+        raise UserError(
+            "how many categories the objects have is not in the checkpoint: give --categories N"
+        )
+    if not data.get("encode_crop", True):
+        raise UserError("encode_crop: false is not supported: the objects here end with the crop")
+    return OBJECTS[key](
+        categories=categories,
+        vocabulary=int(number(data, "no_tokens", rows)),
+        objects=int(number(data, "max_objects_per_image", 30)),
+        flags=[flag for name, flags in FLAGS.items() if data.get(name) for flag in flags],
+        min_area=number(data, "min_object_area", 0.0),
+    )
+
+
+# conditional_key -> the condition
+OBJECTS = {"objects_bbox": ObjectsCondition, "objects_center_points": ObjectCentersCondition}
+# parameter of the training data -> the flags that tokens of objects have then
+FLAGS = {
+    "use_group_parameter": ["group"],
+    "use_additional_parameters": ["occluded", "depiction", "inside"],
+}
+
+
 # the original's class, or the word in its place -> the condition
 STAGES: dict[str, Callable[[Said, int], Condition]] = {
     IS_UNCONDITIONAL: _unconditional,
     "SOSProvider": _unconditional,
     "Labelator": _classes,
     "CoordStage": _coordinates,
+    "DummyCondStage": _objects,
     IS_FIRST_STAGE: _codes,
     **dict.fromkeys(VQGANS, _codes),
 }
 
 
 # those that the original has, too
-EXPORTED = (Unconditional, ClassCondition, CoordinatesCondition, CodesCondition)
+EXPORTED = (
+    Unconditional,
+    ClassCondition,
+    CoordinatesCondition,
+    ObjectsCondition,
+    ObjectCentersCondition,
+    CodesCondition,
+)
 
 
 def export_condition(
@@ -227,7 +271,34 @@ def export_condition(
         sizes = {"n_embed": condition.steps, "down_factor": condition.factor}
         place = instance("taming.modules.misc.coord.CoordStage", sizes)
         return {}, {"cond_stage_key": "coord", CONDITION_STAGE: place}
+    if isinstance(condition, ObjectsCondition):
+        key = next(key for key, kind in OBJECTS.items() if kind is type(condition))
+        column = instance("taming.models.dummy_cond_stage.DummyCondStage", {"conditional_key": key})
+        return {}, {"cond_stage_key": key, CONDITION_STAGE: column}
     return _export_codes(config, vqgan, condition_vqgan)
+
+
+def export_data(condition: Condition) -> dict[str, Any]:
+    """Return the parameters of training data that belong to a condition.
+
+    Raises:
+        UserError: the original has not these objects.
+    """
+    if not isinstance(condition, ObjectsCondition):
+        return {}
+    used = {name: set(flags) <= set(condition.flags) for name, flags in FLAGS.items()}
+    if {flag for name in FLAGS if used[name] for flag in FLAGS[name]} != set(condition.flags):
+        raise UserError(
+            f"model.condition.flags={condition.flags}: the original uses occluded, depiction and "
+            f"inside together or not at all: give the export itself"
+        )
+    return used | {
+        "no_object_classes": condition.categories,
+        "no_tokens": condition.vocabulary,
+        "max_objects_per_image": condition.objects,
+        "min_object_area": condition.min_area,
+        "encode_crop": True,
+    }
 
 
 def _export_codes(

@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -96,8 +96,15 @@ def _refuse_what_is_no_pickle(path: Path) -> None:
     raise UserError(f"{path} {fault}: fetch it again")
 
 
-def read_description(path: Path) -> dict[str, Any]:
-    """The parameters of the model in a YAML file of the original; classes it names are not used.
+class Description(NamedTuple):
+    """What a YAML file says: the parameters of the model and those of its training data."""
+
+    model: dict[str, Any]
+    data: dict[str, Any]
+
+
+def read_description(path: Path) -> Description:
+    """The parameters in a YAML file of the original; classes it names are not used.
 
     Raises:
         UserError: there is no such file, or it does not describe a model.
@@ -105,7 +112,7 @@ def read_description(path: Path) -> dict[str, Any]:
     require_readable(path)
     try:
         contents = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return dict(contents["model"]["params"])
+        return Description(dict(contents["model"]["params"]), _training_set(contents))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
@@ -113,6 +120,13 @@ def read_description(path: Path) -> dict[str, Any]:
             f"{path} has no model.params: name the YAML file of the original's model "
             f"(...-project.yaml)"
         ) from error
+
+
+def _training_set(contents: Any) -> dict[str, Any]:
+    """data.params.train.params of a YAML file; empty if they are not there."""
+    for name in ("data", "params", "train", "params"):
+        contents = contents.get(name) if isinstance(contents, dict) else None
+    return contents if isinstance(contents, dict) else {}
 
 
 @contextmanager
@@ -136,13 +150,16 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 def write_checkpoint(
     tensors: dict[str, Tensor], description: dict[str, Any], step: int, folder: Path
 ) -> None:
-    """Write folder/last.ckpt and folder/config.yaml, each whole or not at all."""
+    """Write folder/last.ckpt and folder/config.yaml, each whole or not at all.
+
+    `description`: the contents of the YAML file, of which `model` is one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "last.ckpt") as path:
         state = {name: _alone(tensor.detach()) for name, tensor in tensors.items()}
         torch.save({"state_dict": state, "global_step": step}, path)
     with replacing(folder / "config.yaml") as path:
-        path.write_text(yaml.safe_dump({"model": description}, sort_keys=False))
+        path.write_text(yaml.safe_dump(description, sort_keys=False))
 
 
 def _alone(tensor: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from taming_dist.taming_compat.conditions import (
     Said,
     Tokenizer,
     export_condition,
+    export_data,
     import_condition,
 )
 from taming_dist.taming_compat.description import check_said, instance, number, params
@@ -136,7 +137,7 @@ def describe(config: TransformerConfig) -> dict[str, Any]:
 def export_transformer(
     transformer: Transformer, vqgan: VQGAN, condition_vqgan: VQGAN | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a Net2NetTransformer, and {"target": class, "params": ...} for its YAML.
+    """The tensors of a Net2NetTransformer, and the contents of its YAML file.
 
     `condition_vqgan`: the one whose codes are its condition, if it has such a condition.
 
@@ -164,7 +165,14 @@ def export_transformer(
     tensors |= {f"{FIRST_STAGE}{name}": value for name, value in stage.items()}
     tensors |= {f"{CONDITION}{name}": value for name, value in condition_stage.items()}
     tensors |= {f"{PERMUTER}{name}": value for name, value in places.items()}
-    return tensors, instance("taming.models.cond_transformer.Net2NetTransformer", described)
+    model = instance("taming.models.cond_transformer.Net2NetTransformer", described)
+    data = export_data(config.condition)
+    return tensors, {"model": model} | ({"data": _training_set(data)} if data else {})
+
+
+def _training_set(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The place of the training data's parameters in a YAML file."""
+    return {"params": {"train": {"params": parameters}}}
 
 
 def _check_parts(config: TransformerConfig) -> None:

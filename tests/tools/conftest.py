@@ -197,8 +197,10 @@ def convert(tmp_path: Path, tool: Callable[..., str]) -> Callable[..., str]:
     return run
 
 
-def describe(folder: Path, params: dict[str, Any]) -> Path:
-    """The YAML file of a model with these parameters."""
+def describe(folder: Path, params: dict[str, Any], **train: Any) -> Path:
+    """The YAML file of a model with these parameters, and those of its training data."""
     path = folder / "project.yaml"
-    path.write_text(yaml.safe_dump({"model": {"target": "not.to.be.Imported", "params": params}}))
+    model = {"target": "not.to.be.Imported", "params": params}
+    data = {"target": "main.DataModuleFromConfig", "params": {"train": {"params": train}}}
+    path.write_text(yaml.safe_dump({"model": model, "data": data}))
     return path

@@ -18,6 +18,8 @@ from taming_dist.models.prior.conditions import (
     ClassCondition,
     CodesCondition,
     CoordinatesCondition,
+    ObjectCentersCondition,
+    ObjectsCondition,
     SeveralConditions,
 )
 from taming_dist.models.prior.orders import ORDERS
@@ -103,6 +105,7 @@ COORDINATES = CoordinatesCondition(11, [4, 4], 2)
         ({"dropout_residual": 0.1}, None),
         ({"condition": ClassCondition(5), "order": "alternate"}, None),
         ({"condition": COORDINATES, "order": "spiral_out"}, None),
+        ({"condition": ObjectCentersCondition(3, 12, 5, ["group"], 0.1)}, None),
         ({"order": "z_curve", "block": {"name": "gpt", "unmasked": 16}}, LABELS),
         ({"order": "random"}, {"modality": {"name": "depth"}}),
     ],
@@ -250,6 +253,7 @@ def test_a_transformer_leaves_with_the_vqgan_that_it_learned_from_only(
             {"condition": SeveralConditions([ClassCondition(5)]), "condition_table": "own"},
             "model/condition=several",
         ),
+        ({"condition": ObjectsCondition(2, 12, 2, ["occluded"])}, "flags=.*'occluded'"),
         ({"block": "llama"}, "model/block=llama"),
         ({"scheme": "masked"}, "model/scheme=masked"),
         ({"order": "rar"}, "model/order=rar"),

@@ -25,6 +25,7 @@ from taming_dist.models.prior.conditions import (
     ClassCondition,
     CodesCondition,
     CoordinatesCondition,
+    ObjectsCondition,
     Unconditional,
 )
 from taming_dist.models.prior.orders import ORDERS, arrange
@@ -267,6 +268,29 @@ def test_the_vqgans_inside_a_transformers_checkpoint_can_be_had_alone(
     assert VQGAN.from_pretrained(tmp_path / "out").config.modality == RGB()
     with pytest.raises(UserError, match=r"has no first_stage_model\.\*"):
         convert(labels, "--only", "first_stage")
+
+
+def test_of_layouts_the_yaml_file_says_what_the_builder_was_told(
+    original: Any, convert: Callable[..., str], tmp_path: Path
+) -> None:
+    stage = {
+        "target": "taming.models.dummy_cond_stage.DummyCondStage",
+        "params": {"conditional_key": "objects_bbox"},
+    }
+    params = net2net(stage, "objects_bbox", 24)
+    train = {"no_tokens": 12, "max_objects_per_image": 2, "min_object_area": 1e-5}
+    path = describe(tmp_path, params, use_group_parameter=True, **train)
+    tensors = original.net2net(block=24)
+    with pytest.raises(UserError, match="give --categories N"):
+        convert(tensors, "--config", path)
+    convert(tensors, "--config", path, "--categories", 5)
+    transformer = Transformer.from_pretrained(tmp_path / "out")
+    expected = ObjectsCondition(5, 12, 2, ["group"], 1e-5)
+    assert transformer.config.condition == expected
+    check_logits(tensors, transformer, torch.tensor([[6, 0, 5, 11, 11, 11, 0, 8]]))
+    path = describe(tmp_path, params, encode_crop=False, **train)
+    with pytest.raises(UserError, match="encode_crop: false is not supported"):
+        convert(tensors, "--config", path, "--categories", 5)
 
 
 OPTIONS = ("--resolution", 8, "--heads", 2)
