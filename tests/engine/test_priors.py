@@ -20,9 +20,7 @@ def found(run_worker: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     [
         "llama recomputed",
         "gpt zero1",
-        "rar zero2",
         "llama zero3",
-        "rar zero3",
         "rar zero1 offload",
         "llama zero2 offload",
         "gpt zero3 offload",

@@ -28,6 +28,9 @@ from taming_dist.models.prior.blocks.rotary import rotated, rotations
 from taming_dist.models.prior.conditions import (
     ClassCondition,
     CodesCondition,
+    CoordinatesCondition,
+    ObjectsCondition,
+    SeveralConditions,
     Unconditional,
 )
 from taming_dist.models.prior.prefix import Prefix
@@ -45,6 +48,9 @@ CONDITIONS = {
     "none": Unconditional(),
     "class": ClassCondition(5),
     "codes": CodesCondition(7, [2, 2]),
+    "coordinates": CoordinatesCondition(8, grid=[2, 2], factor=4, vocabulary=8),
+    "objects": ObjectsCondition(categories=3, vocabulary=30, objects=2),
+    "several": SeveralConditions([ClassCondition(5), CodesCondition(7, [2, 2])]),
 }
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -65,9 +71,11 @@ def some_tokens(count: int = 3, length: int = 12) -> Tensor:
 
 
 def some_prefix(model: Transformer, count: int = 3) -> Prefix:
-    shape = (count, model.condition.length)
-    part = torch.arange(shape[0] * shape[1]).view(shape) % model.condition.vocabulary
-    return Prefix((part,))
+    parts = []
+    for each in model.condition.conditions:
+        numbers = torch.arange(count * each.length).view(count, each.length)
+        parts.append(numbers % each.vocabulary)
+    return Prefix(tuple(parts))
 
 
 def decoded(model: Transformer, tokens: Tensor, prefix: Prefix) -> Tensor:
@@ -80,21 +88,25 @@ def decoded(model: Transformer, tokens: Tensor, prefix: Prefix) -> Tensor:
 
 
 @each_kind
-def test_no_logit_depends_on_the_token_it_predicts_or_on_later_ones(kind: str) -> None:
-    """Only the positions of an unmasked prefix see each other both ways."""
-    model = tiny(block=KINDS[kind], condition=CodesCondition(7, [1, 3]))
+@pytest.mark.parametrize("scheme", ["next_index", "masked"])
+def test_positions_see_those_before_them_or_all_as_the_scheme_says(kind: str, scheme: str) -> None:
+    """With the next index only the positions of an unmasked prefix see later ones; no logit depends
+    on the token that it predicts."""
+    model = tiny(block=KINDS[kind], condition=CodesCondition(7, [1, 3]), scheme=scheme)
     read: list[Tensor] = []
     model.blocks[0].register_forward_pre_hook(lambda _, args: read.append(args[0]))
     written: list[Tensor] = []
     model.blocks[-1].register_forward_hook(lambda *call: written.append(call[-1]))
     model(some_tokens(1), some_prefix(model, 1))
-    unmasked = getattr(KINDS[kind], "unmasked", 0)
-    for position in range(14):
+    unmasked, count = getattr(KINDS[kind], "unmasked", 0), read[0].shape[1]
+    assert count == (14 if scheme == "next_index" else 15)
+    for position in range(count):
         (reached,) = torch.autograd.grad(
             written[0][0, position].square().sum(), read, retain_graph=True
         )
         seen = max(position + 1, unmasked if position < unmasked else 0)
-        assert (reached[0].abs().amax(dim=-1) > 0).tolist() == [p < seen for p in range(14)]
+        seen = count if scheme == "masked" else seen
+        assert (reached[0].abs().amax(dim=-1) > 0).tolist() == [p < seen for p in range(count)]
 
 
 @pytest.mark.parametrize(
