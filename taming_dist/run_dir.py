@@ -11,6 +11,7 @@ import yaml
 from taming_dist.config import to_yaml
 from taming_dist.errors import UserError
 from taming_dist.formats.files import write_bytes, writing
+from taming_dist.models.answers import called, of_configs
 from taming_dist.models.export import ModelConfig
 from taming_dist.stages import schemas
 from taming_dist.stages.interface import Config
@@ -106,6 +107,10 @@ def differing(key: str, before: Any, now: Any) -> Iterator[Difference]:
     with `may_change`, such as the place of a file, does not count, nor one that is left to the data
     on either side (`from_data`).
     """
+    if of_configs(now) and isinstance(before, list) and len(now) == len(before):
+        for index, pair in enumerate(zip(before, now, strict=True)):
+            yield from differing(f"{key}.{index}", *pair)
+        return
     if not dataclasses.is_dataclass(now) or isinstance(now, type):
         if before != now:
             yield Difference(key, kind(before), kind(now))
@@ -133,6 +138,10 @@ def default(field: Any) -> Any:
 
 def kind(value: Any) -> Any:
     """A value as the user knows it: the plain values of a config by the name of its class."""
+    if isinstance(value, list):
+        return [kind(each) for each in value]
+    if dataclasses.is_dataclass(value):
+        return called(value)
     if not isinstance(value, dict):
         return "null" if value is None else value
     names = (

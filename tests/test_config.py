@@ -563,6 +563,22 @@ def test_a_global_batch_that_the_ranks_cannot_share_is_refused(
             ["model.condition.classes=2", "up to 2"],
         ),
         (["model/condition=clas"], ["model/condition", "class"]),
+        (["model/condition=codes"], ["codes of images only", "--condition-model EXPORT"]),
+        (["model/condition=coordinates"], ["no column crop", "--coordinates"]),
+        (
+            ["model/condition=objects", "model.condition.categories=5"],
+            ["no column boxes", "--boxes"],
+        ),
+        (["model/condition=several"], ["model.condition.of=[]: name the conditions"]),
+        (
+            ["model/condition=several", "model.condition.of=[class,clas]"],
+            ["model.condition.of=clas: use one of class, codes"],
+        ),
+        (
+            ["model/condition=several", "model.condition.of=[{name: class, clases: 3}]"],
+            ["model.condition.of: class has no key clases"],
+        ),
+        (["model.block_size=5"], ["model.block_size: 5 is too short", "at least 6"]),
         (["model.width=130"], ["model.width", "heads"]),
         (["data.train=nowhere"], ["data.train: ", "nowhere", "tools/tokenize_dataset.py"]),
         (["data.val=nowhere"], ["data.val: ", "nowhere", "tools/tokenize_dataset.py"]),

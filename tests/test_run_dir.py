@@ -87,6 +87,25 @@ def test_what_no_checkpoint_depends_on_may_change(compose: Compose, tmp_path: Pa
     check_run_dir(compose(*DINO, *changed), tmp_path)
 
 
+def test_a_run_of_several_conditions_resumes_with_the_same_ones_in_the_same_order(
+    compose: Compose, tmp_path: Path
+) -> None:
+    def of(*names: str) -> Config:
+        several = ["model/condition=several", f"model.condition.of=[{','.join(names)}]"]
+        return compose(*STAGE_2, *several)
+
+    objects = "{name: objects, categories: 80}"
+    (tmp_path / "config.yaml").write_text(to_yaml(of("class", objects)))
+    check_run_dir(of("class", objects), tmp_path)
+    check_run_dir(of("{name: class, classes: 3}", objects), tmp_path)
+    with pytest.raises(UserError, match=r"condition\.of\.1\.categories=80, and this one has 8:"):
+        check_run_dir(of("class", "{name: objects, categories: 8}"), tmp_path)
+    with pytest.raises(UserError, match=r"model\.condition\.of\.0=class, and this one has objects"):
+        check_run_dir(of(objects, "class"), tmp_path)
+    with pytest.raises(UserError, match=r"of=\['class', 'objects'\], and this one has \['class'\]"):
+        check_run_dir(of("class"), tmp_path)
+
+
 @pytest.mark.parametrize("stated", ["model.vocabulary=512", "model.grid=[8,8]"])
 def test_what_is_left_to_the_codes_may_be_stated_later_and_not_changed(
     compose: Compose, tmp_path: Path, stated: str

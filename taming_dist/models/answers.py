@@ -21,6 +21,9 @@ def other_answers(theirs: Any, ours: Any, key: str = "model") -> Iterator[Differ
     """
     if type(theirs) is not type(ours):
         yield Difference(key, called(theirs), called(ours))
+    elif of_configs(ours) and len(theirs) == len(ours):
+        for index, pair in enumerate(zip(theirs, ours, strict=True)):
+            yield from other_answers(*pair, f"{key}.{index}")
     elif not dataclasses.is_dataclass(ours):
         if theirs != ours:
             yield Difference(key, theirs, ours)
@@ -31,6 +34,13 @@ def other_answers(theirs: Any, ours: Any, key: str = "model") -> Iterator[Differ
                 yield from other_answers(*pair, f"{key}.{field.name}")
 
 
+def of_configs(value: Any) -> bool:
+    """Whether a value is a list of config classes."""
+    return isinstance(value, list) and any(map(dataclasses.is_dataclass, value))
+
+
 def called(value: Any) -> Any:
     """A config class by the name that it is chosen by, anything else as it is."""
+    if of_configs(value):
+        return [called(each) for each in value]
     return getattr(value, "name", value)

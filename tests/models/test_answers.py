@@ -5,7 +5,11 @@ from typing import Any
 
 from taming_dist.models.answers import other_answers
 from taming_dist.models.modalities import RGB, Depth
-from taming_dist.models.prior.conditions import ClassCondition
+from taming_dist.models.prior.conditions import (
+    ClassCondition,
+    CodesCondition,
+    SeveralConditions,
+)
 from taming_dist.models.prior.transformer import TransformerConfig
 from taming_dist.models.quantizers import FSQuantizerConfig, VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGANConfig
@@ -48,3 +52,17 @@ def test_of_real_configs_what_only_steers_training_may_differ() -> None:
     gpt = TransformerConfig(8, [2, 2], condition=ClassCondition(3))
     more = TransformerConfig(8, [2, 2], heads=8, dropout_embedding=0.1, condition=ClassCondition(4))
     assert keys(gpt, more) == ["model.heads", "model.condition.classes"]
+
+
+def test_several_conditions_are_compared_one_by_one_and_in_their_order() -> None:
+    def gpt(*of: Any) -> TransformerConfig:
+        return TransformerConfig(8, [2, 2], condition=SeveralConditions(list(of)))
+
+    codes, other = (CodesCondition(7, [2, 3], fingerprint) for fingerprint in ("a", "b"))
+    assert keys(gpt(ClassCondition(3), codes), gpt(ClassCondition(3), other)) == []
+    assert keys(gpt(ClassCondition(3)), gpt(ClassCondition(4))) == ["model.condition.of.0.classes"]
+    assert keys(gpt("class", codes), gpt(codes, "class")) == [
+        "model.condition.of.0",
+        "model.condition.of.1",
+    ]
+    assert keys(gpt("class", codes), gpt("class")) == ["model.condition.of"]

@@ -27,8 +27,8 @@ class CoordinatesCondition(Condition):
     """
 
     steps: int = ranged(1024, at_least=1)
-    grid: list[int] = ranged([], at_least=1, length=2, empty=True)
-    factor: int = ranged(0, at_least=0)
+    grid: list[int] = ranged([], at_least=1, length=2, empty=True, from_data=True)
+    factor: int = ranged(0, at_least=0, from_data=True)
     vocabulary: int = ranged(0, at_least=0)
     name: str = "coordinates"
     columns: ClassVar[tuple[str, ...]] = ("crop",)

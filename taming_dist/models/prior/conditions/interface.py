@@ -161,6 +161,11 @@ class Condition(ABC):
             raise UserError("class_id: this transformer is not class-conditional, leave it out")
         if request.condition is None:
             return {}
+        if request.is_file:
+            raise UserError(
+                f"condition: {request.condition} is no code shards, which {self.name} needs; name "
+                f"each of several, such as condition={{codes: SHARDS, objects: FILE.json}}"
+            )
         codes, spec = request.open_codes(request.condition), request.condition
         try:
             self.fitted(codes, spec)
