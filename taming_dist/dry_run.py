@@ -22,7 +22,7 @@ from taming_dist.stages import stage_of
 from taming_dist.stages.interface import Config, Plan, Planned
 
 GIB = 2**30
-COLUMNS = [field.name for field in dataclasses.fields(Footprint)]
+COLUMNS = ["weights", "gradients", "optimizer", "average", "buckets", "device", "host"]
 
 
 def is_dry(config: Config) -> bool:
@@ -92,13 +92,13 @@ def millions(number: float) -> str:
 
 
 def table(plan: Plan, config: Config, ranks: int) -> Iterator[str]:
-    """What a rank holds at each stage of ZeRO, the configured one marked."""
-    yield " " * 10 + "".join(f"{name:>11}" for name in [*COLUMNS, "sum"])
+    """What a rank holds at each stage of ZeRO, the configured one marked; `device` is the sum."""
+    yield " " * 10 + "".join(f"{name:>11}" for name in COLUMNS)
     for zero in range(4):
         found = held(plan, config, zero, ranks)
         mark = ">" if zero == config.engine.zero else " "
-        numbers = [*dataclasses.astuple(found), found.total]
-        yield f"  {mark} zero{zero} " + "".join(f"{number / GIB:11.3f}" for number in numbers)
+        numbers = [getattr(found, name) / GIB for name in COLUMNS]
+        yield f"  {mark} zero{zero} " + "".join(f"{number:11.3f}" for number in numbers)
 
 
 def held(plan: Plan, config: Config, zero: int, ranks: int) -> Footprint:
@@ -110,5 +110,5 @@ def held(plan: Plan, config: Config, zero: int, ranks: int) -> Footprint:
         if trained := sizes(network.module, True):
             found.append(footprint(trained, engine, ranks, averaged))
         frozen = FP32 * sum(sizes(network.module, False))
-        found.append(Footprint(frozen, 0, 0, 0, 0))
+        found.append(Footprint(weights=frozen))
     return reduce(add, found)

@@ -108,7 +108,8 @@ class PriorStage(Stage[OpenedCodes]):
         """Sizes are those of data.train where it is there, else those of the configuration."""
         data, model, notes = config.data, model_of(config), []
         try:
-            codes = source_of(config).codes("train")
+            with torch.device("cpu"):  # whose VQGAN is read where images are encoded
+                codes = source_of(config).codes("train")
         except UserError as error:
             notes.append(
                 f"sizes are those of the configuration: no codes in data.train={data.train}"

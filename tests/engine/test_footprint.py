@@ -53,11 +53,12 @@ def test_more_ranks_hold_less_each_of_what_a_stage_cuts() -> None:
     one, many = counted(3, ranks=1), counted(3, ranks=64)
     assert one.gradients == 64 * many.gradients
     assert counted(0, ranks=64) == counted(0, ranks=1)
-    assert many.total < counted(1, ranks=64).total
+    assert many.device < counted(1, ranks=64).device
 
 
-def test_what_is_offloaded_to_the_host_is_not_counted() -> None:
-    offloaded = footprint([4096], EngineConfig(zero=2, offload="optimizer"), 2, averaged=True)
-    here = footprint([4096], EngineConfig(zero=2), 2, averaged=True)
-    assert (offloaded.optimizer, offloaded.average) == (0, 0)
-    assert offloaded.total == here.total - here.optimizer - here.average
+def test_offload_has_the_optimizer_and_the_average_on_the_host() -> None:
+    device = footprint([1000], EngineConfig(zero=2), 2, averaged=True)
+    there = footprint([1000], EngineConfig(zero=2, offload="optimizer"), 2, averaged=True)
+    assert (there.optimizer, there.average) == (0, 0)
+    assert there.host == device.optimizer + device.average == 4 * 1000 * (3 + 1) / 2
+    assert there.device == device.weights + device.gradients
