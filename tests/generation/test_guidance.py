@@ -9,12 +9,13 @@ from torch import Tensor
 from taming_dist.errors import UserError
 from taming_dist.generation.generator import Generator, generate_codes
 from taming_dist.generation.guidance import Guided
-from taming_dist.generation.sampling import Sampling
+from taming_dist.generation.sampling import Sampling, image_uniforms
 from taming_dist.models.prior.conditions import ClassCondition
 from taming_dist.models.prior.prefix import Prefix
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from tests.engine.waiting import Waiting
 
 CLASSES = {"cls": torch.tensor([0, 3, 4])}
 TOKENS = torch.randint(24, (3, 12), generator=torch.Generator().manual_seed(1))
@@ -114,3 +115,15 @@ def test_without_dropped_conditions_in_training_guidance_is_refused(scheme: str)
     with pytest.raises(UserError, match=r"guidance: 1\.5 needs .*\(loss\.condition_dropout\)"):
         generator.sample(condition=[0], guidance=1.5)
     assert generator.sample(condition=[0], guidance=1.0).codes.shape == (1, 3, 4)
+
+
+@SCHEMES
+@torch.no_grad()
+def test_while_images_are_generated_and_measured_the_host_waits_for_nothing(scheme: str) -> None:
+    model = tiny(scheme)
+    prefix, choose = model.condition.prefix(3, CLASSES), Sampling(0.9, 5, 0.9).choose
+    uniforms = image_uniforms(0, range(3), model.scheme.uniforms(12))
+    with Waiting() as waiting:
+        model.scheme.generate(Guided(model, 2.0), prefix, 12, 24, choose, uniforms)
+        model.scheme.evaluation_pair(TOKENS, 24)
+    assert waiting.found == []
