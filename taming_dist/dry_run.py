@@ -4,7 +4,6 @@ The configuration is checked, its networks are built without memory (torch's met
 each rank would hold of them is counted. There is no process group, and nothing is written.
 """
 
-import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 from functools import reduce
