@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from equality_worker import GLOBAL_BATCH
 from small_prior import code_batches
 from small_stage import load, norms_of, save, train, work
@@ -71,6 +72,9 @@ def runs(world: World) -> dict[str, Any]:
         found[f"{block} zero{zero}"] = run(world, block, zero=zero)
     for zero, block in ((1, "rar"), (2, "llama"), (3, "gpt")):
         found[f"{block} zero{zero} offload"] = run(world, block, zero=zero, offload="optimizer")
+    with torch.compiler.set_stance("default", force_backend="eager"):  # what torch can follow
+        for zero, block in ((1, "llama"), (3, "rar")):
+            found[f"{block} zero{zero} compiled"] = run(world, block, zero=zero, compile=True)
     return found
 
 

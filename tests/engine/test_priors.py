@@ -24,6 +24,8 @@ def found(run_worker: Callable[..., dict[str, Any]]) -> dict[str, Any]:
         "rar zero1 offload",
         "llama zero2 offload",
         "gpt zero3 offload",
+        "llama zero1 compiled",
+        "rar zero3 compiled",
     ],
 )
 def test_a_prior_learns_the_same_however_it_is_cut_and_placed(
@@ -31,6 +33,7 @@ def test_a_prior_learns_the_same_however_it_is_cut_and_placed(
 ) -> None:
     mine, plain = found["two-0"][run], found["two-0"][f"{run.split()[0]} plain"]
     losses = [line["loss"] for line in mine["lines"]]
+    assert not any(line.get("recompilations") for line in mine["lines"])
     assert losses == pytest.approx([line["loss"] for line in plain["lines"]], rel=1e-5)
     assert mine["norms"] == pytest.approx(plain["norms"], rel=1e-4, abs=1e-5)
     assert losses[0] != losses[-1]
