@@ -47,8 +47,9 @@ class SampleConfig:
     """What to sample; `transformer` and `vqgan` are export folders, `out` receives the images.
 
     A class-conditional transformer takes `class_id` for every image, or else goes through its
-    classes in turn. One with another condition takes it from the code shards `condition`, a spec or
-    a list of them, the first n samples. `size` is HEIGHTxWIDTH in pixels (the trained one
+    classes in turn. `condition` is code shards, a spec or a list of them, whose first n samples say
+    what is asked for; a JSON file of layouts of objects; or, for several conditions, what each
+    takes by its name (docs/conditions.md). `size` is HEIGHTxWIDTH in pixels (the trained one
     if left out); `batch` images are made at a time, which changes speed and memory, not the images.
     `top_k`, `top_p` off: null. `steps` and `choice_temperature`: how a transformer of
     model/scheme=masked writes an image (null: as it was trained to be previewed).
