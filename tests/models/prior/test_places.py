@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from taming_dist.generation.generator import generate_codes
+from taming_dist.generation.sampling import Sampling
 from taming_dist.models.prior.conditions import CodesCondition
-from taming_dist.models.prior.orders import RandomToRaster, places_of
+from taming_dist.models.prior.orders import ORDERS, RandomToRaster, arrange, places_of
 from taming_dist.models.prior.prefix import Prefix
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 
@@ -17,12 +19,12 @@ TOKENS = torch.randint(24, (2, 12), generator=torch.Generator().manual_seed(2))
 BLOCKS = pytest.mark.parametrize("block", ["gpt", "llama", "rar"])
 
 
-def tiny(**settings: Any) -> Transformer:
+def tiny(order: str = "rar", **settings: Any) -> Transformer:
     """A transformer with logits far from flat, so that a wrong position shows."""
     sizes: dict[str, Any] = {"layers": 2, "heads": 2, "width": 16, "condition_table": "own"}
     condition = CodesCondition(7, [1, 3])
     model = Transformer(
-        TransformerConfig(24, [3, 4], condition=condition, order="rar", **sizes, **settings)
+        TransformerConfig(24, [3, 4], condition=condition, order=order, **sizes, **settings)
     )
     randomness = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -77,6 +79,15 @@ def test_decoding_with_the_cache_equals_the_full_pass_in_the_order_of_sampling(b
     first, cache = model.begin(PREFIX)
     steps = [first] + [model.step(TOKENS[:, k : k + 1], cache) for k in range(11)]
     torch.testing.assert_close(torch.stack(steps, 1), model(TOKENS, PREFIX), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("order", sorted(ORDERS))
+@torch.no_grad()
+def test_an_image_is_sampled_in_the_models_order_and_its_codes_are_row_by_row(order: str) -> None:
+    model = tiny(order)
+    codes = generate_codes(model, PREFIX, Sampling(temperature=0), 0, range(2))
+    tokens = arrange(codes, ORDERS[order]().places((3, 4)))
+    assert torch.equal(model(tokens, PREFIX).argmax(-1), tokens)
 
 
 @BLOCKS
