@@ -159,6 +159,12 @@ def convert_transformer(
     )
     said = Said(model, description.data, given, known, tokenizer(second) if second else None)
     transformer = import_transformer(tensors, said)
+    tokens = transformer.config.vocabulary
+    if tokens > known.codes:
+        print(
+            f"it has {tokens} tokens for the {known.codes} codes of its first stage: logits are "
+            f"the original's, but sampling and training want as many of both"
+        )
     if first is None:
         print(f"no {FIRST_STAGE}* and no --vqgan: the export does not say whose codes it knows")
     elif not options.vqgan:

@@ -436,7 +436,10 @@ def test_without_its_vqgan_the_description_says_the_grid(
 ) -> None:
     tensors = original.net2net(block=32)
     alone = {name: value for name, value in tensors.items() if name.startswith("transformer.")}
-    said = convert(alone, "--config", describe(tmp_path, net2net(SEGMENTATION, "x", 32)))
+    params = net2net(SEGMENTATION, "x", 32)
+    params["first_stage_config"] = vqmodel(n_embed=10)
+    said = convert(alone, "--config", describe(tmp_path, params))
+    assert "it has 12 tokens for the 10 codes of its first stage" in said
     assert "the export does not say whose codes it knows" in said
     config = Transformer.from_pretrained(tmp_path / "out").config
     assert (config.grid, config.vqgan_fingerprint) == ([4, 4], "")
