@@ -189,7 +189,7 @@ def _heads(backbone: Backbone) -> list[Tensor]:
 
 def _download(backbone: Backbone) -> dict[str, Tensor]:
     """Get the backbone the way `lpips` does: torchvision's weights, through torch.hub's cache."""
-    models = _torchvision_models()
+    models = torchvision_models()
     url = getattr(models, backbone.torchvision_weights).IMAGENET1K_V1.url
     _log.info("fetching the LPIPS backbone %s through torchvision", backbone.name)
     try:
@@ -204,7 +204,7 @@ def _download(backbone: Backbone) -> dict[str, Tensor]:
         ) from error
 
 
-def _torchvision_models() -> ModuleType:
+def torchvision_models() -> ModuleType:
     """Import torchvision.models, also where torchvision's compiled operators do not load.
 
     That is so on a CPU-only torch: torchvision then stumbles over two operators that are not

@@ -12,7 +12,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,16 +30,18 @@ from taming_dist.formats.strict_json import read_json, write_json
 from taming_dist.generation.generator import Generator, Samples
 from taming_dist.generation.pictures import image_grid, to_uint8
 from taming_dist.generation.sampling import Sampling
-from taming_dist.models.prior.conditions import Columns, Request
+from taming_dist.models.prior.conditions import Columns, Condition, Request, TextCondition
 from taming_dist.models.prior.transformer import Transformer
 from taming_dist.models.vqgan import VQGAN
 from taming_dist.ranges import LARGEST_SEED, check_ranges, ranged
+from taming_dist.text_encoders import open_text_encoder
 from taming_dist.training.sinks import save_png
 
 GRID_COLUMNS = 10
 GRID_IMAGES = 100
 PROGRESS_PERIOD_S = 10.0
 TERMINAL_PERIOD_S = 0.2
+TEXTS_AT_ONCE = 64
 
 
 @dataclass
@@ -49,8 +51,10 @@ class SampleConfig:
     A class-conditional transformer takes `class_id` for every image, or else goes through its
     classes in turn. `condition` is code shards, a spec or a list of them, whose first n samples say
     what is asked for; a JSON file of layouts of objects; or, for several conditions, what each
-    takes by its name (docs/conditions.md). `size` is HEIGHTxWIDTH in pixels (the trained one
-    if left out); `batch` images are made at a time, which changes speed and memory, not the images.
+    takes by its name (docs/conditions.md). `prompt` is a text or a list of them in turn, read by
+    the text encoder of the codes, which `text_encoder` names if it has moved. `size` is
+    HEIGHTxWIDTH in pixels (the trained one if left out); `batch` images are made at a time, which
+    changes speed and memory, not the images.
     `top_k`, `top_p` off: null. `steps` and `choice_temperature`: how a transformer of
     model/scheme=masked writes an image (null: as it was trained to be previewed).
     """
@@ -62,6 +66,8 @@ class SampleConfig:
     seed: int = ranged(0, at_least=0, at_most=LARGEST_SEED)
     class_id: int | None = ranged(None, at_least=0)
     condition: Any = None
+    prompt: Any = None
+    text_encoder: str = ""
     size: str | None = None
     temperature: float = ranged(1.0, at_least=0)
     top_k: int | None = ranged(None, at_least=0)
@@ -86,7 +92,15 @@ def main(config: SampleConfig) -> None:
     generator = load_generator(config)
     generator.check_size(parse_size(config.size))
     condition = generator.transformer.condition
-    request = Request(config.n, CodeDataset.open, read_json, config.class_id, config.condition)
+    request = Request(
+        config.n,
+        CodeDataset.open,
+        read_json,
+        config.class_id,
+        config.condition,
+        prompts_of(config.prompt, condition),
+        lambda asked, texts: encode_texts(asked, texts, config.text_encoder),
+    )
     columns = condition.requested(request)
     prefix = generator.prefix(config.n, columns or None)
     parts = generator.stream(prefix, sampling, config.seed, config.batch)
@@ -98,6 +112,47 @@ def main(config: SampleConfig) -> None:
         save_png(image_grid(pictures, per_row), out / "grid.png")
         write_record(config, generator, columns, out)
     print(f"{config.n} images, and all at a glance: {out / 'grid.png'}")
+
+
+def prompts_of(prompt: Any, condition: Condition) -> tuple[str, ...]:
+    """The texts of `prompt`.
+
+    Raises:
+        UserError: it is none, or the transformer is not conditioned on text.
+    """
+    if prompt is None:
+        return ()
+    texts = tuple(prompt) if isinstance(prompt, list | tuple) else (prompt,)
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise UserError(f"prompt: {prompt!r} is no text and no list of texts")
+    if not any(isinstance(each, TextCondition) for each in condition.conditions):
+        raise UserError("prompt: this transformer is not conditioned on text, leave it out")
+    return texts
+
+
+def encode_texts(condition: Condition, texts: Sequence[str], place: str) -> Tensor:
+    """Embeddings [n, m, w] of texts by the encoder that the condition has learned; `place`: where
+    it is now, if it has moved.
+
+    Raises:
+        UserError: it is not known, cannot be loaded, or is another.
+    """
+    assert isinstance(condition, TextCondition)
+    if not condition.fingerprint:
+        raise UserError(
+            "prompt: this transformer learned embeddings that image shards had, of an encoder that "
+            "is not known: give condition=SHARDS"
+        )
+    encoder = open_text_encoder(place or condition.encoder, "text_encoder", condition.tokens)
+    if encoder.fingerprint != condition.fingerprint:
+        raise UserError(
+            f"text_encoder={encoder.name} has the fingerprint {encoder.fingerprint}, but this "
+            f"transformer learned texts of {condition.fingerprint}: give that encoder"
+        )
+    distinct = list(dict.fromkeys(texts))
+    parts = [distinct[at : at + TEXTS_AT_ONCE] for at in range(0, len(distinct), TEXTS_AT_ONCE)]
+    found = torch.cat([encoder.encode(part) for part in parts])
+    return found[[distinct.index(text) for text in texts]]
 
 
 def load_generator(config: SampleConfig) -> Generator:

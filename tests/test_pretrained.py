@@ -17,11 +17,11 @@ from taming_dist.models.discriminators import DinoConfig, PatchGANConfig
 from taming_dist.models.discriminators.dino import DinoFeatures
 from taming_dist.pretrained import (
     BACKBONES,
-    _torchvision_models,
     check_frozen_features,
     frozen_features,
     load_backbone,
     lpips_network,
+    torchvision_models,
 )
 
 FETCH_TOOL = Path(__file__).parents[1] / "tools" / "fetch_lpips.py"
@@ -59,7 +59,7 @@ def test_real_weights_give_the_known_distances() -> None:
 def test_it_equals_the_lpips_package_with_the_same_weights(
     net: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _torchvision_models()
+    torchvision_models()
     import lpips as package
 
     ours = lpips_network(net, weights="random")

@@ -19,6 +19,7 @@ from taming_dist.formats.manifest import Dataset, resolve
 from taming_dist.models.vqgan import VQGAN, check_size
 from taming_dist.prepare.tokenization.claims import STALE_S
 from taming_dist.prepare.tokenization.job import Job
+from taming_dist.prepare.tokenization.texts import Texts, open_texts
 from taming_dist.prepare.tokenization.views import VIEWS, build_views
 from taming_dist.prepare.tokenization.work import environment_worker, tokenize
 
@@ -52,6 +53,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--boxes",
         action="store_true",
         help="also write the boxes in each crop of the objects in each image's .json",
+    )
+    parser.add_argument(
+        "--text",
+        metavar="COLUMN",
+        help="also write the embedding of each image's text: txt, the name of a field in its .json "
+        "(the first of several captions), or txt.npy or emb.npy for embeddings that are there",
+    )
+    parser.add_argument(
+        "--text-encoder",
+        metavar="FOLDER|NAME",
+        help="encoder of the texts: CLIP, T5 or a sentence encoder (pip install taming-dist[text])",
+    )
+    parser.add_argument(
+        "--text-tokens", type=cli.COUNT, metavar="N", help="tokens of a text [its limit, or 120]"
     )
     parser.add_argument(
         "--no-classes", action="store_true", help="do not read the classes of the images"
@@ -89,6 +104,7 @@ def make_job(args: argparse.Namespace) -> Job:
         check_objects(dataset)
     if not args.no_classes:
         note_missing_classes(dataset)
+    texts = choose_texts(args, dataset)
     model = VQGAN.from_pretrained(args.model)
     size = args.size or model.config.resolution
     check_size(size, model.config.factor, "--size")
@@ -113,7 +129,18 @@ def make_job(args: argparse.Namespace) -> Job:
         boxes=args.boxes,
         classes=not args.no_classes,
         condition_size=args.condition_size,
+        texts=texts,
     )
+
+
+def choose_texts(args: argparse.Namespace, dataset: Dataset) -> Texts | None:
+    """The texts that the arguments ask for."""
+    if args.text is not None:
+        return open_texts(dataset, args.text, args.text_encoder, args.text_tokens)
+    for key in ("text_encoder", "text_tokens"):
+        if getattr(args, key) is not None:
+            raise UserError(f"--{key.replace('_', '-')} requires --text COLUMN: omit it")
+    return None
 
 
 def note_missing_classes(dataset: Dataset) -> None:

@@ -21,6 +21,7 @@ from taming_dist.formats.code_shards import (
     CODES,
     CONDITIONS,
     CROPS,
+    TEXTS,
     CodeShard,
 )
 from taming_dist.formats.objects import Boxes
@@ -116,13 +117,14 @@ def as_tensor(rows: np.ndarray) -> torch.Tensor:
 
 # name on disk -> how it is read. codes [b, i, j]; cls [b]; cond [b, k, l], codes of a second
 # tokenizer; crop fp32 [b, 5]: left, top, width, height of what each sample shows as shares of its
-# image, 1 if it is mirrored.
+# image, 1 if it is mirrored; txt fp16 [b, t, w], the embedding of a text, zero behind its end.
 COLUMNS: dict[str, Column] = {
     CODES: ArrayColumn(lambda shard: shard.codes, "tokenize_dataset.py"),
     CLASSES: ArrayColumn(lambda shard: shard.classes, "image shards with classes", of_image=True),
     CONDITIONS: ArrayColumn(lambda shard: shard.conditions, "--condition-model EXPORT"),
     CROPS: ArrayColumn(lambda shard: shard.crops, "--coordinates"),
     BOXES: BoxColumn("--boxes"),
+    TEXTS: ArrayColumn(lambda shard: shard.texts, "--text COLUMN", of_image=True),
 }
 
 

@@ -70,6 +70,7 @@ class CodeDataset:
         self.grid: tuple[int, int] = (facts["grid"][0], facts["grid"][1])
         self.views: int = facts["views"]
         self.condition: Mapping[str, Any] | None = facts.get("condition")
+        self.text: Mapping[str, Any] | None = facts.get("text")
         self.samples_per_shard = dataset.samples_per_shard * self.views
         self._dataset, self._paths, self._in_memory = dataset, dataset.paths, in_memory
         self._ends = np.cumsum(self.samples_per_shard)

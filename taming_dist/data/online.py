@@ -16,8 +16,9 @@ from torch import Tensor
 from taming_dist.data.code_columns import COLUMNS
 from taming_dist.data.decoding import Extra, check_objects, choose_class_column, read_objects
 from taming_dist.data.reader import Batch, ImagesConfig
+from taming_dist.data.texts import check_texts, find_embeddings, reader_of
 from taming_dist.errors import UserError
-from taming_dist.formats.code_shards import BOXES, CLASSES, CONDITIONS, CROPS
+from taming_dist.formats.code_shards import BOXES, CLASSES, CONDITIONS, CROPS, TEXTS
 from taming_dist.formats.manifest import Dataset
 from taming_dist.formats.objects import boxes_in_views
 from taming_dist.models.vqgan import VQGAN
@@ -73,11 +74,16 @@ def _boxes(batch: Batch) -> dict[str, Tensor]:
     return COLUMNS[BOXES].tensors(BOXES, seen)
 
 
+def _texts(batch: Batch) -> dict[str, Tensor]:
+    return {TEXTS: torch.from_numpy(np.stack(batch.extra[TEXTS]))}
+
+
 # column of code shards -> the tensors that a batch of images has for it, on the CPU
 KNOWN: dict[str, Callable[[Batch], dict[str, Tensor]]] = {
     CLASSES: _classes,
     CROPS: _crops,
     BOXES: _boxes,
+    TEXTS: _texts,
 }
 
 
@@ -88,11 +94,6 @@ def known_columns(batch: Batch, columns: Sequence[str]) -> dict[str, Tensor]:
     for name in columns:
         found |= KNOWN[name](batch) if name in KNOWN else {}
     return found
-
-
-def extra_of(columns: Sequence[str]) -> Extra:
-    """What is read of each image's files for `columns`, beside its pixels and class."""
-    return {BOXES: read_objects} if BOXES in columns else {}
 
 
 class OnlineCodes:
@@ -118,6 +119,11 @@ class OnlineCodes:
                 "grid": list(grid_of(condition_vqgan, size)),
             }
             self.fingerprints += (self.condition["fingerprint"],)
+        self.text: Mapping[str, Any] | None = None
+        self._embeddings = find_embeddings(dataset)
+        if self._embeddings is not None:
+            tokens, width = check_texts(dataset, self._embeddings, "model/condition=text").shape
+            self.text = {"fingerprint": "", "tokens": tokens, "width": width}
         self.class_names = dataset.classes
         self.num_classes = len(dataset.classes or ())
 
@@ -129,6 +135,14 @@ class OnlineCodes:
     def check_classes(self) -> None:
         """Do nothing: an invalid class ends the reading."""
 
+    def extra(self, columns: Sequence[str]) -> Extra:
+        """What is read of each image's files for `columns`, beside its pixels and class."""
+        found: dict[str, Any] = {BOXES: read_objects} if BOXES in columns else {}
+        if TEXTS in columns and self.text is not None and self._embeddings is not None:
+            shape = self.text["tokens"], self.text["width"]
+            found[TEXTS] = reader_of(self._embeddings, shape)
+        return found
+
     def require(self, columns: Sequence[str]) -> None:
         """Raise `UserError` if the images cannot give one of `columns`."""
         for name in columns:
@@ -138,6 +152,11 @@ class OnlineCodes:
                 raise UserError("data.condition_vqgan: the condition's codes need its VQGAN")
             elif name == CLASSES and not self.classes_present:
                 raise UserError("not every image has a class: make shards with classes")
+            elif name == TEXTS and self.text is None:
+                raise UserError(
+                    "model/condition=text with data=online reads embeddings (txt.npy) that image "
+                    "shards have: make shards with them, or use data=codes"
+                )
             elif name not in (*KNOWN, CONDITIONS):
                 raise UserError(f"images give no column {name}: use data=codes")
 

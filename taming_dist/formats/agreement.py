@@ -43,8 +43,12 @@ def _check_facts(facts: Mapping[str, Any]) -> None:
         numbers += [condition["vocab"], *condition["grid"]]
         fingerprints.append(condition["fingerprint"])
         sides += len(condition["grid"]) - 2
+    if "text" in facts:
+        text = facts["text"]
+        numbers += [text["tokens"], text["width"]]
+        fingerprints.append(text["fingerprint"])
     if sides != 2 or any(type(number) is not int or number < 1 for number in numbers):
-        raise ValueError("an impossible vocabulary, grid or number of views")
+        raise ValueError("an impossible vocabulary, grid, number of views or shape of texts")
     if not all(isinstance(fingerprint, str) for fingerprint in fingerprints):
         raise ValueError("a fingerprint that is not text")
 

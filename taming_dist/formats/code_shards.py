@@ -5,9 +5,7 @@ details. A shard that is damaged or differs from its manifest is refused and nev
 """
 
 import hashlib
-import io
 import json
-import tokenize
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,29 +20,19 @@ from taming_dist.formats.faults import BrokenData
 from taming_dist.formats.files import replacing
 from taming_dist.formats.manifest import CODES_FORMAT, Manifest, Shard
 from taming_dist.formats.names import printable
+from taming_dist.formats.npy import from_npy, to_npy
 from taming_dist.formats.objects import Boxes
 from taming_dist.formats.shards import TarWriter, map_file, measure, walk
 from taming_dist.formats.strict_json import json_safe
 
 CODES, CLASSES, SOURCES, CONDITIONS = "codes", "cls", "src", "cond"
 CROPS, BOXES, BOX_CLASSES, BOX_ENDS = "crop", "boxes", "box_class", "box_ends"
-BOX_FLAGS = "box_flags"
+BOX_FLAGS, TEXTS = "box_flags", "txt"
 KEYS = "keys.txt"
 # Facts that all shards of a data set share and that their manifest repeats.
-SHARED_FACTS = ("tokenizer", "vocab", "grid", "views", "dtype", "condition")
-MAX_HEADER = 2**12
-STORED_TYPES = tuple(map(np.dtype, (np.uint8, np.uint16, np.int32, np.int64, np.float32)))
-# What parsing damaged bytes as a tar, JSON and npy headers (Python literals) can raise.
-DAMAGE = (
-    BrokenData,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    SyntaxError,
-    tokenize.TokenError,
-    RecursionError,
-)
+SHARED_FACTS = ("tokenizer", "vocab", "grid", "views", "dtype", "condition", "text")
+# What parsing damaged bytes as a tar, JSON and npy can raise.
+DAMAGE = (BrokenData, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 def codes_dtype(vocabulary: int) -> np.dtype:
@@ -60,7 +48,8 @@ class CodeShard:
     their data set; `keys`, their n names; `classes` int32 [n] or None; `conditions`
     [n, views, k, l], the codes of a second tokenizer, or None; `crops` float32 [n, views, 5]:
     left, top, width, height of each view as fractions of its image, 1 if it is mirrored, or None;
-    `boxes` of the objects in each of the n x views, float32 fractions of the view, or None.
+    `boxes` of the objects in each of the n x views, float32 fractions of the view, or None;
+    `texts` float16 [n, tokens, width], embeddings whose vectors behind the end are zero, or None.
     """
 
     facts: dict[str, Any]
@@ -71,6 +60,7 @@ class CodeShard:
     conditions: np.ndarray | None = None
     crops: np.ndarray | None = None
     boxes: Boxes | None = None
+    texts: np.ndarray | None = None
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
@@ -81,6 +71,7 @@ class CodeShard:
             SOURCES: self.sources,
             CONDITIONS: self.conditions,
             CROPS: self.crops,
+            TEXTS: self.texts,
         }
         if self.boxes is not None:
             parts = (self.boxes.places, self.boxes.classes, self.boxes.ends)
@@ -102,7 +93,7 @@ class CodeShard:
         tar = TarWriter(file)
         tar.add(f"{stem}.json", facts.encode())
         for column, array in self.arrays.items():
-            tar.add(f"{stem}.{column}.npy", _to_npy(array))
+            tar.add(f"{stem}.{column}.npy", to_npy(array))
         tar.add(f"{stem}.{KEYS}", _join_keys(self.keys))
         digest = tar.finish()
         return Shard(name, len(self.codes), tar.bytes, digest, _counts(self.arrays, self.codes))
@@ -149,7 +140,7 @@ class CodeShard:
             }
             facts = json.loads(bytes(files["json"]))
             arrays = {
-                name.removesuffix(".npy"): _from_npy(data)
+                name.removesuffix(".npy"): from_npy(data)
                 for name, data in files.items()
                 if name.endswith(".npy")
             }
@@ -161,6 +152,7 @@ class CodeShard:
                 classes=arrays.get(CLASSES),
                 conditions=arrays.get(CONDITIONS),
                 crops=arrays.get(CROPS),
+                texts=arrays.get(TEXTS),
                 boxes=_boxes(arrays) if BOXES in arrays else None,
             )
             shard._check(arrays)
@@ -196,6 +188,9 @@ class CodeShard:
         if self.conditions is not None:
             condition = facts["condition"]
             forms[CONDITIONS] = codes_dtype(condition["vocab"]), (n, views, *condition["grid"])
+        if self.texts is not None:
+            text = facts["text"]
+            forms[TEXTS] = np.dtype(np.float16), (n, text["tokens"], text["width"])
         if self.boxes is not None:
             count = len(self.boxes.places)
             forms[BOXES] = np.dtype(np.float32), (count, 4)
@@ -220,6 +215,8 @@ class CodeShard:
                 return f"{name} outside the range 0 to {vocabulary - 1}"
         if self.crops is not None and not ((self.crops >= 0) & (self.crops <= 1)).all():
             return "crop outside the range 0 to 1"
+        if self.texts is not None and not np.isfinite(self.texts).all():
+            return "txt with numbers that are not finite"
         return None if self.boxes is None else self.boxes.fault()
 
 
@@ -351,21 +348,3 @@ def _join_keys(keys: Sequence[str]) -> bytes:
 
 def _digest(array: np.ndarray) -> str:
     return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(array).data)
-
-
-def _to_npy(array: np.ndarray) -> bytes:
-    out = io.BytesIO()
-    np.lib.format.write_array(out, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
-    return out.getvalue()
-
-
-def _from_npy(data: memoryview) -> np.ndarray:
-    """The array in an npy file, as a view of it."""
-    file = io.BytesIO(data[:MAX_HEADER])
-    if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("an unsupported npy version")
-    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    if is_fortran or dtype not in STORED_TYPES:
-        raise ValueError(f"an npy of unsupported type or order ({dtype})")
-    count = int(np.prod(shape))
-    return np.frombuffer(data, dtype=dtype, count=count, offset=file.tell()).reshape(shape)

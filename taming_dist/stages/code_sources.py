@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from taming_dist.data.batching import DataConfig
 from taming_dist.data.codes import CodeDataset, CodeReader, CodesConfig
-from taming_dist.data.online import OnlineCodes, OnlineConfig, extra_of
+from taming_dist.data.online import OnlineCodes, OnlineConfig
 from taming_dist.errors import UserError
 from taming_dist.formats.code_shards import CLASSES, CONDITIONS
 from taming_dist.models.prior.conditions import Codes
@@ -130,7 +130,7 @@ class OnlineImages(CodeSource):
             start,
             self.encoder.reads,
             with_classes=CLASSES in self.columns,
-            extra=extra_of(self.columns),
+            extra=codes.extra(self.columns),
             encoders=codes.fingerprints,
         )
 

@@ -18,6 +18,7 @@ from taming_dist.data.batching import BatchSizes
 from taming_dist.data.codes import CodeBatch, CodesConfig
 from taming_dist.data.online import OnlineConfig
 from taming_dist.errors import UserError
+from taming_dist.formats.npy import to_npy
 from taming_dist.launch import Place
 from taming_dist.models.modalities import RGB, LabelMap
 from taming_dist.models.prior.conditions import CodesCondition, Condition, Unconditional
@@ -34,7 +35,7 @@ from taming_dist.training.loop import LoopConfig
 from tests.data.shard_files import writing_shards
 
 TOOL = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "tokenize_dataset.py"))["main"]
-SAMPLES, COLUMNS = 20, ("cls", "cond", "crop", "boxes")
+SAMPLES, COLUMNS = 20, ("cls", "cond", "crop", "boxes", "txt")
 
 
 def export(folder: Path, modality: RGB | LabelMap, codes: int) -> str:
@@ -70,9 +71,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
                 files[column] = out.getvalue()
             boxes = [{"category": k, "box": [0.2 * k, 0.1, 0.4, 0.5]} for k in range(number % 4)]
             files["json"] = json.dumps({"objects": boxes}).encode()
+            files["txt.npy"] = to_npy(draw.normal(size=(3, 4)).astype(np.float16))
             write(f"{number:04d}", files)
     vqgan, condition = export(folder / "v", RGB(), 16), export(folder / "c", LabelMap(3), 12)
     arguments = ["--model", vqgan, "--condition-model", condition, "--coordinates", "--boxes"]
+    arguments += ["--text", "txt.npy"]
     arguments += ["--shards", str(folder / "images"), "--out", str(folder / "codes")]
     TOOL([*arguments, "--shard-samples", "8", "--batch", "4", "--threads", "1"])
     return Made(str(folder / "images"), str(folder / "codes"), vqgan, condition)

@@ -63,6 +63,8 @@ class TransformerConfig(ModelConfig):
             raise UserError(f"model.condition_table={self.condition_table}: use own or shared")
         if not self.condition.has_table:
             self.condition_table = "shared"
+        if any(each.features for each in self.condition.conditions):
+            self.condition_table = "own"
 
     @staticmethod
     def present(values: Mapping[str, Any]) -> dict[str, Any]:

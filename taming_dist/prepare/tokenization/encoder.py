@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from taming_dist.data.decoding import read_objects
+from taming_dist.data.decoding import Extra, read_objects
 from taming_dist.data.images import Preprocess
 from taming_dist.data.reader import Batch, Reader, Reading
+from taming_dist.data.texts import reader_of
 from taming_dist.engine.tf32 import EXACT, use_tf32
-from taming_dist.formats.code_shards import BOXES, CodeShard, codes_dtype
+from taming_dist.formats.code_shards import BOXES, TEXTS, CodeShard, codes_dtype
 from taming_dist.formats.names import printable
 from taming_dist.formats.objects import Boxes, boxes_in_views
 from taming_dist.models.vqgan import VQGAN, check_all_coded
@@ -28,7 +29,8 @@ from taming_dist.prepare.tokenization.progress import Progress
 class _Rows:
     """What is kept of a batch: the codes of each model, and the images that they belong to.
 
-    `crops` [b, views, 5] and `boxes` of the b x views: None if they are not stored.
+    `crops` [b, views, 5], `boxes` of the b x views and `texts` [b, t, w]: None if they are not
+    stored.
     """
 
     codes: list[Tensor]
@@ -37,6 +39,7 @@ class _Rows:
     classes: Tensor | None
     crops: np.ndarray | None
     boxes: Boxes | None
+    texts: Tensor | None
 
 
 class Encoder:
@@ -57,6 +60,8 @@ class Encoder:
         )
         for model in self.models:
             model.to(device).eval()
+        if job.texts is not None and job.texts.encoder is not None:
+            job.texts.encoder.to(device)
         self._bad: list[dict[str, Any]] = []
         reading = Reading(
             Preprocess(job.views.square),
@@ -67,7 +72,7 @@ class Encoder:
             on_bad=self._bad.append,
             max_bad_fraction=1.0,
         )
-        self.reader = Reader(job.dataset, reading, extra={BOXES: read_objects} if job.boxes else {})
+        self.reader = Reader(job.dataset, reading, extra=_extra(job))
 
     def encode(self, part: Part) -> CodeShard:
         """Read and encode the images of a part; those that cannot be read have no row."""
@@ -80,7 +85,8 @@ class Encoder:
                 rows[-1] = self._fetched(rows[-1])
             # Not the batch itself: the images of a whole part would not fit in memory.
             crops, boxes = self._places(batch)
-            rows.append(_Rows(codes, batch.ids, batch.keys, batch.classes, crops, boxes))
+            texts = self._texts(batch)
+            rows.append(_Rows(codes, batch.ids, batch.keys, batch.classes, crops, boxes, texts))
             self.progress.advance(len(batch))
         rows[-1:] = map(self._fetched, rows[-1:])
         for record in self._bad:
@@ -90,7 +96,8 @@ class Encoder:
 
     def _fetched(self, rows: _Rows) -> _Rows:
         """Rows with their codes on the CPU; `UserError` if an image has none."""
-        rows = replace(rows, codes=[column.cpu() for column in rows.codes])
+        texts = None if rows.texts is None else rows.texts.cpu()
+        rows = replace(rows, codes=[column.cpu() for column in rows.codes], texts=texts)
         advice = "use --precision fp32, or another model"
         for column in rows.codes:
             check_all_coded(column, rows.keys, advice)
@@ -122,6 +129,12 @@ class Encoder:
         crops = self.job.views.crops(batch.crops.numpy(), batch.ids)
         boxes = boxes_in_views(batch.extra[BOXES], crops) if self.job.boxes else None
         return crops.astype(np.float32) if self.job.coordinates else None, boxes
+
+    def _texts(self, batch: Batch) -> Tensor | None:
+        """The embeddings of the images' texts, if these are stored."""
+        if self.job.texts is None:
+            return None
+        return self.job.texts.embeddings(batch.extra[TEXTS], self.batch)
 
     def _waited(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield the batches; report the time spent waiting for them to the progress line."""
@@ -156,13 +169,28 @@ class Encoder:
             conditions=columns[1] if len(columns) > 1 else None,
             crops=np.concatenate([no_crops, *crops]) if self.job.coordinates else None,
             boxes=Boxes.join(boxes) if self.job.boxes else None,
+            texts=self._stored_texts(rows),
         )
+
+    def _stored_texts(self, rows: list[_Rows]) -> np.ndarray | None:
+        if self.job.texts is None:
+            return None
+        none = np.empty((0, *self.job.texts.shape), np.float16)
+        return np.concatenate([none, *(r.texts.numpy() for r in rows if r.texts is not None)])
 
     def _stored(self, model: VQGAN, codes: list[Tensor]) -> np.ndarray:
         """A model's codes in their stored type, [n, views, i, j]."""
         shape = (0, len(self.job.views.names), *self.job.grid(model))
         joined = torch.cat([torch.empty(shape, dtype=torch.int32), *codes])
         return joined.numpy().astype(codes_dtype(model.config.vocabulary))
+
+
+def _extra(job: Job) -> Extra:
+    """What is read of each image beside its pixels and class."""
+    extra: dict[str, Any] = {BOXES: read_objects} if job.boxes else {}
+    if job.texts is not None:
+        extra[TEXTS] = reader_of(job.texts.column, job.texts.shape)
+    return extra
 
 
 def _joined(columns: list[Tensor], dtype: Any) -> np.ndarray:

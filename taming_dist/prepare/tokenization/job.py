@@ -12,6 +12,7 @@ import numpy as np
 from taming_dist.errors import UserError
 from taming_dist.formats.manifest import Dataset, fingerprint
 from taming_dist.models.vqgan import VQGAN
+from taming_dist.prepare.tokenization.texts import Texts
 from taming_dist.prepare.tokenization.views import Views
 
 
@@ -37,7 +38,8 @@ class Job:
     `condition_model` encodes what the transformer is conditioned on, for example label maps, scaled
     to a side of `condition_size` pixels (None: those of the image) by nearest neighbour.
     `coordinates` and `boxes`: also store where each view lies in its image, and where the objects
-    lie in each view. `classes`: store the class of each image, if all images have one.
+    lie in each view. `classes`: store the class of each image, if all images have one. `texts`:
+    store the embedding of the text of each image.
     """
 
     model: VQGAN
@@ -53,6 +55,7 @@ class Job:
     boxes: bool = False
     classes: bool = True
     condition_size: int | None = None
+    texts: Texts | None = None
 
     @cached_property
     def parts(self) -> list[Part]:
@@ -97,6 +100,9 @@ class Job:
             }
             if self.condition_size is not None:
                 settings["condition"]["size"] = self.condition_size
+        if self.texts is not None:
+            settings["text"] = self.texts.facts
+            settings["preprocessing"]["text"] = self.texts.column
         return settings
 
     def side(self, model: VQGAN) -> int:
@@ -136,7 +142,7 @@ class Job:
         False if they cover only its beginning, as left by the same job on fewer images;
         `UserError` if they are another job's.
         """
-        for name in ("tokenizer", "condition", "vocab", "preprocessing"):
+        for name in ("tokenizer", "condition", "text", "vocab", "preprocessing"):
             mine = self.settings.get(name)
             if found.get(name) != mine:
                 raise UserError(

@@ -190,7 +190,7 @@ class Ledger:
 
 
 def _record_of(entry: Shard, facts: dict[str, Any]) -> dict[str, Any]:
-    known = ("tokenizer", "condition", "vocab", "preprocessing", "source")
+    known = ("tokenizer", "condition", "text", "vocab", "preprocessing", "source")
     return {"entry": asdict(entry), "facts": {name: facts[name] for name in known if name in facts}}
 
 

@@ -10,10 +10,12 @@ import torch
 from PIL import Image
 
 from taming_dist.formats.manifest import resolve
+from taming_dist.formats.npy import to_npy
 from taming_dist.models.modalities import RGB, LabelMap
 from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
 from taming_dist.prepare.tokenization.job import Job
+from taming_dist.prepare.tokenization.texts import open_texts
 from taming_dist.prepare.tokenization.views import build_views
 from taming_dist.prepare.tokenization.work import Worker, tokenize
 from tests.data.shard_files import writing_shards
@@ -56,8 +58,16 @@ def write_images(folder: Path, shards: Sequence[int]) -> Path:
                 pixels = np.random.default_rng(number).integers(0, 256, (8, 9, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(out, "PNG")
                 members = {"png": out.getvalue(), "seg.png": label_map(number)}
+                members["txt.npy"] = to_npy(text(number))
                 write(f"{number:04d}", members)
     return folder
+
+
+def text(number: int) -> np.ndarray:
+    """The embedding of a text of 1 to 3 tokens, out of 3."""
+    found = np.random.default_rng(number).normal(size=(3, 4)).astype(np.float16)
+    found[1 + number % 3 :] = 0
+    return found
 
 
 def label_map(number: int) -> bytes:
@@ -103,6 +113,7 @@ def make_job(model: Path, shards: Path, out: Path) -> Job:
         out=out,
         prefix="codes-train",
         shard_samples=6,
+        texts=open_texts(resolve(str(shards)), "txt.npy", None, None),
     )
 
 

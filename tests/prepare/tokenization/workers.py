@@ -24,7 +24,18 @@ def main() -> None:
     torch.set_num_threads(1)
     work = runpy.run_path(str(TOOL))["main"]
     arguments = ["--model", model, "--shards", shards, "--out", out, "--size", "8"]
-    arguments += ["--batch", "4", "--shard-samples", "6", "--threads", "1", "--stale-after", "1"]
+    arguments += [
+        "--text",
+        "txt.npy",
+        "--batch",
+        "4",
+        "--shard-samples",
+        "6",
+        "--threads",
+        "1",
+        "--stale-after",
+        "1",
+    ]
 
     def fork(rank: int, count: int) -> int:
         child = os.fork()

@@ -19,6 +19,7 @@ from taming_dist.models.prior.conditions.objects import (
     ObjectsCondition,
 )
 from taming_dist.models.prior.conditions.several import SeveralConditions
+from taming_dist.models.prior.conditions.text import TextCondition
 from taming_dist.models.prior.conditions.unconditional import Unconditional
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "ObjectsCondition",
     "Request",
     "SeveralConditions",
+    "TextCondition",
     "Unconditional",
     "agreed",
 ]
@@ -46,4 +48,5 @@ CONDITIONS: dict[str, type[Condition]] = {
     "objects": ObjectsCondition,
     "object_centers": ObjectCentersCondition,
     "several": SeveralConditions,
+    "text": TextCondition,
 }

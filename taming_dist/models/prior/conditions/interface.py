@@ -30,6 +30,7 @@ class Codes(Protocol):
     image_size: int | None  # pixels of a side of the square images; None: not known
     tokenizer_fingerprint: str
     condition: Mapping[str, Any] | None
+    text: Mapping[str, Any] | None
     num_classes: int
     class_names: tuple[str, ...] | None
 
@@ -51,13 +52,16 @@ class StoredCodes(Codes, Protocol):
 class Request:
     """What the user of the sampling command asks for: `count` images; `class_id` and `condition` as
     they were typed, None if they were not; `open_codes` opens the code shards of a spec,
-    `read_json` reads a file."""
+    `read_json` reads a file. `prompts`: texts for the images in turn, which `encode_texts` turns
+    into the embeddings [n, m, w] that a condition on texts has learned."""
 
     count: int
     open_codes: Callable[[Any], StoredCodes]
     read_json: Callable[[str], Any]
     class_id: int | None = None
     condition: Any = None
+    prompts: tuple[str, ...] = ()
+    encode_texts: "Callable[[Condition, Sequence[str]], Tensor] | None" = None
 
     @property
     def is_file(self) -> bool:
@@ -70,13 +74,15 @@ class Condition(ABC):
 
     `has_table`: whether its tokens may have a table of embeddings of their own. `can_drop`: whether
     there is anything that a null prefix could leave out. `takes_class_id`: whether `class_id` of a
-    request is for it.
+    request is for it. `features`: whether its part has features, which only an `embedding` of its
+    own can map.
     """
 
     name: str
     has_table: ClassVar[bool] = True
     can_drop: ClassVar[bool] = True
     takes_class_id: ClassVar[bool] = False
+    features: ClassVar[bool] = False
 
     @property
     def columns(self) -> tuple[str, ...]:
