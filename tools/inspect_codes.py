@@ -114,6 +114,9 @@ def describe(dataset: CodeDataset, counts: Counts) -> dict[str, Any]:
         "shards": dataset.num_shards,
         "counted_shards": counts.shards,
     }
+    if dataset.text is not None:
+        found["text"] = f"{dataset.text['tokens']} x {dataset.text['width']}"
+        found["text_encoder"] = dataset.text["encoder"] or "not known"
     return found | {"tokenizer": dataset.tokenizer_fingerprint}
 
 

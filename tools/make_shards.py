@@ -65,6 +65,7 @@ PAIR_COLUMNS = {
     "depth": "depth",
     "edges": "edges",
     "low-resolution": "lr",
+    "captions": "txt",
 }
 
 
@@ -124,13 +125,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=["folders", "none"],
         help="folders: class = first folder of --images, in natural order of names; none: no class",
     )
-    pairs = parser.add_argument_group("maps of the images: files of the same names in a folder")
+    pairs = parser.add_argument_group(
+        "what belongs to the images: files of the same names in a folder"
+    )
     pairs.add_argument("--segmentations", type=Path, metavar="DIR", help="label maps, .png")
     pairs.add_argument("--depth", type=Path, metavar="DIR", help="depth maps, .png")
     pairs.add_argument("--edges", metavar=f"DIR|{CANNY}", help="edge maps, .png, or compute them")
     pairs.add_argument(
         "--low-resolution", metavar="DIR|N", help="smaller images, or compute them, N times smaller"
     )
+    pairs.add_argument("--captions", type=Path, metavar="DIR", help="captions, .txt")
     change = parser.add_argument_group("processing")
     change.add_argument(
         "--short-side", type=cli.COUNT, metavar="N", help="scale larger images down to N"
@@ -209,6 +213,7 @@ def choose_collection(args: argparse.Namespace) -> Collection:
     else:
         collection = ImageFolder(args.images)
     folders = {"segmentations": args.segmentations, "depth": args.depth}
+    folders["captions"] = args.captions
     if args.edges != CANNY:
         folders["edges"] = args.edges
     if low_resolution_factor(args) is None:

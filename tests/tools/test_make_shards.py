@@ -164,6 +164,19 @@ def test_an_image_without_its_label_map_is_left_out_and_listed(
     assert "left out: ant/0.v1.png: " in capsys.readouterr().out
 
 
+def test_captions_beside_the_images_are_stored_as_they_are(images: Path, tmp_path: Path) -> None:
+    for number, path in enumerate(sorted(images.rglob("*.png"))):
+        if number:
+            caption = b" \n" if number == 1 else f"an image, {path.name}\nanother".encode()
+            path.with_suffix(".txt").write_bytes(caption)
+    manifest = make(images, tmp_path / "out", "--captions", str(images))
+    assert manifest.details["left_out"] == {"pair": 2, "other file": 11}
+    files = read_members(tmp_path / "out" / "train-000000.tar")
+    found = [bytes(data) for name, data in files.items() if name.endswith(".txt")]
+    assert len(found) == 10
+    assert all(text.startswith(b"an image, ") for text in found)
+
+
 def test_names_that_a_tar_cannot_hold_get_other_keys(tmp_path: Path) -> None:
     for name in (
         "a.b/\u00fc x.png",

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
+from taming_dist.data.texts import CAPTION
 from taming_dist.errors import UserError
 from taming_dist.formats.names import escape, natural_order
 from taming_dist.prepare.collections.entry import (
@@ -68,7 +69,8 @@ class Paired(Collection):
     """The images of `collection`, each with the files of the same name in other folders.
 
     `folders` by column. Label maps, depth maps and edges are `.png`; a low-resolution image has
-    the image's own name, or `.png`. An image whose file is missing is left out.
+    the image's own name, or `.png`; captions are `.txt`. An image whose file is missing is left
+    out.
     """
 
     def __init__(self, collection: Collection, folders: Mapping[str, Path]) -> None:
@@ -85,7 +87,8 @@ class Paired(Collection):
     def _pair(self, entry: Entry) -> Entry | LeftOut:
         pairs = dict(entry.pairs)
         for column, folder in self._folders.items():
-            names = [PurePosixPath(entry.name).with_suffix(".png").as_posix()]
+            extension = ".txt" if column == CAPTION else ".png"
+            names = [PurePosixPath(entry.name).with_suffix(extension).as_posix()]
             if column == "lr":
                 names.insert(0, entry.name)
             found = next((folder / name for name in names if (folder / name).is_file()), None)

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from taming_dist.data.images import in_proportion
+from taming_dist.data.texts import CAPTION, text_of
+from taming_dist.formats.faults import BrokenData
 from taming_dist.prepare.making.catalogue import Catalogue, Record
 from taming_dist.prepare.making.derived import canny_edges, low_resolution
 from taming_dist.prepare.making.layers import (
@@ -57,9 +59,8 @@ def make_sample(catalogue: Catalogue, record: Record, recipe: Recipe) -> Sample:
     if min(picture.layer.shape) < recipe.min_side:
         height, width = picture.layer.shape
         raise Unfit("tiny", f"{width} x {height} pixels: a side below {recipe.min_side}")
-    maps = [
-        open_map(column, catalogue.read_pair(record, column), recipe) for column in record.pairs
-    ]
+    columns = [column for column in record.pairs if column != CAPTION]
+    maps = [open_map(column, catalogue.read_pair(record, column), recipe) for column in columns]
     turn = choose_turn(picture, record.facts)
     image, maps = turn_upright(picture.layer, maps, turn)
     size = recipe.short_side
@@ -68,12 +69,23 @@ def make_sample(catalogue: Catalogue, record: Record, recipe: Recipe) -> Sample:
         image, maps = scale(image, maps, size)
     layers = [image, *maps, *computed(image.pixels, recipe)]
     files = {layer.extension: layer.encode(recipe.quality) for layer in layers}
+    if CAPTION in record.pairs:
+        files[CAPTION] = checked_caption(catalogue.read_pair(record, CAPTION))
     if record.facts:
         files["json"] = json.dumps(record.facts, separators=(",", ":"), allow_nan=False).encode()
     if record.cls is not None:
         files["cls"] = str(record.cls).encode()
     changes = (("turned upright", turn is not None), ("scaled", is_scaled))
     return Sample(files, (*picture.notes, *(name for name, happened in changes if happened)))
+
+
+def checked_caption(data: bytes) -> bytes:
+    """A caption as it is stored; raises `Unfit` if no reader could use it."""
+    try:
+        text_of({CAPTION: memoryview(data)}, CAPTION)
+    except BrokenData as error:
+        raise Unfit("pair", str(error)) from error
+    return data
 
 
 def open_map(column: str, data: bytes, recipe: Recipe) -> Layer:
