@@ -170,8 +170,8 @@ class RandomToRaster(Order):
         check_ranges(self, "model.order")
         if self.start > self.end:
             raise UserError(
-                f"model.order.start={self.start} is after model.order.end={self.end}: use a smaller "
-                f"start or a larger end"
+                f"model.order.start={self.start} is after model.order.end={self.end}: use a "
+                f"smaller start or a larger end"
             )
 
     def places(self, grid: Grid) -> Int64[Tensor, "n"]:
