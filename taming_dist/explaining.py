@@ -13,6 +13,9 @@ from taming_dist.ranges import RANGE, kind_of
 
 OVERRIDE = re.compile(r"(?:Error merging|Could not) override (?P<given>.*)", re.DOTALL)
 
+# a key of an experiment that another member of a group does not have
+EXPERIMENT = re.compile(r"In '(experiment/\S+)':.* not in '\w+'\s+full_key: (\S+)", re.DOTALL)
+
 
 def explain(error: Exception) -> str:
     """Turn an error of Hydra or OmegaConf into one line: the key or value, and the fix."""
@@ -21,7 +24,12 @@ def explain(error: Exception) -> str:
         cause = cause.__cause__
     node, key = getattr(cause, "parent_node", None), getattr(cause, "key", None)
     hint = (below(node, key) or similar(node, key)) if isinstance(node, DictConfig) else ""
-    match = OVERRIDE.match(str(error))
+    match, experiment = OVERRIDE.match(str(error)), EXPERIMENT.match(str(error))
+    if experiment:
+        return (
+            f"{experiment[1]} sets {experiment[2]}, which what you have chosen instead does not "
+            f"have: leave the experiment's choice, or write one of your own (--config-dir)"
+        )
     if match and isinstance(cause, ConfigKeyError | ConfigAttributeError):
         return f"there is no key {cause.full_key}{hint}"
     advice = instead(node, key, match["given"]) if match else ""
