@@ -38,11 +38,13 @@ class CodesConfig(DataConfig):
     """The `data` group of an experiment on codes.
 
     `vqgan`: export that wrote the codes; its decoder draws the previews, without it there are none.
+    `condition_vqgan`: export that wrote the condition's codes; previews then show them, too.
     `in_memory`: read shards into memory and keep them, where the disk is slow and they fit.
     """
 
     in_memory: bool = False
     vqgan: str = ""
+    condition_vqgan: str = ""
 
 
 class CodeDataset:

@@ -52,6 +52,14 @@ class CodeSource(ABC):
             UserError: it is not the one that wrote the codes.
         """
 
+    @abstractmethod
+    def condition_decoder(self) -> VQGAN | None:
+        """The VQGAN that draws what a condition has codes of; None: it is not drawn.
+
+        Raises:
+            UserError: it is not the one that wrote the codes.
+        """
+
 
 class CodeShards(CodeSource):
     """The code shards of data.train and data.val."""
@@ -91,7 +99,15 @@ class CodeShards(CodeSource):
         return join(train, val, shown, batch)
 
     def decoder(self) -> VQGAN | None:
-        return open_decoder(self.data, self.codes("train"))
+        wrote = self.codes("train").tokenizer_fingerprint
+        return open_decoder("data.vqgan", self.data.vqgan, self.data.train, wrote)
+
+    def condition_decoder(self) -> VQGAN | None:
+        condition = self.codes("train").condition
+        if not self.data.vqgan or CONDITIONS not in self.columns or condition is None:
+            return None  # there are no previews, or nothing of the condition to draw
+        given, wrote = self.data.condition_vqgan, condition["fingerprint"]
+        return open_decoder("data.condition_vqgan", given, self.data.train, wrote)
 
 
 class OnlineImages(CodeSource):
@@ -137,6 +153,9 @@ class OnlineImages(CodeSource):
     def decoder(self) -> VQGAN | None:
         return self._vqgan
 
+    def condition_decoder(self) -> VQGAN | None:
+        return self._condition
+
 
 # the `data` group of a prior -> where its codes come from
 SOURCES: dict[type[DataConfig], type[CodeShards] | type[OnlineImages]] = {
@@ -154,20 +173,20 @@ def open_vqgan(key: str, folder: str) -> VQGAN:
     return vqgan
 
 
-def open_decoder(data: CodesConfig, codes: CodeDataset) -> VQGAN | None:
-    """The VQGAN of data.vqgan, without its encoder; None where none is named.
+def open_decoder(key: str, folder: str, codes: str, fingerprint: str) -> VQGAN | None:
+    """The VQGAN of an export, without its encoder; None where none is named. `key` names the
+    export, `codes` what the VQGAN with the `fingerprint` wrote.
 
     Raises:
-        UserError: it is not the one that wrote the codes.
+        UserError: it is another one.
     """
-    if not data.vqgan:
+    if not folder:
         return None
-    vqgan: VQGAN = VQGAN.from_pretrained(data.vqgan)
-    if vqgan.fingerprint != codes.tokenizer_fingerprint:
+    vqgan = open_vqgan(key, folder)
+    if vqgan.fingerprint != fingerprint:
         raise UserError(
-            f"data.vqgan={data.vqgan} has the fingerprint {vqgan.fingerprint}, but the codes of "
-            f"{data.train} were written by {codes.tokenizer_fingerprint}: tokenize again, or name "
-            f"that VQGAN"
+            f"{key}={folder} has the fingerprint {vqgan.fingerprint}, but the codes of "
+            f"{codes} were written by {fingerprint}: tokenize again, or name that VQGAN"
         )
     del vqgan.encoder
     return vqgan

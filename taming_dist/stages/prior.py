@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from taming_dist.copies import to_device
@@ -19,6 +20,7 @@ from taming_dist.data.codes import CodeBatch, CodesConfig
 from taming_dist.data.online import OnlineConfig
 from taming_dist.errors import UserError
 from taming_dist.evaluation.tokens import token_metrics
+from taming_dist.formats.code_shards import CONDITIONS as CONDITION_CODES
 from taming_dist.generation.generator import generate_codes
 from taming_dist.generation.pictures import image_grid, to_uint8
 from taming_dist.generation.sampling import Sampling
@@ -82,6 +84,7 @@ class OpenedCodes(Opened):
     initial: Mapping[str, Tensor] | None = None
     image_size: int | None = None
     encoder: Encoder | None = None
+    condition_decoder: VQGAN | None = None
 
 
 class PriorStage(Stage[OpenedCodes]):
@@ -132,7 +135,8 @@ class PriorStage(Stage[OpenedCodes]):
                 f"{val_set.class_names}: make both sets of shards from the same class folders"
             )
         size, opened = val_set.image_size, source.open(start)
-        return OpenedCodes(opened, model, source.decoder(), initial, size, source.encoder)
+        decoders = source.decoder(), source.condition_decoder()
+        return OpenedCodes(opened, model, decoders[0], initial, size, source.encoder, decoders[1])
 
     def recipe(self, config: Config, opened: OpenedCodes, context: Context) -> "TransformerRecipe":
         loss = part(config.loss, TokenLossConfig)
@@ -145,6 +149,7 @@ class PriorStage(Stage[OpenedCodes]):
             opened.image_size,
             config.train.preview_guidance,
             opened.encoder,
+            opened.condition_decoder,
         )
 
 
@@ -188,13 +193,15 @@ class TransformerRecipe:
         image_size: int | None = None,
         preview_guidance: float = 1.0,
         encoder: Encoder | None = None,
+        condition_vqgan: VQGAN | None = None,
     ) -> None:
         """`vqgan` decodes previews, without it there are none. `initial`: the weights to start
         from, instead of random ones. `image_size`: the side of the images in pixels.
         `preview_guidance`: the scale of the guided samples in previews. `encoder`: what makes codes
-        of the batches; without it they are codes."""
+        of the batches; without it they are codes. `condition_vqgan` decodes the condition's codes
+        for previews; without it they are not shown."""
         self.context, self.world = context, context.world
-        self.loss, self.vqgan = loss, vqgan
+        self.loss, self.vqgan, self.condition_vqgan = loss, vqgan, condition_vqgan
         self.image_size, self.preview_guidance = image_size, preview_guidance
         self.encoder = encoder and encoder.to(context.world.device, context.engine.allowed_tf32)
         groups = partial(decay_groups, weight_decay=context.optim.weight_decay)
@@ -281,8 +288,9 @@ class TransformerRecipe:
 
     @torch.no_grad()
     def preview(self, given: Any) -> Preview | None:
-        """Samples under the batch's conditions below the images that these are of, from the same
-        random numbers every time; guided ones below them where the network can be guided."""
+        """Samples under the batch's conditions, from the same random numbers every time, and guided
+        ones below them where the network can be guided; above them the conditions, where they can
+        be decoded, and the images that these are of."""
         if self.vqgan is None:
             return None
         batch = self._read(given)
@@ -298,9 +306,18 @@ class TransformerRecipe:
                 rows[name] = generate_codes(network, prefix, sampling, self.context.seed, images)
         if not self.world.is_first:
             return None
-        decoder, codes = self.vqgan.to(self.world.device), torch.cat([*rows.values()])
-        pictures = decoder.config.modality.picture(decoder.decode_codes(codes))
-        return Preview(image_grid(to_uint8(pictures), columns=len(batch)), tuple(rows))
+        pictures, names = self._pictures(self.vqgan, torch.cat([*rows.values()])), tuple(rows)
+        if self.condition_vqgan is not None:
+            given = to_device(batch.columns[CONDITION_CODES], self.world.device)
+            drawn = self._pictures(self.condition_vqgan, given)
+            drawn = F.interpolate(drawn, pictures.shape[2:])
+            pictures, names = torch.cat([drawn, pictures]), ("conditions, decoded", *names)
+        return Preview(image_grid(to_uint8(pictures), columns=len(batch)), names)
+
+    def _pictures(self, vqgan: VQGAN, codes: Tensor) -> Tensor:
+        """The pictures [b,3,h,w] of codes [b,i,j]."""
+        decoder = vqgan.to(self.world.device)
+        return decoder.config.modality.picture(decoder.decode_codes(codes)).float()
 
     def state_dict(self) -> dict[str, Any]:
         return {}

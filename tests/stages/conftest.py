@@ -201,9 +201,8 @@ def code_recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., TransformerRec
             layers=1,
             heads=2,
             width=16,
-            condition=ClassCondition(3),
             null_prefix=condition_dropout > 0,
-            **(parts or {}),
+            **{"condition": ClassCondition(3), **(parts or {})},
         )
         loss = TokenLossConfig(condition_dropout=condition_dropout)
         context = Context(OptimConfig(lr=lr), EngineConfig(), ALONE, 2, accumulation)

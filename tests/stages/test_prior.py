@@ -10,6 +10,7 @@ import torch
 
 from taming_dist.data.codes import CodeBatch
 from taming_dist.generation.pictures import image_grid, to_uint8
+from taming_dist.models.prior.conditions import CodesCondition
 from taming_dist.models.prior.transformer import Transformer
 from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
@@ -108,6 +109,17 @@ def test_previews_of_a_network_that_can_be_guided_have_a_guided_row(
     assert torch.equal(rows(guided)[1], rows(none.preview(codes()))[1])
     assert not torch.equal(rows(guided)[2], rows(weak.preview(codes()))[2])
     assert len(none.preview(codes()).rows) == 2
+
+
+def test_previews_show_the_conditions_that_can_be_decoded(code_recipe: Make, vqgan: VQGAN) -> None:
+    parts = {"condition": CodesCondition(vocabulary=24, grid=[2, 2])}
+    made = code_recipe(parts=parts, vqgan=vqgan, condition_vqgan=vqgan)
+    given = torch.randint(24, (2, 2, 2), generator=torch.Generator().manual_seed(1))
+    drawn = made.preview(CodeBatch({**codes().columns, "cond": given}, torch.arange(2)))
+    assert drawn.rows[:2] == ("conditions, decoded", "validation images, decoded")
+    small = to_uint8(vqgan.decode_codes(given))  # 4 x 4 pixels, of images of 6 x 8
+    assert torch.equal(rows(drawn)[0][:, 0, :8:2], small[0][:, 0])
+    assert torch.equal(rows(drawn)[1], image_grid(to_uint8(vqgan.decode_codes(codes().codes)), 2))
 
 
 def test_dropped_conditions_are_the_null_prefix_which_learns(code_recipe: Make) -> None:
