@@ -2,14 +2,16 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from taming_dist.data.code_columns import BoxColumn
 from taming_dist.errors import UserError
-from taming_dist.formats.objects import FLAGS
+from taming_dist.formats.objects import FLAGS, Boxes, boxes_in_views
 from taming_dist.models.prior.conditions import ObjectCentersCondition, ObjectsCondition
 from taming_dist.models.prior.conditions.layouts import STORED_FLAGS
 from taming_dist.models.prior.conditions.objects import ORDER
@@ -125,6 +127,48 @@ def test_a_layout_is_what_its_tokens_were_made_of_up_to_a_cell(
     if kind is ObjectsCondition and all(o.box[2] * o.box[3] > 0 for o in layout.objects):
         assert torch.equal(condition.part(1, again)[0, :-2].view(-1, 3)[:, 1:],
                            tokens[:-2].view(-1, 3)[:, 1:])  # fmt: skip
+
+
+@st.composite
+def images(draw: st.DrawFn) -> tuple[tuple[float, ...], list[tuple[int, ...]]]:
+    """A crop of an image, and boxes in it, in 64ths of the image, so that no sum is rounded."""
+    side = draw(st.sampled_from([16, 32, 64]))
+    left, top = draw(st.integers(0, 64 - side)), draw(st.integers(0, 64 - side))
+    found = []
+    for _ in range(draw(st.integers(0, 4))):
+        x, y = draw(st.integers(left, left + side - 1)), draw(st.integers(top, top + side - 1))
+        w, h = draw(st.integers(1, left + side - x)), draw(st.integers(1, top + side - y))
+        found.append((x, y, w, h))
+    return (left, top, side, side, float(draw(st.booleans()))), found
+
+
+@given(images())
+@settings(max_examples=40, deadline=None)
+def test_objects_inside_of_their_crop_stand_where_the_original_places_them_in_the_image(
+    image: tuple[tuple[float, ...], list[tuple[int, ...]]],
+) -> None:
+    """From an image's json through code shards: the original flips boxes and crop of the image."""
+    (left, top, width, height, mirrored), written = image
+    crop = np.array([left / 64, top / 64, width / 64, height / 64, mirrored])
+    places = np.array(written, np.float64).reshape(-1, 4) / 64
+    count = len(written)
+    known = Boxes(places, np.arange(count, dtype=np.int32), np.zeros(count, np.uint8),
+                  np.array([count]))  # fmt: skip
+    stored = boxes_in_views([known], crop[None, None])
+    columns = BoxColumn("").tensors("boxes", stored) | {"crop": torch.tensor(crop)[None].float()}
+    condition = small(ObjectsCondition)
+
+    def corners(x: float, y: float, w: float, h: float) -> list[int]:
+        x = 64 - x - w if mirrored else x
+        sections = 14  # of 200 tokens
+        points = ((x, y), (x + w, y + h))
+        cells = [[round(side / 64 * (sections - 1)) for side in point] for point in points]
+        return [across + down * sections for across, down in cells]
+
+    expected = [[number, *corners(*box)] for number, box in enumerate(written)]
+    tokens = condition.part(1, columns)[0].tolist()
+    assert tokens[: 3 * count] == [token for each in expected for token in each]
+    assert tokens[-2:] == corners(left, top, width, height)
 
 
 def test_thirty_objects_make_92_tokens_and_62_with_centres() -> None:
