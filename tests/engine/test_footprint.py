@@ -30,6 +30,7 @@ def counted(zero: int, ranks: int = RANKS) -> Footprint:
     return footprint(sizes, engine, ranks, averaged=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero", range(4))
 def test_a_rank_holds_what_was_counted(found: dict[str, Any], zero: int) -> None:
     """ZeRO 2 shares gradients out by whole tensors: one rank has more than the other."""
@@ -40,6 +41,7 @@ def test_a_rank_holds_what_was_counted(found: dict[str, Any], zero: int) -> None
             assert held[name] == pytest.approx(getattr(counted(zero), name), rel=share), name
 
 
+@pytest.mark.slow
 def test_the_buckets_of_the_engines_made_so_far_are_those_that_were_counted(
     found: dict[str, Any],
 ) -> None:

@@ -17,6 +17,7 @@ def found(run_worker: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     return run_worker(WORKER)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero", range(4))
 @pytest.mark.parametrize("process", PROCESSES)
 def test_a_seed_gives_the_same_weights_at_every_stage_and_number_of_ranks(
@@ -28,6 +29,7 @@ def test_a_seed_gives_the_same_weights_at_every_stage_and_number_of_ranks(
     assert {"generator", "discriminator"} <= first.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero", range(4))
 @pytest.mark.parametrize("process", PROCESSES)
 def test_validation_and_previews_with_an_average_are_the_same_at_every_stage(
@@ -38,6 +40,7 @@ def test_validation_and_previews_with_an_average_are_the_same_at_every_stage(
     assert looks["picture"] == reference["picture"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("act", ACTS)
 @pytest.mark.parametrize("rank", ["two-0", "two-1"])
 def test_a_rank_of_zero_3_holds_its_share_and_a_few_layers_of_the_weights(
@@ -47,6 +50,7 @@ def test_a_rank_of_zero_3_holds_its_share_and_a_few_layers_of_the_weights(
     assert held["all"] / 2 <= held[act] <= held["all"] / 2 + 2 * LARGEST < 0.6 * held["all"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("act", ACTS)
 def test_without_zero_3_the_same_measurement_finds_the_whole_network_once(
     found: dict[str, Any], act: str

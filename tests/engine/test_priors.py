@@ -15,6 +15,7 @@ def found(run_worker: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     return run_worker(WORKER, worlds=("two",))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "run",
     [

@@ -16,6 +16,7 @@ def found(run_worker: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     return run_worker(WORKER, worlds=("two",))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["vqgan", "prior"])
 @pytest.mark.parametrize("zero", range(4))
 def test_a_steady_step_has_the_host_wait_for_nothing(

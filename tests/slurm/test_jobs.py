@@ -31,7 +31,14 @@ SMALL_MODEL = (
     "loss.discriminator.layers=1",
     "data.size=16",
 )
-SMALL_TRANSFORMER = ("model.layers=1", "model.heads=2", "model.width=16", "data.vqgan=")
+SMALL_TRANSFORMER = (
+    "model.vocabulary=0",
+    "model.grid=[]",
+    "model.layers=1",
+    "model.heads=2",
+    "model.width=16",
+    "data.vqgan=",
+)
 SMALL_RUN = (
     "train.steps=4",
     "train.log_every=1",

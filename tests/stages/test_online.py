@@ -83,13 +83,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 def config_of(made: Made, online: bool, condition: Condition | None = None, **data: Any) -> Config:
     cut = {"global_batch": 4, "micro_batch": 4, "lanes": 4, "block": 2}
+    condition = condition or Unconditional()
+    shown = made.condition if isinstance(condition, CodesCondition) else ""
     if online:
         data = {"crop": "center", "flip": False, "threads": 1} | data
         given = {"vqgan": made.vqgan, "condition_vqgan": made.condition}
         chosen: Any = OnlineConfig(made.images, made.images, **cut | given | data)
     else:
-        chosen = CodesConfig(made.codes, made.codes, vqgan=made.vqgan, **cut)
-    condition = condition or Unconditional()
+        chosen = CodesConfig(made.codes, made.codes, vqgan=made.vqgan, condition_vqgan=shown, **cut)
     sizes = {"layers": 1, "heads": 2, "width": 16}
     model = TransformerConfig(0, [], condition=condition, condition_table="own", **sizes)
     train = LoopConfig(preview_images=2)
