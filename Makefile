@@ -21,7 +21,8 @@ demo: env
 
 # on the CPU also where there is a GPU: figures and tolerances of these tests are the CPU's
 test: env
-	@CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu'
+	@CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+		-m 'not slow and not gpu'
 
 test-slow: env
 	@CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m 'slow and not gpu' || \

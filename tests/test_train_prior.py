@@ -14,6 +14,7 @@ import torch
 from taming_dist.formats.code_shards import CodeShard, write_codes_manifest
 from taming_dist.models.prior.transformer import Transformer
 
+pytestmark = pytest.mark.slow
 WORKER = Path(__file__).with_name("prior_runs.py")
 SAMPLES, CODES, GRID, CLASSES = 12, 24, (3, 4), 3
 

@@ -141,6 +141,7 @@ def test_children_started_while_compiling_do_not_answer_the_signals_of_a_launche
     assert child() == before
 
 
+@pytest.mark.slow
 def test_a_prior_is_compiled_as_a_whole_and_once_without_a_break() -> None:
     """With blocks recomputed or not: the same losses and gradients."""
     command = [sys.executable, "-c", PRIOR]
