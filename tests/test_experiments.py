@@ -175,6 +175,7 @@ def check_run(folder: Path, name: str, said: str) -> None:
     assert list((folder / name / "images").glob("*.png"))
 
 
+@pytest.mark.slow
 def test_the_label_maps_of_flickr_train_by_its_experiment(shards: Path) -> None:
     """The others are as long and run among the slow tests."""
     said = run(shards, "flickr_segmentation")
