@@ -19,10 +19,9 @@ $(VENV)/.ready: pyproject.toml
 demo: env
 	@$(BIN)/python tools/demo.py
 
-# on the CPU also where there is a GPU: figures and tolerances of these tests are the CPU's; three files
-# at once, as some wait for jobs and processes
+# on the CPU also where there is a GPU: figures and tolerances of these tests are the CPU's
 test: env
-	@CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder \
+	@CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
 		-m 'not slow and not gpu'
 
 test-slow: env
