@@ -22,7 +22,7 @@ from taming_dist.formats.code_shards import BOXES, CLASSES, CONDITIONS, CROPS, T
 from taming_dist.formats.manifest import Dataset
 from taming_dist.formats.objects import boxes_in_views
 from taming_dist.models.vqgan import VQGAN
-from taming_dist.ranges import ranged
+from taming_dist.ranges import check_choice, ranged
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -44,8 +44,7 @@ class OnlineConfig(ImagesConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.precision not in PRECISIONS:
-            raise UserError(f"data.precision={self.precision}: use {' or '.join(PRECISIONS)}")
+        check_choice("data.precision", self.precision, PRECISIONS)
         if self.streaming:
             raise UserError(
                 "data.streaming=true: images that are encoded online are read by their index: "

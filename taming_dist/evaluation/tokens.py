@@ -6,10 +6,9 @@ Legend: b batch, n tokens, v vocabulary, h w pixels.
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from taming_dist.losses.tokens import unigram_entropy
+from taming_dist.losses.tokens import nll_of, unigram_entropy
 from taming_dist.models.prior.schemes import LIKELIHOOD
 from taming_dist.models.prior.transformer import TransformerConfig
 
@@ -96,6 +95,6 @@ def judged(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     parts = zip(logits.flatten(0, 1).split(rows), targets.flatten().split(rows), strict=True)
     nll, hits = [], []
     for part, wanted in parts:
-        nll.append(F.cross_entropy(part.float(), wanted, reduction="none"))
+        nll.append(nll_of(part, wanted))
         hits.append(part.argmax(-1) == wanted)
     return torch.cat(nll).double().view(targets.shape), torch.cat(hits).view(targets.shape)

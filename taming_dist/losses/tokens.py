@@ -18,8 +18,13 @@ def token_nll(
 
     `weights`: as `mean_of` takes them. Source: arXiv 2012.09841, equation 11.
     """
-    each = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+    each = nll_of(logits.flatten(0, 1), targets.flatten())
     return mean_of(each.view(targets.shape), weights)
+
+
+def nll_of(logits: Float[Tensor, "t v"], targets: Int64[Tensor, "t"]) -> Float32[Tensor, "t"]:
+    """Return the negative log-likelihood of each target in nats, computed in fp32."""
+    return F.cross_entropy(logits.float(), targets, reduction="none")
 
 
 def mean_of(

@@ -3,6 +3,7 @@
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Generic, TypeVar
 
 from taming_dist.data.batching import DataConfig
 from taming_dist.data.codes import CodeDataset, CodeReader, CodesConfig
@@ -17,8 +18,10 @@ from taming_dist.stages.online import Encoder
 from taming_dist.stages.opening import join
 from taming_dist.training.loop import Data
 
+CodesT = TypeVar("CodesT", bound=Codes)
 
-class CodeSource(ABC):
+
+class CodeSource(ABC, Generic[CodesT]):
     """What a prior is trained on, with the `columns` that its condition reads.
 
     `encoder` makes codes of what the readers give (None: they give codes).
@@ -31,10 +34,17 @@ class CodeSource(ABC):
 
     def __init__(self, config: Config, columns: Sequence[str]) -> None:
         self.config, self.columns = config, tuple(columns)
+        self._found: dict[str, CodesT] = {}
+
+    def codes(self, name: str) -> CodesT:
+        """What the codes of data.train or data.val are; UserError if they are missing."""
+        if name not in self._found:
+            self._found[name] = self._find(name)
+        return self._found[name]
 
     @abstractmethod
-    def codes(self, name: str) -> Codes:
-        """What the codes of data.train or data.val are; UserError if they are missing."""
+    def _find(self, name: str) -> CodesT:
+        """What `codes` gives, looked up once."""
 
     @abstractmethod
     def open(self, start: Start) -> Data:
@@ -61,18 +71,15 @@ class CodeSource(ABC):
         """
 
 
-class CodeShards(CodeSource):
+class CodeShards(CodeSource[CodeDataset]):
     """The code shards of data.train and data.val."""
 
     def __init__(self, config: Config, columns: Sequence[str]) -> None:
         super().__init__(config, columns)
         self.data = part(config.data, CodesConfig)
-        self._opened: dict[str, CodeDataset] = {}
 
-    def codes(self, name: str) -> CodeDataset:
-        if name not in self._opened:
-            self._opened[name] = open_codes(self.data, name)
-        return self._opened[name]
+    def _find(self, name: str) -> CodeDataset:
+        return open_codes(self.data, name)
 
     def open(self, start: Start) -> Data:
         data, batch, here, columns = self.data, start.batch, start.here, self.columns
@@ -110,7 +117,7 @@ class CodeShards(CodeSource):
         return open_decoder("data.condition_vqgan", given, self.data.train, wrote)
 
 
-class OnlineImages(CodeSource):
+class OnlineImages(CodeSource[OnlineCodes]):
     """The images of data.train and data.val, with the VQGANs that encode them."""
 
     encoder: Encoder
@@ -133,7 +140,7 @@ class OnlineImages(CodeSource):
         super().__init__(dataclasses.replace(config, data=sized), columns)
         self.encoder = Encoder(self._vqgan, self._condition, columns, data.precision)
 
-    def codes(self, name: str) -> OnlineCodes:
+    def _find(self, name: str) -> OnlineCodes:
         images = resolve_images(part(self.config.data, OnlineConfig), name)
         return OnlineCodes(images, self._size, self._vqgan, self._condition)
 

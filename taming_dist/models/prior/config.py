@@ -15,7 +15,7 @@ from taming_dist.models.prior.blocks import BLOCKS, Block, BlockSizes
 from taming_dist.models.prior.conditions import CONDITIONS, Codes, agreed
 from taming_dist.models.prior.orders import ORDERS
 from taming_dist.models.prior.schemes import SCHEMES
-from taming_dist.ranges import check_ranges, marked, ranged
+from taming_dist.ranges import check_choice, check_ranges, marked, ranged
 
 CONDITION_TABLES = ("own", "shared")
 
@@ -59,8 +59,7 @@ class TransformerConfig(ModelConfig):
         self.block = chosen(configs(BLOCKS), self.block, "model/block")
         self.order = chosen(ORDERS, self.order, "model/order")
         self.scheme = chosen(SCHEMES, self.scheme, "model/scheme")
-        if self.condition_table not in CONDITION_TABLES:
-            raise UserError(f"model.condition_table={self.condition_table}: use own or shared")
+        check_choice("model.condition_table", self.condition_table, CONDITION_TABLES)
         if not self.condition.has_table:
             self.condition_table = "shared"
         if any(each.features for each in self.condition.conditions):

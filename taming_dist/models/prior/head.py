@@ -4,11 +4,11 @@ Legend: b batch dimensions, t rows, c width, v vocabulary.
 """
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from taming_dist.losses.tokens import nll_of
 from taming_dist.models.initial import StartsAtZero
 
 # From this vocabulary on the loss keeps no logits: all of a batch would be more memory than the
@@ -42,8 +42,7 @@ class Head(nn.Linear):
         return torch.cat(nll).view(targets.shape)
 
     def _nll(self, x: Float[Tensor, "t c"], targets: Int64[Tensor, "t"]) -> Float32[Tensor, "t"]:
-        logits = super().forward(x)
-        return F.cross_entropy(logits.float(), targets, reduction="none")
+        return nll_of(super().forward(x), targets)
 
 
 class ZeroHead(StartsAtZero, Head):
