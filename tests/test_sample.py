@@ -213,6 +213,7 @@ def test_the_command_samples(exports: Path, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_the_command_refuses_in_one_line_with_exit_code_2(exports: Path, tmp_path: Path) -> None:
     given = [f"transformer={exports}/class", f"vqgan={exports}/vqgan", f"out={tmp_path}/out"]
     for overrides, named in (

@@ -440,6 +440,7 @@ def test_another_number_of_ranks_is_refused_for_now(runs: Runs, outputs: dict[st
     assert "was written by a run on 2 ranks, and this one is on 1" in err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_an_error_of_one_rank_in_the_middle_of_training_ends_both_and_is_heard_once(
     runs: Runs, tmp_path: Path
 ) -> None:

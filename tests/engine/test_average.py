@@ -32,6 +32,7 @@ def of_stage(found: dict, stage: str) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.slow
 @STAGES
 def test_the_sharded_average_is_the_average_of_whole_weights(found: dict, stage: str) -> None:
     for result in of_stage(found, stage):
@@ -41,6 +42,7 @@ def test_the_sharded_average_is_the_average_of_whole_weights(found: dict, stage:
         assert result["average differs from the weights"] > 1e-3
 
 
+@pytest.mark.slow
 @STAGES
 def test_a_checkpoint_does_not_bring_the_optimizers_settings_back(found: dict, stage: str) -> None:
     for result in of_stage(found, stage):
@@ -48,6 +50,7 @@ def test_a_checkpoint_does_not_bring_the_optimizers_settings_back(found: dict, s
         assert result["groups after loading"] == expected
 
 
+@pytest.mark.slow
 @STAGES
 def test_an_evaluation_leaves_weights_average_and_modes_as_they_were_to_the_bit(
     found: dict, stage: str
@@ -55,6 +58,7 @@ def test_an_evaluation_leaves_weights_average_and_modes_as_they_were_to_the_bit(
     assert all(result["same after looking"] for result in of_stage(found, stage))
 
 
+@pytest.mark.slow
 @STAGES
 def test_an_evaluation_that_fails_leaves_the_training_as_it_was(found: dict, stage: str) -> None:
     for result in of_stage(found, stage):
@@ -62,6 +66,7 @@ def test_an_evaluation_that_fails_leaves_the_training_as_it_was(found: dict, sta
         assert result["same after an error"]
 
 
+@pytest.mark.slow
 @STAGES
 def test_every_part_of_the_average_is_written_once(found: dict, stage: str) -> None:
     shards = [f"average-rank-{rank:05d}.safetensors" for rank in range(2)]

@@ -17,6 +17,7 @@ def found(run_worker: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     return run_worker(WORKER, worlds=("two",))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduce", ["fp32", "bf16"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("zero", range(4))
@@ -30,6 +31,7 @@ def test_gradients_are_added_up_in_the_precision_that_is_asked_for(
         assert metrics["gradient_norm"] == pytest.approx(MEANS[reduce] * WEIGHTS**0.5, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_buckets_at_zero_0_have_their_size(found: dict[str, Any]) -> None:
     """A bucket is sent by the parameter that makes it larger than that."""
     assert found["two-0"]["sizes"] == [4 + 3 * 16, 3 * 16]

@@ -135,6 +135,7 @@ def test_an_error_of_one_rank_in_training_ends_the_job_with_its_line_and_status(
     assert told == [("start", None), ("error", 1), ("exit", None)]
 
 
+@pytest.mark.slow
 def test_an_error_of_one_rank_at_the_start_ends_the_others_which_wait_for_it(cluster, folder):
     cluster.run("srun", "--nodelist=node1", "cp", "-r", folder / "train", "/mnt/first", cwd=folder)
     job = train_vqgan(cluster, folder, "run.dir=nowhere", "data.train=/mnt/first")
@@ -188,6 +189,7 @@ def tokenize_options(folder: Path, trained: tuple[Path, str]) -> list[str]:
     return ["--model", f"{run}/export", "--shards", "train", "--shard-samples", "7"]
 
 
+@pytest.mark.slow
 def test_two_workers_write_the_bytes_of_one(folder, trained, codes):
     tool = [sys.executable, REPOSITORY / "tools/tokenize_dataset.py"]
     subprocess.run(
@@ -201,6 +203,7 @@ def test_two_workers_write_the_bytes_of_one(folder, trained, codes):
     assert len(written) == 5  # four shards and the manifest
 
 
+@pytest.mark.slow
 def test_a_transformer_trains_on_the_codes_on_two_nodes(cluster, folder, codes):
     job = cluster.submit(
         *ONE_CPU_EACH,
