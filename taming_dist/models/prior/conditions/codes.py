@@ -1,7 +1,7 @@
 """The codes of a second VQGAN: segmentation, depth, edges, low resolution, pose."""
 
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, replace
+from math import gcd, prod
 from typing import Any, ClassVar
 
 from jaxtyping import Int64
@@ -9,6 +9,8 @@ from torch import Tensor
 
 from taming_dist.errors import UserError
 from taming_dist.models.prior.conditions.interface import Codes, Columns, Condition, agreed
+from taming_dist.models.prior.orders import Grid
+from taming_dist.models.prior.window import Window
 from taming_dist.ranges import check_ranges, marked, ranged
 
 
@@ -51,6 +53,25 @@ class CodesCondition(Condition):
         if looked_at and not 0 <= int(given.min()) <= int(given.max()) < self.vocabulary:
             raise UserError(f"condition: a code is outside of 0 to {self.vocabulary - 1}")
         return given.long().flatten(1)
+
+    def enlarged(self, window: Grid, image: Grid) -> "CodesCondition":
+        """Its grid is to that of the image as it was in training."""
+        sides = []
+        for own, side, whole in zip(self.grid, window, image, strict=True):
+            if whole * own % side:
+                raise UserError(
+                    f"size: {whole} codes of a side have no condition, which has {own} codes for "
+                    f"{side}: give a multiple of {side // gcd(own, side)} codes"
+                )
+            sides.append(whole * own // side)
+        return replace(self, grid=sides)
+
+    def window(self, count: int, columns: Columns, window: Window) -> Columns:
+        """Return the codes at the window's place, in proportion, rounded towards the start."""
+        rows, across = self.grid
+        top, left = window.top * rows // window.sides[0], window.left * across // window.sides[1]
+        codes = columns["cond"][:, top : top + rows, left : left + across]
+        return {**columns, "cond": codes}
 
     def check(self) -> None:
         if not self.grid or self.vocabulary < 1:

@@ -1,6 +1,6 @@
 """Where in its image a crop lies, as a map of coordinates: for large images from small windows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, ClassVar
 
@@ -9,8 +9,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from taming_dist.errors import UserError
-from taming_dist.models.prior.conditions.crops import crops_of
+from taming_dist.models.prior.conditions.crops import crops_of, window_crops
 from taming_dist.models.prior.conditions.interface import Codes, Columns, Condition, agreed
+from taming_dist.models.prior.orders import Grid
+from taming_dist.models.prior.window import Window
 from taming_dist.ranges import check_ranges, ranged
 
 
@@ -52,6 +54,12 @@ class CoordinatesCondition(Condition):
                 f"{self.vocabulary - 1}: use smaller images"
             )
         return found.flatten(1)
+
+    def enlarged(self, window: Grid, image: Grid) -> "CoordinatesCondition":
+        return replace(self, grid=list(image))
+
+    def window(self, count: int, columns: Columns, window: Window) -> Columns:
+        return {**columns, "crop": window_crops(count, columns, window)}
 
     def check(self) -> None:
         if not self.grid or not self.factor:

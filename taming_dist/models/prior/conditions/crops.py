@@ -5,11 +5,12 @@ afterwards: the column `crop` of code shards. Legend: b images.
 """
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 from torch import Tensor
 
 from taming_dist.errors import UserError
 from taming_dist.models.prior.conditions.interface import Columns
+from taming_dist.models.prior.window import Window
 
 WHOLE = (0.0, 0.0, 1.0, 1.0, 0.0)
 TOLERANCE = 1e-6  # of shares that are stored in fp32
@@ -37,14 +38,17 @@ def crops_of(count: int, columns: Columns) -> Float64[Tensor, "{count} 5"]:
     return crops.double()
 
 
-def window_crop(
-    top: int, left: int, window: tuple[int, int], image: tuple[int, int]
-) -> Float[Tensor, "5"]:
-    """Return the crop that a window of an image's codes shows.
+def window_crops(count: int, columns: Columns, window: Window) -> Float64[Tensor, "{count} 5"]:
+    """Return the crops that a window of the images shows, which are themselves those of `columns`.
 
-    The window [i, j] has its upper left code at row `top`, column `left` of the image's [i, j].
+    Raises:
+        UserError: as `crops_of` does.
     """
-    (rows, columns), (all_rows, all_columns) = window, image
-    return torch.tensor(
-        [left / all_columns, top / all_rows, columns / all_columns, rows / all_rows, 0.0]
-    )
+    crops = crops_of(count, columns)
+    starts, sides, mirrored = crops[:, :2], crops[:, 2:4], crops[:, 4:]
+    left, top, width, height = window.crop
+    seen = torch.tensor([[left, top]], dtype=torch.float64).repeat(count, 1)
+    # what is seen is mirrored after it was cut
+    seen[:, :1] = torch.where(mirrored > 0, 1 - left - width, left)
+    shares = torch.tensor([[width, height]], dtype=torch.float64)
+    return torch.cat([starts + seen * sides, sides * shares, mirrored], dim=1)

@@ -16,7 +16,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from taming_dist.errors import UserError
+from taming_dist.models.prior.orders import Grid
 from taming_dist.models.prior.prefix import Prefix
+from taming_dist.models.prior.window import Window
 
 Columns = Mapping[str, Tensor]
 Config = TypeVar("Config")
@@ -118,6 +120,20 @@ class Condition(ABC):
     def prefix(self, count: int, columns: Columns) -> Prefix:
         """Return the prefixes of `count` images from their columns, as `part` does."""
         return Prefix(tuple(each.part(count, columns) for each in self.conditions))
+
+    def enlarged(self, window: Grid, image: Grid) -> "Condition":
+        """Return the condition of images of `image` codes [i, j], larger than the `window` that the
+        transformer has learned: what their columns are, which `window` cuts.
+
+        Raises:
+            UserError: there is none for images of that size.
+        """
+        return self
+
+    def window(self, count: int, columns: Columns, window: Window) -> Columns:
+        """Return what of the columns of `count` images, larger than what the transformer has
+        learned, is the condition of their window; the very same where that is all of it."""
+        return columns
 
     def draw(self, count: int, generator: torch.Generator) -> Columns:
         """Return the random numbers of a training batch of `count` images, which `part` finds among

@@ -19,13 +19,14 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from taming_dist.errors import UserError
-from taming_dist.models.prior.conditions.crops import crops_of
+from taming_dist.models.prior.conditions.crops import crops_of, window_crops
 from taming_dist.models.prior.conditions.interface import Columns, Condition, Request
 from taming_dist.models.prior.conditions.layouts import (
     STORED_FLAGS,
     layouts_as_columns,
     layouts_of,
 )
+from taming_dist.models.prior.window import Window
 from taming_dist.ranges import check_ranges, ranged
 
 ORDER = "object_order"  # the draws that objects are sorted by in training
@@ -98,7 +99,7 @@ class ObjectsCondition(Condition):
             raise UserError(f"condition: {count} images need {count} layouts, not {len(ends)}")
         self._check_categories(classes)
         crops = mirrored_crops(crops_of(count, columns))
-        owners = torch.arange(count).repeat_interleave(ends.diff(prepend=ends.new_zeros(1)))
+        owners = owners_of(ends)
         boxes = boxes_in_images(columns["boxes"], crops[owners])
         kept = boxes[:, 2:].prod(1) > self.min_area
         what = classes + self.categories * self._modifiers(columns["box_flags"])
@@ -110,6 +111,25 @@ class ObjectsCondition(Condition):
 
     def draw(self, count: int, generator: torch.Generator) -> Columns:
         return {ORDER: torch.rand(count, self.objects, generator=generator)}
+
+    def window(self, count: int, columns: Columns, window: Window) -> Columns:
+        """Return the objects that the window shows, each the part that is seen, and its crop."""
+        left, top, width, height = window.crop
+        start = torch.tensor([left, top], dtype=torch.float64)
+        sides = torch.tensor([width, height], dtype=torch.float64)
+        boxes, ends = columns["boxes"].double(), columns["box_ends"]
+        near = ((boxes[:, :2] - start) / sides).clamp(0, 1)
+        far = ((boxes[:, :2] + boxes[:, 2:] - start) / sides).clamp(0, 1)
+        seen = (far > near).all(1)
+        owners = owners_of(ends)[seen]
+        return {
+            **columns,
+            "boxes": torch.cat([near, far - near], dim=1)[seen],
+            "box_class": columns["box_class"][seen],
+            "box_flags": columns["box_flags"][seen],
+            "box_ends": torch.bincount(owners, minlength=len(ends)).cumsum(0),
+            "crop": window_crops(count, columns, window),
+        }
 
     def places(self, boxes: Float64[Tensor, "k 4"]) -> Int64[Tensor, "k p"]:
         """Return the tokens of an object that say where it is."""
@@ -213,6 +233,11 @@ class ObjectCentersCondition(ObjectsCondition):
 
     def places(self, boxes: Float64[Tensor, "k 4"]) -> Int64[Tensor, "k p"]:
         return self.cells(boxes[:, :2] + boxes[:, 2:] / 2)[:, None]
+
+
+def owners_of(ends: Int64[Tensor, "b"]) -> Int64[Tensor, "k"]:
+    """Return the image of each object, from where those of each image end."""
+    return torch.arange(len(ends)).repeat_interleave(ends.diff(prepend=ends.new_zeros(1)))
 
 
 def mirrored_crops(crops: Float64[Tensor, "b 5"]) -> Float64[Tensor, "b 4"]:

@@ -12,6 +12,8 @@ from torch import Tensor
 from taming_dist.errors import UserError
 from taming_dist.models.choice import chosen
 from taming_dist.models.prior.conditions.interface import Codes, Columns, Condition, Request
+from taming_dist.models.prior.orders import Grid
+from taming_dist.models.prior.window import Window
 
 
 @dataclass
@@ -60,6 +62,17 @@ class SeveralConditions(Condition):
 
     def part(self, count: int, columns: Columns) -> Int64[Tensor, "{count} m"]:
         raise NotImplementedError("several conditions have a part each")
+
+    def enlarged(self, window: Grid, image: Grid) -> "SeveralConditions":
+        return dataclasses.replace(self, of=[each.enlarged(window, image) for each in self.of])
+
+    def window(self, count: int, columns: Columns, window: Window) -> Columns:
+        found, changed = dict(columns), False
+        for each in self.of:
+            cut = each.window(count, columns, window)
+            changed = changed or cut is not columns
+            found |= {name: value for name, value in cut.items() if value is not columns.get(name)}
+        return found if changed else columns
 
     def draw(self, count: int, generator: torch.Generator) -> Columns:
         found: dict[str, Tensor] = {}

@@ -10,7 +10,8 @@ from torch import Tensor
 from taming_dist.errors import UserError
 from taming_dist.models.prior.conditions import CoordinatesCondition
 from taming_dist.models.prior.conditions.coordinates import coordinates
-from taming_dist.models.prior.conditions.crops import window_crop
+from taming_dist.models.prior.conditions.crops import window_crops
+from taming_dist.models.prior.window import Window
 
 WHOLE = torch.tensor([[0.0, 0.0, 1.0, 1.0, 0.0]])
 
@@ -65,7 +66,7 @@ def test_the_map_of_a_whole_image_of_256_pixels_ends_at_994() -> None:
 def test_the_tokens_of_an_image_are_those_of_the_windows_that_it_is_made_of() -> None:
     whole = coordinates(WHOLE, (6, 8), 16, 1024)[0]
     for top, left in ((0, 0), (2, 3), (3, 4)):
-        crop = window_crop(top, left, (3, 4), (6, 8))[None]
+        crop = window_crops(1, {}, Window(top, left, (3, 4), (6, 8)))
         assert torch.equal(
             coordinates(crop, (3, 4), 16, 1024)[0], whole[top : top + 3, left : left + 4]
         )
