@@ -33,6 +33,7 @@ from taming_dist.evaluation.reconstruction import ReconstructionMetrics
 from taming_dist.evaluation.tokens import token_metrics
 from taming_dist.formats.files import writing
 from taming_dist.formats.manifest import resolve
+from taming_dist.formats.png import save_png
 from taming_dist.formats.strict_json import write_json
 from taming_dist.generation.pictures import image_grid, to_uint8
 from taming_dist.losses.perceptual import NETS, WEIGHTS
@@ -43,7 +44,6 @@ from taming_dist.models.prior.transformer import Transformer
 from taming_dist.models.vqgan import VQGAN, check_all_coded, check_size
 from taming_dist.pretrained import lpips_network
 from taming_dist.ranges import check_choice, check_ranges, ranged
-from taming_dist.training.sinks import save_png
 
 GRID_COLUMNS = 8
 PROGRESS_PERIOD_S = 10.0

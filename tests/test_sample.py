@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from taming_dist.errors import UserError
+from taming_dist.formats.png import save_png
 from taming_dist.generation.generator import Generator
 from taming_dist.generation.pictures import to_uint8
 from taming_dist.models.prior.conditions import ClassCondition, Unconditional
@@ -21,7 +22,6 @@ from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
 from taming_dist.sample import SampleConfig, main
-from taming_dist.training.sinks import save_png
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_a_run_that_ends_early_leaves_nothing_that_looks_like_its_own(
             raise OSError(errno.EIO, "Input/output error")
         save_png(picture, path)
 
-    monkeypatch.setattr("taming_dist.sample.save_png", broken)
+    monkeypatch.setattr("taming_dist.sampling.folder.save_png", broken)
     with pytest.raises(OSError, match="Input/output error"):
         main(config_for(exports, tmp_path, seed=1))
     assert sorted(os.listdir(tmp_path)) == ["000000.png", "000001.png"]

@@ -24,11 +24,11 @@ from taming_dist.engine.world import choose_device
 from taming_dist.errors import UserError
 from taming_dist.formats.files import write_bytes, writing
 from taming_dist.formats.names import printable
+from taming_dist.formats.png import save_png
 from taming_dist.formats.strict_json import write_json
 from taming_dist.generation.pictures import image_grid, to_uint8
 from taming_dist.losses.tokens import unigram_entropy
 from taming_dist.models.vqgan import VQGAN
-from taming_dist.training.sinks import save_png
 
 # Enough for stable statistics, read in seconds however large the data set is.
 COUNTED_SHARDS = 128

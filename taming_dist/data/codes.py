@@ -148,9 +148,9 @@ class CodeDataset:
                 found.append(COLUMNS[name].part(shard, samples, self.views))
         return {name: COLUMNS[name].join(found) for name, found in parts.items()}, places
 
-    def first(self, count: int, columns: Sequence[str]) -> dict[str, torch.Tensor]:
-        """The tensors of `columns` of the first `count` samples."""
-        return tensors(self.take(np.arange(count), columns))
+    def samples(self, ids: range, columns: Sequence[str]) -> dict[str, torch.Tensor]:
+        """The tensors of `columns` of consecutive samples."""
+        return tensors(self.take(np.array(ids, np.int64), columns))
 
     def keys(self, ids: np.ndarray) -> list[str]:
         """The names of the images that the samples `ids` int64 [b] are views of, ascending ids."""

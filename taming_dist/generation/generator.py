@@ -71,9 +71,10 @@ class Generator:
         )
 
     def stream(
-        self, prefix: Prefix, sampling: Sampling, seed: int = 0, batch: int = 16
+        self, prefix: Prefix, sampling: Sampling, seed: int = 0, batch: int = 16, first: int = 0
     ) -> Iterator[Samples]:
-        """Yield the images of n prefixes in order, at most `batch` at a time, as `sample` does.
+        """Yield the images of n prefixes in order, at most `batch` at a time, as `sample` does;
+        they are the seed's images from number `first` on.
 
         Raises:
             UserError: a setting or a batch that these models cannot serve; before the first image.
@@ -88,7 +89,8 @@ class Generator:
             raise UserError(f"batch: {batch} images at a time, give at least 1")
         starts = range(0, len(prefix), batch)
         return (
-            self._images(prefix.rows(slice(at, at + batch)), at, sampling, seed) for at in starts
+            self._images(prefix.rows(slice(at, at + batch)), first + at, sampling, seed)
+            for at in starts
         )
 
     def prefix(self, n: int | None = None, condition: Any = None) -> Prefix:

@@ -16,14 +16,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
 from taming_dist.errors import UserError
-from taming_dist.formats.files import replacing, write_bytes, writing
+from taming_dist.formats.files import write_bytes, writing
+from taming_dist.formats.png import save_png
 from taming_dist.formats.strict_json import json_safe
 from taming_dist.training.clock import Clock
 from taming_dist.training.recipe import Measured, Preview
@@ -99,18 +97,6 @@ class Sinks:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         for sink in self._sinks:
             sink.close(failed=error is not None)
-
-
-def save_png(picture: Tensor, path: Path, description: str = "") -> None:
-    """Write uint8 [3,h,w] as PNG, whole or not at all; the file keeps the description as text."""
-    facts = PngInfo()
-    if description:
-        facts.add_text("Description", description)
-    with writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
-            image = Image.fromarray(picture.permute(1, 2, 0).cpu().numpy())
-            image.save(file, format="PNG", pnginfo=facts)
 
 
 def numbers(record: Measured) -> dict[str, float]:

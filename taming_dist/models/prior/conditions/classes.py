@@ -71,7 +71,7 @@ class ClassCondition(Condition):
         return dataclasses.replace(self, classes=classes)
 
     def requested(self, request: Request) -> Columns:
-        """The class asked for, those of the first samples of code shards, or all in turn."""
+        """The class asked for, those of the samples of code shards, or all in turn."""
         if request.condition is not None and request.class_id is not None:
             raise UserError(
                 "class_id: the classes are those of condition already, leave one of the two out"
@@ -80,7 +80,7 @@ class ClassCondition(Condition):
             return super().requested(request)
         if request.class_id is not None:
             return {"cls": torch.full((request.count,), request.class_id)}
-        return {"cls": torch.arange(request.count) % self.classes}
+        return {"cls": torch.tensor(request.images) % self.classes}
 
     def period(self, request: Request) -> int:
         in_turn = request.class_id is None and request.condition is None

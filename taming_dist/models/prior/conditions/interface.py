@@ -47,15 +47,15 @@ class StoredCodes(Codes, Protocol):
 
     @property
     def num_samples(self) -> int: ...
-    def first(self, count: int, columns: Sequence[str]) -> dict[str, Tensor]: ...
+    def samples(self, images: range, columns: Sequence[str]) -> dict[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the user of the sampling command asks for: `count` images; `class_id` and `condition` as
-    they were typed, None if they were not; `open_codes` opens the code shards of a spec,
-    `read_json` reads a file. `prompts`: texts for the images in turn, which `encode_texts` turns
-    into the embeddings [n, m, w] that a condition on texts has learned."""
+    """What the user of the sampling command asks for: `count` images from number `first` on;
+    `class_id` and `condition` as they were typed, None if they were not; `open_codes` opens the
+    code shards of a spec, `read_json` reads a file. `prompts`: texts for the images in turn, which
+    `encode_texts` turns into the embeddings [n, m, w] that a condition on texts has learned."""
 
     count: int
     open_codes: Callable[[Any], StoredCodes]
@@ -64,6 +64,16 @@ class Request:
     condition: Any = None
     prompts: tuple[str, ...] = ()
     encode_texts: "Callable[[Condition, Sequence[str]], Tensor] | None" = None
+    first: int = 0
+
+    @property
+    def images(self) -> range:
+        """The numbers of the images; what is given in turn begins with image 0."""
+        return range(self.first, self.first + self.count)
+
+    def of(self, images: range) -> "Request":
+        """The same for some of the images."""
+        return dataclasses.replace(self, first=images.start, count=len(images))
 
     @property
     def is_file(self) -> bool:
@@ -174,7 +184,7 @@ class Condition(ABC):
     def requested(self, request: Request) -> Columns:
         """Return the columns of the images that sampling is asked for.
 
-        Unless it has another way, they are those of the first samples of `condition=SHARDS`.
+        Unless it has another way, image k has those of sample k of `condition=SHARDS`.
 
         Raises:
             UserError: the request does not say what it needs, or what it cannot use.
@@ -193,12 +203,12 @@ class Condition(ABC):
             self.fitted(codes, spec)
         except UserError as error:
             raise UserError(f"condition: {error}") from error
-        if request.count > codes.num_samples:
+        if request.images.stop > codes.num_samples:
             raise UserError(
-                f"n: {request.count} images need as many samples in {spec}, which has "
+                f"n: {request.images.stop} images need as many samples in {spec}, which has "
                 f"{codes.num_samples}"
             )
-        return codes.first(request.count, self.columns)
+        return codes.samples(request.images, self.columns)
 
     def period(self, request: Request) -> int:
         """After how many images of a request the conditions repeat; 1 where they do not."""

@@ -190,11 +190,11 @@ class ObjectsCondition(Condition):
         return len(columns["box_ends"])
 
     def requested(self, request: Request) -> Columns:
-        """The layouts of a JSON file in turn, or else the first samples of code shards."""
+        """The layouts of a JSON file in turn, or else the samples of code shards."""
         if not request.is_file or request.class_id is not None:
             return super().requested(request)
         layouts = layouts_of(request.read_json(request.condition))
-        return self.given([layouts[image % len(layouts)] for image in range(request.count)])
+        return self.given([layouts[image % len(layouts)] for image in request.images])
 
     def period(self, request: Request) -> int:
         return len(layouts_of(request.read_json(request.condition))) if request.is_file else 1

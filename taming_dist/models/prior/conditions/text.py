@@ -118,7 +118,7 @@ class TextCondition(Condition):
         if request.condition is not None:
             raise UserError("prompt: condition=... has texts already, give one of the two")
         assert request.encode_texts is not None, "who takes prompts can encode them"
-        texts = [request.prompts[k % len(request.prompts)] for k in range(request.count)]
+        texts = [request.prompts[k % len(request.prompts)] for k in request.images]
         return {"txt": request.encode_texts(self, texts)}
 
     def period(self, request: Request) -> int:

@@ -177,8 +177,8 @@ class Shards:
 
     def check_classes(self) -> None: ...
     def require(self, columns: Any) -> None: ...
-    def first(self, count: int, columns: Any) -> dict[str, Tensor]:
-        own = columns_of(count, 3)
+    def samples(self, images: range, columns: Any) -> dict[str, Tensor]:
+        own = columns_of(len(images), 3)
         return {name: own[name] for name in columns}
 
 

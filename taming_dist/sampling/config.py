@@ -1,0 +1,45 @@
+"""The keys of `python -m taming_dist.sample`."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import MISSING
+
+from taming_dist.ranges import LARGEST_SEED, check_ranges, ranged
+
+
+@dataclass
+class SampleConfig:
+    """What to sample; `transformer` and `vqgan` are export folders, `out` receives the images.
+
+    A class-conditional transformer takes `class_id` for every image, or else goes through its
+    classes in turn. `condition` is code shards, a spec or a list of them, whose first n samples say
+    what is asked for; a JSON file of layouts of objects; or, for several conditions, what each
+    takes by its name (docs/conditions.md). `prompt` is a text or a list of them in turn, read by
+    the text encoder of the codes, which `text_encoder` names if it has moved. `size` is
+    HEIGHTxWIDTH in pixels (the trained one if left out); `batch` images are made at a time, which
+    changes speed and memory, not the images.
+    `top_k`, `top_p` off: null. `steps` and `choice_temperature`: how a transformer of
+    model/scheme=masked writes an image (null: as it was trained to be previewed).
+    """
+
+    transformer: str = MISSING
+    vqgan: str = MISSING
+    out: str = MISSING
+    n: int = ranged(64, at_least=1)
+    seed: int = ranged(0, at_least=0, at_most=LARGEST_SEED)
+    class_id: int | None = ranged(None, at_least=0)
+    condition: Any = None
+    prompt: Any = None
+    text_encoder: str = ""
+    size: str | None = None
+    temperature: float = ranged(1.0, at_least=0)
+    top_k: int | None = ranged(None, at_least=0)
+    top_p: float | None = ranged(None, above=0, at_most=1)
+    guidance: float = ranged(1.0, at_least=0)
+    steps: int | None = ranged(None, at_least=1)
+    choice_temperature: float | None = ranged(None, at_least=0)
+    batch: int = ranged(16, at_least=1)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
