@@ -22,6 +22,8 @@ from taming_dist.formats.encoded import Encoded, open_depth, open_edges, open_im
 from taming_dist.formats.shards import IMAGE_EXTENSIONS
 from taming_dist.formats.storage import Bytes
 
+Shape = tuple[int, int]  # height and width in pixels
+
 
 def in_proportion(size: tuple[int, ...], whole: tuple[int, ...]) -> bool:
     """Whether two sizes have the same proportions, up to one pixel."""
@@ -36,18 +38,21 @@ def resize_short_side(
     height, width = pixels.shape[:2]
     if min(height, width) == size:
         return pixels
-    resized_height, resized_width = _resized(height, width, size)
+    resized_height, resized_width = _resized(height, width, (size, size))
     return np.array(Image.fromarray(pixels).resize((resized_width, resized_height), method))
 
 
-def _resized(height: int, width: int, size: int) -> tuple[int, int]:
-    """Height and width once the shorter side has `size` pixels."""
-    short = min(height, width)
-    return max(size, round(height * size / short)), max(size, round(width * size / short))
+def _resized(height: int, width: int, shape: Shape) -> Shape:
+    """The smallest height and width in these proportions that cover a shape; of a square they have
+    its side as the shorter one."""
+    rows, columns = shape
+    if height * columns >= width * rows:
+        return max(rows, round(height * columns / width)), columns
+    return rows, max(columns, round(width * rows / height))
 
 
 class View(NamedTuple):
-    """The rectangle of an image that becomes a square of `size` pixels, perhaps flipped.
+    """The rectangle of an image that becomes one of `shape` (height, width), perhaps flipped.
 
     `left`, `top`, `width`, `height` are in pixels of the image, not necessarily whole.
     """
@@ -56,7 +61,7 @@ class View(NamedTuple):
     top: float
     width: float
     height: float
-    size: int
+    shape: Shape
     flipped: bool = False
 
     def crop(self, height: int, width: int) -> tuple[float, float, float, float, float]:
@@ -69,7 +74,7 @@ class View(NamedTuple):
         if down == across == 1:
             return self
         left, width = self.left * across, self.width * across
-        return View(left, self.top * down, width, self.height * down, self.size, self.flipped)
+        return View(left, self.top * down, width, self.height * down, self.shape, self.flipped)
 
     def cut(
         self,
@@ -77,23 +82,23 @@ class View(NamedTuple):
         out: np.ndarray,
         method: Image.Resampling = Image.Resampling.LANCZOS,
     ) -> None:
-        """Write this view of `pixels` [h, w(, c)] to `out` [size, size(, c)].
+        """Write this view of `pixels` [h, w(, c)] to `out` [*shape(, c)].
 
         A flipped view is read backwards, channels included: give BGR to get RGB. Resizing the whole
         image and cropping it gives the same up to rounding.
         """
-        left, top, size = round(self.left), round(self.top), self.size
-        if (left, top, size, size) == (self.left, self.top, self.width, self.height):
-            square = pixels[top : top + size, left : left + size]
+        left, top, (rows, columns) = round(self.left), round(self.top), self.shape
+        if (left, top, columns, rows) == (self.left, self.top, self.width, self.height):
+            found = pixels[top : top + rows, left : left + columns]
         else:
             right, bottom = self.left + self.width, self.top + self.height
             # Rounding must not push the box over the edge, which Pillow refuses.
             box = (self.left, self.top, min(right, pixels.shape[1]), min(bottom, pixels.shape[0]))
-            square = np.asarray(Image.fromarray(pixels).resize((size, size), method, box))
+            found = np.asarray(Image.fromarray(pixels).resize((columns, rows), method, box))
         if self.flipped:
-            copy_backwards(square, out)
+            copy_backwards(found, out)
         else:
-            out[...] = square
+            out[...] = found
 
 
 def copy_backwards(pixels: np.ndarray, out: np.ndarray) -> None:
@@ -164,7 +169,7 @@ class CenterCrop:
     def box(
         self, height: int, width: int, size: int, words: Sequence[int]
     ) -> tuple[float, float, float, float]:
-        return _largest_square(height, width, size, lambda spare, _: spare // 2, words)
+        return _centre(height, width, (size, size))
 
 
 @dataclass(frozen=True)
@@ -174,9 +179,8 @@ class RandomCrop:
     def box(
         self, height: int, width: int, size: int, words: Sequence[int]
     ) -> tuple[float, float, float, float]:
-        return _largest_square(
-            height, width, size, lambda spare, word: _below(spare + 1, word), words
-        )
+        shape = size, size
+        return _largest(height, width, shape, lambda spare, word: _below(spare + 1, word), words)
 
 
 @dataclass(frozen=True)
@@ -217,18 +221,29 @@ class RandomResizedCrop:
         return CenterCrop().box(height, width, size, words)
 
 
-def _largest_square(
+def centre_view(height: int, width: int, shape: Shape) -> View:
+    """The view of the largest part in the centre of an image that has the proportions of `shape`;
+    of a square that is `CenterCrop`."""
+    return View(*_centre(height, width, shape), shape)
+
+
+def _centre(height: int, width: int, shape: Shape) -> tuple[float, float, float, float]:
+    return _largest(height, width, shape, lambda spare, _: spare // 2, (0, 0))
+
+
+def _largest(
     height: int,
     width: int,
-    size: int,
+    shape: Shape,
     place: Callable[[int, int], int],
     words: Sequence[int],
 ) -> tuple[float, float, float, float]:
-    """The box that gives `size` pixels of an image resized to that short side, at `place`."""
-    resized_height, resized_width = _resized(height, width, size)
+    """The box, at `place`, that gives the pixels of `shape` of an image resized to cover it."""
+    resized_height, resized_width = _resized(height, width, shape)
     across, down = width / resized_width, height / resized_height
-    left, top = place(resized_width - size, words[1]), place(resized_height - size, words[0])
-    return left * across, top * down, size * across, size * down
+    rows, columns = shape
+    left, top = place(resized_width - columns, words[1]), place(resized_height - rows, words[0])
+    return left * across, top * down, columns * across, rows * down
 
 
 def _below(limit: int, word: int) -> int:
@@ -267,4 +282,4 @@ class Preprocess:
     def view(self, height: int, width: int, words: Sequence[int]) -> View:
         """The view of an image of this size that is determined by these words."""
         box = self.crop.box(height, width, self.size, words)
-        return View(*box, self.size, self.flip and bool(words[2] >> 63))
+        return View(*box, (self.size, self.size), self.flip and bool(words[2] >> 63))

@@ -187,8 +187,12 @@ class _Depth(_Map):
     """A depth map that Pillow has opened."""
 
     def pixels(self, channels: Channels = "RGB", buffer: np.ndarray | None = None) -> np.ndarray:
-        depth = super().pixels()
-        return depth.astype(np.float32) / np.float32(255 if depth.dtype == np.uint8 else 65535)
+        return depth_shares(super().pixels())
+
+
+def depth_shares(depth: np.ndarray) -> np.ndarray:
+    """Depth of 8 or 16 bits [h, w] as fp32 in [0, 1], see `open_depth`."""
+    return depth.astype(np.float32) / np.float32(255 if depth.dtype == np.uint8 else 65535)
 
 
 def _open_with_pillow(data: Bytes, max_pixels: int) -> _Image:

@@ -163,6 +163,14 @@ def palette(classes: int) -> Float[Tensor, "v 3"]:
     return torch.tensor(colours) * 2 - 1
 
 
+def nearest(
+    inputs: Float[Tensor, "b c h w"], shape: tuple[int, int]
+) -> Float[Tensor, "b c {shape[0]} {shape[1]}"]:
+    """Inputs in a shape, by nearest neighbour: a condition that is encoded in fewer pixels than its
+    image has. Source: the original's downsample_cond_size."""
+    return inputs if inputs.shape[-2:] == shape else F.interpolate(inputs, shape)
+
+
 MODALITIES: dict[str, type[Modality]] = {
     "rgb": RGB,
     "labels": LabelMap,

@@ -11,6 +11,7 @@ from taming_dist.data.images import (
     Preprocess,
     RandomCrop,
     RandomResizedCrop,
+    centre_view,
     copy_backwards,
     resize_short_side,
 )
@@ -51,7 +52,7 @@ def test_the_words_of_a_sample_are_their_share_of_one_stream(
 def cut(preprocess: Preprocess, pixels: np.ndarray, *place: int, column: str = "") -> np.ndarray:
     """The view of `pixels` that (seed, epoch, sample) gives."""
     view = preprocess.view(*pixels.shape[:2], preprocess.words(*place))
-    out = np.empty((view.size, view.size, *pixels.shape[2:]), dtype=pixels.dtype)
+    out = np.empty((*view.shape, *pixels.shape[2:]), dtype=pixels.dtype)
     stored = pixels[..., ::-1] if view.flipped and pixels.ndim == 3 else pixels
     view.cut(stored, out, COLUMNS[column].method if column else Image.Resampling.LANCZOS)
     return out
@@ -73,6 +74,15 @@ def test_a_cut_is_what_resizing_all_of_the_image_and_cutting_gives(
     top, left = (whole.shape[0] - size) // 2, (whole.shape[1] - size) // 2
     expected = whole[top : top + size, left : left + size].astype(int)
     assert np.abs(cut(Preprocess(size), pixels, 0, 0, 0) - expected).max() <= 2
+
+
+def test_the_centre_may_have_any_proportions() -> None:
+    view = centre_view(12, 20, (12, 14))  # nothing is resized
+    out = np.empty((12, 14, 3), np.uint8)
+    view.cut(PIXELS, out)
+    assert np.array_equal(out, PIXELS[:, 3:17])
+    assert centre_view(12, 20, (6, 6)) == Preprocess(6).view(12, 20, Preprocess(6).words(0, 0, 0))
+    assert centre_view(12, 20, (24, 20))[:4] == (5, 0, 10, 12)
 
 
 CROPS = [RandomCrop(), CenterCrop(), RandomResizedCrop(scale=(0.1, 0.9))]

@@ -11,14 +11,13 @@ from taming_dist.errors import UserError
 CANNY_SIGMA = 2.0  # pixels, as in the original's ImageNetEdges
 
 
-def require_canny() -> None:
-    """Raise `UserError` if scikit-image, which finds the edges, is not installed."""
+def require_canny(asked: str = "--edges canny") -> None:
+    """Raise `UserError` if scikit-image, which finds the edges, is not installed; `asked` is what
+    needs it."""
     try:
         import skimage.feature  # noqa: F401
     except ImportError as error:
-        raise UserError(
-            "--edges canny needs scikit-image: pip install 'taming_dist[canny]'"
-        ) from error
+        raise UserError(f"{asked} needs scikit-image: pip install 'taming_dist[canny]'") from error
 
 
 def canny_edges(pixels: np.ndarray) -> np.ndarray:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from taming_dist.data.decoding import Extra, read_objects
@@ -20,6 +19,7 @@ from taming_dist.engine.tf32 import EXACT, use_tf32
 from taming_dist.formats.code_shards import BOXES, TEXTS, CodeShard, codes_dtype
 from taming_dist.formats.names import printable
 from taming_dist.formats.objects import Boxes, boxes_in_views
+from taming_dist.models.modalities import nearest
 from taming_dist.models.vqgan import VQGAN, check_all_coded
 from taming_dist.prepare.tokenization.job import Job, Part
 from taming_dist.prepare.tokenization.progress import Progress
@@ -107,8 +107,7 @@ class Encoder:
         """Yield each view of a batch as model input, [b, c, side, side] on the device."""
         modality, side = model.config.modality, self.job.side(model)
         for view in self.job.views.cut(modality.take(batch.columns, self.device), batch.ids):
-            tensor = modality.tensor(view)
-            yield tensor if tensor.shape[-1] == side else F.interpolate(tensor, (side, side))
+            yield nearest(modality.tensor(view), (side, side))
 
     @torch.inference_mode()
     def codes(self, model: VQGAN, batch: Batch, precision: str) -> Tensor:

@@ -1,0 +1,118 @@
+"""Images of which a part is known: completion from any region, and variation.
+
+The known codes stay as they are; the others are generated around them, in the order's sequence.
+Source: arXiv 2012.09841, section 4.2 (image completion; figure "completions").
+
+Legend: b images, i j code grid, n = i * j tokens, h w pixels.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from taming_dist.errors import UserError
+from taming_dist.models.prior.orders import arrange, restore
+
+HALVES = ("upper", "lower", "left", "right")
+UNKNOWN = -0.5  # the shade, in [-1, 1], of what is not known in a picture
+
+
+@dataclass(frozen=True)
+class Known:
+    """What of b images is known: `codes` [b, i, j] int64 where `mask` [b, i, j] bool is true;
+    elsewhere the codes mean nothing. A mask [i, j] is that of every image.
+
+    Raises:
+        UserError: the mask has another grid than the codes.
+    """
+
+    codes: Tensor
+    mask: Tensor
+
+    def __post_init__(self) -> None:
+        if self.mask.shape not in (self.codes.shape, self.codes.shape[1:]):
+            raise UserError(
+                f"known: a mask {list(self.mask.shape)} does not fit codes "
+                f"{list(self.codes.shape)}: give one of their grid"
+            )
+        object.__setattr__(self, "mask", self.mask.bool().expand(self.codes.shape))
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of codes."""
+        return self.codes.shape[1], self.codes.shape[2]
+
+    def rows(self, chosen: slice | Tensor) -> "Known":
+        """Return what is known of some of the images."""
+        return Known(self.codes[chosen], self.mask[chosen])
+
+    def in_turn(self, count: int) -> "Known":
+        """Return what is known of `count` images, which are these in turn."""
+        return self.rows(torch.arange(count) % len(self))
+
+    def to(self, device: torch.device) -> "Known":
+        """Return it on the device."""
+        return Known(self.codes.to(device), self.mask.to(device))
+
+    def arranged(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Return tokens and mask [b, n] in an order that has its k-th token at places[k]."""
+        return arrange(self.codes, places), arrange(self.mask.long(), places).bool()
+
+
+def half(keep: str | float, grid: tuple[int, int]) -> Tensor:
+    """Return the mask [i, j] of a half of HALVES, or of a share of the rows, counted from the top.
+
+    A middle row or column belongs to no half.
+
+    Raises:
+        UserError: it is neither.
+    """
+    rows, columns = grid
+    mask = torch.zeros(grid, dtype=torch.bool)
+    if keep == "upper":
+        mask[: rows // 2] = True
+    elif keep == "lower":
+        mask[rows - rows // 2 :] = True
+    elif keep == "left":
+        mask[:, : columns // 2] = True
+    elif keep == "right":
+        mask[:, columns - columns // 2 :] = True
+    elif isinstance(keep, int | float) and 0 < keep < 1:
+        mask[: round(keep * rows)] = True
+    else:
+        raise UserError(
+            f"keep={keep}: use {', '.join(HALVES)}, or a share of the rows from the top such as "
+            f"0.25"
+        )
+    return mask
+
+
+def first_codes(count: int, grid: tuple[int, int], places: Tensor) -> Tensor:
+    """Return the mask [i, j] of the first codes of an order that has its k-th at places[k]."""
+    sequence = torch.arange(len(places), device=places.device)
+    return restore(sequence[None], grid, places)[0] < count
+
+
+def whole_codes(kept: Tensor, factor: int) -> Tensor:
+    """Return the mask [i, j] of codes all of whose factor x factor pixels in [h, w] are kept."""
+    i, j = (side // factor for side in kept.shape)
+    return kept.reshape(i, factor, j, factor).permute(0, 2, 1, 3).flatten(2).all(-1)
+
+
+def unseen(mask: Tensor) -> int:
+    """Return how many known tokens of an image, mask [n] in its order, follow the first one that is
+    not: a causal transformer generates that one without having seen them."""
+    unknown = (~mask).nonzero()
+    return int(mask[int(unknown[0]) :].sum()) if len(unknown) else 0
+
+
+def masked_picture(picture: Tensor, mask: Tensor) -> Tensor:
+    """Return a picture [3, h, w] in [-1, 1] with a flat shade where no code, mask [i, j], is
+    known."""
+    shown = F.interpolate(mask[None, None].float(), picture.shape[-2:])[0, 0] > 0
+    return torch.where(shown, picture, UNKNOWN)

@@ -1,0 +1,91 @@
+"""Rejection sampling: of several candidates for an image, the one with the best score stays.
+
+Source: arXiv 1906.00446, section 3.3 (a classifier's probability of the class); arXiv 2012.09841,
+section 4.4, states results by the acceptance rate. Where there is no classifier, the transformer's
+own likelihood takes its place.
+
+Legend: b images, i j code grid, n = i * j tokens, h w pixels.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from taming_dist.errors import UserError
+from taming_dist.models.prior.orders import arrange
+from taming_dist.models.prior.prefix import Prefix
+from taming_dist.models.prior.schemes import LIKELIHOOD
+from taming_dist.models.prior.transformer import Transformer
+from taming_dist.ranges import check_ranges, ranged
+
+# images [b, 3, h, w] in [-1, 1] and their classes [b] int64 -> scores [b]; the larger, the better
+Classifier = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """How many candidates there are for an image, 1 / `acceptance` rounded, and what scores them.
+
+    Image k of a seed is the best of the images k * m to k * m + m - 1 that the seed gives without
+    rejection, where m is their number, all with the condition of image k; of equal ones the first.
+    So it depends on the seed and k only. `classifier` None: the log-likelihood of the codes.
+
+    Raises:
+        UserError: a rate that is none.
+    """
+
+    acceptance: float = ranged(1.0, above=0, at_most=1)
+    classifier: Classifier | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+    @property
+    def candidates(self) -> int:
+        """For each image."""
+        return round(1 / self.acceptance)
+
+
+def best_of(
+    candidates: Iterable[Tensor], score: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return, of candidates [b, i, j] for b images, the codes with the best scores, and these [b].
+
+    A score that is not a number is the worst one. The host never waits for the device.
+    """
+    left = iter(candidates)
+    best = next(left)
+    highest = _comparable(score(best))
+    for codes in left:
+        scores = _comparable(score(codes))
+        better = scores > highest
+        best = torch.where(better[:, None, None], codes, best)
+        highest = torch.where(better, scores, highest)
+    return best, highest
+
+
+def _comparable(scores: Tensor) -> Tensor:
+    return scores.double().nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+
+
+def log_likelihood(transformer: Transformer, codes: Tensor, prefix: Prefix) -> Tensor:
+    """Return log p(s | c) [b] in nats of codes [b, i, j], at temperature 1 and without guidance.
+
+    Raises:
+        UserError: the transformer's scheme has no such number.
+    """
+    check_has_likelihood(transformer)
+    tokens = arrange(codes, transformer.places)
+    return -transformer(tokens, prefix, targets=tokens).double().sum(1)
+
+
+def check_has_likelihood(transformer: Transformer) -> None:
+    """Raise a UserError if the likelihood of images cannot be had from the transformer."""
+    scheme = transformer.scheme
+    if scheme.measure != LIKELIHOOD:
+        raise UserError(
+            f"acceptance: a transformer of model/scheme={scheme.name} has no likelihood to choose "
+            f"images by: give a classifier"
+        )
