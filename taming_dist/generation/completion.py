@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from taming_dist.copies import to_device
 from taming_dist.errors import UserError
-from taming_dist.models.prior.orders import arrange, restore
+from taming_dist.models.prior.orders import Order, arrange, restore
+from taming_dist.models.prior.schemes import KnownTokens
 
 HALVES = ("upper", "lower", "left", "right")
 UNKNOWN = -0.5  # the shade, in [-1, 1], of what is not known in a picture
@@ -59,9 +61,13 @@ class Known:
         """Return it on the device."""
         return Known(self.codes.to(device), self.mask.to(device))
 
-    def arranged(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Return tokens and mask [b, n] in an order that has its k-th token at places[k]."""
-        return arrange(self.codes, places), arrange(self.mask.long(), places).bool()
+    def tokens(self, order: Order, device: torch.device) -> KnownTokens:
+        """Return it in an order, on the device. A mask that lies on the CPU is not waited for."""
+        places = order.places(self.grid)
+        mask = arrange(self.mask, to_device(places, self.mask.device))
+        leading = int(mask.all(0).long().cumprod(0).sum())
+        tokens = arrange(to_device(self.codes, device), to_device(places, device))
+        return KnownTokens(tokens, to_device(mask, device), leading)
 
 
 def half(keep: str | float, grid: tuple[int, int]) -> Tensor:

@@ -5,7 +5,7 @@ Legend: b images, n tokens, v vocabulary.
 
 from torch import Tensor
 
-from taming_dist.models.prior.blocks import Cache
+from taming_dist.models.prior.blocks import KVCache
 from taming_dist.models.prior.prefix import Prefix
 from taming_dist.models.prior.schemes import Network
 
@@ -24,13 +24,14 @@ class Guided:
         """Return logits [b, n, v] of all tokens [b, n]."""
         return self._guided(self.network(tokens.repeat(2, 1), prefix.beside_null()))
 
-    def begin(self, prefix: Prefix) -> tuple[Tensor, Cache]:
-        """Return logits [b, v] of the first code, and the cache of both halves."""
-        logits, cache = self.network.begin(prefix.beside_null())
+    def begin(self, prefix: Prefix, tokens: Tensor | None = None) -> tuple[Tensor, KVCache]:
+        """Return logits [b, v] of the code after tokens [b, t], and the cache of both halves."""
+        both = None if tokens is None else tokens.repeat(2, 1)
+        logits, cache = self.network.begin(prefix.beside_null(), both)
         return self._guided(logits), cache
 
-    def step(self, tokens: Tensor, cache: Cache) -> Tensor:
-        """Return logits [b, v] of the next code after tokens [b, 1]."""
+    def step(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        """Return logits [b, v] of the next code after tokens [b, t] more."""
         return self._guided(self.network.step(tokens.repeat(2, 1), cache))
 
     def _guided(self, logits: Tensor) -> Tensor:

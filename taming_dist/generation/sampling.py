@@ -1,14 +1,12 @@
 """How the next code is chosen from logits: temperature, top-k, top-p, a draw from given uniforms.
 
 Source: arXiv 2012.09841, section 4 (top-k sampling); top-p is nucleus sampling, arXiv
-1904.09751, section 3.1. All randomness comes in as numbers: `image_uniforms` makes them from the
-seed and the image's index, so that image k of a seed is the same in any batch.
+1904.09751, section 3.1. All randomness comes in as numbers, those of `generation.draws`, so that
+image k of a seed is the same in any batch.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,16 +90,3 @@ def in_whole_numbers(probabilities: Tensor) -> Tensor:
     Their sums do not depend on the order, so they are the same on the CPU, on a GPU and each time.
     """
     return (probabilities * UNITS).round().long()
-
-
-def image_uniforms(seed: int, images: Sequence[int], count: int) -> Tensor:
-    """Return uniforms [b, count] fp64 on [0, 1) for images of a seed, one number per token.
-
-    Row r depends on the seed and images[r] alone: Philox, a counter-based generator, with the two
-    as its key. Only its raw bits are used, which numpy keeps the same in every version.
-    """
-    rows = []
-    for image in images:
-        key = np.array([seed % 2**64, image], dtype=np.uint64)
-        rows.append(np.random.Philox(key=key).random_raw(count) >> np.uint64(11))
-    return torch.from_numpy(np.stack(rows) * 2.0**-53)

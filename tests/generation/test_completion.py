@@ -45,10 +45,11 @@ def test_the_first_codes_are_first_in_the_order(
     count = data.draw(st.integers(0, len(places)))
     mask = first_codes(count, grid, places)
     codes = torch.arange(len(places)).view(1, *grid)
-    tokens, known = Known(codes, mask).arranged(places)
-    assert torch.equal(tokens[0], places)
-    assert known[0].tolist() == [True] * count + [False] * (len(places) - count)
-    assert unseen(known[0]) == 0
+    known = Known(codes, mask).tokens(ORDERS[order](), torch.device("cpu"))
+    assert torch.equal(known.tokens[0], places)
+    assert known.mask[0].tolist() == [True] * count + [False] * (len(places) - count)
+    assert known.leading == count
+    assert unseen(known.mask[0]) == 0
 
 
 @given(GRIDS, st.sampled_from([1, 2, 4]), st.data())

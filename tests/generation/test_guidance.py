@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from taming_dist.errors import UserError
+from taming_dist.generation.draws import uniforms
 from taming_dist.generation.generator import Generator, generate_codes
 from taming_dist.generation.guidance import Guided
-from taming_dist.generation.sampling import Sampling, image_uniforms
+from taming_dist.generation.sampling import Sampling
 from taming_dist.models.prior.conditions import ClassCondition
 from taming_dist.models.prior.prefix import Prefix
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
@@ -122,8 +123,8 @@ def test_without_dropped_conditions_in_training_guidance_is_refused(scheme: str)
 def test_while_images_are_generated_and_measured_the_host_waits_for_nothing(scheme: str) -> None:
     model = tiny(scheme)
     prefix, choose = model.condition.prefix(3, CLASSES), Sampling(0.9, 5, 0.9).choose
-    uniforms = image_uniforms(0, range(3), model.scheme.uniforms(12))
+    drawn = uniforms(0, range(3), model.scheme.uniforms(12), torch.device("cpu"))
     with Waiting() as waiting:
-        model.scheme.generate(Guided(model, 2.0), prefix, 12, 24, choose, uniforms)
+        model.scheme.generate(Guided(model, 2.0), prefix, 12, 24, choose, drawn)
         model.scheme.evaluation_pair(TOKENS, 24)
     assert waiting.found == []

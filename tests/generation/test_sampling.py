@@ -9,14 +9,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from taming_dist.errors import UserError
+from taming_dist.generation.draws import uniforms
 from taming_dist.generation.sampling import (
     Sampling,
     draw,
-    image_uniforms,
     keep_top_k,
     keep_top_p,
 )
 
+CPU = torch.device("cpu")
 LOGIT = st.floats(-20, 20, width=32)
 ROWS = st.integers(1, 12).flatmap(
     lambda width: st.lists(st.lists(LOGIT, min_size=width, max_size=width), min_size=1, max_size=3)
@@ -67,8 +68,8 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p() -> None:
 
 def test_a_draw_inverts_the_cumulative_probability() -> None:
     logits = torch.tensor([0.5, 0.0, 0.25, 0.25]).log().expand(6, 4)
-    uniforms = torch.tensor([0.0, 0.49, 0.51, 0.74, 0.76, 1 - 2**-53], dtype=torch.float64)
-    assert draw(logits, uniforms).tolist() == [0, 0, 2, 2, 3, 3]
+    given = torch.tensor([0.0, 0.49, 0.51, 0.74, 0.76, 1 - 2**-53], dtype=torch.float64)
+    assert draw(logits, given).tolist() == [0, 0, 2, 2, 3, 3]
 
 
 @settings(max_examples=100, deadline=None)
@@ -83,10 +84,10 @@ def test_a_draw_never_leaves_the_filtered_tokens(
 
 def test_draws_have_the_frequencies_of_the_distribution_at_each_temperature() -> None:
     logits = torch.tensor([0.0, 1.0, 2.0, -1.0])
-    uniforms = image_uniforms(0, [0], 20_000)[0]
+    drawn = uniforms(0, [0], 20_000, CPU)[0]
     for temperature in (0.5, 1.0, 2.0):
         sampling = Sampling(temperature=temperature)
-        tokens = sampling.choose(logits.expand(20_000, 4), uniforms)
+        tokens = sampling.choose(logits.expand(20_000, 4), drawn)
         shares = tokens.bincount(minlength=4) / 20_000
         assert torch.allclose(shares, (logits / temperature).softmax(0), atol=0.015)
 
@@ -121,27 +122,3 @@ def test_each_filter_works_alone_and_zero_or_none_switches_it_off() -> None:
 def test_knobs_outside_their_range_are_refused(knobs: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Sampling(**knobs)
-
-
-def test_uniforms_depend_on_seed_and_image_only() -> None:
-    rows = image_uniforms(7, range(5), 6)
-    assert rows.shape == (5, 6)
-    assert torch.equal(image_uniforms(7, [3, 1], 6), rows[[3, 1]])
-    assert torch.equal(image_uniforms(7, [3], 4), rows[3:4, :4])
-    assert not torch.equal(image_uniforms(8, [3], 6), rows[3:4])
-    assert image_uniforms(-1, [0], 2).shape == (1, 2)
-
-
-def test_uniforms_are_uniform_across_images_and_tokens() -> None:
-    rows = image_uniforms(0, range(200), 100)
-    assert rows.min() >= 0
-    assert rows.max() < 1
-    assert rows.mean().item() == pytest.approx(0.5, abs=0.01)
-    shares = rows.flatten().histc(10, 0, 1) / 20_000
-    assert torch.allclose(shares, torch.full_like(shares, 0.1), atol=0.01)
-    assert torch.corrcoef(rows.flatten().unfold(0, 2, 1).T)[0, 1].abs() < 0.03
-
-
-def test_uniforms_stay_what_they_are() -> None:
-    # Images of published seeds must not change with a new version of numpy.
-    assert image_uniforms(1, [2], 2).tolist() == [[0.30931491118583454, 0.3569562367935075]]

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, Integer
+from jaxtyping import Float, Int64, Integer, Shaped
 from torch import Tensor
 
 from taming_dist.errors import UserError
@@ -56,8 +56,8 @@ def places_of(drawn: Float[Tensor, "b n"]) -> Int64[Tensor, "b n"]:
     return drawn.argsort(dim=-1, stable=True)  # ties are then broken alike everywhere
 
 
-def arrange(codes: Integer[Tensor, "b i j"], places: Places) -> Integer[Tensor, "b n"]:
-    """Return the tokens of codes whose k-th token has the place places[k]."""
+def arrange(codes: Shaped[Tensor, "b i j"], places: Places) -> Shaped[Tensor, "b n"]:
+    """Return the tokens of codes, or of what else a grid has: the k-th has the place places[k]."""
     return codes.flatten(1).gather(1, places.expand(len(codes), -1))
 
 

@@ -21,7 +21,7 @@ from taming_dist.models.choice import configs
 from taming_dist.models.export import Exported
 from taming_dist.models.initial import StartsAtZero, draw_normal
 from taming_dist.models.prior import former_keys
-from taming_dist.models.prior.blocks import BLOCKS, Around, Block, Cache, KVCache, Reread
+from taming_dist.models.prior.blocks import BLOCKS, Around, Block, KVCache
 from taming_dist.models.prior.config import TransformerConfig
 from taming_dist.models.prior.head import Head, ZeroHead
 from taming_dist.models.prior.orders import ORDERS, Places
@@ -92,7 +92,8 @@ class Transformer(Exported):
         read = tokens[:, : tokens.shape[1] - shift]
         front = self._prefix_embedded(prefix)
         x = torch.cat([front, self.tok_emb(read)], dim=1)
-        x = self._placed(x, 0, prefix.length, places)
+        self._check_length(x.shape[1])
+        x = self.drop(self._placed(x, prefix.length, places))
         around = self._around(front, places[..., : read.shape[1]])
         for block in self.blocks:
             x = block(x, around)
@@ -111,30 +112,28 @@ class Transformer(Exported):
             self._places = to_device(self._places, self.device)
         return self._places
 
-    def begin(self, prefix: Prefix | Part) -> tuple[Float[Tensor, "b v"], Cache]:
-        """Read the prefixes; return logits of the first code, and the cache that `step` extends.
+    def begin(
+        self, prefix: Prefix | Part, tokens: Int64[Tensor, "b t"] | None = None
+    ) -> tuple[Float[Tensor, "b v"], KVCache]:
+        """Read the prefixes and the first tokens, if some are known, in one pass; return logits of
+        the next one, and the cache that `step` extends.
 
         Raises:
             UserError: more tokens than positions.
         """
         prefix = as_prefix(prefix)
-        if self._kind.unmasked(self.config.block) > prefix.length:
-            reread = Reread(prefix, self.places.new_empty(len(prefix), 0))
-            return self._reread(reread), reread
         front = self._prefix_embedded(prefix)
-        cache = self._cache(len(prefix))
-        cache.prefix, cache.around = prefix.length, self._around(front, self.places)
-        return self._continue(front, cache), cache
+        cache = self._cache(front)
+        if tokens is None:
+            return self._continue(front, cache), cache
+        return self._continue(torch.cat([front, self.tok_emb(tokens)], dim=1), cache), cache
 
-    def step(self, tokens: Int64[Tensor, "b 1"], cache: Cache) -> Float[Tensor, "b v"]:
-        """Read the code after those in the cache; return logits of the next one.
+    def step(self, tokens: Int64[Tensor, "b t"], cache: KVCache) -> Float[Tensor, "b v"]:
+        """Read the t tokens after those in the cache; return logits of the next one.
 
         Raises:
             UserError: more tokens than positions.
         """
-        if isinstance(cache, Reread):
-            cache.tokens = torch.cat([cache.tokens, tokens], dim=1)
-            return self._reread(cache)
         return self._continue(self.tok_emb(tokens), cache)
 
     def canonical_config(self) -> dict[str, Any]:
@@ -151,30 +150,35 @@ class Transformer(Exported):
                 del values[part]
         return former_keys.former(values)
 
-    def _cache(self, batch: int) -> KVCache:
-        """An empty cache for `batch` images, on the model's device and in its precision."""
-        weight, first = self.tok_emb.weight, cast(Block, self.blocks[0])
+    def _cache(self, front: Float[Tensor, "b m c"]) -> KVCache:
+        """An empty cache for images with these prefixes, in the precision of their keys."""
+        (batch, prefix, _), device, first = front.shape, front.device, cast(Block, self.blocks[0])
         heads, width = first.cached
         positions = self.config.positions
-        return KVCache(
-            len(self.blocks), batch, heads, positions, width, weight.device, weight.dtype
-        )
-
-    def _reread(self, so_far: Reread) -> Float[Tensor, "b v"]:
-        """Logits after a prefix and the tokens so far, from a pass over all of them."""
-        unread = F.pad(so_far.tokens, (0, 1))  # in the place of the one that is predicted
-        return self(unread, so_far.prefix)[:, -1]
+        shape = (len(self.blocks), batch, heads, positions, width)
+        dtype = front.dtype
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        keys, values = (torch.empty(shape, device=device, dtype=dtype) for _ in range(2))
+        unplaced = front.new_zeros(min(positions, prefix + len(self.places)), front.shape[-1])
+        learned = self._placed(unplaced, prefix, self.places)
+        return KVCache(keys, values, learned, self._around(front, self.places), prefix)
 
     def _continue(self, x: Float[Tensor, "b t c"], cache: KVCache) -> Float[Tensor, "b v"]:
         """Logits after the positions with the embeddings x, which follow those in the cache."""
-        start, end = cache.length, cache.length + x.shape[1]
-        x = self._placed(x, start, cache.prefix, self.places)
-        around = cache.around._replace(cache=cache)
+        if cache.again is not None:
+            x, cache.length = torch.cat([cache.again, x], dim=1), 0
+        count = x.shape[1]
+        seen = count < self._kind.unmasked(self.config.block)
+        cache.again = x if cache.length == 0 and seen else None
+        self._check_length(cache.length + count)
+        around = cache.around._replace(cache=cache, mask=cache.mask())
         if around.rotation is not None:
-            around = around._replace(rotation=around.rotation[..., start:end, :])
+            around = around._replace(rotation=cache.next(around.rotation, count))
+        x = self.drop(x + cache.next(cache.learned, count))
         for layer, block in enumerate(self.blocks):
             x = block(x, around._replace(layer=layer))
-        cache.length = end
+        cache.advance(count)
         return self.head(self._normed(x[:, -1:], around))[:, 0]
 
     def _prefix_embedded(self, prefix: Prefix) -> Float[Tensor, "b m c"]:
@@ -206,39 +210,38 @@ class Transformer(Exported):
         """The last norm's answer."""
         return self.ln_f(x) if around.signal is None else self.ln_f(x, around.signal)
 
-    def _placed(
-        self, x: Float[Tensor, "b t c"], start: int, prefix: int, places: Places
-    ) -> Float[Tensor, "b t c"]:
-        """Embeddings of the positions from `start` on with what is learned of them added; the
-        first `prefix` of all are the condition's."""
-        end = start + x.shape[1]
-        if end > self.config.positions:
+    def _check_length(self, positions: int) -> None:
+        if positions > self.config.positions:
             raise UserError(
-                f"block_size: {end} tokens do not fit the model's {self.config.positions} positions"
+                f"block_size: {positions} tokens do not fit the model's {self.config.positions} "
+                f"positions"
             )
+
+    def _placed(
+        self, x: Float[Tensor, "*b t c"], prefix: int, places: Places
+    ) -> Float[Tensor, "*b t c"]:
+        """Embeddings of the first t positions with what is learned of them added; the first
+        `prefix` of all are the condition's."""
+        end = x.shape[-2]
         learned = end if self._kind.learned_positions else min(end, prefix)
-        if self.pos_emb is not None and start < learned:
-            rows = self._learned(start, learned, prefix, places)
+        if self.pos_emb is not None:
+            rows = self._learned(learned, prefix, places)
             x = x + (rows if learned == end else F.pad(rows, (0, 0, 0, end - learned)))
         if self.target_emb is not None:
-            # position p predicts token p - prefix + shift
-            first = max(start, prefix - self.scheme.shift)
-            told = prefix - self.scheme.shift
-            wanted = self.target_emb[places[..., first - told : end - told]]
-            x = x + F.pad(wanted, (0, 0, first - start, 0))
-        return self.drop(x)
+            first = prefix - self.scheme.shift  # position p predicts token p - first
+            wanted = self.target_emb[places[..., : end - first]]
+            x = x + F.pad(wanted, (0, 0, first, end - first - wanted.shape[-2]))
+        return x
 
-    def _learned(
-        self, start: int, end: int, prefix: int, places: Places
-    ) -> Float[Tensor, "*b t c"]:
-        """The learned embeddings of positions: in the prefix, and in an order that all images have,
-        by position; in one that is drawn by place."""
+    def _learned(self, end: int, prefix: int, places: Places) -> Float[Tensor, "*b t c"]:
+        """The learned embeddings of the first positions: in the prefix, and in an order that all
+        images have, by position; in one that is drawn by place."""
         assert self.pos_emb is not None
         table = self.pos_emb[0]
         if end <= prefix or not self.order.drawn:
-            return table[start:end]
-        own = torch.arange(start, max(start, prefix), device=table.device)
-        there = places[..., max(start - prefix, 0) : end - prefix] + prefix
+            return table[:end]
+        own = torch.arange(prefix, device=table.device)
+        there = places[..., : end - prefix] + prefix
         return table[torch.cat([own.expand(*there.shape[:-1], -1), there], dim=-1)]
 
 

@@ -11,13 +11,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from taming_dist.errors import UserError
-from taming_dist.generation.sampling import Sampling, image_uniforms
+from taming_dist.generation.draws import uniforms
+from taming_dist.generation.sampling import Sampling
 from taming_dist.losses.tokens import corrupt, mean_of
 from taming_dist.models.prior.prefix import Prefix
-from taming_dist.models.prior.schemes import SCHEMES, Masked, NextIndex, Scheme
+from taming_dist.models.prior.schemes import SCHEMES, KnownTokens, Masked, NextIndex, Scheme
 from taming_dist.models.prior.schemes.masked import EVALUATED, ranks, still_masked
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 
+CPU = torch.device("cpu")
 TOKENS = torch.randint(24, (3, 12), generator=torch.Generator().manual_seed(1))
 
 
@@ -32,18 +34,21 @@ def tiny(scheme: Scheme) -> Transformer:
     return model
 
 
-def generated(model: Transformer, images: list[int], **knobs: Any) -> Tensor:
-    uniforms = image_uniforms(0, images, model.scheme.uniforms(12))
+def generated(
+    model: Transformer, images: list[int], known: KnownTokens | None = None, **knobs: Any
+) -> Tensor:
+    drawn = uniforms(0, images, model.scheme.uniforms(12), CPU)
     prefix = model.condition.prefix(len(images), {})
     with torch.no_grad():
-        return model.scheme.generate(model, prefix, 12, 24, Sampling(**knobs).choose, uniforms)
+        choose = Sampling(**knobs).choose
+        return model.scheme.generate(model, prefix, 12, 24, choose, drawn, known)
 
 
 def one_after_the_other(model: Transformer, image: int, sampling: Sampling) -> Tensor:
     """MaskGIT's decoding as the paper tells it, one image and one token at a time."""
     scheme, count, mask = model.scheme, 12, 24
     assert isinstance(scheme, Masked)
-    drawn = image_uniforms(0, [image], scheme.uniforms(count)).view(scheme.steps, 2, count)
+    drawn = uniforms(0, [image], scheme.uniforms(count), CPU).view(scheme.steps, 2, count)
     tokens, left = [mask] * count, count
     for step in range(1, scheme.steps + 1):
         logits = model(torch.tensor([tokens]), model.condition.prefix(1, {}))[0]
@@ -170,6 +175,50 @@ def test_masked_tokens_are_generated_as_the_paper_tells_it(steps: int, knobs: di
         assert torch.equal(found[image], expected)
 
 
+@settings(max_examples=20, deadline=None)
+@given(
+    name=st.sampled_from(sorted(SCHEMES)),
+    images=st.lists(st.integers(0, 99), min_size=1, max_size=3),
+    share=st.sampled_from([0.0, 0.3, 0.8, 1.0]),
+    leading=st.integers(0, 12),
+    seed=st.integers(0, 2**31),
+)
+@torch.no_grad()
+def test_known_tokens_stay_and_the_others_are_as_if_these_had_been_drawn(
+    name: str, images: list[int], share: float, leading: int, seed: int
+) -> None:
+    model = tiny(SCHEMES[name]())
+    randomness = torch.Generator().manual_seed(seed)
+    whole = generated(model, images)
+    mask = torch.rand(len(images), 12, generator=randomness) < share
+    mask[:, :leading] = True
+    leading = int(mask.all(0).long().cumprod(0).sum())
+    tokens = torch.where(mask, torch.randint(24, mask.shape, generator=randomness), -1)
+    found = generated(model, images, known=KnownTokens(tokens, mask, leading))
+    assert torch.equal(found[mask], tokens[mask])
+    assert 0 <= found.min() <= found.max() < 24
+    for row, image in enumerate(images):  # each alone
+        own = slice(row, row + 1)
+        alone = generated(model, [image], known=KnownTokens(tokens[own], mask[own]))
+        assert torch.equal(alone, found[own])
+    if name == "next_index":  # what it would have written itself is as good as known
+        again = generated(model, images, known=KnownTokens(whole, mask, leading))
+        assert torch.equal(again, whole)
+
+
+@torch.no_grad()
+def test_the_masked_scheme_counts_the_unknown_tokens_of_each_image() -> None:
+    network = Recorded(5, flat=False)
+    scheme, mask = Masked(steps=4), torch.zeros(3, 12, dtype=torch.bool)
+    mask[1, ::2], mask[2, :10] = True, True
+    known = KnownTokens(torch.zeros(3, 12, dtype=torch.int64), mask)
+    prefix = Prefix((torch.zeros(3, 1, dtype=torch.int64),))
+    drawn = uniforms(0, range(3), scheme.uniforms(12), CPU)
+    scheme.generate(network, prefix, 12, 5, Sampling().choose, drawn, known)
+    masked = [(read == 5).sum(1).tolist() for read in network.read]
+    assert masked == [[12, 6, 2], [11, 5, 1], [8, 4, 0], [4, 2, 0]]
+
+
 class Recorded:
     """A network with random logits, the same for the same call; it keeps what it has read."""
 
@@ -197,14 +246,14 @@ def test_every_token_is_written_once_and_as_many_per_step_as_the_schedule_says(
     steps: int, count: int, vocabulary: int, choice_temperature: float, flat: bool, zero: bool
 ) -> None:
     scheme, network = Masked(steps, choice_temperature), Recorded(vocabulary, flat)
-    uniforms = image_uniforms(0, range(2), scheme.uniforms(count)) * (not zero)
+    drawn = uniforms(0, range(2), scheme.uniforms(count), CPU) * (not zero)
     prefix = Prefix((torch.zeros(2, 1, dtype=torch.int64),))
     choose = Sampling(top_k=3).choose
-    tokens = scheme.generate(network, prefix, count, vocabulary, choose, uniforms)
+    tokens = scheme.generate(network, prefix, count, vocabulary, choose, drawn)
     assert 0 <= tokens.min() <= tokens.max() < vocabulary
     taken = min(steps, count)
     assert len(network.read) == taken
-    left = still_masked(count, taken)
+    left = [int(each) for each in still_masked(torch.tensor([count]), taken)]
     for count_now, read in zip(left, [*network.read[1:], tokens], strict=True):
         masked = read == vocabulary
         assert (masked.sum(1) == count_now).all()

@@ -6,14 +6,7 @@ A kind of block is a class with a config class, and one line in BLOCKS.
 from typing import Any
 
 from taming_dist.models.prior.blocks.gpt import GPTBlock, GPTBlockConfig
-from taming_dist.models.prior.blocks.interface import (
-    Around,
-    Block,
-    BlockSizes,
-    Cache,
-    KVCache,
-    Reread,
-)
+from taming_dist.models.prior.blocks.interface import Around, Block, BlockSizes, KVCache
 from taming_dist.models.prior.blocks.llama import LlamaBlock, LlamaBlockConfig
 from taming_dist.models.prior.blocks.rar import RARBlock, RARBlockConfig
 
@@ -22,7 +15,6 @@ __all__ = [
     "Around",
     "Block",
     "BlockSizes",
-    "Cache",
     "GPTBlock",
     "GPTBlockConfig",
     "KVCache",
@@ -30,7 +22,6 @@ __all__ = [
     "LlamaBlockConfig",
     "RARBlock",
     "RARBlockConfig",
-    "Reread",
 ]
 
 # name in conf/model/block -> its config and its block; the first is the default

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 
 
 def attend(
@@ -16,16 +17,22 @@ def attend(
     causal: bool,
     dropout: float = 0.0,
     unmasked: int = 0,
+    mask: Float[Tensor, "t s"] | None = None,
 ) -> Float[Tensor, "b t c"]:
     """Return what the queries read, their heads side by side.
 
-    With `causal` the query at position p sees the keys up to p; the first `unmasked` positions see
-    each other, too. Queries are those of the last t of s positions: one, or all of them.
+    Queries are those of the last t of s positions. With `causal` the query at position p sees the
+    keys up to p; the first `unmasked` positions see each other, too, where all are queries. `mask`,
+    added to the scores, says instead what is seen.
     """
-    positions = query.shape[2]
-    assert not causal or positions in (1, key.shape[2])
-    if not causal or positions == 1 or positions <= unmasked:
+    positions, total = query.shape[2], key.shape[2]
+    if mask is not None:
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    elif not causal or positions == 1 or positions == total <= unmasked:
         out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+    elif positions < total:
+        last = causal_lower_right(positions, total)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=last)
     else:
         out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
         if unmasked:

@@ -47,7 +47,8 @@ class Attention(nn.Module):
         if around.cache is not None:
             key, value = around.cache.extend(around.layer, key, value)
         dropout = self.dropout if self.training else 0.0
-        return self.proj(attend(query, key, value, self.causal, dropout, self.unmasked))
+        read = attend(query, key, value, self.causal, dropout, self.unmasked, around.mask)
+        return self.proj(read)
 
 
 class GPTBlock(Block):

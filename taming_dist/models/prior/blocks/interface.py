@@ -6,11 +6,8 @@ Legend: b batch, t positions, c width, d width of a head.
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-
-from taming_dist.models.prior.prefix import Prefix
 
 
 @dataclass(frozen=True)
@@ -37,37 +34,39 @@ class Around(NamedTuple):
 
     `rotation`: what the kind's `rotation` gave for the positions of x, the same for all images or
     one for each; `signal`: the mean of the prefix's embeddings, for kinds whose norms it moves;
-    `cache`: the positions before x, none without it; `layer`: which of its layers is the block's.
+    `cache`: the positions before x, none without it; `layer`: which of its layers is the block's;
+    `mask`: what is added to the scores of attention over the cache (None: nothing, see `attend`).
     """
 
     rotation: Float[Tensor, "*b t r"] | None = None
     signal: Float[Tensor, "b c"] | None = None
     cache: "KVCache | None" = None
     layer: int = 0
+    mask: Float[Tensor, "t s"] | None = None
 
 
 class KVCache:
     """Keys and values of the positions read so far, in memory that is taken once.
 
     `keys` and `values` are [layers, b, heads, positions, d]; `length` positions count, of which the
-    first `prefix` are the condition's. `around`: what every position is told (`Around`).
+    first `prefix` are the condition's. `around`: what all positions are told (`Around`); `learned`
+    [positions, c]: what is learned of each, which is added to its embedding. `again`: the
+    embeddings [b, length, c] of all so far, while they see later ones (`Block.unmasked`), so that
+    what is cached changes with each that comes; None after.
     """
 
     def __init__(
         self,
-        layers: int,
-        batch: int,
-        heads: int,
-        positions: int,
-        head_width: int,
-        device: torch.device,
-        dtype: torch.dtype,
+        keys: Float[Tensor, "layers b heads positions d"],
+        values: Float[Tensor, "layers b heads positions d"],
+        learned: Float[Tensor, "positions c"],
+        around: Around,
+        prefix: int,
     ) -> None:
-        shape = (layers, batch, heads, positions, head_width)
-        self.keys = torch.empty(shape, device=device, dtype=dtype)
-        self.values = torch.empty(shape, device=device, dtype=dtype)
-        self.length = self.prefix = 0
-        self.around = Around()
+        self.keys, self.values = keys, values
+        self.learned, self.around, self.prefix = learned, around, prefix
+        self.length = 0
+        self.again: Tensor | None = None
 
     def extend(
         self,
@@ -75,23 +74,23 @@ class KVCache:
         key: Float[Tensor, "b heads t d"],
         value: Float[Tensor, "b heads t d"],
     ) -> tuple[Float[Tensor, "b heads end d"], Float[Tensor, "b heads end d"]]:
-        """Write one layer's keys and values after `length`; return all so far."""
+        """Write one layer's keys and values after those that count; return all to be read."""
         end = self.length + key.shape[2]
         self.keys[layer, :, :, self.length : end] = key
         self.values[layer, :, :, self.length : end] = value
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
+    def next(self, table: Float[Tensor, "p *r"], count: int = 1) -> Float[Tensor, "{count} *r"]:
+        """Return the rows of a table that has one a position, for the next positions."""
+        return table[self.length : self.length + count]
 
-@dataclass
-class Reread:
-    """What stands in for a cache where positions see later ones (`Block.unmasked`), so that keys
-    and values change with each token: the sequence itself, which is read anew for every token."""
+    def mask(self) -> Float[Tensor, "t s"] | None:
+        """Return `Around.mask` of the next positions."""
+        return None
 
-    prefix: Prefix
-    tokens: Int64[Tensor, "b k"]
-
-
-Cache = KVCache | Reread
+    def advance(self, count: int) -> None:
+        """Count so many positions more, which have been written."""
+        self.length += count
 
 
 class Block(nn.Module):

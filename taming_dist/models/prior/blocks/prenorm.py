@@ -43,7 +43,7 @@ class Attention(nn.Module):
         if around.cache is not None:
             key, value = around.cache.extend(around.layer, key, value)
         dropout = self.dropout if self.training else 0.0
-        return self.proj(attend(query, key, value, self.causal, dropout))
+        return self.proj(attend(query, key, value, self.causal, dropout, mask=around.mask))
 
 
 class PreNormBlock(Block):

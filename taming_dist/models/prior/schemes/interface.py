@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from typing import ClassVar, NamedTuple, Protocol
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from taming_dist.errors import UserError
-from taming_dist.models.prior.blocks import Cache
+from taming_dist.models.prior.blocks import KVCache
 from taming_dist.models.prior.prefix import Prefix
 
 LIKELIHOOD = "nll"  # the `measure` whose sum over an image's tokens is -log p(s | c)
@@ -25,8 +25,10 @@ class Network(Protocol):
     """What a scheme uses of a transformer (`models.prior.transformer.Transformer`)."""
 
     def __call__(self, tokens: Int64[Tensor, "b n"], prefix: Prefix) -> Float[Tensor, "b n v"]: ...
-    def begin(self, prefix: Prefix) -> tuple[Float[Tensor, "b v"], Cache]: ...
-    def step(self, tokens: Int64[Tensor, "b 1"], cache: Cache) -> Float[Tensor, "b v"]: ...
+    def begin(
+        self, prefix: Prefix, tokens: Int64[Tensor, "b t"] | None = None
+    ) -> tuple[Float[Tensor, "b v"], KVCache]: ...
+    def step(self, tokens: Int64[Tensor, "b t"], cache: KVCache) -> Float[Tensor, "b v"]: ...
 
 
 class Pair(NamedTuple):
@@ -39,6 +41,18 @@ class Pair(NamedTuple):
     inputs: Int64[Tensor, "b n"]
     targets: Int64[Tensor, "b n"]
     weights: Float[Tensor, "b n"] | None = None
+
+
+class KnownTokens(NamedTuple):
+    """What is known of the tokens that are to be generated, in their order.
+
+    `tokens` [b, n] count where `mask` [b, n] says so, and are below the vocabulary there. The first
+    `leading` ones are known of all images.
+    """
+
+    tokens: Int64[Tensor, "b n"]
+    mask: Bool[Tensor, "b n"]
+    leading: int = 0
 
 
 class Scheme(ABC):
@@ -99,9 +113,11 @@ class Scheme(ABC):
         vocabulary: int,
         choose: Choose,
         uniforms: Float[Tensor, "b u"],
+        known: KnownTokens | None = None,
     ) -> Int64[Tensor, "b {count}"]:
-        """Return `count` tokens for each prefix, chosen by `choose`, below `vocabulary`.
+        """Return `count` tokens for each prefix: those that are known as they are, and the others,
+        below `vocabulary`, chosen by `choose`.
 
         uniforms: u are as many as `uniforms(count)` says. An image's tokens depend on its own
-        prefix and uniforms only, and the host never waits for the device.
+        prefix, uniforms and known tokens only, and the host never waits for the device.
         """

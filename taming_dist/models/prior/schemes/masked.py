@@ -13,7 +13,14 @@ from torch import Tensor
 
 from taming_dist.copies import to_device
 from taming_dist.models.prior.prefix import Prefix
-from taming_dist.models.prior.schemes.interface import Choose, Draws, Network, Pair, Scheme
+from taming_dist.models.prior.schemes.interface import (
+    Choose,
+    Draws,
+    KnownTokens,
+    Network,
+    Pair,
+    Scheme,
+)
 from taming_dist.ranges import check_ranges, ranged
 
 EVALUATED = 16  # masks that images are evaluated with
@@ -28,12 +35,13 @@ class Masked(Scheme):
     cosine schedule of section 3.3), and only they count. Its loss, and what validation measures as
     `masked_nll`, is no likelihood of the image: never compare it with the next index's `nll`.
 
-    Generation starts with all tokens masked. In each of `steps` steps (no more than tokens) all
-    masked ones are chosen, those that the network is surest of stay, and the others are masked
-    again: n cos(pi / 2 * t / steps) after step t, rounded down (sections 3.2 and 3.3). How sure it
-    is: the chosen token's log-probability, before the sampling temperature, top-k and top-p but
-    with guidance, plus Gumbel noise times a temperature that falls linearly from
-    `choice_temperature` to 0 (the authors' code, whose value is 4.5).
+    Generation starts with all tokens masked that are not known. In each of `steps` steps (no more
+    than tokens) all masked ones are chosen, those that the network is surest of stay, and the
+    others are masked again: of an image's u unknown ones u cos(pi / 2 * t / steps) after step t,
+    rounded down (sections 3.2 and 3.3). How sure it is: the chosen token's log-probability, before
+    the sampling temperature, top-k and top-p but with guidance, plus Gumbel noise times a
+    temperature that falls linearly from `choice_temperature` to 0 (the authors' code, whose value
+    is 4.5).
 
     The label smoothing of section 4.1 is left out: the loss is the likelihood of the masked tokens,
     in training as in validation.
@@ -86,34 +94,39 @@ class Masked(Scheme):
         vocabulary: int,
         choose: Choose,
         uniforms: Float[Tensor, "b u"],
+        known: KnownTokens | None = None,
     ) -> Int64[Tensor, "b {count}"]:
         steps = self._steps(count)
         drawn = uniforms.unflatten(1, (steps, 2, count))
         tokens = torch.full((len(prefix), count), vocabulary, device=prefix.device)
         masked = torch.ones_like(tokens, dtype=torch.bool)
-        for step, left in enumerate(still_masked(count, steps)):
+        if known is not None:
+            tokens, masked = known.tokens, ~known.mask
+        for step, left in enumerate(still_masked(masked.sum(1), steps)):
             logits = network(tokens.masked_fill(masked, vocabulary), prefix)
             chosen = choose(logits.flatten(0, 1), drawn[:, step, 0].flatten()).view_as(tokens)
             tokens = torch.where(masked, chosen, tokens)
             temperature = self.choice_temperature * (1 - (step + 1) / steps)
             sureness = log_probability(logits, tokens) + temperature * gumbel(drawn[:, step, 1])
             # what is no longer masked is the surest, and stays
-            masked = ranks(sureness.masked_fill(~masked, torch.inf)) < left
+            masked = ranks(sureness.masked_fill(~masked, torch.inf)) < left[:, None]
         return tokens
 
     def _steps(self, count: int) -> int:
         return min(self.steps, count)
 
 
-def still_masked(count: int, steps: int) -> list[int]:
-    """Return how many of `count` tokens are masked after each step; at most `count` steps.
+def still_masked(unknown: Int64[Tensor, "b"], steps: int) -> list[Int64[Tensor, "b"]]:
+    """Return how many tokens of each image, of those that are unknown at first, are masked after
+    each step.
 
-    Source: arXiv 2202.04200, section 3.3; every step writes one at least, as in the authors' code.
+    Source: arXiv 2202.04200, section 3.3; every step writes one at least, as in the authors' code,
+    until none is left.
     """
-    left = [count]
+    left = [unknown]
     for step in range(1, steps + 1):
-        wanted = math.floor(count * math.cos(math.pi / 2 * step / steps))
-        left.append(min(wanted, left[-1] - 1))
+        wanted = unknown.double() * math.cos(math.pi / 2 * step / steps)
+        left.append(torch.minimum(wanted.floor().long(), left[-1] - 1).clamp(min=0))
     return left[1:]
 
 

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from taming_dist.losses.tokens import corrupt
 from taming_dist.models.prior.prefix import Prefix
-from taming_dist.models.prior.schemes.interface import Choose, Draws, Network, Pair, Scheme
+from taming_dist.models.prior.schemes.interface import (
+    Choose,
+    Draws,
+    KnownTokens,
+    Network,
+    Pair,
+    Scheme,
+)
 from taming_dist.ranges import check_ranges, ranged
 
 
@@ -56,11 +63,20 @@ class NextIndex(Scheme):
         vocabulary: int,
         choose: Choose,
         uniforms: Float[Tensor, "b u"],
+        known: KnownTokens | None = None,
     ) -> Int64[Tensor, "b {count}"]:
         tokens = torch.empty(len(prefix), count, dtype=torch.int64, device=prefix.device)
-        logits, cache = network.begin(prefix)
-        for k in range(count):
-            if k:
+        first = 0
+        if known is not None:
+            tokens, first = known.tokens.clone(), known.leading
+        if first == count:
+            return tokens
+        logits, cache = network.begin(prefix, tokens[:, :first])
+        for k in range(first, count):
+            if k > first:
                 logits = network.step(tokens[:, k - 1 : k], cache)
-            tokens[:, k] = choose(logits, uniforms[:, k])
+            chosen = choose(logits, uniforms[:, k])
+            if known is not None:
+                chosen = torch.where(known.mask[:, k], tokens[:, k], chosen)
+            tokens[:, k] = chosen
         return tokens
