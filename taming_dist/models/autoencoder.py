@@ -6,36 +6,73 @@ Legend: b batch, c channels, h w pixels, d latent channels, i j latent grid.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Float64
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
 GROUPS = 32  # of every GroupNorm, as in the original
 
 
-def normalize(channels: int) -> nn.GroupNorm:
-    """GroupNorm over 32 groups, eps 1e-6."""
-    return nn.GroupNorm(GROUPS, channels, eps=1e-6)
+class Moments(NamedTuple):
+    """Mean and variance of each group of a whole image."""
+
+    mean: Float64[Tensor, "groups"]
+    variance: Float64[Tensor, "groups"]
+
+
+class Norm(nn.GroupNorm):
+    """GroupNorm over 32 groups, eps 1e-6, by the moments of its input or by those given: of the
+    image that the input is a part of."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(GROUPS, channels, eps=1e-6)
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], moments: Moments | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        if moments is None:
+            return super().forward(x)
+        each = self.num_channels // self.num_groups
+        scale = self.weight * (moments.variance + self.eps).rsqrt().repeat_interleave(each)
+        shift = self.bias - moments.mean.repeat_interleave(each) * scale
+        scale, shift = scale.float()[:, None, None], shift.float()[:, None, None]
+        return torch.addcmul(shift, x, scale).to(x.dtype)
 
 
 class ResnetBlock(nn.Module):
-    """Pre-activation residual block."""
+    """Pre-activation residual block, in two halves of one norm and one 3x3 convolution each.
+
+    A half takes the moments of its norm's input where it sees a part of an image only.
+    """
 
     def __init__(self, channels: int, out: int, dropout: float) -> None:
         super().__init__()
-        self.norm1 = normalize(channels)
+        self.norm1 = Norm(channels)
         self.conv1 = nn.Conv2d(channels, out, 3, padding=1)
-        self.norm2 = normalize(out)
+        self.norm2 = Norm(out)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out, out, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(channels, out, 1) if channels != out else nn.Identity()
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h w"]:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return self.second(x, self.first(x))
+
+    def first(
+        self, x: Float[Tensor, "b c h w"], moments: Moments | None = None
+    ) -> Float[Tensor, "b out h w"]:
+        return self.conv1(F.silu(self.norm1(x, moments)))
+
+    def second(
+        self,
+        x: Float[Tensor, "b c h w"],
+        h: Float[Tensor, "b out h w"],
+        moments: Moments | None = None,
+    ) -> Float[Tensor, "b out h w"]:
+        h = self.conv2(self.dropout(F.silu(self.norm2(h, moments))))
         return self.nin_shortcut(x) + h
 
 
@@ -44,7 +81,7 @@ class AttnBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = normalize(channels)
+        self.norm = Norm(channels)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -170,7 +207,7 @@ class Encoder(nn.Module):
             width = out
         self.down = nn.ModuleList(levels)
         self.mid = Middle(width, dropout)
-        self.norm_out = normalize(width)
+        self.norm_out = Norm(width)
         self.conv_out = nn.Conv2d(width, latent_channels, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
@@ -184,7 +221,9 @@ class Decoder(nn.Module):
     """G: latents -> images; one block a level more than the encoder.
 
     `features` ends before the last convolution `conv_out`, whose weight gradients set the adaptive
-    weight of the GAN loss (equation 7); `forward` is `conv_out(features(z))`.
+    weight of the GAN loss (equation 7); `forward` is `conv_out(features(z))`. What `features` is
+    made of, `coarse`, the levels and `fine`, is called one by one where a picture is too large for
+    the whole (`generation.tiles`).
     """
 
     def __init__(
@@ -211,14 +250,24 @@ class Decoder(nn.Module):
             levels.insert(0, level)  # up[0] is the highest resolution, as in the original
             width = out
         self.up = nn.ModuleList(levels)
-        self.norm_out = normalize(width)
+        self.norm_out = Norm(width)
         self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
 
     def features(self, z: Float[Tensor, "b d i j"]) -> Float[Tensor, "b c h w"]:
-        h = self.mid(self.conv_in(z))
+        h = self.coarse(z)
         for level in reversed(self.up):
             h = level(h)
-        return F.silu(self.norm_out(h))
+        return self.fine(h)
+
+    def coarse(self, z: Float[Tensor, "b d i j"]) -> Float[Tensor, "b c i j"]:
+        """Before the levels: what has the size of the latents, attention over all of them."""
+        return self.mid(self.conv_in(z))
+
+    def fine(
+        self, h: Float[Tensor, "b c h w"], moments: Moments | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        """After the levels; `moments`: those of the image that h is a part of."""
+        return F.silu(self.norm_out(h, moments))
 
     def forward(self, z: Float[Tensor, "b d i j"]) -> Float[Tensor, "b c h w"]:
         return self.conv_out(self.features(z))

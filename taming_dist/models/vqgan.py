@@ -153,7 +153,11 @@ class VQGAN(
 
     def decode_codes(self, codes: Int64[Tensor, "b i j"]) -> Float[Tensor, "b c h w"]:
         """Codes -> images, h = i*f and w = j*f, about in [-1,1] (not clamped), or logits."""
-        return self.decoder(self.post_quant_conv(self.quantize.lookup(codes).to(self.dtype)))
+        return self.decoder(self.entries(codes))
+
+    def entries(self, codes: Int64[Tensor, "b i j"]) -> Float[Tensor, "b d i j"]:
+        """Codes -> the vectors that the decoder reads."""
+        return self.post_quant_conv(self.quantize.lookup(codes).to(self.dtype))
 
     @property
     def dtype(self) -> Any:

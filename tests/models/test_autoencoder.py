@@ -10,6 +10,9 @@ from taming_dist.models.autoencoder import (
     Decoder,
     Downsample,
     Encoder,
+    Moments,
+    Norm,
+    ResnetBlock,
     last_layer_gradients,
 )
 
@@ -54,6 +57,24 @@ def test_attention_runs_on_a_fused_kernel(layout: torch.memory_format) -> None:
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         AttnBlock(32)(x).sum().backward()
     assert x.grad is not None
+
+
+def test_a_norm_takes_the_moments_of_the_image_that_it_sees_a_part_of() -> None:
+    torch.manual_seed(0)
+    norm = Norm(64)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    image = torch.randn(1, 64, 6, 5) * 3 + 2
+    variance, mean = torch.var_mean(image.double().reshape(32, -1), 1, correction=0)
+    part = norm(image[:, :, 2:4], Moments(mean, variance))
+    torch.testing.assert_close(part, norm(image)[:, :, 2:4])
+    assert not torch.allclose(norm(image[:, :, 2:4]), part, atol=0.1)
+
+
+def test_the_halves_of_a_residual_block_make_up_the_whole() -> None:
+    torch.manual_seed(0)
+    block, x = ResnetBlock(32, 64, dropout=0.0), torch.randn(2, 32, 4, 5)
+    assert torch.equal(block.second(x, block.first(x)), block(x))
 
 
 def test_downsampling_pads_right_and_below_only() -> None:
