@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from taming_dist.copies import to_device
 from taming_dist.errors import UserError
 from taming_dist.formats.scratch import Planes
-from taming_dist.models.autoencoder import GROUPS, Moments, ResnetBlock
+from taming_dist.models.autoencoder import GROUPS, AttnBlock, Moments, ResnetBlock, Upsample
 from taming_dist.models.vqgan import VQGAN
 
 MARGIN = 1  # rows above and below that a 3x3 convolution sees; each step has one convolution
@@ -44,7 +44,8 @@ def tile_rows(vqgan: VQGAN, size: tuple[int, int], tile: int | None = None) -> i
         if tile < 0:
             raise UserError(f"tile: {tile} rows of pixels, give at least 1, or 0 for no tiles")
         return tile if tile < height else 0
-    widest = max(vqgan.decoder.up[0].block[0].conv1.in_channels, vqgan.config.modality.channels)
+    config = vqgan.config
+    widest = max(config.channels * max(config.multipliers[:2]), config.modality.channels)
     row = widest * width * vqgan.dtype.itemsize
     if HELD * row * height <= whole_bytes(vqgan.quant_conv.weight.device):
         return 0
@@ -108,14 +109,9 @@ def decode_tiles(
     decoder = vqgan.decoder
     folder = Path(tempfile.gettempdir()) if scratch is None else scratch
     tiling = Tiling(rows, codes.device, folder)
-    x = tiling.layer([decoder.coarse(vqgan.entries(codes[None]))], len(codes))
-    for level in reversed(decoder.up):
-        for index, block in enumerate(level.block):
-            x = tiling.block(block, x)
-            if level.attn:
-                x = tiling.layer([level.attn[index](tiling.read(x, 0, x.height))], x.height)
-        if not isinstance(level.upsample, nn.Identity):
-            x = tiling.upsampled(level.upsample, x)
+    x = tiling.stored([decoder.coarse(vqgan.entries(codes[None]))], len(codes))
+    for layer in decoder.layers():
+        x = tiling.through(layer, x)
 
     def image(top: int, bottom: int) -> Tensor:
         return decoder.conv_out(decoder.fine(tiling.read(x, top, bottom), x.moments))
@@ -125,7 +121,7 @@ def decode_tiles(
 
 
 @dataclass(frozen=True)
-class Layer:
+class Stored:
     """Activations of a whole picture in a scratch file, and the moments of their groups."""
 
     planes: Planes
@@ -144,26 +140,36 @@ class Tiling:
     device: torch.device
     scratch: Path
 
-    def block(self, block: ResnetBlock, x: Layer) -> Layer:
+    def through(self, layer: nn.Module, x: Stored) -> Stored:
+        """Return what a layer of the decoder gives."""
+        if isinstance(layer, ResnetBlock):
+            return self.block(layer, x)
+        if isinstance(layer, Upsample):
+            return self.upsampled(layer, x)
+        if isinstance(layer, AttnBlock):
+            return self.stored([layer(self.read(x, 0, x.height))], x.height)
+        return x
+
+    def block(self, block: ResnetBlock, x: Stored) -> Stored:
         """Return what a residual block gives."""
 
         def first(top: int, bottom: int) -> Tensor:
             return block.first(self.read(x, top, bottom), x.moments)
 
-        h = self.layer(self.tiles(first, x.height), x.height)
+        h = self.stored(self.tiles(first, x.height), x.height)
 
         def second(top: int, bottom: int) -> Tensor:
             return block.second(self.read(x, top, bottom), self.read(h, top, bottom), h.moments)
 
-        return self.layer(self.tiles(second, x.height), x.height)
+        return self.stored(self.tiles(second, x.height), x.height)
 
-    def upsampled(self, upsample: nn.Module, x: Layer) -> Layer:
+    def upsampled(self, upsample: Upsample, x: Stored) -> Stored:
         """Return activations of twice the resolution."""
 
         def double(top: int, bottom: int) -> Tensor:
             return upsample(self.read(x, top, bottom))
 
-        return self.layer(self.tiles(double, x.height, scale=2), 2 * x.height)
+        return self.stored(self.tiles(double, x.height, scale=2), 2 * x.height)
 
     def tiles(
         self, step: Callable[[int, int], Tensor], height: int, scale: int = 1
@@ -180,7 +186,7 @@ class Tiling:
             found = step(first, last)
             yield found[:, :, (top - first) * scale : (bottom - first) * scale]
 
-    def layer(self, tiles: Iterable[Tensor], height: int) -> Layer:
+    def stored(self, tiles: Iterable[Tensor], height: int) -> Stored:
         """Return the layer that tiles [1, c, n, w] make up."""
         planes: Planes | None = None
         parts, top = [], 0
@@ -192,11 +198,11 @@ class Tiling:
             planes.write(top, tile[0].cpu())
             top += rows
         assert planes is not None
-        return Layer(planes, joined(parts))
+        return Stored(planes, joined(parts))
 
-    def read(self, layer: Layer, top: int, bottom: int) -> Tensor:
+    def read(self, x: Stored, top: int, bottom: int) -> Tensor:
         """Return rows [1, c, n, w] of a layer on the device."""
-        return to_device(layer.planes.read(top, bottom), self.device)[None]
+        return to_device(x.planes.read(top, bottom), self.device)[None]
 
 
 def moments_of(tile: Tensor) -> Moments:

@@ -5,7 +5,7 @@ original implementation, so that its checkpoints load without a map.
 Legend: b batch, c channels, h w pixels, d latent channels, i j latent grid.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -135,11 +135,16 @@ class Level(nn.Module):
         )
         self.attn = nn.ModuleList(AttnBlock(out) for _ in range(blocks) if attention)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h w"]:
+    def layers(self) -> Iterator[nn.Module]:
+        """What `forward` goes through, in this order."""
         for index, block in enumerate(self.block):
-            x = block(x)
+            yield block
             if self.attn:
-                x = self.attn[index](x)
+                yield self.attn[index]
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out _ _"]:
+        for layer in self.layers():
+            x = layer(x)
         return x
 
 
@@ -152,8 +157,9 @@ class DownLevel(Level):
         super().__init__(channels, out, blocks, attention, dropout)
         self.downsample: nn.Module = nn.Identity() if last else Downsample(out)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out _ _"]:
-        return self.downsample(super().forward(x))
+    def layers(self) -> Iterator[nn.Module]:
+        yield from super().layers()
+        yield self.downsample
 
 
 class UpLevel(Level):
@@ -165,8 +171,9 @@ class UpLevel(Level):
         super().__init__(channels, out, blocks, attention, dropout)
         self.upsample: nn.Module = nn.Identity() if last else Upsample(out)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out _ _"]:
-        return self.upsample(super().forward(x))
+    def layers(self) -> Iterator[nn.Module]:
+        yield from super().layers()
+        yield self.upsample
 
 
 class Middle(nn.Module):
@@ -221,9 +228,9 @@ class Decoder(nn.Module):
     """G: latents -> images; one block a level more than the encoder.
 
     `features` ends before the last convolution `conv_out`, whose weight gradients set the adaptive
-    weight of the GAN loss (equation 7); `forward` is `conv_out(features(z))`. What `features` is
-    made of, `coarse`, the levels and `fine`, is called one by one where a picture is too large for
-    the whole (`generation.tiles`).
+    weight of the GAN loss (equation 7); `forward` is `conv_out(features(z))`. Where a picture is
+    too large, `coarse`, `layers` and `fine`, which make up `features`, are called one by one
+    (`generation.tiles`).
     """
 
     def __init__(
@@ -258,6 +265,13 @@ class Decoder(nn.Module):
         for level in reversed(self.up):
             h = level(h)
         return self.fine(h)
+
+    def layers(self) -> Iterator[nn.Module]:
+        """What the levels are made of, in the order of `features`: `ResnetBlock`, `AttnBlock`,
+        `Upsample` or the identity."""
+        for level in reversed(self.up):
+            assert isinstance(level, UpLevel)
+            yield from level.layers()
 
     def coarse(self, z: Float[Tensor, "b d i j"]) -> Float[Tensor, "b c i j"]:
         """Before the levels: what has the size of the latents, attention over all of them."""
