@@ -33,18 +33,19 @@ def main(config: SampleConfig) -> None:
     generator = load_generator(config)
     plan = plan_of(config, generator)
     out = Path(config.out)
-    prepare_folder(out, config.n)
-    progress = Progress(config.n)
+    count = plan.request.count
+    prepare_folder(out, count)
+    progress = Progress(count)
     images: list[dict[str, Any]] = []
     shown: list[Tensor] = []
     with writing(out, "out="):
-        for unit in units_of(config.n, config.batch, out):
+        for unit in units_of(count, config.batch, out):
             for written in write_pictures(plan.pictures(unit), out, shown):
                 images.append(written)
                 progress.at(len(images))
-        write_grid(shown, config.n, plan.period, out)
+        write_grid(shown, plan.beside, plan.period, out)
         write_record(config, generator, images, out)
-    print(f"{config.n} images, and all at a glance: {out / 'grid.png'}")
+    print(f"{count} images, and all at a glance: {out / 'grid.png'}")
 
 
 def load_generator(config: SampleConfig) -> Generator:

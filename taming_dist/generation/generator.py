@@ -111,9 +111,15 @@ class Generator:
             raise UserError(f"n: {count} is no number of images, give at least 1")
         return asked.prefix(count, columns).to(self.transformer.device)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels of the images that the transformer has learned."""
+        factor, (rows, columns) = self.vqgan.config.factor, self.transformer.config.code_grid
+        return rows * factor, columns * factor
+
     def check_size(self, size: tuple[int, int] | None) -> None:
         """Raise a UserError if `size` (h, w) in pixels is not the one the transformer learned."""
-        height, width = (side * self.vqgan.config.factor for side in self.transformer.config.grid)
+        height, width = self.size
         if size is not None and tuple(size) != (height, width):
             raise UserError(
                 f"size: {size[0]}x{size[1]} needs the sliding window, which is not available yet; "

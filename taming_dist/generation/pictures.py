@@ -1,5 +1,9 @@
 """Images of a model as pictures: bytes per pixel, and many of them as one grid."""
 
+import math
+from collections.abc import Callable, Sequence
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -24,3 +28,28 @@ def image_grid(pictures: Tensor, columns: int) -> Tensor:
     rows = framed.unflatten(0, (-1, columns))
     joined = rows.permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2, 3)
     return joined[:, :-GAP, :-GAP]
+
+
+def beside_given(
+    pictures: Sequence[Tensor], given: Callable[[int], Sequence[Tensor]], period: int, most: int
+) -> tuple[list[Tensor], int]:
+    """Return pictures [c, h, w] uint8 in the order of a grid, and how many columns it has, at most
+    `most`: what was given for them, `given(k)` for picture k, stands before those made of it.
+
+    Pictures k and k + `period` were made of the same. Where nothing is given, a period is a row.
+    """
+    ahead = len(given(0))
+    if period == 1:
+        found = [*given(0), *pictures]
+        return found, min(most, math.ceil(math.sqrt(len(found))))
+    if not ahead:
+        return list(pictures), _columns(len(pictures), period, most)
+    groups = [[*given(k), *pictures[k::period]] for k in range(min(period, len(pictures)))]
+    width = min(most, len(groups[0]))  # the first ones have most pictures
+    blank = torch.full_like(pictures[0], WHITE)
+    padded = [(group + [blank] * width)[:width] for group in groups]
+    return [each for group in padded for each in group], width * min(len(groups), most // width)
+
+
+def _columns(count: int, period: int, most: int) -> int:
+    return period if period <= most else min(most, math.ceil(math.sqrt(count)))

@@ -14,11 +14,12 @@ class SampleConfig:
 
     A class-conditional transformer takes `class_id` for every image, or else goes through its
     classes in turn. `condition` is code shards, a spec or a list of them, whose first n samples say
-    what is asked for; a JSON file of layouts of objects; or, for several conditions, what each
-    takes by its name (docs/conditions.md). `prompt` is a text or a list of them in turn, read by
-    the text encoder of the codes, which `text_encoder` names if it has moved. `size` is
-    HEIGHTxWIDTH in pixels (the trained one if left out); `batch` images are made at a time, which
-    changes speed and memory, not the images.
+    what is asked for; a JSON file of layouts of objects; pictures (files or a folder), which the
+    export `condition_vqgan` encodes; or, for several conditions, what each takes by its name
+    (docs/conditions.md). `n` null: as many as there are pictures, or else 64. `prompt` is a text or
+    a list of them in turn, read by the text encoder of the codes, which `text_encoder` names if it
+    has moved. `size` is HEIGHTxWIDTH in pixels (the trained one if left out); `batch` images are
+    made at a time, which changes speed and memory, not the images.
     `top_k`, `top_p` off: null. `steps` and `choice_temperature`: how a transformer of
     model/scheme=masked writes an image (null: as it was trained to be previewed).
     """
@@ -26,10 +27,11 @@ class SampleConfig:
     transformer: str = MISSING
     vqgan: str = MISSING
     out: str = MISSING
-    n: int = ranged(64, at_least=1)
+    n: int | None = ranged(None, at_least=1)
     seed: int = ranged(0, at_least=0, at_most=LARGEST_SEED)
     class_id: int | None = ranged(None, at_least=0)
     condition: Any = None
+    condition_vqgan: str = ""
     prompt: Any = None
     text_encoder: str = ""
     size: str | None = None

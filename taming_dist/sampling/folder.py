@@ -1,9 +1,8 @@
 """The folder of a run: its pictures, all of them at a glance, and what made them."""
 
 import dataclasses
-import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from taming_dist.errors import UserError
 from taming_dist.formats.png import save_png
 from taming_dist.formats.strict_json import write_json
 from taming_dist.generation.generator import Generator
-from taming_dist.generation.pictures import image_grid
+from taming_dist.generation.pictures import beside_given, image_grid
 from taming_dist.sampling.config import SampleConfig
 from taming_dist.sampling.picture import Picture
 
@@ -67,17 +66,12 @@ def write_pictures(
         yield {"file": picture_name(picture.index), **picture.facts}
 
 
-def write_grid(shown: Sequence[Tensor], count: int, period: int, out: Path) -> None:
-    """Write <out>/grid.png of the first pictures of a run."""
-    grid = image_grid(torch.stack(list(shown)), images_per_row(count, period))
-    save_png(grid, out / "grid.png")
-
-
-def images_per_row(count: int, period: int) -> int:
-    """Return how many images of `count` stand in a row: those of a period, if conditions repeat."""
-    if 1 < period <= GRID_COLUMNS:
-        return period
-    return min(GRID_COLUMNS, math.ceil(math.sqrt(count)))
+def write_grid(
+    shown: Sequence[Tensor], given: Callable[[int], Sequence[Tensor]], period: int, out: Path
+) -> None:
+    """Write <out>/grid.png of the first pictures of a run, beside what was given for them."""
+    pictures, columns = beside_given(shown, given, period, GRID_COLUMNS)
+    save_png(image_grid(torch.stack(pictures), columns), out / "grid.png")
 
 
 def write_record(

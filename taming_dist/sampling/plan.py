@@ -15,9 +15,11 @@ from taming_dist.generation.generator import Generator
 from taming_dist.generation.pictures import to_uint8
 from taming_dist.generation.sampling import Sampling
 from taming_dist.models.prior.conditions import Columns, Request
+from taming_dist.sampling.condition_pictures import condition_pictures
 from taming_dist.sampling.config import SampleConfig
+from taming_dist.sampling.given import Given
 from taming_dist.sampling.picture import Picture
-from taming_dist.sampling.request import parse_size, request_of
+from taming_dist.sampling.request import IMAGES, parse_size, request_of
 from taming_dist.sampling.units import Unit
 
 
@@ -31,6 +33,7 @@ class Plan:
     sampling: Sampling
     seed: int
     batch: int
+    given: tuple[Given, ...] = ()
 
     def check(self) -> None:
         """Raise a UserError for what can be known before the first image is made."""
@@ -42,8 +45,13 @@ class Plan:
 
     @property
     def period(self) -> int:
-        """After how many images the conditions repeat; 1 where they do not."""
-        return self.generator.transformer.condition.period(self.request)
+        """After how many images what is given for them repeats; 1 where it does not."""
+        longest = max((len(given) for given in self.given), default=1)
+        return longest if longest > 1 else self.generator.transformer.condition.period(self.request)
+
+    def beside(self, image: int) -> list[Tensor]:
+        """The pictures, uint8 [3, h, w], that an image was made of."""
+        return [to_uint8(given.picture(image)) for given in self.given]
 
     def columns(self, images: range) -> Columns:
         """What the condition reads of some of the images."""
@@ -70,9 +78,14 @@ def plan_of(config: SampleConfig, generator: Generator) -> Plan:
     """
     names = [field.name for field in dataclasses.fields(Sampling)]
     sampling = Sampling(**{name: getattr(config, name) for name in names})
-    generator.check_size(parse_size(config.size))
-    request = request_of(config, generator.transformer.condition)
-    plan = Plan(generator, request, sampling, config.seed, config.batch)
+    size = parse_size(config.size)
+    generator.check_size(size)
+    shape = size or generator.size
+    pictures = condition_pictures(config, generator, shape)
+    given = () if pictures is None else (pictures,)
+    count = config.n or max((len(each) for each in given), default=IMAGES)
+    request = request_of(config, generator.transformer.condition, count, pictures)
+    plan = Plan(generator, request, sampling, config.seed, config.batch, given)
     plan.check()
     return plan
 

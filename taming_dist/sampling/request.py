@@ -13,27 +13,36 @@ from taming_dist.errors import UserError
 from taming_dist.formats.manifest import specs_of
 from taming_dist.formats.strict_json import read_json
 from taming_dist.models.prior.conditions import Condition, Request, TextCondition
+from taming_dist.sampling.condition_pictures import without_pictures
 from taming_dist.sampling.config import SampleConfig
+from taming_dist.sampling.given import Given
 from taming_dist.text_encoders import TextEncoder, open_text_encoder
 
 TEXTS_AT_ONCE = 64
 
 
-def request_of(config: SampleConfig, condition: Condition) -> Request:
-    """What all images of a command are conditioned on; `Request.of` gives that of some of them.
+IMAGES = 64  # where nothing says how many
+
+
+def request_of(
+    config: SampleConfig, condition: Condition, count: int, pictures: Given | None = None
+) -> Request:
+    """What the `count` images of a command are conditioned on; `Request.of` gives that of some of
+    them. `pictures`: those that the condition names, in turn.
 
     Code shards, files and text encoders are opened once, when they are first asked for.
     """
     prompts = prompts_of(config.prompt, condition)
     opened = lru_cache(maxsize=None)(CodeDataset.open)
     return Request(
-        config.n,
+        count,
         lambda spec: opened(spec if isinstance(spec, str) else tuple(specs_of(spec))),
         lru_cache(maxsize=None)(read_json),
         config.class_id,
-        config.condition,
+        config.condition if pictures is None else without_pictures(config.condition),
         prompts,
         PromptEncoder(prompts, config.text_encoder),
+        encode_pictures=None if pictures is None else pictures.codes,
     )
 
 

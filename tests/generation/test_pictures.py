@@ -2,7 +2,7 @@
 
 import torch
 
-from taming_dist.generation.pictures import GAP, WHITE, image_grid, to_uint8
+from taming_dist.generation.pictures import GAP, WHITE, beside_given, image_grid, to_uint8
 
 
 def test_the_model_range_covers_all_bytes_and_the_rest_is_clamped() -> None:
@@ -29,3 +29,28 @@ def test_a_grid_shows_pictures_row_by_row() -> None:
 def test_fewer_pictures_than_columns_make_one_short_row() -> None:
     narrow = torch.zeros(2, 3, 4, 6, dtype=torch.uint8)
     assert image_grid(narrow, columns=8).shape == (3, 4, 12 + GAP)
+
+
+def numbered(*numbers: int) -> list[torch.Tensor]:
+    return [torch.full((1, 1, 1), number, dtype=torch.uint8) for number in numbers]
+
+
+def order(pictures: list[torch.Tensor]) -> list[int]:
+    return [int(picture) for picture in pictures]
+
+
+def test_what_was_given_stands_before_what_was_made_of_it() -> None:
+    one, columns = beside_given(numbered(0, 1, 2), lambda _: numbered(90), 1, 10)
+    assert (order(one), columns) == ([90, 0, 1, 2], 2)
+    pairs, columns = beside_given(numbered(0, 1, 2), lambda k: numbered(90 + k), 3, 4)
+    assert (order(pairs), columns) == ([90, 0, 91, 1, 92, 2], 4)
+    turns, columns = beside_given(numbered(0, 1, 2), lambda k: numbered(90 + k), 2, 10)
+    assert (order(turns), columns) == ([90, 0, 2, 91, 1, 255], 6)
+    many, columns = beside_given(numbered(*range(20)), lambda k: numbered(90 + k), 2, 3)
+    assert (order(many), columns) == ([90, 0, 2, 91, 1, 3], 3)
+
+
+def test_where_nothing_was_given_a_period_is_a_row() -> None:
+    for count, period, columns in ((7, 3, 3), (7, 1, 3), (7, 40, 3), (200, 1, 10)):
+        found, across = beside_given(numbered(*range(count)), lambda _: [], period, 10)
+        assert (order(found), across) == (list(range(count)), columns)

@@ -8,7 +8,13 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from taming_dist.errors import UserError
-from taming_dist.models.prior.conditions.interface import Codes, Columns, Condition, agreed
+from taming_dist.models.prior.conditions.interface import (
+    Codes,
+    Columns,
+    Condition,
+    Request,
+    agreed,
+)
 from taming_dist.models.prior.orders import Grid
 from taming_dist.models.prior.window import Window
 from taming_dist.ranges import check_ranges, marked, ranged
@@ -41,7 +47,8 @@ class CodesCondition(Condition):
         if given is None:
             raise UserError(
                 "condition: this transformer is conditioned on the codes of a second VQGAN, give "
-                "code shards that have them (tools/tokenize_dataset.py --condition-model)"
+                "code shards that have them (tools/tokenize_dataset.py --condition-model), or "
+                "pictures, condition=PICTURE condition_vqgan=EXPORT"
             )
         if given.shape != (count, *self.grid):
             raise UserError(
@@ -72,6 +79,12 @@ class CodesCondition(Condition):
         top, left = window.top * rows // window.sides[0], window.left * across // window.sides[1]
         codes = columns["cond"][:, top : top + rows, left : left + across]
         return {**columns, "cond": codes}
+
+    def requested(self, request: Request) -> Columns:
+        """The codes of pictures, or else those of code shards."""
+        if request.encode_pictures is None or request.class_id is not None:
+            return super().requested(request)
+        return {"cond": request.encode_pictures(request.images)}
 
     def check(self) -> None:
         if not self.grid or self.vocabulary < 1:

@@ -55,7 +55,9 @@ class Request:
     """What the user of the sampling command asks for: `count` images from number `first` on;
     `class_id` and `condition` as they were typed, None if they were not; `open_codes` opens the
     code shards of a spec, `read_json` reads a file. `prompts`: texts for the images in turn, which
-    `encode_texts` turns into the embeddings [n, m, w] that a condition on texts has learned."""
+    `encode_texts` turns into the embeddings [n, m, w] that a condition on texts has learned.
+    `encode_pictures` gives the codes [n, k, l] of the pictures that are the condition of the images
+    with these numbers; None if none are given; `condition` does not name them any more."""
 
     count: int
     open_codes: Callable[[Any], StoredCodes]
@@ -65,6 +67,7 @@ class Request:
     prompts: tuple[str, ...] = ()
     encode_texts: "Callable[[Condition, Sequence[str]], Tensor] | None" = None
     first: int = 0
+    encode_pictures: "Callable[[range], Tensor] | None" = None
 
     @property
     def images(self) -> range:
