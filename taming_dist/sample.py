@@ -2,26 +2,28 @@
 
 python -m taming_dist.sample transformer=EXPORT vqgan=EXPORT out=DIR n=64 seed=0 class_id=3
 
-<out> gets 000000.png and so on, grid.png, and last samples.json with what made them; see
-docs/sampling.md. Source: arXiv 2012.09841, section 4.
+<out> gets 000000.png and so on, grid.png, and last samples.json with what made them. Also under
+torchrun and srun; the same command continues what was stopped. See docs/sampling.md. Source: arXiv
+2012.09841, section 4.
 """
 
+import re
+import sys
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
 
 from taming_dist.config import hydra_entry
+from taming_dist.engine.workers import environment_worker
 from taming_dist.engine.world import choose_device
-from taming_dist.formats.files import writing
+from taming_dist.errors import UserError
 from taming_dist.generation.generator import Generator
 from taming_dist.models.prior.transformer import Transformer
 from taming_dist.models.vqgan import VQGAN
+from taming_dist.sampling.again import again, check_same, read_recipe
 from taming_dist.sampling.config import SampleConfig
-from taming_dist.sampling.folder import prepare_folder, write_grid, write_pictures, write_record
 from taming_dist.sampling.plan import plan_of
-from taming_dist.sampling.progress import Progress
-from taming_dist.sampling.units import units_of
+from taming_dist.sampling.recipe import recipe_of
+from taming_dist.sampling.stopping import Stopped, stoppable
+from taming_dist.sampling.work import complete
 
 
 def main(config: SampleConfig) -> None:
@@ -30,31 +32,42 @@ def main(config: SampleConfig) -> None:
     Raises:
         UserError: exports, settings or a folder that cannot be used; nothing is written then.
     """
-    generator = load_generator(config)
+    worker = environment_worker()
+    source = config.from_
+    asked = read_recipe(source) if source else None
+    if asked is not None:
+        config = again(config, asked)
+    generator = load_generator(config, worker.local_rank)
     plan = plan_of(config, generator)
-    out = Path(config.out)
-    count = plan.request.count
-    prepare_folder(out, count)
-    progress = Progress(count)
-    images: list[dict[str, Any]] = []
-    shown: list[Tensor] = []
-    with writing(out, "out="):
-        for unit in units_of(count, config.batch, out):
-            for written in write_pictures(plan.pictures(unit), out, shown):
-                images.append(written)
-                progress.at(len(images))
-        write_grid(shown, plan.beside, plan.period, out)
-        write_record(config, generator, images, out)
-    print(f"{count} images, and all at a glance: {out / 'grid.png'}")
+    recipe = recipe_of(config, plan, None if asked is None else asked.image)
+    note = "" if asked is None else check_same(recipe, asked, source)
+    if note and worker.number == 0:
+        print(note, file=sys.stderr)
+    with stoppable():
+        try:
+            last = complete(Path(config.out), plan, recipe, worker)
+        except Stopped as stopped:
+            last = f"stopped by {stopped}: the same command continues"
+    if worker.number == 0:
+        print(last)
 
 
-def load_generator(config: SampleConfig) -> Generator:
-    """Return the generator of the two exports, on the GPU if there is one."""
-    device = choose_device()
+def load_generator(config: SampleConfig, local_rank: int = 0) -> Generator:
+    """Return the generator of the two exports, on the GPU of this rank if there is one.
+
+    Raises:
+        UserError: an export is not given, or cannot be loaded.
+    """
+    missing = [f"{name}=..." for name in ("transformer", "vqgan") if not getattr(config, name)]
+    if missing:
+        raise UserError(f"an export is missing: give {' '.join(missing)}")
+    device = choose_device(local_rank)
     transformer = Transformer.from_pretrained(config.transformer)
     vqgan = VQGAN.from_pretrained(config.vqgan)
     return Generator(transformer.to(device), vqgan.to(device))
 
 
 if __name__ == "__main__":
+    # `from` is a word of Python, which no field of a dataclass can be called
+    sys.argv[1:] = [re.sub(r"^from=", "from_=", word) for word in sys.argv[1:]]
     hydra_entry("sample", SampleConfig, main)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from taming_dist.errors import UserError
-from taming_dist.formats.png import save_png
+from taming_dist.formats.png import write_png
 from taming_dist.generation.generator import Generator
 from taming_dist.generation.pictures import to_uint8
 from taming_dist.models.prior.conditions import ClassCondition, Unconditional
@@ -70,6 +70,11 @@ def config_for(exports: Path, out: Path, kind: str = "class", **settings: Any) -
 def pixels(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         return np.asarray(image)
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """The files of a run."""
+    return {path.name: path.read_bytes() for path in out.iterdir()}
 
 
 def record(out: Path) -> dict[str, Any]:
@@ -135,22 +140,52 @@ def test_pictures_that_no_run_has_named_are_left_alone(exports: Path, tmp_path: 
     assert all((tmp_path / name).read_text() == "a holiday" for name in theirs)
 
 
-def test_a_run_that_ends_early_leaves_nothing_that_looks_like_its_own(
+def test_a_run_that_ends_early_is_continued_by_the_same_command_alone(
     exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    main(config_for(exports, tmp_path, seed=0))
-    first = pixels(tmp_path / "000000.png")
+    main(config_for(exports, tmp_path / "undisturbed", seed=1, batch=2))
+    main(config_for(exports, tmp_path / "out", seed=0, batch=2))
+    written: list[int] = []
 
-    def broken(picture: Any, path: Path) -> None:
-        if path.stem == "000002":
+    def broken(*given: Any) -> None:
+        if len(written) == 3:
             raise OSError(errno.EIO, "Input/output error")
-        save_png(picture, path)
+        written.append(1)
+        write_png(*given)
 
-    monkeypatch.setattr("taming_dist.sampling.folder.save_png", broken)
-    with pytest.raises(OSError, match="Input/output error"):
-        main(config_for(exports, tmp_path, seed=1))
-    assert sorted(os.listdir(tmp_path)) == ["000000.png", "000001.png"]
-    assert (pixels(tmp_path / "000000.png") != first).any()
+    with monkeypatch.context() as patched:
+        patched.setattr("taming_dist.sampling.writers.png.write_png", broken)
+        with pytest.raises(OSError, match="Input/output error"):
+            main(config_for(exports, tmp_path / "out", seed=1, batch=2))
+    names = ["000000.png", "000001.png", "000002.png"]
+    assert sorted(os.listdir(tmp_path / "out")) == [".units", *names]
+    with pytest.raises(UserError, match=r"unfinished run of other settings \(seed=1, here 2\)"):
+        main(config_for(exports, tmp_path / "out", seed=2, batch=2))
+    kept = (tmp_path / "out" / "000001.png").stat().st_mtime_ns
+    main(config_for(exports, tmp_path / "out", seed=1, batch=2))
+    assert (tmp_path / "out" / "000001.png").stat().st_mtime_ns == kept
+    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+
+
+def test_files_of_nobodys_are_not_replaced(exports: Path, tmp_path: Path) -> None:
+    (tmp_path / "000003.png").write_text("a holiday")
+    with pytest.raises(UserError, match=r"out: .*000003\.png is there already"):
+        main(config_for(exports, tmp_path))
+    assert os.listdir(tmp_path) == ["000003.png"]
+
+
+def test_a_finished_run_is_not_made_again_unless_a_picture_is_missing(
+    exports: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(config_for(exports, tmp_path))
+    first = contents(tmp_path)
+    made = (tmp_path / "000001.png").stat().st_mtime_ns
+    main(config_for(exports, tmp_path))
+    assert "is complete, nothing to do" in capsys.readouterr().out
+    assert (tmp_path / "000001.png").stat().st_mtime_ns == made
+    (tmp_path / "000002.png").unlink()
+    main(config_for(exports, tmp_path))
+    assert contents(tmp_path) == first
 
 
 def test_progress_says_the_speed(

@@ -14,14 +14,15 @@ from pathlib import Path
 from taming_dist import cli
 from taming_dist.data.decoding import check_objects
 from taming_dist.data.reader import num_unclassed
+from taming_dist.engine.claims import STALE_S
+from taming_dist.engine.workers import environment_worker
 from taming_dist.errors import UserError
 from taming_dist.formats.manifest import Dataset, resolve
 from taming_dist.models.vqgan import VQGAN, check_size
-from taming_dist.prepare.tokenization.claims import STALE_S
 from taming_dist.prepare.tokenization.job import Job
 from taming_dist.prepare.tokenization.texts import Texts, open_texts
 from taming_dist.prepare.tokenization.views import VIEWS, build_views
-from taming_dist.prepare.tokenization.work import environment_worker, tokenize
+from taming_dist.prepare.tokenization.work import tokenize
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -235,9 +235,9 @@ def count_columns(shards: Iterable[Shard]) -> dict[str, int]:
     return dict(sorted(total.items()))
 
 
-def write_index(shard: Path, offsets: np.ndarray) -> None:
+def write_index(shard: Path, offsets: np.ndarray, writer: str = "") -> None:
     """Write the byte offsets of the samples [samples + 1] beside the shard, little-endian u64."""
-    write_bytes(shard.with_name(shard.name + IDX), np.asarray(offsets, dtype="<u8").tobytes())
+    write_bytes(shard.with_name(shard.name + IDX), np.asarray(offsets, "<u8").tobytes(), writer)
 
 
 def read_index(location: str, shard: Shard, index: str = "") -> np.ndarray:

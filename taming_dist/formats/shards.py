@@ -321,17 +321,19 @@ class TarWriter:
         self.bytes += len(data)
 
 
-def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> Shard:
+def write_shard(
+    path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]], writer: str = ""
+) -> Shard:
     """Write samples, each a key and its contents by extension, to a tar and its index.
 
-    Samples may come from a generator: none is kept.
+    Samples may come from a generator: none is kept. `writer`: see `replacing`.
 
     Returns:
         The manifest's entry.
     """
     offsets = [0]
     columns: Counter[str] = Counter()
-    with replacing(path) as file:
+    with replacing(path, writer) as file:
         tar = TarWriter(file)
         for key, members in samples:
             columns.update(members.keys())
@@ -339,5 +341,5 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) 
                 tar.add(f"{key}.{extension}", data)
             offsets.append(tar.bytes)
         digest = tar.finish()
-    write_index(path, np.array(offsets))
+    write_index(path, np.array(offsets), writer)
     return Shard(path.name, len(offsets) - 1, tar.bytes, digest, dict(sorted(columns.items())))

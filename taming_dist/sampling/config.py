@@ -5,12 +5,17 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from taming_dist.ranges import LARGEST_SEED, check_ranges, ranged
+from taming_dist.ranges import LARGEST_SEED, check_choice, check_ranges, ranged
+from taming_dist.sampling.writers import WRITERS
+
+FILES = ("condition",)  # the keys that name files which decide the pictures
 
 
 @dataclass
 class SampleConfig:
-    """What to sample; `transformer` and `vqgan` are export folders, `out` receives the images.
+    """What to sample; `transformer` and `vqgan` are export folders, `out` receives the images in
+    one of the formats of `taming_dist.sampling.writers`. `from_`, typed from=, is samples.json of a
+    run or one of its pictures: that is made again, and all else is as it was.
 
     A class-conditional transformer takes `class_id` for every image, or else goes through its
     classes in turn. `condition` is code shards, a spec or a list of them, whose first n samples say
@@ -24,9 +29,11 @@ class SampleConfig:
     model/scheme=masked writes an image (null: as it was trained to be previewed).
     """
 
-    transformer: str = MISSING
-    vqgan: str = MISSING
+    transformer: str = ""
+    vqgan: str = ""
     out: str = MISSING
+    from_: str = ""
+    format: str = "png"
     n: int | None = ranged(None, at_least=1)
     seed: int = ranged(0, at_least=0, at_most=LARGEST_SEED)
     class_id: int | None = ranged(None, at_least=0)
@@ -45,3 +52,4 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        check_choice("format", self.format, WRITERS)

@@ -2,33 +2,45 @@
 
 import sys
 import time
+from collections.abc import Callable
 
 PERIOD_S = 10.0
 TERMINAL_PERIOD_S = 0.2
 
 
 class Progress:
-    """Progress of `total` images on stderr, said now and then."""
+    """Progress of `total` images on stderr, said now and then by one of the workers.
 
-    def __init__(self, total: int) -> None:
-        self.total, self.done = total, 0.0
+    `count`: tells how many images are finished, whoever made them; it is asked only when a line is
+    due, because it looks at the disk.
+    """
+
+    def __init__(self, total: int, count: Callable[[], int], silent: bool = False) -> None:
+        self.total, self._count, self._silent = total, count, silent
         self._terminal = sys.stderr.isatty()
         self._period = TERMINAL_PERIOD_S if self._terminal else PERIOD_S
         self._start = self._said = time.perf_counter()
+        self._found = 0 if silent else count()
 
-    def at(self, done: float) -> None:
-        """Note that so many images are done; parts of one count."""
-        self.done = done
-        now = time.perf_counter()
-        if now - self._said >= self._period or done >= self.total:
-            self._said = now
-            end = "\r" if self._terminal and done < self.total else "\n"
-            print(self._line(now - self._start), end=end, file=sys.stderr, flush=True)
+    def look(self, unfinished: float = 0.0) -> None:
+        """Say a line if one is due. `unfinished`: images that this worker has made of a unit which
+        is not finished; parts of one count."""
+        if time.perf_counter() - self._said >= self._period and not self._silent:
+            self._say(self._count() + unfinished)
 
-    def _line(self, elapsed: float) -> str:
-        speed = self.done / elapsed
-        left = f", {duration((self.total - self.done) / speed)} left" if speed else ""
-        return f"{int(self.done)}/{self.total} images, {speed:.2f} images/s{left}"
+    def end(self) -> None:
+        """Say that all images are done."""
+        if not self._silent:
+            self._say(self.total)
+
+    def _say(self, done: float) -> None:
+        self._said = time.perf_counter()
+        speed = (done - self._found) / (self._said - self._start)
+        line = f"{int(done)}/{self.total} images, {speed:.2f} images/s"
+        if speed > 0 and done < self.total:
+            line += f", {duration((self.total - done) / speed)} left"
+        end = "\r" if self._terminal and done < self.total else "\n"
+        print(line, end=end, file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """Tiny exports that the sampling command works with, and pictures to give it."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import torch
 from PIL import Image
 
 from taming_dist.models.modalities import RGB, Modality
-from taming_dist.models.prior.conditions import CodesCondition
+from taming_dist.models.prior.conditions import ClassCondition, CodesCondition
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.sample import main
 from taming_dist.sampling.config import SampleConfig
 
 CODES, SIDE = 16, 8  # of the VQGAN of images, which has 2 pixels per code
@@ -57,9 +59,12 @@ def codes_condition(second: VQGAN, side: int = 4) -> CodesCondition:
 
 @pytest.fixture(scope="session")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a VQGAN of images in `vqgan`, and a transformer on its codes in `none`."""
+    """A folder with a VQGAN of images in `vqgan`, and transformers on its codes in `none` and, of
+    three classes, in `class`."""
     folder = tmp_path_factory.mktemp("exports")
-    save_transformer(folder / "none", save_vqgan(folder / "vqgan", RGB()))
+    vqgan = save_vqgan(folder / "vqgan", RGB())
+    save_transformer(folder / "none", vqgan)
+    save_transformer(folder / "class", vqgan, condition=ClassCondition(3))
     return folder
 
 
@@ -77,6 +82,29 @@ def asked(exports: Path, tmp_path: Path) -> Asked:
         return SampleConfig(**values)
 
     return config
+
+
+Sample = Callable[..., Path]
+
+
+@pytest.fixture
+def sample(exports: Path, tmp_path: Path) -> Sample:
+    """Samples 7 images with the settings that are given into a folder of tmp_path; gives it."""
+
+    def run(name: str = "out", kind: str = "class", **settings: Any) -> Path:
+        given: dict[str, Any] = {}
+        if "from_" not in settings:
+            given = {"transformer": str(exports / kind), "vqgan": str(exports / "vqgan")}
+            given |= {"n": 7, "batch": 2}
+        main(SampleConfig(**{**given, "out": str(tmp_path / name), **settings}))
+        return tmp_path / name
+
+    return run
+
+
+def record(out: Path) -> dict[str, Any]:
+    """What samples.json of a run says."""
+    return json.loads((out / "samples.json").read_text())
 
 
 def photograph(path: Path, seed: int = 0, size: tuple[int, int] = (11, 14)) -> Path:

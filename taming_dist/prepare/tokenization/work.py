@@ -1,16 +1,14 @@
 """One worker: claims unfinished parts and encodes them until none is left."""
 
-import os
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 
+from taming_dist.engine.claims import Claims
+from taming_dist.engine.workers import Worker
 from taming_dist.engine.world import choose_device
 from taming_dist.errors import UserError
 from taming_dist.formats.files import FIXES
 from taming_dist.formats.manifest import Manifest
-from taming_dist.launch import place
-from taming_dist.prepare.tokenization.claims import Claims
 from taming_dist.prepare.tokenization.encoder import Encoder
 from taming_dist.prepare.tokenization.job import Job, Part
 from taming_dist.prepare.tokenization.ledger import RECORDS, Ledger
@@ -18,36 +16,6 @@ from taming_dist.prepare.tokenization.progress import Progress
 from taming_dist.prepare.tokenization.report import REPORT, write_report
 
 LOOK_AGAIN_S = 2.0
-
-
-@dataclass(frozen=True)
-class Worker:
-    """The number of this worker among `count`: only a hint at which part to begin with."""
-
-    number: int
-    count: int
-    local_rank: int
-
-    @property
-    def who(self) -> str:
-        """The prefix of its lines."""
-        return f"worker {self.number}: " if self.count > 1 else ""
-
-
-def worker_of(environment: Mapping[str, str]) -> Worker:
-    """The worker of this process: from torchrun, srun, a Slurm job array, or alone.
-
-    In an array, every task may have several processes.
-    """
-    # There is no process group, so the address of the first process does not matter.
-    here = place({"MASTER_ADDR": "", "MASTER_PORT": "0", **environment})
-    names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT")
-    if not all(environment.get(name, "").isdigit() for name in names):
-        return Worker(here.rank, here.world_size, here.local_rank)
-    task, first, tasks = (int(environment[name]) for name in names)
-    # Array tasks may be numbered with gaps: workers with the same number merely begin alike.
-    number = (task - first) % tasks * here.world_size + here.rank
-    return Worker(number, tasks * here.world_size, here.local_rank)
 
 
 def tokenize(job: Job, worker: Worker, batch: int, threads: int, stale_s: float) -> None:
@@ -137,8 +105,3 @@ def _complete(job: Job, ledger: Ledger, claims: Claims, worker: Worker, encoder:
         ledger.remove_leftovers(claims.stale_s)
         print(f"{worker.who}{text}", flush=True)
         claims.release("manifest")
-
-
-def environment_worker() -> Worker:
-    """The worker of this process, from its own environment."""
-    return worker_of(os.environ)

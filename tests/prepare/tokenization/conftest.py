@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from taming_dist.engine.workers import Worker
 from taming_dist.formats.manifest import resolve
 from taming_dist.formats.npy import to_npy
 from taming_dist.models.modalities import RGB, LabelMap
@@ -17,7 +18,7 @@ from taming_dist.models.vqgan import VQGAN, VQGANConfig
 from taming_dist.prepare.tokenization.job import Job
 from taming_dist.prepare.tokenization.texts import open_texts
 from taming_dist.prepare.tokenization.views import build_views
-from taming_dist.prepare.tokenization.work import Worker, tokenize
+from taming_dist.prepare.tokenization.work import tokenize
 from tests.data.shard_files import writing_shards
 
 

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from taming_dist.data.codes import CodeDataset, CodeReader
+from taming_dist.engine.workers import Worker
 from taming_dist.errors import UserError
-from taming_dist.prepare.tokenization.work import Worker, tokenize
+from taming_dist.prepare.tokenization.work import tokenize
 from tests.data.shard_files import writing_shards
 
 TOOLS = Path(__file__).parents[3] / "tools"

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from taming_dist.data.codes import CodeDataset
+from taming_dist.engine.workers import Worker, worker_of
 from taming_dist.errors import UserError
 from taming_dist.models.vqgan import VQGAN
-from taming_dist.prepare.tokenization.work import Worker, tokenize, worker_of
+from taming_dist.prepare.tokenization.work import tokenize
 from tests.prepare.tokenization.conftest import make_job
 
 WORKERS = Path(__file__).with_name("workers.py")

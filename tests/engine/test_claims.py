@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from taming_dist.prepare.tokenization.claims import Claims
+from taming_dist.engine.claims import Claims
 
 
 def foreign(folder: Path, name: str, age_s: float) -> Path:
@@ -37,7 +37,7 @@ def test_what_a_silent_worker_has_left_is_taken_over(tmp_path: Path) -> None:
 
 def test_a_worker_of_this_host_whose_process_is_gone_is_known_to_be_dead(tmp_path: Path) -> None:
     script = (
-        "import os; from taming_dist.prepare.tokenization.claims import Claims; "
+        "import os; from taming_dist.engine.claims import Claims; "
         f"assert Claims(__import__('pathlib').Path({str(tmp_path)!r})).take('a'); os._exit(9)"
     )
     subprocess.run([sys.executable, "-c", script], check=False)
