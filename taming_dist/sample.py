@@ -64,7 +64,7 @@ def load_generator(config: SampleConfig, local_rank: int = 0) -> Generator:
     device = choose_device(local_rank)
     transformer = Transformer.from_pretrained(config.transformer)
     vqgan = VQGAN.from_pretrained(config.vqgan)
-    return Generator(transformer.to(device), vqgan.to(device))
+    return Generator(transformer.to(device), vqgan.to(device), config.precision, config.compile)
 
 
 if __name__ == "__main__":

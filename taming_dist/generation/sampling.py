@@ -1,4 +1,5 @@
-"""How the next code is chosen from logits: temperature, top-k, top-p, a draw from given uniforms.
+"""How the next code is chosen from logits: guidance, temperature, top-k, top-p, a draw from given
+uniforms.
 
 Source: arXiv 2012.09841, section 4 (top-k sampling); top-p is nucleus sampling, arXiv
 1904.09751, section 3.1. All randomness comes in as numbers, those of `generation.draws`, so that
@@ -10,9 +11,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from taming_dist.ranges import check_ranges, ranged
+from taming_dist.copies import to_device
+from taming_dist.generation.guidance import SCHEDULES, Guided
+from taming_dist.generation.precision import network_of
+from taming_dist.models.prior.schemes import Network
+from taming_dist.models.prior.transformer import Transformer
+from taming_dist.ranges import check_choice, check_ranges, ranged
 
 UNITS = 2**52  # of probability, in sums of 63 bits
+LOGITS = 2**22  # at once: 32 MiB in fp64
 
 
 @dataclass(frozen=True)
@@ -20,8 +27,10 @@ class Sampling:
     """The knobs of decoding: temperature (0: always the likeliest code), top-k, top-p, guidance.
 
     `top_k` None or 0 and `top_p` None are off; each works without the other; top-p counts the
-    probability that top-k has left. `guidance` 1 is off. `steps` and `choice_temperature` are those
-    of the masked scheme (`models.prior.schemes.masked`), None: the model's own.
+    probability that top-k has left. Codes as likely as the last one kept stay, too. `guidance` 1 is
+    off; `guidance_schedule`, one of `guidance.SCHEDULES`, leads there from 1 over the image's
+    codes, the cosine with `guidance_power`. `steps` and `choice_temperature` are those of the
+    masked scheme (`models.prior.schemes.masked`), None: the model's own.
 
     Raises:
         UserError: a value outside its range.
@@ -31,11 +40,14 @@ class Sampling:
     top_k: int | None = ranged(None, at_least=0)
     top_p: float | None = ranged(None, above=0, at_most=1)
     guidance: float = ranged(1.0, at_least=0)
+    guidance_schedule: str = "constant"
+    guidance_power: float = ranged(1.0, above=0)
     steps: int | None = ranged(None, at_least=1)
     choice_temperature: float | None = ranged(None, at_least=0)
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        check_choice("guidance_schedule", self.guidance_schedule, SCHEDULES)
 
     @property
     def of_scheme(self) -> dict[str, int | float]:
@@ -43,33 +55,54 @@ class Sampling:
         found = {"steps": self.steps, "choice_temperature": self.choice_temperature}
         return {name: value for name, value in found.items() if value is not None}
 
+    def network(self, transformer: Transformer) -> Network:
+        """Return the transformer, under guidance unless its scale is 1 everywhere."""
+        network = network_of(transformer)
+        if self.guidance == 1:
+            return network
+        scales = self.guidance_scales(transformer.config.num_tokens)
+        return Guided(network, to_device(scales, transformer.device), transformer.scheme)
+
+    def guidance_scales(self, count: int) -> Tensor:
+        """Return the scale [n] of guidance at each of an image's `count` codes, on the CPU."""
+        progress = torch.arange(count, dtype=torch.float64) / count
+        share = SCHEDULES[self.guidance_schedule](progress, self.guidance_power)
+        return (1 + (self.guidance - 1) * share).float()
+
     def choose(self, logits: Tensor, uniforms: Tensor) -> Tensor:
         """Return one token each [b] int64 from logits [b, v] and uniforms [b] in [0, 1)."""
         if self.temperature == 0:
             return logits.argmax(dim=-1)
-        logits = logits.double() / self.temperature
-        if self.top_k:
-            logits = keep_top_k(logits, self.top_k)
-        if self.top_p is not None:
-            logits = keep_top_p(logits, self.top_p)
-        return draw(logits, uniforms)
+        rows = max(1, LOGITS // logits.shape[-1])
+        parts = zip(logits.split(rows), uniforms.split(rows), strict=True)
+        chosen = [self._drawn(*part) for part in parts]
+        return chosen[0] if len(chosen) == 1 else torch.cat(chosen)
+
+    def _drawn(self, logits: Tensor, uniforms: Tensor) -> Tensor:
+        scaled = logits.double() / self.temperature
+        return draw(truncated(scaled, self.top_k, self.top_p), uniforms)
 
 
-def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Return logits [b, v] with all but the k largest at -inf; ties with the k-th stay too."""
-    kth = logits.topk(min(k, logits.shape[-1]), dim=-1).values[:, -1:]
-    return logits.masked_fill(logits < kth, -torch.inf)
+def truncated(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
+    """Return logits [b, v] fp64 with -inf outside of the k largest, and of these outside of the
+    smallest set of likeliest tokens that reaches the probability p (arXiv 1904.09751, equation 2).
 
-
-def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Return logits [b, v] with -inf outside the smallest set of likeliest tokens that reaches p.
-
-    Source: arXiv 1904.09751, equation 2. The likeliest token always stays.
+    The likeliest token always stays, and so do all that are as likely as the last one that does:
+    which of them a device would sort first counts nowhere. With k nothing else is sorted.
     """
-    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-    shares = in_whole_numbers(ordered.softmax(dim=-1))
-    outside = shares.cumsum(dim=-1) - shares >= round(p * UNITS)
-    return logits.masked_fill(outside.gather(-1, order.argsort(dim=-1)), -torch.inf)
+    if not top_k and top_p is None:
+        return logits
+    if top_k:
+        best = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values
+        logits = logits.masked_fill(logits < best[:, -1:], -torch.inf)
+    else:
+        best = logits.sort(dim=-1, descending=True).values
+    if top_p is None:
+        return logits
+    shares = in_whole_numbers((best - logits.logsumexp(dim=-1, keepdim=True)).exp())
+    before = shares.cumsum(dim=-1) - shares
+    last = (before < max(1, round(top_p * UNITS))).sum(dim=-1, keepdim=True) - 1
+    return logits.masked_fill(logits < best.gather(-1, last), -torch.inf)
 
 
 def draw(logits: Tensor, uniforms: Tensor) -> Tensor:

@@ -25,8 +25,11 @@ class SampleConfig:
     a list of them in turn, read by the text encoder of the codes, which `text_encoder` names if it
     has moved. `size` is HEIGHTxWIDTH in pixels (the trained one if left out); `batch` images are
     made at a time, which changes speed and memory, not the images.
-    `top_k`, `top_p` off: null. `steps` and `choice_temperature`: how a transformer of
-    model/scheme=masked writes an image (null: as it was trained to be previewed).
+    `top_k`, `top_p` off: null. `guidance_schedule` (constant, linear or cosine) leads from 1 to
+    `guidance` over an image's codes. `precision`: fp32 or bf16. `compile` has torch.compile make
+    fewer kernels of a token's step, which takes a minute or more at first. `steps` and
+    `choice_temperature`: how a transformer of model/scheme=masked writes an image (null: as it was
+    trained to be previewed).
     """
 
     transformer: str = ""
@@ -46,9 +49,13 @@ class SampleConfig:
     top_k: int | None = ranged(None, at_least=0)
     top_p: float | None = ranged(None, above=0, at_most=1)
     guidance: float = ranged(1.0, at_least=0)
+    guidance_schedule: str = "constant"
+    guidance_power: float = ranged(1.0, above=0)
     steps: int | None = ranged(None, at_least=1)
     choice_temperature: float | None = ranged(None, at_least=0)
     batch: int = ranged(16, at_least=1)
+    precision: str = "fp32"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         check_ranges(self)

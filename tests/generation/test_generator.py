@@ -180,3 +180,33 @@ def test_a_masked_image_may_be_made_in_other_steps_than_the_models_own() -> None
     assert generator.transformer.scheme.steps == 8
     with pytest.raises(UserError, match="steps=0"):
         generator.sample(3, steps=0)
+
+
+def test_in_bf16_a_copy_is_sampled_from_and_the_answers_are_those_of_training_in_bf16() -> None:
+    vqgan = tiny_vqgan()
+    transformer = tiny_transformer(vqgan, condition=ClassCondition(5), block="rar")
+    generator = Generator(transformer, vqgan, precision="bf16")
+    half = generator.sampled
+    assert {half.head.weight.dtype, half.blocks[0].attn.qkv.weight.dtype} == {torch.bfloat16}
+    assert {weight.dtype for weight in transformer.parameters()} == {torch.float32}
+    prefix, tokens = generator.prefix(condition=[0, 3]), torch.arange(24).view(2, 12)
+    network = Sampling().network(half)
+    transformer.eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = transformer(tokens, prefix)
+    with torch.no_grad():
+        logits, cache = network.begin(prefix, tokens[:, :5])
+        assert cache.keys.dtype == torch.bfloat16
+        assert torch.equal(network(tokens, prefix), expected)
+        scale = expected.float().std()
+        assert (logits - expected[:, 5]).abs().mean() < 0.05 * scale
+        assert (network.step(tokens[:, 5:6], cache) - expected[:, 6]).abs().mean() < 0.05 * scale
+    assert generator.sample(condition=[0, 3], seed=1).codes.shape == (2, 3, 4)
+    with pytest.raises(UserError, match="precision=fp8: use fp32 or bf16"):
+        Generator(transformer, vqgan, precision="fp8")
+
+
+def test_settings_are_kept_until_others_are_asked_for(pair: Generator) -> None:
+    one = pair.sampler(Sampling(top_k=3))
+    assert pair.sampler(Sampling(top_k=3)) is one
+    assert pair.sampler(Sampling(top_k=4)) is not one

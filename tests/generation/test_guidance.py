@@ -1,5 +1,6 @@
 """Guidance against its formula, for both schemes, with and without a cache."""
 
+import math
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor
 from taming_dist.errors import UserError
 from taming_dist.generation.draws import uniforms
 from taming_dist.generation.generator import Generator, generate_codes
-from taming_dist.generation.guidance import Guided
+from taming_dist.generation.guidance import guided
 from taming_dist.generation.sampling import Sampling
 from taming_dist.models.prior.conditions import ClassCondition
 from taming_dist.models.prior.prefix import Prefix
@@ -66,7 +67,7 @@ def formula(model: Transformer, tokens: Tensor, prefix: Prefix, scale: float) ->
 def test_guided_logits_of_all_tokens_are_those_of_the_formula(scheme: str, scale: float) -> None:
     model = tiny(scheme)
     prefix = model.condition.prefix(3, CLASSES)
-    found = Guided(model, scale)(TOKENS, prefix)
+    found = Sampling(guidance=scale).network(model)(TOKENS, prefix)
     torch.testing.assert_close(found, formula(model, TOKENS, prefix, scale), atol=1e-4, rtol=1e-4)
 
 
@@ -74,11 +75,58 @@ def test_guided_logits_of_all_tokens_are_those_of_the_formula(scheme: str, scale
 def test_guided_logits_with_the_cache_are_those_of_the_formula() -> None:
     model = tiny("next_index")
     prefix = model.condition.prefix(3, CLASSES)
-    network = Guided(model, 2.0)
+    network = Sampling(guidance=2.0).network(model)
     first, cache = network.begin(prefix)
     steps = [first] + [network.step(TOKENS[:, k : k + 1], cache) for k in range(11)]
     expected = formula(model, TOKENS, prefix, 2.0)
     torch.testing.assert_close(torch.stack(steps, 1), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_schedules_have_the_scales_of_their_formulas(schedule: str) -> None:
+    sampling = Sampling(guidance=5.0, guidance_schedule=schedule, guidance_power=2.0)
+    expected = {
+        "constant": [5.0] * 4,
+        "linear": [1 + 4 * k / 4 for k in range(4)],
+        "cosine": [1 + 4 * (1 - math.cos(math.pi * (k / 4) ** 2)) / 2 for k in range(4)],
+    }[schedule]
+    assert sampling.guidance_scales(4).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@torch.no_grad()
+def test_each_position_has_the_scale_of_the_schedule(schedule: str) -> None:
+    model = tiny("next_index")
+    prefix = model.condition.prefix(3, CLASSES)
+    sampling = Sampling(guidance=3.0, guidance_schedule=schedule)
+    network, scales = sampling.network(model), sampling.guidance_scales(12)
+    expected = torch.stack(
+        [formula(model, TOKENS, prefix, float(scale))[:, k] for k, scale in enumerate(scales)], 1
+    )
+    torch.testing.assert_close(network(TOKENS, prefix), expected, atol=1e-4, rtol=1e-4)
+    logits, cache = network.begin(prefix, TOKENS[:, :4])
+    steps = [logits] + [network.step(TOKENS[:, k : k + 1], cache) for k in range(4, 11)]
+    torch.testing.assert_close(torch.stack(steps, 1), expected[:, 4:], atol=1e-4, rtol=1e-4)
+
+
+def test_at_scale_1_guided_logits_are_those_with_the_condition_bit_for_bit() -> None:
+    logits = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(guided(logits, torch.ones(1)), logits[:3])
+    assert torch.equal(guided(logits, torch.zeros(3)), logits[3:])
+
+
+@torch.no_grad()
+def test_in_the_masked_scheme_the_scale_is_that_of_what_is_written_of_each_image() -> None:
+    model = tiny("masked")
+    prefix = model.condition.prefix(3, CLASSES)
+    sampling = Sampling(guidance=3.0, guidance_schedule="linear")
+    tokens = TOKENS.clone()
+    for image, written in enumerate((0, 5, 12)):
+        tokens[image, written:] = 24
+    found = sampling.network(model)(tokens, prefix)
+    for image, scale in enumerate((1, 1 + 2 * 5 / 12, 1 + 2 * 11 / 12)):
+        expected = formula(model, tokens, prefix, scale)[image]
+        torch.testing.assert_close(found[image], expected, atol=1e-4, rtol=1e-4)
 
 
 @SCHEMES
@@ -124,7 +172,8 @@ def test_while_images_are_generated_and_measured_the_host_waits_for_nothing(sche
     model = tiny(scheme)
     prefix, choose = model.condition.prefix(3, CLASSES), Sampling(0.9, 5, 0.9).choose
     drawn = uniforms(0, range(3), model.scheme.uniforms(12), torch.device("cpu"))
+    network = Sampling(guidance=2.0, guidance_schedule="cosine").network(model)
     with Waiting() as waiting:
-        model.scheme.generate(Guided(model, 2.0), prefix, 12, 24, choose, drawn)
+        model.scheme.generate(network, prefix, 12, 24, choose, drawn)
         model.scheme.evaluation_pair(TOKENS, 24)
     assert waiting.found == []

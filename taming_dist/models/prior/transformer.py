@@ -29,6 +29,7 @@ from taming_dist.models.prior.prefix import Part, Prefix, as_prefix
 from taming_dist.models.prior.schemes import SCHEMES
 
 INIT_STD = 0.02
+MASK_WIDTH = 16  # the fast kernels of attention read masks of its multiples as they lie
 
 
 class Transformer(Exported):
@@ -155,7 +156,8 @@ class Transformer(Exported):
         (batch, prefix, _), device, first = front.shape, front.device, cast(Block, self.blocks[0])
         heads, width = first.cached
         positions = self.config.positions
-        shape = (len(self.blocks), batch, heads, positions, width)
+        rounded = -(-positions // MASK_WIDTH) * MASK_WIDTH
+        shape = (len(self.blocks), batch, heads, rounded, width)
         dtype = front.dtype
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)

@@ -175,7 +175,7 @@ def test_masked_tokens_are_generated_as_the_paper_tells_it(steps: int, knobs: di
         assert torch.equal(found[image], expected)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     name=st.sampled_from(sorted(SCHEMES)),
     images=st.lists(st.integers(0, 99), min_size=1, max_size=3),

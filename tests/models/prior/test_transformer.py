@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from taming_dist.errors import UserError
+from taming_dist.generation.captured import Captured
 from taming_dist.losses.tokens import corrupt, token_nll
 from taming_dist.models.prior.blocks import GPTBlockConfig
 from taming_dist.models.prior.conditions import (
@@ -22,6 +23,8 @@ from taming_dist.models.prior.conditions import (
     CodesCondition,
     CoordinatesCondition,
 )
+from taming_dist.models.prior.prefix import as_prefix
+from taming_dist.models.prior.schemes import NextIndex, one_by_one
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig, decay_groups
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -86,12 +89,24 @@ def test_logits_loss_and_gradients_equal_the_original_gpt(outputs: str) -> None:
 
 
 @pytest.mark.parametrize("outputs", ["gpt", "unmasked"])
+@torch.no_grad()
 def test_greedy_decoding_equals_the_originals_full_passes(outputs: str) -> None:
     """Also where positions see later ones, and a cache would be wrong, as the original's is."""
     golden = load_golden("gpt") | load_golden(outputs)
     block = GPTBlockConfig(golden["config"]["n_unmasked"])
     model = original(golden, grid=[5, 8], block=block)
-    assert torch.equal(greedy(model, golden["ids"][:, :3], 24), golden["greedy"])
+    prompt, expected = golden["ids"][:, :3], golden["greedy"]
+    assert torch.equal(greedy(model, prompt, 24), expected)
+    prefix, nothing = as_prefix(prompt), torch.zeros(len(prompt), 24)
+    for repeat in (one_by_one, Captured()):  # with a cache that is sliced, and a static one
+        found = NextIndex().generate(
+            model, prefix, 24, 64, lambda logits, _: logits.argmax(1), nothing, repeat=repeat
+        )
+        assert torch.equal(found, expected)
+    uncached = torch.zeros_like(expected)
+    for k in range(24):
+        uncached[:, k] = model(uncached[:, : k + 1], prompt)[:, -1].argmax(1)
+    assert torch.equal(uncached, expected)
 
 
 def test_class_conditional_logits_loss_and_samples_equal_the_original() -> None:
@@ -246,7 +261,7 @@ def test_the_cache_is_filled_in_place() -> None:
     greedy_prompt = torch.zeros(2, 1, dtype=torch.int64)
     with torch.no_grad():
         _, cache = model.begin(greedy_prompt)
-        assert cache.keys.shape == cache.values.shape == (2, 2, 2, 12, 8)
+        assert cache.keys.shape == cache.values.shape == (2, 2, 2, 16, 8)
         addresses = cache.keys.data_ptr(), cache.values.data_ptr()
         model.step(greedy_prompt, cache)
     assert addresses == (cache.keys.data_ptr(), cache.values.data_ptr())

@@ -5,8 +5,9 @@ A kind of block is a class with a config class, and one line in BLOCKS.
 
 from typing import Any
 
+from taming_dist.models.prior.blocks.cache import Around, KVCache, StaticCache
 from taming_dist.models.prior.blocks.gpt import GPTBlock, GPTBlockConfig
-from taming_dist.models.prior.blocks.interface import Around, Block, BlockSizes, KVCache
+from taming_dist.models.prior.blocks.interface import Block, BlockSizes
 from taming_dist.models.prior.blocks.llama import LlamaBlock, LlamaBlockConfig
 from taming_dist.models.prior.blocks.rar import RARBlock, RARBlockConfig
 
@@ -22,6 +23,7 @@ __all__ = [
     "LlamaBlockConfig",
     "RARBlock",
     "RARBlockConfig",
+    "StaticCache",
 ]
 
 # name in conf/model/block -> its config and its block; the first is the default

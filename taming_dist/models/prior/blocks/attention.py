@@ -17,7 +17,7 @@ def attend(
     causal: bool,
     dropout: float = 0.0,
     unmasked: int = 0,
-    mask: Float[Tensor, "t s"] | None = None,
+    mask: Float[Tensor, "*a t s"] | None = None,
 ) -> Float[Tensor, "b t c"]:
     """Return what the queries read, their heads side by side.
 

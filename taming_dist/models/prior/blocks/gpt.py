@@ -6,7 +6,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from taming_dist.models.prior.blocks.attention import attend
-from taming_dist.models.prior.blocks.interface import Around, Block, BlockSizes
+from taming_dist.models.prior.blocks.cache import Around
+from taming_dist.models.prior.blocks.interface import Block, BlockSizes
 from taming_dist.ranges import check_ranges, ranged
 
 

@@ -1,13 +1,15 @@
-"""What a block of the transformer is, what it is told, and the cache of its keys and values.
+"""What a block of the transformer is.
 
-Legend: b batch, t positions, c width, d width of a head.
+Legend: b batch, t positions, c width.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+
+from taming_dist.models.prior.blocks.cache import Around
 
 
 @dataclass(frozen=True)
@@ -27,70 +29,6 @@ class BlockSizes:
     positions: int
     prefix: int
     grid: tuple[int, int]
-
-
-class Around(NamedTuple):
-    """What a block is told beside x.
-
-    `rotation`: what the kind's `rotation` gave for the positions of x, the same for all images or
-    one for each; `signal`: the mean of the prefix's embeddings, for kinds whose norms it moves;
-    `cache`: the positions before x, none without it; `layer`: which of its layers is the block's;
-    `mask`: what is added to the scores of attention over the cache (None: nothing, see `attend`).
-    """
-
-    rotation: Float[Tensor, "*b t r"] | None = None
-    signal: Float[Tensor, "b c"] | None = None
-    cache: "KVCache | None" = None
-    layer: int = 0
-    mask: Float[Tensor, "t s"] | None = None
-
-
-class KVCache:
-    """Keys and values of the positions read so far, in memory that is taken once.
-
-    `keys` and `values` are [layers, b, heads, positions, d]; `length` positions count, of which the
-    first `prefix` are the condition's. `around`: what all positions are told (`Around`); `learned`
-    [positions, c]: what is learned of each, which is added to its embedding. `again`: the
-    embeddings [b, length, c] of all so far, while they see later ones (`Block.unmasked`), so that
-    what is cached changes with each that comes; None after.
-    """
-
-    def __init__(
-        self,
-        keys: Float[Tensor, "layers b heads positions d"],
-        values: Float[Tensor, "layers b heads positions d"],
-        learned: Float[Tensor, "positions c"],
-        around: Around,
-        prefix: int,
-    ) -> None:
-        self.keys, self.values = keys, values
-        self.learned, self.around, self.prefix = learned, around, prefix
-        self.length = 0
-        self.again: Tensor | None = None
-
-    def extend(
-        self,
-        layer: int,
-        key: Float[Tensor, "b heads t d"],
-        value: Float[Tensor, "b heads t d"],
-    ) -> tuple[Float[Tensor, "b heads end d"], Float[Tensor, "b heads end d"]]:
-        """Write one layer's keys and values after those that count; return all to be read."""
-        end = self.length + key.shape[2]
-        self.keys[layer, :, :, self.length : end] = key
-        self.values[layer, :, :, self.length : end] = value
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
-
-    def next(self, table: Float[Tensor, "p *r"], count: int = 1) -> Float[Tensor, "{count} *r"]:
-        """Return the rows of a table that has one a position, for the next positions."""
-        return table[self.length : self.length + count]
-
-    def mask(self) -> Float[Tensor, "t s"] | None:
-        """Return `Around.mask` of the next positions."""
-        return None
-
-    def advance(self, count: int) -> None:
-        """Count so many positions more, which have been written."""
-        self.length += count
 
 
 class Block(nn.Module):

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from taming_dist.models.prior.blocks.adaptive import Modulation, moved
 from taming_dist.models.prior.blocks.attention import attend
-from taming_dist.models.prior.blocks.interface import Around, Block, BlockSizes
+from taming_dist.models.prior.blocks.cache import Around
+from taming_dist.models.prior.blocks.interface import Block, BlockSizes
 from taming_dist.models.prior.blocks.rotary import rotated
 
 

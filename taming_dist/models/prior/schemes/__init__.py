@@ -6,11 +6,15 @@ A scheme is a class and one line in SCHEMES, by the name that `model/scheme=` ha
 from taming_dist.models.prior.schemes.interface import (
     LIKELIHOOD,
     Choose,
+    Draft,
     Draws,
     KnownTokens,
     Network,
     Pair,
+    Repeat,
     Scheme,
+    Write,
+    one_by_one,
 )
 from taming_dist.models.prior.schemes.masked import Masked
 from taming_dist.models.prior.schemes.next_index import NextIndex
@@ -19,13 +23,17 @@ __all__ = [
     "LIKELIHOOD",
     "SCHEMES",
     "Choose",
+    "Draft",
     "Draws",
     "KnownTokens",
     "Masked",
     "Network",
     "NextIndex",
     "Pair",
+    "Repeat",
     "Scheme",
+    "Write",
+    "one_by_one",
 ]
 
 # name in conf/model/scheme -> the scheme; the first is the default

@@ -19,6 +19,8 @@ from taming_dist.models.prior.prefix import Prefix
 LIKELIHOOD = "nll"  # the `measure` whose sum over an image's tokens is -log p(s | c)
 Draws = Mapping[str, Tensor]
 Choose = Callable[[Tensor, Tensor], Tensor]  # logits [b, v], uniforms [b] -> tokens [b] int64
+Write = Callable[["Draft", KVCache], None]  # writes the next token of each image
+Repeat = Callable[[Write, "Draft", KVCache, int], Int64[Tensor, "b n"]]
 
 
 class Network(Protocol):
@@ -55,6 +57,33 @@ class KnownTokens(NamedTuple):
     leading: int = 0
 
 
+class Draft(NamedTuple):
+    """Images in the making, one token after the other, in tensors that are written in place.
+
+    `tokens` [b, n] count up to `at` [1], and where they are `known` [b, n]; `uniforms` [b, n] are
+    what they are drawn with. Where they are is known on the device only, so that writing the next
+    one can be recorded in a CUDA graph.
+    """
+
+    tokens: Int64[Tensor, "b n"]
+    known: Bool[Tensor, "b n"]
+    uniforms: Float[Tensor, "b n"]
+    at: Int64[Tensor, "1"]
+
+    def put(self, logits: Float[Tensor, "b v"], choose: Choose) -> None:
+        """Write the token at `at`, chosen from logits unless it is known."""
+        chosen = choose(logits, self.uniforms.index_select(1, self.at).squeeze(1))
+        before, known = (each.index_select(1, self.at) for each in (self.tokens, self.known))
+        self.tokens.index_copy_(1, self.at, torch.where(known, before, chosen.unsqueeze(1)))
+
+
+def one_by_one(write: Write, draft: Draft, cache: KVCache, times: int) -> Int64[Tensor, "b n"]:
+    """Write so many tokens of each image, and return all of them."""
+    for _ in range(times):
+        write(draft, cache)
+    return draft.tokens
+
+
 class Scheme(ABC):
     """How tokens are learned and generated; all random numbers are arguments.
 
@@ -86,6 +115,11 @@ class Scheme(ABC):
     def evaluation_pair(self, tokens: Int64[Tensor, "b n"], vocabulary: int) -> Pair:
         """Return what is measured on tokens, the same every time."""
 
+    @abstractmethod
+    def written(self, tokens: Int64[Tensor, "b n"], vocabulary: int) -> Int64[Tensor, "#b #n"]:
+        """Return how many of its image's tokens are written when each of `tokens`, which a network
+        reads all at once, is chosen."""
+
     def sampled_with(self, settings: Mapping[str, int | float]) -> "Scheme":
         """Return it with some of its settings as generation is asked to have them.
 
@@ -114,10 +148,12 @@ class Scheme(ABC):
         choose: Choose,
         uniforms: Float[Tensor, "b u"],
         known: KnownTokens | None = None,
+        repeat: Repeat = one_by_one,
     ) -> Int64[Tensor, "b {count}"]:
         """Return `count` tokens for each prefix: those that are known as they are, and the others,
         below `vocabulary`, chosen by `choose`.
 
         uniforms: u are as many as `uniforms(count)` says. An image's tokens depend on its own
-        prefix, uniforms and known tokens only, and the host never waits for the device.
+        prefix, uniforms and known tokens only, and the host never waits for the device. `repeat`
+        writes what is written one token after the other.
         """

@@ -19,7 +19,9 @@ from taming_dist.models.prior.schemes.interface import (
     KnownTokens,
     Network,
     Pair,
+    Repeat,
     Scheme,
+    one_by_one,
 )
 from taming_dist.ranges import check_ranges, ranged
 
@@ -82,6 +84,9 @@ class Masked(Scheme):
         mask = masks[tokens.sum(1) % EVALUATED]
         return Pair(tokens.masked_fill(mask, vocabulary), tokens, mask.float())
 
+    def written(self, tokens: Int64[Tensor, "b n"], vocabulary: int) -> Int64[Tensor, "b 1"]:
+        return (tokens < vocabulary).sum(1, keepdim=True)
+
     def uniforms(self, count: int) -> int:
         # for each step, and all tokens: one to choose it by, one for the noise
         return 2 * count * self._steps(count)
@@ -95,6 +100,7 @@ class Masked(Scheme):
         choose: Choose,
         uniforms: Float[Tensor, "b u"],
         known: KnownTokens | None = None,
+        repeat: Repeat = one_by_one,
     ) -> Int64[Tensor, "b {count}"]:
         steps = self._steps(count)
         drawn = uniforms.unflatten(1, (steps, 2, count))

@@ -8,14 +8,18 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from taming_dist.losses.tokens import corrupt
+from taming_dist.models.prior.blocks import KVCache
 from taming_dist.models.prior.prefix import Prefix
 from taming_dist.models.prior.schemes.interface import (
     Choose,
+    Draft,
     Draws,
     KnownTokens,
     Network,
     Pair,
+    Repeat,
     Scheme,
+    one_by_one,
 )
 from taming_dist.ranges import check_ranges, ranged
 
@@ -52,6 +56,9 @@ class NextIndex(Scheme):
     def evaluation_pair(self, tokens: Int64[Tensor, "b n"], vocabulary: int) -> Pair:
         return Pair(tokens, tokens)
 
+    def written(self, tokens: Int64[Tensor, "b n"], vocabulary: int) -> Int64[Tensor, "1 n"]:
+        return torch.arange(tokens.shape[1], device=tokens.device)[None]
+
     def uniforms(self, count: int) -> int:
         return count
 
@@ -64,19 +71,21 @@ class NextIndex(Scheme):
         choose: Choose,
         uniforms: Float[Tensor, "b u"],
         known: KnownTokens | None = None,
+        repeat: Repeat = one_by_one,
     ) -> Int64[Tensor, "b {count}"]:
-        tokens = torch.empty(len(prefix), count, dtype=torch.int64, device=prefix.device)
-        first = 0
-        if known is not None:
-            tokens, first = known.tokens.clone(), known.leading
-        if first == count:
-            return tokens
-        logits, cache = network.begin(prefix, tokens[:, :first])
-        for k in range(first, count):
-            if k > first:
-                logits = network.step(tokens[:, k - 1 : k], cache)
-            chosen = choose(logits, uniforms[:, k])
-            if known is not None:
-                chosen = torch.where(known.mask[:, k], tokens[:, k], chosen)
-            tokens[:, k] = chosen
-        return tokens
+        if known is None:
+            nothing = torch.zeros(len(prefix), count, dtype=torch.int64, device=prefix.device)
+            known = KnownTokens(nothing, nothing > 0)
+        if known.leading == count:
+            return known.tokens
+        first = torch.full((1,), known.leading, device=prefix.device)
+        draft = Draft(known.tokens.clone(), known.mask, uniforms, first)
+        logits, cache = network.begin(prefix, known.tokens[:, : known.leading])
+        draft.put(logits, choose)
+
+        def write(draft: Draft, cache: KVCache) -> None:
+            logits = network.step(draft.tokens.index_select(1, draft.at), cache)
+            draft.at.add_(1)
+            draft.put(logits, choose)
+
+        return repeat(write, draft, cache, count - known.leading - 1)
