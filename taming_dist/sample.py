@@ -40,9 +40,10 @@ def main(config: SampleConfig) -> None:
     generator = load_generator(config, worker.local_rank)
     plan = plan_of(config, generator)
     recipe = recipe_of(config, plan, None if asked is None else asked.image)
-    note = "" if asked is None else check_same(recipe, asked, source)
-    if note and worker.number == 0:
-        print(note, file=sys.stderr)
+    same = "" if asked is None else check_same(recipe, asked, source)
+    if worker.number == 0:
+        for note in filter(None, (same, *plan.notes)):
+            print(note, file=sys.stderr)
     with stoppable():
         try:
             last = complete(Path(config.out), plan, recipe, worker)

@@ -57,9 +57,17 @@ class Known:
         """Return what is known of `count` images, which are these in turn."""
         return self.rows(torch.arange(count) % len(self))
 
-    def to(self, device: torch.device) -> "Known":
-        """Return it on the device."""
-        return Known(self.codes.to(device), self.mask.to(device))
+    def check(self, grid: tuple[int, int], vocabulary: int) -> None:
+        """Raise a UserError unless codes have this grid and are below the vocabulary where they are
+        known; those that lie on a device came from a VQGAN, and are not waited for."""
+        if self.grid != grid:
+            raise UserError(
+                f"known: codes of the grid {list(self.grid)}, but images have {list(grid)}"
+            )
+        if self.codes.device.type == "cpu":
+            kept = self.codes[self.mask.cpu()]
+            if kept.numel() and not 0 <= int(kept.min()) <= int(kept.max()) < vocabulary:
+                raise UserError(f"known: a code is outside of 0 to {vocabulary - 1}")
 
     def tokens(self, order: Order, device: torch.device) -> KnownTokens:
         """Return it in an order, on the device. A mask that lies on the CPU is not waited for."""

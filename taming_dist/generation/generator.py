@@ -14,6 +14,7 @@ from taming_dist.errors import UserError
 from taming_dist.generation.captured import Captured
 from taming_dist.generation.completion import Known
 from taming_dist.generation.precision import PRECISIONS, in_bf16
+from taming_dist.generation.rejection import ALL, Classifier, Rejection, best_of
 from taming_dist.generation.sampler import Sampler
 from taming_dist.generation.sampling import Sampling
 from taming_dist.models.prior.prefix import Prefix
@@ -27,6 +28,15 @@ class Samples(NamedTuple):
 
     images: Tensor
     codes: Tensor
+
+
+class Part(NamedTuple):
+    """Some of the images that were asked for, see `Samples`, and the scores [b] fp64 by which they
+    were chosen from their candidates; None where there were none."""
+
+    images: Tensor
+    codes: Tensor
+    scores: Tensor | None
 
 
 class Generator:
@@ -70,12 +80,16 @@ class Generator:
         batch: int = 16,
         steps: int | None = None,
         choice_temperature: float | None = None,
+        known: Known | None = None,
+        acceptance: float = 1.0,
+        classifier: Classifier | None = None,
     ) -> Samples:
         """Return n images [n, 3, h, w] in [-1, 1] and their codes [n, i, j], on the models' device.
 
         `condition` is what `prefix` takes, and stands in for n; `size` is (h, w)
         in pixels. Image k depends on the seed, its condition and k; `batch`, images at a time,
-        bounds the memory only. The other settings are those of `Sampling`.
+        bounds the memory only. What is `known` of images, which the n take in turn, they keep.
+        `acceptance` and `classifier` are those of `Rejection`, the other settings of `Sampling`.
 
         Raises:
             UserError: a count, class, size or setting that these models cannot serve.
@@ -91,16 +105,27 @@ class Generator:
             steps,
             choice_temperature,
         )
-        parts = list(self.stream(self.prefix(n, condition), sampling, seed, batch))
+        if n is None and condition is None and known is not None:
+            n = len(known)
+        rejection = Rejection(acceptance, classifier)
+        prefix = self.prefix(n, condition)
+        parts = list(self.stream(prefix, sampling, seed, batch, 0, known, rejection))
         return Samples(
             torch.cat([part.images for part in parts]), torch.cat([part.codes for part in parts])
         )
 
     def stream(
-        self, prefix: Prefix, sampling: Sampling, seed: int = 0, batch: int = 16, first: int = 0
-    ) -> Iterator[Samples]:
+        self,
+        prefix: Prefix,
+        sampling: Sampling,
+        seed: int = 0,
+        batch: int = 16,
+        first: int = 0,
+        known: Known | None = None,
+        rejection: Rejection = ALL,
+    ) -> Iterator[Part]:
         """Yield the images of n prefixes in order, at most `batch` at a time, as `sample` does;
-        they are the seed's images from number `first` on.
+        they are the seed's images from number `first` on. `known` is of them in turn.
 
         Raises:
             UserError: a setting or a batch that these models cannot serve; before the first image.
@@ -113,10 +138,22 @@ class Generator:
         self.transformer.scheme.sampled_with(sampling.of_scheme)
         if batch < 1:
             raise UserError(f"batch: {batch} images at a time, give at least 1")
-        starts = range(0, len(prefix), batch)
+        if known is not None:
+            known.check(self.transformer.config.code_grid, self.transformer.config.vocabulary)
+            known = known.in_turn(len(prefix))
+        if rejection.candidates > 1:
+            rejection.check(self.transformer)
+        parts = (slice(at, at + batch) for at in range(0, len(prefix), batch))
         return (
-            self._images(prefix.rows(slice(at, at + batch)), first + at, sampling, seed)
-            for at in starts
+            self._images(
+                prefix.rows(part),
+                first + part.start,
+                sampling,
+                seed,
+                None if known is None else known.rows(part),
+                rejection,
+            )
+            for part in parts
         )
 
     def prefix(self, n: int | None = None, condition: Any = None) -> Prefix:
@@ -161,12 +198,31 @@ class Generator:
         return self._sampler
 
     @torch.no_grad()
-    def _images(self, prefix: Prefix, first: int, sampling: Sampling, seed: int) -> Samples:
+    def _images(
+        self,
+        prefix: Prefix,
+        first: int,
+        sampling: Sampling,
+        seed: int,
+        known: Known | None,
+        rejection: Rejection,
+    ) -> Part:
         images = range(first, first + len(prefix))
         with evaluating(self.transformer, self.vqgan):
-            codes = self.sampler(sampling).codes(prefix, seed, images)
-            pictures = self.vqgan.config.modality.picture(self.vqgan.decode_codes(codes))
-            return Samples(pictures.clamp(-1, 1), codes)
+            candidates = (
+                self.sampler(sampling).codes(prefix, seed, numbers, known)
+                for numbers in rejection.numbers(images)
+            )
+            if rejection.candidates == 1:
+                codes, scores = next(candidates), None
+            else:
+                score = rejection.score(self.transformer, self._pictures, prefix)
+                codes, scores = best_of(candidates, score)
+            return Part(self._pictures(codes), codes, scores)
+
+    def _pictures(self, codes: Tensor) -> Tensor:
+        pictures = self.vqgan.config.modality.picture(self.vqgan.decode_codes(codes))
+        return pictures.clamp(-1, 1)
 
 
 def generate_codes(

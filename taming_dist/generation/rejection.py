@@ -7,13 +7,14 @@ own likelihood takes its place.
 Legend: b images, i j code grid, n = i * j tokens, h w pixels.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from taming_dist.errors import UserError
+from taming_dist.models.prior.conditions import ClassCondition
 from taming_dist.models.prior.orders import arrange
 from taming_dist.models.prior.prefix import Prefix
 from taming_dist.models.prior.schemes import LIKELIHOOD
@@ -22,6 +23,10 @@ from taming_dist.ranges import check_ranges, ranged
 
 # images [b, 3, h, w] in [-1, 1] and their classes [b] int64 -> scores [b]; the larger, the better
 Classifier = Callable[[Tensor, Tensor], Tensor]
+NO_CLASS = (
+    "classifier: this transformer is not class-conditional, so images have no class to be "
+    "recognised as; leave it out to choose them by their likelihood"
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,35 @@ class Rejection:
     def candidates(self) -> int:
         """For each image."""
         return round(1 / self.acceptance)
+
+    def numbers(self, images: range) -> Iterator[range]:
+        """Yield the numbers that the first, the second ... candidates of images have in a seed."""
+        count = self.candidates
+        for candidate in range(count):
+            yield range(images.start * count + candidate, images.stop * count, count)
+
+    def check(self, transformer: Transformer) -> None:
+        """Raise a UserError if there is nothing to score the transformer's images by."""
+        if self.classifier is None:
+            check_has_likelihood(transformer)
+        elif _class_part(transformer) is None:
+            raise UserError(NO_CLASS)
+
+    def score(
+        self, transformer: Transformer, decode: Callable[[Tensor], Tensor], prefix: Prefix
+    ) -> Callable[[Tensor], Tensor]:
+        """Return what scores candidates [b, i, j] for the images of prefixes, see `check`; `decode`
+        gives their images [b, 3, h, w] in [-1, 1]."""
+        classifier = self.classifier
+        if classifier is None:
+            return lambda codes: log_likelihood(transformer, codes, prefix)
+        part = _class_part(transformer)
+        assert part is not None, "it was checked"
+        classes = prefix.parts[part][:, 0]
+        return lambda codes: classifier(decode(codes), classes)
+
+
+ALL = Rejection()  # that rejects nothing
 
 
 def best_of(
@@ -79,6 +113,12 @@ def log_likelihood(transformer: Transformer, codes: Tensor, prefix: Prefix) -> T
     check_has_likelihood(transformer)
     tokens = arrange(codes, transformer.places)
     return -transformer(tokens, prefix, targets=tokens).double().sum(1)
+
+
+def _class_part(transformer: Transformer) -> int | None:
+    """Which part of a prefix has the class; None if none has."""
+    conditions = enumerate(transformer.condition.conditions)
+    return next((k for k, each in conditions if isinstance(each, ClassCondition)), None)
 
 
 def check_has_likelihood(transformer: Transformer) -> None:

@@ -8,7 +8,12 @@ from omegaconf import MISSING
 from taming_dist.ranges import LARGEST_SEED, check_choice, check_ranges, ranged
 from taming_dist.sampling.writers import WRITERS
 
-FILES = ("condition",)  # the keys that name files which decide the pictures
+FILES = (
+    "condition",
+    "image",
+    "mask",
+    "classifier_weights",
+)  # the keys that name files which decide the pictures
 
 
 @dataclass
@@ -25,6 +30,14 @@ class SampleConfig:
     a list of them in turn, read by the text encoder of the codes, which `text_encoder` names if it
     has moved. `size` is HEIGHTxWIDTH in pixels (the trained one if left out); `batch` images are
     made at a time, which changes speed and memory, not the images.
+
+    `image`, a picture or a folder of them, is completed: `keep` of it stays (upper, lower, left,
+    right, or a share of the rows from the top), or what is black in `mask`, or its first
+    `keep_codes` codes. Of 1 / `acceptance` candidates for an image the best one stays, by its
+    likelihood, or by the probability of its class that `classifier` sees, a ResNet of torchvision,
+    such as resnet101, with its own weights or those of the file `classifier_weights`
+    (docs/sampling.md).
+
     `top_k`, `top_p` off: null. `guidance_schedule` (constant, linear or cosine) leads from 1 to
     `guidance` over an image's codes. `precision`: fp32 or bf16. `compile` has torch.compile make
     fewer kernels of a token's step, which takes a minute or more at first. `steps` and
@@ -42,6 +55,13 @@ class SampleConfig:
     class_id: int | None = ranged(None, at_least=0)
     condition: Any = None
     condition_vqgan: str = ""
+    image: Any = None
+    keep: Any = None
+    mask: Any = None
+    keep_codes: int | None = ranged(None, at_least=1)
+    acceptance: float = ranged(1.0, above=0, at_most=1)
+    classifier: str = ""
+    classifier_weights: str = ""
     prompt: Any = None
     text_encoder: str = ""
     size: str | None = None

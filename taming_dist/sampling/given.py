@@ -6,6 +6,7 @@ them, so that a picture has the codes that it would have in code shards.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from taming_dist.errors import UserError
 from taming_dist.formats.encoded import depth_shares
 from taming_dist.formats.names import natural_order, printable
 from taming_dist.formats.shards import IMAGE_EXTENSIONS
+from taming_dist.generation.generator import evaluating
 from taming_dist.models.modalities import LabelMap, nearest
 from taming_dist.models.vqgan import VQGAN, check_all_coded
 from taming_dist.prepare.collections.entry import is_hidden
@@ -33,9 +35,10 @@ from taming_dist.prepare.making.layers import (
 )
 
 MAX_BYTES = 2**29  # of a file; the decoders limit the pixels
+REMEMBERED = 1024  # pictures whose codes are kept at most
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Given:
     """The pictures that `key=` names, the largest part of each in the centre with the proportions
     of `shape`, in as many pixels.
@@ -50,8 +53,20 @@ class Given:
     shape: Shape
     scaled: Shape
 
+    def __post_init__(self) -> None:
+        self._coded = lru_cache(maxsize=REMEMBERED)(self._code)
+
     def __len__(self) -> int:
         return len(self.paths)
+
+    def name(self, number: int) -> str:
+        """The file of a picture."""
+        return printable(str(self.paths[number % len(self)]))
+
+    @property
+    def reader(self) -> Callable[[bytes], np.ndarray]:
+        """What reads the pixels of a file."""
+        return READERS[self.vqgan.config.modality.column]
 
     def input(self, number: int) -> Tensor:
         """What the VQGAN encodes of a picture, [1, c, h, w] on its device.
@@ -63,7 +78,7 @@ class Given:
         pixels = read_column(self.key, path, modality.column, self.shape)
         if isinstance(modality, LabelMap) and int(pixels.max()) >= modality.classes:
             raise UserError(
-                f"{self.key}: {printable(str(path))} has the class {int(pixels.max())}, but its "
+                f"{self.key}: {self.name(number)} has the class {int(pixels.max())}, but its "
                 f"VQGAN knows 0 to {modality.classes - 1}: give a label map of the same classes"
             )
         column = torch.from_numpy(pixels)[None]
@@ -71,22 +86,19 @@ class Given:
         taken = modality.take({modality.column: column}, self.vqgan.quant_conv.weight.device)
         return modality.tensor(taken)
 
-    @torch.no_grad()
     def codes(self, numbers: Sequence[int]) -> Tensor:
         """The codes int64 [b, i, j] of pictures, on the CPU; after the last the first comes again.
 
         Each is encoded alone, so that its codes do not depend on the others.
         """
-        wanted = [number % len(self) for number in numbers]
-        distinct = list(dict.fromkeys(wanted))
-        was_training = self.vqgan.training
-        self.vqgan.eval()
-        coded = [self.vqgan.encode(nearest(self.input(k), self.scaled)) for k in distinct]
-        self.vqgan.train(was_training)
-        codes = torch.cat(coded).cpu()
-        names = [f"{self.key}: {printable(str(self.paths[k]))}" for k in distinct]
-        check_all_coded(codes, names, "give another picture")
-        return codes[[distinct.index(number) for number in wanted]]
+        return torch.stack([self._coded(number % len(self)) for number in numbers])
+
+    @torch.no_grad()
+    def _code(self, number: int) -> Tensor:
+        with evaluating(self.vqgan):
+            codes = self.vqgan.encode(nearest(self.input(number), self.scaled)).cpu()
+        check_all_coded(codes, [f"{self.key}: {self.name(number)}"], "give another picture")
+        return codes[0]
 
     def picture(self, number: int) -> Tensor:
         """A picture as colours, [3, h, w] in [-1, 1] on the CPU."""

@@ -5,19 +5,25 @@ unit of images into finished pictures, one after the other, and a writer consume
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from taming_dist.generation.generator import Generator
+from taming_dist.errors import UserError
+from taming_dist.generation.completion import Known
+from taming_dist.generation.generator import Generator, Part
 from taming_dist.generation.pictures import to_uint8
+from taming_dist.generation.rejection import ALL, NO_CLASS, Rejection
 from taming_dist.generation.sampling import Sampling
-from taming_dist.models.prior.conditions import Columns, Request
+from taming_dist.models.prior.conditions import ClassCondition, Columns, Request
+from taming_dist.sampling.classifier import open_classifier
 from taming_dist.sampling.condition_pictures import condition_pictures
 from taming_dist.sampling.config import SampleConfig
 from taming_dist.sampling.given import Given
+from taming_dist.sampling.keeping import Kept, kept_pictures, unseen_note
 from taming_dist.sampling.picture import Picture
 from taming_dist.sampling.request import IMAGES, parse_size, request_of
 from taming_dist.sampling.units import Unit
@@ -33,15 +39,30 @@ class Plan:
     sampling: Sampling
     seed: int
     batch: int
-    given: tuple[Given, ...] = ()
+    condition: Given | None = None
+    kept: Kept | None = None
+    rejection: Rejection = ALL
+
+    @property
+    def given(self) -> "tuple[Given | Kept, ...]":
+        """The pictures that images are made of, in turn."""
+        return tuple(each for each in (self.condition, self.kept) if each is not None)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know before it begins."""
+        note = "" if self.kept is None else unseen_note(self.kept, self.generator)
+        return [note] if note else []
 
     def check(self) -> None:
         """Raise a UserError for what can be known before the first image is made."""
         first, last = range(min(self.batch, self.request.count)), self.request.images[-1:]
         for images in (last, first):
             columns = self.columns(images)
-            prefix = self.generator.prefix(len(images), columns or None)
-        self.generator.stream(prefix, self.sampling, self.seed, self.batch)
+            prefix, known = self.generator.prefix(len(images), columns or None), self.known(images)
+        self.generator.stream(
+            prefix, self.sampling, self.seed, self.batch, 0, known, self.rejection
+        )
 
     @property
     def period(self) -> int:
@@ -57,17 +78,26 @@ class Plan:
         """What the condition reads of some of the images."""
         return self.generator.transformer.condition.requested(self.request.of(images))
 
+    def known(self, images: range) -> Known | None:
+        """What is known of some of the images; None if nothing is of any."""
+        return None if self.kept is None else self.kept.known(images)
+
     def pictures(self, unit: Unit) -> Iterator[Picture]:
         """Yield the pictures of a unit, in order."""
-        columns = self.columns(unit.images)
-        facts = facts_of(columns, len(unit.images))
-        prefix = self.generator.prefix(len(unit.images), columns or None)
+        images, columns = unit.images, self.columns(unit.images)
+        classes = classes_of(columns, len(images))
+        prefix = self.generator.prefix(len(images), columns or None)
+        known, first = self.known(images), images.start
         parts = self.generator.stream(
-            prefix, self.sampling, self.seed, self.batch, unit.images.start
+            prefix, self.sampling, self.seed, self.batch, first, known, self.rejection
         )
-        found = (pixels for part in parts for pixels in to_uint8(part.images).cpu())
-        for index, pixels, own in zip(unit.images, found, facts, strict=True):
-            yield Picture.whole(index, pixels, own)
+        found = (made for part in parts for made in pictures_of(part))
+        for index, class_id, (pixels, score) in zip(images, classes, found, strict=True):
+            facts: dict[str, Any] = {"class": class_id}
+            facts |= {given.key: given.name(index) for given in self.given}
+            if self.rejection.candidates > 1:
+                facts |= {"candidates": self.rejection.candidates, "score": score}
+            yield Picture.whole(index, pixels, facts)
 
 
 def plan_of(config: SampleConfig, generator: Generator) -> Plan:
@@ -81,17 +111,59 @@ def plan_of(config: SampleConfig, generator: Generator) -> Plan:
     size = parse_size(config.size)
     generator.check_size(size)
     shape = size or generator.size
-    pictures = condition_pictures(config, generator, shape)
-    given = () if pictures is None else (pictures,)
-    count = config.n or max((len(each) for each in given), default=IMAGES)
-    request = request_of(config, generator.transformer.condition, count, pictures)
-    plan = Plan(generator, request, sampling, config.seed, config.batch, given)
+    condition = condition_pictures(config, generator, shape)
+    kept = kept_pictures(config, generator, shape)
+    count = config.n or number_of(condition, kept)
+    request = request_of(config, generator.transformer.condition, count, condition)
+    rejection = rejection_of(config, generator)
+    plan = Plan(generator, request, sampling, config.seed, config.batch, condition, kept, rejection)
     plan.check()
     return plan
 
 
-def facts_of(columns: Columns, count: int) -> list[dict[str, Any]]:
-    """What is told of each of `count` images: its class, or null."""
+def number_of(condition: Given | None, kept: Kept | None) -> int:
+    """How many images pictures are given for; `UserError` if they contradict each other."""
+    counts = {len(each) for each in (condition, kept) if each is not None}
+    if len(counts - {1}) > 1:
+        raise UserError(
+            f"image: it has {len(kept or ())} pictures and condition {len(condition or ())}: give "
+            f"as many, one for each"
+        )
+    return max(counts, default=IMAGES)
+
+
+def rejection_of(config: SampleConfig, generator: Generator) -> Rejection:
+    """How many candidates there are for an image, and what chooses among them."""
+    rejection = Rejection(config.acceptance)
+    if rejection.candidates == 1:
+        for name in ("classifier", "classifier_weights"):
+            if getattr(config, name):
+                raise UserError(
+                    f"{name}: it chooses among candidates, and acceptance={config.acceptance} "
+                    f"leaves one for each image: give acceptance=0.05, or leave {name} out"
+                )
+    if not config.classifier:
+        if config.classifier_weights:
+            raise UserError("classifier_weights: of which network? give classifier=resnet101")
+        return rejection
+    conditions = generator.transformer.condition.conditions
+    known = [each.vocabulary for each in conditions if isinstance(each, ClassCondition)]
+    if not known:
+        raise UserError(NO_CLASS)
+    device = generator.transformer.device
+    classifier = open_classifier(config.classifier, config.classifier_weights, known[0], device)
+    return Rejection(config.acceptance, classifier)
+
+
+def classes_of(columns: Columns, count: int) -> list[int | None]:
+    """The class of each of `count` images, or None."""
     classes: Tensor | None = columns.get("cls")
-    ids = [None] * count if classes is None else classes.tolist()
-    return [{"class": class_id} for class_id in ids]
+    return [None] * count if classes is None else classes.tolist()
+
+
+def pictures_of(part: Part) -> Iterator[tuple[Tensor, float | None]]:
+    """Yield the pixels of images, uint8 [3, h, w] on the CPU, and the score of each: None if it has
+    none, or one that is not finite."""
+    scores = [None] * len(part.images) if part.scores is None else part.scores.tolist()
+    for pixels, score in zip(to_uint8(part.images).cpu(), scores, strict=True):
+        yield pixels, None if score is None or not math.isfinite(score) else score

@@ -15,6 +15,8 @@ from taming_dist.formats.manifest import CODES_FORMAT, MANIFEST, resolve
 from taming_dist.formats.shards import measure
 from taming_dist.formats.storage import is_url
 from taming_dist.formats.strict_json import json_safe
+from taming_dist.models.prior.transformer import Transformer
+from taming_dist.models.vqgan import VQGAN
 from taming_dist.sampling.config import FILES, SampleConfig
 from taming_dist.sampling.plan import Plan
 
@@ -106,15 +108,20 @@ def recipe_of(config: SampleConfig, plan: Plan, image: int | None = None) -> Rec
     Raises:
         UserError: a file that it names cannot be read.
     """
-    transformer, vqgan = plan.generator.transformer, plan.generator.vqgan
+    models: dict[str, Transformer | VQGAN] = {
+        "transformer": plan.generator.transformer,
+        "vqgan": plan.generator.vqgan,
+    }
+    if plan.condition is not None:
+        models["condition_vqgan"] = plan.condition.vqgan
     settings = dataclasses.asdict(config) | {"n": plan.request.count}
     given = {name: getattr(config, name) for name in FILES}
     return Recipe(
         settings=json_safe({name: own for name, own in settings.items() if name not in OWN}),
-        fingerprints={"transformer": transformer.fingerprint, "vqgan": vqgan.fingerprint},
-        inputs={name: hash_of(own) for name, own in given.items() if own is not None},
+        fingerprints={name: own.fingerprint for name, own in models.items()},
+        inputs={name: hash_of(own) for name, own in given.items() if own},
         image=image,
-        device=device_name(transformer.device),
+        device=device_name(plan.generator.transformer.device),
     )
 
 
