@@ -4,6 +4,7 @@
     python tools/benchmark.py making [--images 2000] [--out FILE]
     python tools/benchmark.py codes [--shards 16] [--images 64] [--out FILE]
     python tools/benchmark.py data [--images 4096] [--out FILE]
+    python tools/benchmark.py decoding [--size 1024] [--rows 16 64 256] [--out FILE]
 
 Every module of tools/benchmarks is a benchmark, named by the first argument. It prints a table;
 --out writes the results as JSON.
@@ -13,12 +14,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # this folder is on the path of a script that lies in it
-from benchmarks import codes, data, making, memory, steps
+from benchmarks import codes, data, decoding, making, memory, steps
 
 from taming_dist import cli
 from taming_dist.formats.strict_json import write_json
 
-BENCHMARKS = {"codes": codes, "data": data, "making": making, "memory": memory, "steps": steps}
+BENCHMARKS = {
+    "codes": codes,
+    "data": data,
+    "decoding": decoding,
+    "making": making,
+    "memory": memory,
+    "steps": steps,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -71,25 +71,35 @@ def decode_pictures(
     Raises:
         UserError: `tile` is negative, or the disk of the scratch folder is full.
     """
-    height, width = (side * vqgan.config.factor for side in codes.shape[1:])
-    rows = tile_rows(vqgan, (height, width), tile)
-    if not rows:
+    height, width = size_of(vqgan, codes[0])
+    if not tile_rows(vqgan, (height, width), tile):
         return vqgan.config.modality.picture(vqgan.decode_codes(codes)).clamp(-1, 1)
     pictures = torch.empty(len(codes), 3, height, width, device=codes.device)
     for picture, each in zip(pictures, codes, strict=True):
         top = 0
-        for part in picture_tiles(vqgan, each, rows, scratch):
+        for part in picture_tiles(vqgan, each, tile, scratch):
             picture[:, top : top + part.shape[1]] = part
             top += part.shape[1]
     return pictures
 
 
 def picture_tiles(
-    vqgan: VQGAN, codes: Tensor, rows: int, scratch: Path | None = None
+    vqgan: VQGAN, codes: Tensor, tile: int | None = None, scratch: Path | None = None
 ) -> Iterator[Tensor]:
-    """Yield the picture of codes [i, j] in tiles [3, n, w] in [-1, 1], as `decode_tiles` does."""
-    for tile in decode_tiles(vqgan, codes, rows, scratch):
-        yield vqgan.config.modality.picture(tile[None])[0].clamp(-1, 1)
+    """Yield the picture of codes [i, j] as tiles [3, n, w] in [-1, 1], from the top; as one where
+    it is not too large for the whole decode. The rest as in `decode_pictures`."""
+    rows = tile_rows(vqgan, size_of(vqgan, codes), tile)
+    if not rows:
+        yield decode_pictures(vqgan, codes[None], 0)[0]
+        return
+    for part in decode_tiles(vqgan, codes, rows, scratch):
+        yield vqgan.config.modality.picture(part[None])[0].clamp(-1, 1)
+
+
+def size_of(vqgan: VQGAN, codes: Tensor) -> tuple[int, int]:
+    """Return the height and width in pixels of codes [i, j]."""
+    height, width = codes.shape
+    return height * vqgan.config.factor, width * vqgan.config.factor
 
 
 @torch.no_grad()

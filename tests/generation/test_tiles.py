@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from taming_dist.errors import UserError
-from taming_dist.generation.tiles import decode_pictures, decode_tiles, tile_rows
+from taming_dist.generation.tiles import decode_pictures, decode_tiles, picture_tiles, tile_rows
 from taming_dist.models.modalities import Depth, LabelMap, Modality
 from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
@@ -115,6 +115,16 @@ def test_ordinary_sizes_are_the_whole_decode_bit_for_bit() -> None:
     expected = model.config.modality.picture(whole(model, codes)).clamp(-1, 1)
     for tile in (None, 0, 12, 50):
         assert torch.equal(decode_pictures(model, codes, tile), expected)
+
+
+def test_a_picture_comes_as_one_tile_unless_it_is_too_large() -> None:
+    model, codes = tiny([1, 1]), random_codes(6, 4)
+    expected = decode_pictures(model, codes[None])[0]
+    (alone,) = picture_tiles(model, codes)
+    assert torch.equal(alone, expected)
+    found = list(picture_tiles(model, codes, tile=5))
+    assert [tile.shape for tile in found] == [(3, 5, 8), (3, 5, 8), (3, 2, 8)]
+    torch.testing.assert_close(torch.cat(found, 1), expected, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 def test_pictures_are_decoded_in_tiles_from_a_size_on_that_depends_on_the_width() -> None:
