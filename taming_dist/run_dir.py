@@ -74,12 +74,11 @@ def read_config(file: Path) -> dict[str, Any]:
 
 def differences(config: Config, before: dict[str, Any]) -> Iterator[Difference]:
     """What a checkpoint of the run `before` depends on and `config` has otherwise: all of its
-    networks' configs, the ZeRO stages, the kind of optimizer, and whether weights are averaged."""
+    networks' configs, the kind of optimizer, and whether weights are averaged."""
     yield from differing("model", before["model"], config.model)
     if hasattr(config.loss, "discriminator"):
         held = before["loss"].get("discriminator")
         yield from differing("loss.discriminator", held, config.loss.discriminator)
-    yield from differing("engine.zero", before["engine"].get("zero"), config.engine.zero)
     yield from differing("optim.name", before["optim"].get("name"), config.optim.name)
     held = before["optim"].get("ema_half_life", 0)
     yield from switched("optim.ema_half_life", held, config.optim.ema_half_life)
@@ -88,10 +87,6 @@ def differences(config: Config, before: dict[str, Any]) -> Iterator[Difference]:
         # it has the model learn a prefix of its own
         held = before["loss"].get("condition_dropout", 0)
         yield from switched("loss.condition_dropout", held, config.loss.condition_dropout)
-    if config.engine.zero == 3 and hasattr(config.loss, "r1_weight"):
-        # R1 keeps the discriminator at stage 2
-        held = before["loss"].get("r1_weight", 0)
-        yield from switched("loss.r1_weight", held, config.loss.r1_weight)
 
 
 def switched(key: str, before: Any, now: Any) -> Iterator[Difference]:

@@ -433,11 +433,21 @@ def test_a_mistake_is_one_line_on_stderr_exit_code_2_and_nothing_on_disk(
     assert not (runs.folder / "outputs" / "mistaken").exists()
 
 
-def test_another_number_of_ranks_is_refused_for_now(runs: Runs, outputs: dict[str, str]) -> None:
-    process = runs.start(*SETTINGS, "run.name=pair", "log.wandb=disabled")
-    _, err = process.communicate(timeout=100)
-    assert process.returncode == 2
-    assert "was written by a run on 2 ranks, and this one is on 1" in err.splitlines()[-1]
+@pytest.mark.slow
+def test_another_number_of_ranks_at_another_stage_resumes_a_run(
+    runs: Runs, outputs: dict[str, str], stopped_at: int
+) -> None:
+    """Numbers of such runs are compared in tests/engine/test_elastic.py."""
+    steps = stopped_at + 5
+    out = finish(
+        runs.start(
+            *SETTINGS, "run.name=pair", f"train.steps={steps}", "log.wandb=disabled", "engine=zero2"
+        )
+    )
+    assert f"resumed at step {stopped_at + 3}" in out
+    trained = [line for line in runs.lines("pair") if "train/loss" in line]
+    assert [line["step"] for line in trained] == list(range(1, steps + 1))
+    assert all(math.isfinite(line["train/loss"]) for line in trained)
 
 
 @pytest.mark.slow

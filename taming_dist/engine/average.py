@@ -6,10 +6,8 @@ Source: arXiv 2312.02696, section 3 (averages measured in training time); here t
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
-
-from taming_dist.access import usual_mode
 
 CHUNK = 2**24  # elements
 WARM_UP_STEPS = 10  # the average of a young run forgets faster: its early weights are noise
@@ -58,14 +56,8 @@ class WeightAverage:
                 one.copy_(other)
                 other.copy_(kept)
 
-    def save(self, file: Path) -> None:
-        """Write this rank's part."""
-        tensors = {f"{index:05d}": shard for index, shard in enumerate(self.shards)}
-        with usual_mode(file):
-            save_file(tensors | {"steps": self.steps}, file)
-
     def load(self, file: Path) -> None:
-        """Read what `save` wrote."""
+        """Read this rank's part of a checkpoint of before."""
         tensors = load_file(file, device=str(self.shards[0].device))
         self.steps.copy_(tensors.pop("steps"))
         for shard, value in zip(self.shards, tensors.values(), strict=True):

@@ -1,10 +1,12 @@
 """Checkpoints: folders that are either whole or not there, named after the images seen.
 
-Layout: checkpoints/images-000000012000/ holds a folder per engine (DeepSpeed's files) and
-meta.json, written last: step, state and the list of files with their sizes. It is built as
+Layout: checkpoints/images-000000012000/ holds a folder per engine (`taming_dist.engine.pieces`) and
+meta.json, written last: step, state and the list of files with their sizes and xxh3. It is built as
 images-*.tmp and renamed, so a run that dies while saving leaves the previous checkpoint as the
-newest valid one. Steps would not do for names: with another global batch they count anew. Runs of
-before have folders such as step-00001000, whose images are in their meta.json.
+newest valid one. Steps would not do for names: with another global batch they count anew. Any
+number of ranks and any ZeRO stage reads it. Runs of before have DeepSpeed's files, which only as
+many ranks at the same stage can read, and folders such as step-00001000, whose images are in their
+meta.json.
 """
 
 import dataclasses
@@ -13,22 +15,23 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from taming_dist.errors import UserError
+from taming_dist.formats.shards import measure
 
 NAME = re.compile(r"images-(\d{12,})")
 NAME_OF_BEFORE = re.compile(r"step-(\d{8,})")
 UNFINISHED = ("images-*.tmp", "step-*.tmp")
-FORMAT = "taming_dist.checkpoint.v1"
+FORMAT, FORMER = "taming_dist.checkpoint.v2", "taming_dist.checkpoint.v1"
 
 
 class Saved(Protocol):
     """What a checkpoint needs of an engine: see `taming_dist.engine.zero.Engine`."""
 
-    def save(self, folder: Path, name: str) -> None: ...
+    def save(self, folder: Path, name: str) -> list[Path]: ...
     def load(self, folder: Path, name: str) -> None: ...
 
 
@@ -38,7 +41,10 @@ class Ranks(Protocol):
     @property
     def is_first(self) -> bool: ...
     @property
+    def rank(self) -> int: ...
+    @property
     def world_size(self) -> int: ...
+    def gather(self, value: Any) -> list[Any]: ...
     def barrier(self) -> None: ...
     def broadcast(self, value: Any) -> Any: ...
 
@@ -68,26 +74,30 @@ class Checkpoints:
             shutil.rmtree(building, ignore_errors=True)
             building.mkdir(parents=True)
         self.world.barrier()
+        files: dict[str, Any] = {}
         for name, engine in engines.items():
-            engine.save(building, name)
-        self.world.barrier()
+            for path in engine.save(building, name):
+                _sync(path)
+                size, digest = measure(path)
+                files[str(path.relative_to(building))] = {"bytes": size, "xxh3_128": digest}
+        written = self.world.gather(files)
         if self.world.is_first:
-            self._finish(building, final, step, state)
+            everyones = {name: facts for files in written for name, facts in files.items()}
+            self._finish(building, final, step, state, everyones)
             self.prune(final)
         self.world.barrier()
         return final
 
-    def _finish(self, building: Path, final: Path, step: int, state: dict[str, Any]) -> None:
-        files = sorted(path for path in building.rglob("*") if path.is_file())
-        for path in files:
-            _sync(path)
+    def _finish(
+        self, building: Path, final: Path, step: int, state: dict[str, Any], files: dict[str, Any]
+    ) -> None:
         meta = {
             "format": FORMAT,
             "step": step,
             "kept_for_good": self._is_kept(step),
             "world_size": self.world.world_size,
             "state": state,
-            "files": {str(path.relative_to(building)): path.stat().st_size for path in files},
+            "files": dict(sorted(files.items())),
         }
         with open(building / "meta.json", "w", encoding="utf-8") as file:
             json.dump(meta, file, indent=1, allow_nan=False)
@@ -97,9 +107,25 @@ class Checkpoints:
         _sync(self.folder)
 
     def latest_valid(self, report: Callable[[str], None]) -> Path | None:
-        """The newest whole checkpoint, as rank 0 sees it; broken newer ones are reported."""
-        found = newest_valid(self.folder, report) if self.world.is_first else None
-        return self.world.broadcast(found)
+        """The newest whole checkpoint, as rank 0 sees it, whose files are as they were written;
+        broken newer ones are reported."""
+        found = list(whole_checkpoints(self.folder, report)) if self.world.is_first else []
+        for path in self.world.broadcast(found):
+            altered = [fault for fault in self.world.gather(self._altered(path)) if fault]
+            if not altered:
+                return path
+            if self.world.is_first:
+                report(f"skipping checkpoint {path.name}: {altered[0]}")
+        return None
+
+    def _altered(self, path: Path) -> str | None:
+        """Which of this rank's share of a checkpoint's files is not what was written, or None."""
+        files = read_meta(path)["files"]
+        for name in list(files)[self.world.rank :: self.world.world_size]:
+            facts = files[name]
+            if isinstance(facts, dict) and measure(path / name)[1] != facts["xxh3_128"]:
+                return f"{name} was altered: its xxh3 is not the one in meta.json"
+        return None
 
     def load(self, path: Path, engines: Mapping[str, Saved]) -> dict[str, Any]:
         """Load every engine from `path`; gives the state that `save` was given."""
@@ -148,12 +174,18 @@ def remove_unfinished(folder: Path) -> None:
 
 def newest_valid(folder: Path, report: Callable[[str], None]) -> Path | None:
     """The newest whole checkpoint in `folder`; broken newer ones are reported."""
+    return next(whole_checkpoints(folder, report), None)
+
+
+def whole_checkpoints(folder: Path, report: Callable[[str], None]) -> Iterator[Path]:
+    """Yield the checkpoints in `folder` whose files are all there, the newest first; broken ones
+    are reported."""
     for path in reversed(all_checkpoints(folder)):
         fault = find_fault(path)
         if fault is None:
-            return path
-        report(f"skipping checkpoint {path.name}: {fault}")
-    return None
+            yield path
+        else:
+            report(f"skipping checkpoint {path.name}: {fault}")
 
 
 def read_meta(path: Path) -> dict[str, Any]:
@@ -163,12 +195,14 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def read_state(path: Path, world_size: int) -> dict[str, Any]:
-    """The state in a checkpoint; UserError if it was written by another number of ranks."""
+    """The state in a checkpoint; UserError if it is of before and only as many ranks as wrote it
+    can read it."""
     meta = read_meta(path)
-    if meta["world_size"] != world_size:
+    if meta.get("format") == FORMER and meta["world_size"] != world_size:
         raise UserError(
-            f"{path} was written by a run on {meta['world_size']} ranks, and this one is on "
-            f"{world_size}: resume on {meta['world_size']}, or name another run.dir"
+            f"{path} was written by a former version on {meta['world_size']} ranks, and this run "
+            f"is on {world_size}: resume once on {meta['world_size']}; what that saves any number "
+            f"can read"
         )
     return meta["state"]
 
@@ -180,7 +214,8 @@ def find_fault(path: Path) -> str | None:
         files = meta["files"]
     except (OSError, ValueError, KeyError) as error:
         return f"meta.json is missing or broken ({type(error).__name__})"
-    for name, size in files.items():
+    for name, facts in files.items():
+        size = facts["bytes"] if isinstance(facts, dict) else facts  # of before: sizes only
         file = path / name
         if not file.is_file():
             return f"{name} is missing"

@@ -4,7 +4,7 @@ A weight has a fp32 copy that the optimizer moves, its master, and moments besid
 3 the master is what forward uses, too. Stages cut up what they cut up flat.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any, Protocol
 
@@ -32,7 +32,18 @@ class Layout(Protocol):
         ...
 
     def optimizer_parts(self, parameter: Any, name: str | None) -> Iterator[Part]:
-        """This rank's part of the master (None), or of a part of the optimizer's state."""
+        """This rank's part of the master (None), or of a part of the optimizer's state, which
+        there is none of before the first step."""
+        ...
+
+    def state(self, parameter: Any) -> dict[str, Any]:
+        """The optimizer's state that a parameter's part of it lies in; empty before the first
+        step, or where this rank has no part."""
+        ...
+
+    def begin_state(self, kept: Callable[[Any], bool]) -> None:
+        """Give the optimizer an empty state, as before its first step; moments of zero for those
+        parameters that are `kept`, or for all."""
         ...
 
     def gradients(self) -> list[Tensor]:
@@ -56,9 +67,18 @@ class Whole:
         yield from ()
 
     def optimizer_parts(self, parameter: Any, name: str | None) -> Iterator[Part]:
-        held = self._optimizer.state.get(parameter, {}).get(name) if name else parameter.data
+        held = self.state(parameter).get(name) if name else parameter.data
         if held is not None:
             yield held.view(-1), 0
+
+    def state(self, parameter: Any) -> dict[str, Any]:
+        return self._optimizer.state.get(parameter, {})
+
+    def begin_state(self, kept: Callable[[Any], bool]) -> None:
+        self._optimizer.state.clear()
+        for parameter in self._module.parameters():
+            if parameter.requires_grad and kept(parameter):
+                self._optimizer.state[parameter] = no_moments(parameter)
 
     def gradients(self) -> list[Tensor]:
         return [p.grad for p in self._module.parameters() if p.grad is not None]
@@ -84,8 +104,30 @@ class CutOptimizer:
 
     def optimizer_parts(self, parameter: Any, name: str | None) -> Iterator[Part]:
         mapping = parameter._hp_mapping
-        if mapping is not None:  # this rank has a part of it
-            yield mapping.get_hp_fragment(name).view(-1), mapping.lp_fragment_address.start
+        if mapping is None:  # this rank has no part of it
+            return
+        # its own way to the state links the first group only
+        held = self.state(parameter).get(name) if name else self._shard(mapping)
+        if held is not None:
+            there = mapping.hp_fragment_address
+            part = held.data.view(-1)[there.start : there.start + there.numel]
+            yield part, mapping.lp_fragment_address.start
+
+    def state(self, parameter: Any) -> dict[str, Any]:
+        mapping = parameter._hp_mapping
+        if mapping is None:
+            return {}
+        return self._optimizer.optimizer.state.get(self._shard(mapping), {})
+
+    def begin_state(self, kept: Callable[[Any], bool]) -> None:
+        state = self._optimizer.optimizer.state
+        state.clear()
+        for shard in self._optimizer.single_partition_of_fp32_groups:
+            state[shard] = no_moments(shard)
+
+    def _shard(self, mapping: Any) -> Tensor:
+        """This rank's part of a parameter's group."""
+        return self._optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
 
     def gradients(self) -> list[Tensor]:
         return list(chain(*self._optimizer.averaged_gradients.values()))
@@ -116,12 +158,26 @@ class CutWeights:
 
     def optimizer_parts(self, parameter: Any, name: str | None) -> Iterator[Part]:
         # DeepSpeed's own way to it has the host wait for its streams
-        group, first, length = self._optimizer.grad_position[
-            self._optimizer.get_param_id(parameter)
-        ]
+        group, first, length = self._position(parameter)
         master = self._optimizer.fp32_partitioned_groups_flat[group]
-        held = self._optimizer.optimizer.state[master][name] if name else master.data
-        yield held.view(-1)[first : first + length], length * self._rank
+        held = self.state(parameter).get(name) if name else master.data
+        if held is not None:
+            yield held.view(-1)[first : first + length], length * self._rank
+
+    def state(self, parameter: Any) -> dict[str, Any]:
+        group, _, _ = self._position(parameter)
+        master = self._optimizer.fp32_partitioned_groups_flat[group]
+        return self._optimizer.optimizer.state.get(master, {})
+
+    def begin_state(self, kept: Callable[[Any], bool]) -> None:
+        state = self._optimizer.optimizer.state
+        state.clear()
+        for master in self._optimizer.fp32_partitioned_groups_flat:
+            state[master] = no_moments(master)
+
+    def _position(self, parameter: Any) -> tuple[int, int, int]:
+        """Its group, where it begins in this rank's part of that, and how long its part is."""
+        return self._optimizer.grad_position[self._optimizer.get_param_id(parameter)]
 
     def gradients(self) -> list[Tensor]:
         return list(chain(*self._optimizer.averaged_gradients.values()))
@@ -148,6 +204,15 @@ OFFLOADED: dict[int, type[Layout]] = {
     3: OffloadedWeights,
 }
 LAYOUTS: dict[int, type[Layout]] = {0: Whole, 1: CutOptimizer, 2: CutOptimizer, 3: CutWeights}
+
+
+def no_moments(weights: Tensor) -> dict[str, Tensor]:
+    """The state that torch's fused Adam has of weights before its first step."""
+    return {
+        "step": torch.zeros((), device=weights.device),
+        "exp_avg": torch.zeros_like(weights),
+        "exp_avg_sq": torch.zeros_like(weights),
+    }
 
 
 def write_rows(part: Tensor, first: int, rows: Tensor, values: Tensor) -> None:

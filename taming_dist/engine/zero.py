@@ -10,6 +10,7 @@ cut the graph at the reconstruction instead); its scaler of fp16 losses does not
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,14 +20,19 @@ from torch import Tensor, nn
 from taming_dist.engine.average import WeightAverage
 from taming_dist.engine.blocks import blocks_of, compile_network, recompute_blocks
 from taming_dist.engine.compiling import Recompilations
+from taming_dist.engine.former import check_former
 from taming_dist.engine.layouts import LAYOUTS, OFFLOADED, Layout, write_rows
 from taming_dist.engine.partition import gather_as_one, gathered
+from taming_dist.engine.pieces import Pieces, write_pieces
 from taming_dist.engine.scaling import LossScale
 from taming_dist.engine.settings import PRECISIONS, REDUCTIONS, EngineConfig, deepspeed_config
 from taming_dist.engine.start import load_deepspeed
+from taming_dist.engine.state import EngineState
 from taming_dist.engine.world import World
 from taming_dist.errors import UserError
+from taming_dist.formats.strict_json import read_json, write_json
 
+SCALARS = "state.json"  # beside the tensors of an engine
 SETTINGS = ("betas", "weight_decay", "fused")  # of an optimizer's group, beside the scheduled lr
 
 
@@ -262,39 +268,68 @@ class Engine:
         for part, first in self._layout.optimizer_parts(parameter, None):
             write_rows(part, first, rows, values)
 
-    def save(self, folder: Path, name: str) -> None:
-        """Write weights, optimizer and average into folder/name/ (collective)."""
+    def save(self, folder: Path, name: str) -> list[Path]:
+        """Write weights, moments, average and buffers into folder/name/, each rank what it has of
+        them (collective); gives the files that this rank has written."""
         self._publish_late()
-        ours = {} if self._scale is None else {"our_loss_scale": self._scale.state_dict()}
-        self._engine.save_checkpoint(str(folder), tag=name, client_state=ours, save_latest=False)
-        if self._average is not None and (self.config.zero > 0 or self.world.is_first):
-            self._average.save(self._average_file(folder / name))
+        here, world, state = folder / name, self.world, self._state
+        here.mkdir(exist_ok=True)
+        pieces = state.pieces((world.rank, world.world_size) if self.config.zero == 0 else None)
+        if world.is_first:
+            pieces = chain(pieces, state.buffers())
+        files = write_pieces(here, pieces, world.rank, world.world_size)
+        steps = [step for found in world.gather(state.steps()) for step in found.items()]
+        if world.is_first:
+            scalars: dict[str, Any] = {"steps": dict(steps)}
+            if self._average is not None:
+                scalars["average_steps"] = int(self._average.steps)
+            if self._scale is not None:
+                scalars["loss_scale"] = self._scale.state_dict()
+            write_json(here / SCALARS, scalars)
+            files.append(here / SCALARS)
+        return files
 
     def load(self, folder: Path, name: str) -> None:
-        """Read what `save` wrote, by the same number of ranks and the same stage (collective).
+        """Read what `save` wrote, by any number of ranks and any stage (collective).
 
         Betas and weight decay stay those of this engine: a resumed run may have others.
+
+        Raises:
+            UserError: it is of another network, or not whole.
         """
+        here = folder / name
+        if not (here / SCALARS).is_file():
+            self._load_former(folder, name)
+            return
+        scalars: dict[str, Any] = read_json(here / SCALARS)
+        self._state.fill(Pieces(here, self.world.rank), scalars["steps"])
+        self._layout.publish()
+        if self._average is not None:
+            self._average.steps.fill_(scalars["average_steps"])
+        if self._scale is not None and "loss_scale" in scalars:  # not of a run in fp32 or bf16
+            self._scale.load_state_dict(scalars["loss_scale"])
+
+    @property
+    def _state(self) -> EngineState:
+        return EngineState(self.module, self._layout, self._average)
+
+    def _load_former(self, folder: Path, name: str) -> None:
+        """Read a checkpoint of before (`taming_dist.engine.former`)."""
+        check_former(folder / name, self.config.zero)
         kept = [{key: g[key] for key in SETTINGS} for g in self._engine.optimizer.param_groups]
-        path, ours = self._engine.load_checkpoint(str(folder), tag=name)
+        _, ours = self._engine.load_checkpoint(str(folder), tag=name)
         for group, settings in zip(self._engine.optimizer.param_groups, kept, strict=True):
             group.update(settings)
-        if path is None:
-            raise UserError(f"{folder / name}: DeepSpeed finds no checkpoint there")
-        if self._scale is not None and "our_loss_scale" in ours:  # not of a run in fp32 or bf16
+        if self._scale is not None and "our_loss_scale" in ours:
             self._scale.load_state_dict(ours["our_loss_scale"])
         if self._average is not None:
-            file = self._average_file(folder / name)
+            part = self.world.rank if self.config.zero > 0 else 0
+            file = folder / name / f"average-rank-{part:05d}.safetensors"
             if not file.is_file():
                 raise UserError(
                     f"{file} is missing: that run kept no average; set optim.ema_half_life=0"
                 )
             self._average.load(file)
-
-    def _average_file(self, folder: Path) -> Path:
-        """This rank's part of the average; at ZeRO 0 all ranks have that of the first."""
-        part = self.world.rank if self.config.zero > 0 else 0
-        return folder / f"average-rank-{part:05d}.safetensors"
 
     @contextmanager
     def evaluated(self) -> Iterator[Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import xxhash
 
 from taming_dist.engine import checkpoint
 from taming_dist.engine.checkpoint import (
@@ -20,14 +21,15 @@ from taming_dist.errors import UserError
 
 
 class FakeEngine:
-    """Writes its value as DeepSpeed writes its files: a folder of its own."""
+    """Writes its value as an engine writes its files: a folder of its own."""
 
     def __init__(self, value: str = "") -> None:
         self.value = value
 
-    def save(self, folder: Path, name: str) -> None:
+    def save(self, folder: Path, name: str) -> list[Path]:
         (folder / name).mkdir()
         (folder / name / "weights.pt").write_text(self.value)
+        return [folder / name / "weights.pt"]
 
     def load(self, folder: Path, name: str) -> None:
         self.value = (folder / name / "weights.pt").read_text()
@@ -38,6 +40,10 @@ class Alone:
 
     def __init__(self, world_size: int = 1, is_first: bool = True, sent: Any = None) -> None:
         self.world_size, self.is_first, self.sent = world_size, is_first, sent
+        self.rank = 0
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
 
     def barrier(self) -> None:
         pass
@@ -291,18 +297,53 @@ def test_the_list_of_files_is_the_whole_folder_but_for_meta(
 ) -> None:
     save(checkpoints, 5)
     meta = json.loads((folder / "images-000000000040" / "meta.json").read_text())
-    assert meta["files"] == {"generator/weights.pt": 2, "discriminator/weights.pt": 2}
+    assert meta["files"] == {
+        "discriminator/weights.pt": {"bytes": 2, "xxh3_128": xxhash.xxh3_128_hexdigest(b"D5")},
+        "generator/weights.pt": {"bytes": 2, "xxh3_128": xxhash.xxh3_128_hexdigest(b"G5")},
+    }
     assert meta["step"] == 5
     assert meta["world_size"] == 1
 
 
-def test_another_number_of_ranks_is_refused_in_one_line(
+def test_another_number_of_ranks_reads_it(checkpoints: Checkpoints, folder: Path) -> None:
+    save(checkpoints, 5)
+    others = Checkpoints(folder, Alone(world_size=2))
+    assert others.load(folder / "images-000000000040", {}) == {"images": 40}
+
+
+def make_former(path: Path) -> None:
+    """As versions of before wrote it: sizes of the files only."""
+    meta = json.loads((path / "meta.json").read_text())
+    files = {name: facts["bytes"] for name, facts in meta["files"].items()}
+    former = {"format": "taming_dist.checkpoint.v1", "files": files}
+    (path / "meta.json").write_text(json.dumps(meta | former))
+
+
+def test_one_of_before_is_read_and_other_ranks_are_told_in_one_line_how(
     checkpoints: Checkpoints, folder: Path
 ) -> None:
     save(checkpoints, 5)
-    others = Checkpoints(folder, Alone(world_size=2))
-    with pytest.raises(UserError, match="by a run on 1 ranks, and this one is on 2: resume on 1,"):
-        others.load(folder / "images-000000000040", {})
+    path = folder / "images-000000000040"
+    make_former(path)
+    assert checkpoints.latest_valid(silent) == path
+    assert checkpoints.load(path, {}) == {"images": 40}
+    with pytest.raises(UserError, match="on 1 ranks, and this run is on 2: resume once on 1;"):
+        Checkpoints(folder, Alone(world_size=2)).load(path, {})
+
+
+@pytest.mark.parametrize("engine", ["generator", "discriminator"])
+def test_a_file_that_was_altered_is_noticed_and_the_checkpoint_before_is_used(
+    checkpoints: Checkpoints, folder: Path, engine: str
+) -> None:
+    save(checkpoints, 3, 9)
+    file = folder / "images-000000000072" / engine / "weights.pt"
+    file.write_text(file.read_text().lower())
+    said: list[str] = []
+    assert checkpoints.latest_valid(said.append) == folder / "images-000000000024"
+    assert said == [
+        f"skipping checkpoint images-000000000072: {engine}/weights.pt was altered: its xxh3 is "
+        f"not the one in meta.json"
+    ]
 
 
 def test_a_checkpoint_of_another_stage_is_refused(checkpoints: Checkpoints, folder: Path) -> None:
@@ -316,5 +357,5 @@ def test_other_ranks_take_the_first_ones_word_and_report_nothing(
 ) -> None:
     save(checkpoints, 3, 9)
     chosen = folder / "images-000000000024"  # as where the first rank finds the newer one broken
-    other = Checkpoints(folder, Alone(2, is_first=False, sent=chosen))
+    other = Checkpoints(folder, Alone(2, is_first=False, sent=[chosen]))
     assert other.latest_valid(silent) == chosen

@@ -1,0 +1,121 @@
+"""All that an engine has learned: weights, moments, average and buffers, by their names.
+
+A parameter's numbers are cut up as ZeRO cuts them, and each rank gives and takes its own; what the
+numbers are called and where they stand in the whole does not depend on stage or ranks. Weights are
+those that the optimizer moves, in fp32.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taming_dist.engine.average import WeightAverage
+from taming_dist.engine.layouts import Layout, Part
+from taming_dist.engine.pieces import Piece, Pieces
+from taming_dist.errors import UserError
+
+WEIGHTS, AVERAGE, BUFFERS = "weights", "average", "buffers"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """A rank's view of the state of an engine; frozen parameters are no part of it."""
+
+    module: nn.Module
+    layout: Layout
+    average: WeightAverage | None
+
+    def pieces(self, share: tuple[int, int] | None) -> Iterator[Piece]:
+        """Yield what this rank has of the parameters; its `share`, the number of the rank and of
+        all of them, where every rank has everything."""
+        for name, parameter in self._trained():
+            for kind in (WEIGHTS, *MOMENTS, AVERAGE):
+                for part, first in self._parts(kind, parameter):
+                    here = slice(0, part.numel())
+                    if share is not None:
+                        rank, ranks = share
+                        here = slice(*(part.numel() * at // ranks for at in (rank, rank + 1)))
+                    if here.stop > here.start:
+                        yield Piece(f"{kind}/{name}", first + here.start, part[here])
+
+    def buffers(self) -> Iterator[Piece]:
+        """Yield the buffers, whole: all ranks have the same."""
+        for name, buffer in self._buffers():
+            yield Piece(f"{BUFFERS}/{name}", 0, buffer.reshape(-1))
+
+    @torch.no_grad()
+    def fill(self, pieces: Pieces, steps: dict[str, int]) -> None:
+        """Take this rank's numbers from what all ranks of some run have written; `steps`: what
+        `steps` gave there. Forward gets the weights by `layout.publish`.
+
+        Raises:
+            UserError: they are of another network, or there is no average.
+        """
+        if self.average is not None and not self._has_average(pieces):
+            raise UserError(
+                f"{pieces.folder} has no average of the weights: that run kept none; set "
+                f"optim.ema_half_life=0"
+            )
+        names = {parameter: name for name, parameter in self._trained()}
+        self.layout.begin_state(lambda parameter: f"{MOMENTS[0]}/{names[parameter]}" in pieces)
+        for parameter, name in names.items():
+            for kind in (WEIGHTS, *MOMENTS, AVERAGE):
+                if kind in MOMENTS and f"{kind}/{name}" not in pieces:
+                    continue  # it had no gradient yet
+                for part, first in self._parts(kind, parameter):
+                    pieces.fill(f"{kind}/{name}", first, part)
+            state = self.layout.state(parameter)
+            if state:
+                state["step"].clamp_(min=steps.get(name, 0))
+        for name, buffer in self._buffers():
+            values = torch.empty(buffer.numel(), dtype=buffer.dtype)
+            pieces.fill(f"{BUFFERS}/{name}", 0, values)
+            buffer.copy_(values.view(buffer.shape))
+
+    def steps(self) -> dict[str, int]:
+        """How often the optimizer has moved those parameters that this rank has a part of."""
+        found = {}
+        for name, parameter in self._trained():
+            step = self.layout.state(parameter).get("step")
+            if step is not None:
+                found[name] = step
+        return {name: int(step) for name, step in zip(found, _read(found.values()), strict=True)}
+
+    def _parts(self, kind: str, parameter: Any) -> Iterator[Part]:
+        """This rank's parts of one kind of a parameter's numbers, without padding."""
+        if kind == AVERAGE and self.average is None:
+            return
+        key = kind if kind in MOMENTS else None
+        for part, first in self.layout.optimizer_parts(parameter, key):
+            whole = getattr(parameter, "ds_numel", parameter.numel())
+            length = min(part.numel(), whole - first)
+            if length > 0:
+                values = part[:length]
+                if kind == AVERAGE and self.average is not None:
+                    values = self.average.beside(values, self.layout.masters())
+                yield values, first
+
+    def _trained(self) -> Iterator[tuple[str, Any]]:
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad:
+                yield name, parameter
+
+    def _buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """Those that a state_dict has."""
+        for prefix, module in self.module.named_modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None and name not in module._non_persistent_buffers_set:
+                    yield f"{prefix}.{name}".lstrip("."), buffer
+
+    def _has_average(self, pieces: Pieces) -> bool:
+        return any(f"{AVERAGE}/{name}" in pieces for name, _ in self._trained())
+
+
+def _read(values: Any) -> list[float]:
+    """Scalars, read from the device at once."""
+    listed = list(values)
+    return torch.stack(listed).tolist() if listed else []
