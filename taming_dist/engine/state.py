@@ -64,9 +64,9 @@ class EngineState:
         self.layout.begin_state(lambda parameter: f"{MOMENTS[0]}/{names[parameter]}" in pieces)
         for parameter, name in names.items():
             for kind in (WEIGHTS, *MOMENTS, AVERAGE):
-                if kind in MOMENTS and f"{kind}/{name}" not in pieces:
-                    continue  # it had no gradient yet
                 for part, first in self._parts(kind, parameter):
+                    if kind in MOMENTS and f"{kind}/{name}" not in pieces:
+                        continue  # it had no gradient yet
                     pieces.fill(f"{kind}/{name}", first, part)
             state = self.layout.state(parameter)
             if state:

@@ -273,7 +273,7 @@ class Engine:
         them (collective); gives the files that this rank has written."""
         self._publish_late()
         here, world, state = folder / name, self.world, self._state
-        here.mkdir(exist_ok=True)
+        here.mkdir(parents=True, exist_ok=True)
         pieces = state.pieces((world.rank, world.world_size) if self.config.zero == 0 else None)
         if world.is_first:
             pieces = chain(pieces, state.buffers())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from small_stage import digest, work
 
 from taming_dist.engine.partition import build_network
@@ -102,6 +103,30 @@ def fail_to_evaluate(engine: Engine) -> None:
         pass
 
 
+def numbers_of_the_average(folder: Path) -> int:
+    """How many numbers of the average all ranks have written."""
+    tensors = [load_file(path) for path in folder.glob("*.safetensors")]
+    return sum(
+        part.numel()
+        for found in tensors
+        for name, part in found.items()
+        if name.startswith("average/")
+    )
+
+
+def save_as_before(engine: Engine, folder: Path) -> None:
+    """What former versions wrote: DeepSpeed's files, and this rank's part of the average."""
+    inner, average, world = engine._engine, engine._average, engine.world
+    inner.save_checkpoint(str(folder), tag="former", client_state={}, save_latest=False)
+    assert average is not None
+    tensors = {f"{index:05d}": shard for index, shard in enumerate(average.shards)}
+    part = world.rank if engine.config.zero else 0
+    if world.is_first or engine.config.zero:
+        file = folder / "former" / f"average-rank-{part:05d}.safetensors"
+        save_file(tensors | {"steps": average.steps}, file)
+    world.barrier()
+
+
 def check(world: World, zero: int, accumulation: int, folder: Path) -> dict[str, Any]:
     """Largest differences from a slow average of whole weights; and what looking must not do."""
     engine = build(world, zero, accumulation)
@@ -118,7 +143,12 @@ def check(world: World, zero: int, accumulation: int, folder: Path) -> dict[str,
     found["same after looking"] = state_of(engine) == before
     engine.save(folder, "network")
     world.barrier()
-    found["files"] = sorted(file.name for file in folder.glob("*/average*"))
+    found["numbers"] = numbers_of_the_average(folder / "network")
+    save_as_before(engine, folder)
+    former = build(world, zero, accumulation, beta=0.99, decay=0.3)
+    former.load(folder, "former")
+    found["after loading one of before"] = evaluated(former, slow)["used"]
+    found["same as one of before"] = state_of(former)["masters"] == before["masters"]
     other = build(world, zero, accumulation, beta=0.99, decay=0.3)
     other.load(folder, "network")
     groups = other._engine.optimizer.param_groups
