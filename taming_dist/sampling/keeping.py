@@ -125,12 +125,10 @@ def kept_pictures(config: SampleConfig, generator: Generator, shape: Shape) -> K
     given = Given("image", paths, generator.vqgan, shape, shape)
     if config.mask is not None:
         return Kept(given, None, _masks(config, given))
-    factor, places = generator.vqgan.config.factor, generator.transformer.places.cpu()
+    factor = generator.vqgan.config.factor
     grid = shape[0] // factor, shape[1] // factor
     if config.keep_codes is not None:
-        total = grid[0] * grid[1]
-        if total != len(places):
-            raise UserError("keep_codes: it needs the learned size, leave size out or give keep")
+        total, places = grid[0] * grid[1], places_of(generator, grid)
         if config.keep_codes >= total:
             raise UserError(
                 f"keep_codes: {config.keep_codes} of {total} codes leave nothing to sample, give "
@@ -157,12 +155,21 @@ def _masks(config: SampleConfig, given: Given) -> tuple[Path, ...]:
     return tuple(named[path.stem] for path in given.paths)
 
 
+def places_of(generator: Generator, grid: tuple[int, int]) -> Tensor:
+    """Where the k-th code of an image of a grid is written, on the CPU: in the order that the
+    transformer has learned, and in larger images row by row."""
+    transformer = generator.transformer
+    learned = grid == transformer.config.code_grid
+    return transformer.places.cpu() if learned else torch.arange(grid[0] * grid[1])
+
+
 def unseen_note(kept: Kept, generator: Generator) -> str:
     """A line for the user if known codes come too late to be seen; else nothing."""
     transformer, mask = generator.transformer, kept.mask(0)
-    if not transformer.scheme.causal or mask.numel() != len(transformer.places):
+    if not transformer.scheme.causal:
         return ""
-    sequence = arrange(mask[None].long(), transformer.places.cpu())[0].bool()
+    places = places_of(generator, (mask.shape[0], mask.shape[1]))
+    sequence = arrange(mask[None].long(), places)[0].bool()
     late, known = unseen(sequence), int(sequence.sum())
     if not late:
         return ""
