@@ -116,6 +116,20 @@ def test_an_unconditional_model_needs_no_class(exports: Path, tmp_path: Path) ->
     assert pixels(tmp_path / "000004.png").shape == (4, 6, 3)
 
 
+def test_images_may_be_larger_than_the_learned_size(exports: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"size": "8x10", "seed": 3, "temperature": 0.5, "batch": 2}
+    main(config_for(exports, tmp_path, n=3, **settings))
+    pair = [
+        Transformer.from_pretrained(exports / "class"),
+        VQGAN.from_pretrained(exports / "vqgan"),
+    ]
+    expected = Generator(*pair).sample(condition=[0, 1, 2], size=(8, 10), seed=3, temperature=0.5)
+    for index, image in enumerate(to_uint8(expected.images).permute(0, 2, 3, 1).numpy()):
+        assert np.abs(pixels(tmp_path / f"{index:06d}.png").astype(int) - image).max() <= 1
+    pictures = [f"00000{index}.png" for index in range(3)]
+    assert sorted(os.listdir(tmp_path)) == [*pictures, "grid.png", "samples.json"]
+
+
 def test_a_second_run_replaces_the_first(exports: Path, tmp_path: Path) -> None:
     main(config_for(exports, tmp_path, seed=0))
     first = [pixels(tmp_path / f"{index:06d}.png") for index in range(7)]
@@ -207,7 +221,9 @@ def test_progress_says_the_speed(
         ("class", {"n": 0}, "n=0"),
         ("class", {"n": -4}, "n=-4"),
         ("class", {"batch": 0}, "batch=0"),
-        ("class", {"size": "8x8"}, "size: 8x8 .* 4x6"),
+        ("class", {"size": "8x9"}, "size: .* 8x9 are not multiples .* give 8x8"),
+        ("class", {"size": "2x8"}, "size: 2x8 is smaller than the 4x6"),
+        ("class", {"window_step": 2}, "window_step: 2 is for a size above the 4x6"),
         ("class", {"size": "8"}, "size: '8' .* HEIGHTxWIDTH"),
         ("class", {"guidance": 3.0}, "guidance: 3.0"),
         ("class", {"top_p": 2.0}, "top_p=2.0"),

@@ -41,6 +41,12 @@ class Known:
             )
         object.__setattr__(self, "mask", self.mask.bool().expand(self.codes.shape))
 
+    @classmethod
+    def nothing(cls, count: int, grid: tuple[int, int]) -> "Known":
+        """Return it of `count` images of which nothing is known."""
+        codes = torch.zeros(count, *grid, dtype=torch.int64)
+        return cls(codes, torch.zeros(grid, dtype=torch.bool))
+
     def __len__(self) -> int:
         return len(self.codes)
 

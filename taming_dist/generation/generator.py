@@ -5,7 +5,7 @@ Source: arXiv 2012.09841, sections 3.2 and 4.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +13,20 @@ from torch import Tensor, nn
 from taming_dist.errors import UserError
 from taming_dist.generation.captured import Captured
 from taming_dist.generation.completion import Known
+from taming_dist.generation.draws import uniforms
+from taming_dist.generation.placement import Placement
 from taming_dist.generation.precision import PRECISIONS, in_bf16
 from taming_dist.generation.rejection import ALL, Classifier, Rejection, best_of
 from taming_dist.generation.sampler import Sampler
 from taming_dist.generation.sampling import Sampling
+from taming_dist.generation.window import check_windows, write_codes
+from taming_dist.models.prior.conditions import Columns, Condition
 from taming_dist.models.prior.prefix import Prefix
 from taming_dist.models.prior.transformer import Transformer
 from taming_dist.models.vqgan import VQGAN
 from taming_dist.ranges import check_choice
+
+Step = TypeVar("Step")
 
 
 class Samples(NamedTuple):
@@ -83,6 +89,8 @@ class Generator:
         known: Known | None = None,
         acceptance: float = 1.0,
         classifier: Classifier | None = None,
+        window_step: int = 1,
+        window_memory: float = 2.0,
     ) -> Samples:
         """Return n images [n, 3, h, w] in [-1, 1] and their codes [n, i, j], on the models' device.
 
@@ -91,10 +99,14 @@ class Generator:
         bounds the memory only. What is `known` of images, which the n take in turn, they keep.
         `acceptance` and `classifier` are those of `Rejection`, the other settings of `Sampling`.
 
+        A size above the learned one is written through a window (`window.write_codes`) that moves
+        by `window_step` codes, and is given the condition of the whole image; `batch` is then
+        windows at a time, and `window_memory` GiB for what they keep.
+
         Raises:
             UserError: a count, class, size or setting that these models cannot serve.
         """
-        self.check_size(size)
+        placement = self.placement(size, window_step)
         sampling = Sampling(
             temperature,
             top_k,
@@ -108,6 +120,13 @@ class Generator:
         if n is None and condition is None and known is not None:
             n = len(known)
         rejection = Rejection(acceptance, classifier)
+        if placement is not None:
+            rejection.check_one()
+            columns, count = self.columns(n, condition, placement)
+            start = Known.nothing(count, placement.image) if known is None else known.in_turn(count)
+            *_, last = self.windows(columns, start, placement, sampling, seed, batch, window_memory)
+            pictures = [self.pictures(codes[None]) for codes in last.codes]  # large: one by one
+            return Samples(torch.cat(pictures), last.codes)
         prefix = self.prefix(n, condition)
         parts = list(self.stream(prefix, sampling, seed, batch, 0, known, rejection))
         return Samples(
@@ -130,14 +149,7 @@ class Generator:
         Raises:
             UserError: a setting or a batch that these models cannot serve; before the first image.
         """
-        if sampling.guidance != 1 and not self.transformer.config.null_prefix:
-            raise UserError(
-                f"guidance: {sampling.guidance} needs a transformer trained with dropped "
-                "conditions (loss.condition_dropout), which this one was not; leave guidance=1"
-            )
-        self.transformer.scheme.sampled_with(sampling.of_scheme)
-        if batch < 1:
-            raise UserError(f"batch: {batch} images at a time, give at least 1")
+        self._check(sampling, batch)
         if known is not None:
             known.check(self.transformer.config.code_grid, self.transformer.config.vocabulary)
             known = known.in_turn(len(prefix))
@@ -166,12 +178,24 @@ class Generator:
         Raises:
             UserError: neither is given, they contradict each other, or a class or code is unknown.
         """
-        asked = self.transformer.condition
+        columns, count = self.columns(n, condition)
+        return self.transformer.condition.prefix(count, columns).to(self.transformer.device)
+
+    def columns(
+        self, n: int | None, condition: Any, placement: Placement | None = None
+    ) -> tuple[Columns, int]:
+        """Return the columns of the condition that is given for n images, as `prefix` takes it, and
+        n; with a `placement` it is that of images larger than the transformer has learned.
+
+        Raises:
+            UserError: as `prefix` does.
+        """
+        asked = self.condition(placement)
         columns = {} if condition is None else asked.given(condition)
         count = n if n is not None or not columns else asked.images(columns)
         if count is None or count < 1:
             raise UserError(f"n: {count} is no number of images, give at least 1")
-        return asked.prefix(count, columns).to(self.transformer.device)
+        return columns, count
 
     @property
     def size(self) -> tuple[int, int]:
@@ -179,14 +203,86 @@ class Generator:
         factor, (rows, columns) = self.vqgan.config.factor, self.transformer.config.code_grid
         return rows * factor, columns * factor
 
-    def check_size(self, size: tuple[int, int] | None) -> None:
-        """Raise a UserError if `size` (h, w) in pixels is not the one the transformer learned."""
-        height, width = self.size
-        if size is not None and tuple(size) != (height, width):
+    def condition(self, placement: Placement | None = None) -> Condition:
+        """The condition of the images that the transformer has learned, or, with a `placement`, of
+        larger ones."""
+        own = self.transformer.condition
+        return own if placement is None else own.enlarged(placement.sides, placement.image)
+
+    def placement(self, size: tuple[int, int] | None, window_step: int = 1) -> Placement | None:
+        """Return how a window goes through images of `size` (h, w) pixels, or None if they are as
+        large as what the transformer has learned (`size` None: they are).
+
+        Raises:
+            UserError: a size or step that it cannot serve.
+        """
+        factor, learned = self.vqgan.config.factor, self.size
+        if size is None or tuple(size) == learned:
+            if window_step != 1:
+                raise UserError(
+                    f"window_step: {window_step} is for a size above the {learned[0]}x{learned[1]} "
+                    f"that the transformer has learned, leave it out"
+                )
+            return None
+        if size[0] % factor or size[1] % factor:
+            near = "x".join(str(max(1, round(side / factor)) * factor) for side in size)
             raise UserError(
-                f"size: {size[0]}x{size[1]} needs the sliding window, which is not available yet; "
-                f"this transformer was trained at {height}x{width}"
+                f"size: the sides of {size[0]}x{size[1]} are not multiples of the VQGAN's {factor} "
+                f"pixels, give {near}"
             )
+        if size[0] < learned[0] or size[1] < learned[1]:
+            raise UserError(
+                f"size: {size[0]}x{size[1]} is smaller than the {learned[0]}x{learned[1]} that the "
+                f"transformer has learned and sees at once, give at least that on both sides"
+            )
+        check_windows(self.transformer)
+        image = size[0] // factor, size[1] // factor
+        placement = Placement(self.transformer.config.code_grid, image, window_step)
+        self.condition(placement)
+        return placement
+
+    def windows(
+        self,
+        columns: Columns,
+        known: Known,
+        placement: Placement,
+        sampling: Sampling,
+        seed: int = 0,
+        batch: int = 16,
+        memory: float = 2.0,
+        first: int = 0,
+    ) -> Iterator[Known]:
+        """Yield what is known of large images, more and more, from `known` on until all is; they
+        are the seed's images from number `first` on. See `window.write_codes`.
+
+        Raises:
+            UserError: a condition or setting that these models cannot serve; before the first code.
+        """
+        self._check(sampling, batch)
+        known.check(placement.image, self.transformer.config.vocabulary)
+        count, (height, width) = len(known), known.grid
+        self.condition(placement).prefix(count, columns)
+        images = range(first, first + count)
+        drawn = uniforms(seed, images, height * width, self.transformer.device)
+        steps = write_codes(self.sampled, columns, known, drawn, sampling, placement, batch, memory)
+        return evaluated(steps, self.sampled)
+
+    @torch.no_grad()
+    def pictures(self, codes: Tensor) -> Tensor:
+        """Return the images [b, 3, h, w] in [-1, 1] (maps in colours) of codes [b, i, j]."""
+        with evaluating(self.vqgan):
+            pictures = self.vqgan.config.modality.picture(self.vqgan.decode_codes(codes))
+            return pictures.clamp(-1, 1)
+
+    def _check(self, sampling: Sampling, batch: int) -> None:
+        if sampling.guidance != 1 and not self.transformer.config.null_prefix:
+            raise UserError(
+                f"guidance: {sampling.guidance} needs a transformer trained with dropped "
+                "conditions (loss.condition_dropout), which this one was not; leave guidance=1"
+            )
+        self.transformer.scheme.sampled_with(sampling.of_scheme)
+        if batch < 1:
+            raise UserError(f"batch: {batch} images at a time, give at least 1")
 
     def sampler(self, sampling: Sampling) -> Sampler:
         """Return what writes codes under settings. That of the last ones is kept: its steps are
@@ -216,13 +312,9 @@ class Generator:
             if rejection.candidates == 1:
                 codes, scores = next(candidates), None
             else:
-                score = rejection.score(self.transformer, self._pictures, prefix)
+                score = rejection.score(self.transformer, self.pictures, prefix)
                 codes, scores = best_of(candidates, score)
-            return Part(self._pictures(codes), codes, scores)
-
-    def _pictures(self, codes: Tensor) -> Tensor:
-        pictures = self.vqgan.config.modality.picture(self.vqgan.decode_codes(codes))
-        return pictures.clamp(-1, 1)
+            return Part(self.pictures(codes), codes, scores)
 
 
 def generate_codes(
@@ -254,6 +346,12 @@ def check_pair(transformer: Transformer, vqgan: VQGAN) -> None:
             f"vqgan: its fingerprint is {vqgan.fingerprint}, but the transformer was trained on "
             f"codes of {config.vqgan_fingerprint}; give the VQGAN that made its codes"
         )
+
+
+def evaluated(steps: Iterator[Step], *modules: nn.Module) -> Iterator[Step]:
+    """Pass steps on, whose modules are in eval mode for the while."""
+    with evaluating(*modules):
+        yield from steps
 
 
 @contextmanager

@@ -58,6 +58,14 @@ class Rejection:
         for candidate in range(count):
             yield range(images.start * count + candidate, images.stop * count, count)
 
+    def check_one(self) -> None:
+        """Raise a UserError if there are several candidates, which large images have not."""
+        if self.candidates > 1:
+            raise UserError(
+                f"acceptance: {self.acceptance} has candidates for images of the size that the "
+                f"transformer has learned only: leave acceptance or size out"
+            )
+
     def check(self, transformer: Transformer) -> None:
         """Raise a UserError if there is nothing to score the transformer's images by."""
         if self.classifier is None:

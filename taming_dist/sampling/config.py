@@ -29,7 +29,9 @@ class SampleConfig:
     (docs/conditions.md). `n` null: as many as there are pictures, or else 64. `prompt` is a text or
     a list of them in turn, read by the text encoder of the codes, which `text_encoder` names if it
     has moved. `size` is HEIGHTxWIDTH in pixels (the trained one if left out); `batch` images are
-    made at a time, which changes speed and memory, not the images.
+    made at a time, which changes speed and memory, not the images. Larger sizes are written
+    through a window, which moves by `window_step` codes (1: as in the paper); `batch` is then
+    windows at a time, and `window_memory` GiB for what windows keep.
 
     `image`, a picture or a folder of them, is completed: `keep` of it stays (upper, lower, left,
     right, or a share of the rows from the top), or what is black in `mask`, or its first
@@ -74,6 +76,8 @@ class SampleConfig:
     steps: int | None = ranged(None, at_least=1)
     choice_temperature: float | None = ranged(None, at_least=0)
     batch: int = ranged(16, at_least=1)
+    window_step: int = ranged(1, at_least=1)
+    window_memory: float = ranged(2.0, at_least=0)
     precision: str = "fp32"
     compile: bool = False
 

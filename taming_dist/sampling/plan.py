@@ -18,12 +18,13 @@ from taming_dist.generation.generator import Generator, Part
 from taming_dist.generation.pictures import to_uint8
 from taming_dist.generation.rejection import ALL, NO_CLASS, Rejection
 from taming_dist.generation.sampling import Sampling
-from taming_dist.models.prior.conditions import ClassCondition, Columns, Request
+from taming_dist.models.prior.conditions import ClassCondition, Columns, Condition, Request
 from taming_dist.sampling.classifier import open_classifier
 from taming_dist.sampling.condition_pictures import condition_pictures
 from taming_dist.sampling.config import SampleConfig
 from taming_dist.sampling.given import Given
 from taming_dist.sampling.keeping import Kept, kept_pictures, unseen_note
+from taming_dist.sampling.large import Large
 from taming_dist.sampling.picture import Picture
 from taming_dist.sampling.request import IMAGES, parse_size, request_of
 from taming_dist.sampling.units import Unit
@@ -42,6 +43,7 @@ class Plan:
     condition: Given | None = None
     kept: Kept | None = None
     rejection: Rejection = ALL
+    large: Large | None = None
 
     @property
     def given(self) -> "tuple[Given | Kept, ...]":
@@ -58,17 +60,25 @@ class Plan:
         """Raise a UserError for what can be known before the first image is made."""
         first, last = range(min(self.batch, self.request.count)), self.request.images[-1:]
         for images in (last, first):
-            columns = self.columns(images)
-            prefix, known = self.generator.prefix(len(images), columns or None), self.known(images)
-        self.generator.stream(
-            prefix, self.sampling, self.seed, self.batch, 0, known, self.rejection
-        )
+            columns, known = self.columns(images), self.known(images)
+            prefix = self.asked.prefix(len(images), columns)
+        if self.large is None:
+            self.generator.stream(
+                prefix, self.sampling, self.seed, self.batch, 0, known, self.rejection
+            )
+        else:
+            self.large.steps(self.generator, columns, self.sampling, self.seed, images, known)
+
+    @property
+    def asked(self) -> Condition:
+        """What the images are conditioned on."""
+        return self.generator.condition(None if self.large is None else self.large.placement)
 
     @property
     def period(self) -> int:
         """After how many images what is given for them repeats; 1 where it does not."""
         longest = max((len(given) for given in self.given), default=1)
-        return longest if longest > 1 else self.generator.transformer.condition.period(self.request)
+        return longest if longest > 1 else self.asked.period(self.request)
 
     def beside(self, image: int) -> list[Tensor]:
         """The pictures, uint8 [3, h, w], that an image was made of."""
@@ -76,7 +86,7 @@ class Plan:
 
     def columns(self, images: range) -> Columns:
         """What the condition reads of some of the images."""
-        return self.generator.transformer.condition.requested(self.request.of(images))
+        return self.asked.requested(self.request.of(images))
 
     def known(self, images: range) -> Known | None:
         """What is known of some of the images; None if nothing is of any."""
@@ -86,18 +96,32 @@ class Plan:
         """Yield the pictures of a unit, in order."""
         images, columns = unit.images, self.columns(unit.images)
         classes = classes_of(columns, len(images))
-        prefix = self.generator.prefix(len(images), columns or None)
-        known, first = self.known(images), images.start
-        parts = self.generator.stream(
-            prefix, self.sampling, self.seed, self.batch, first, known, self.rejection
-        )
-        found = (made for part in parts for made in pictures_of(part))
+        if self.large is None:
+            found = self._parts(images, columns)
+        else:
+            found = self._large_parts(self.large, unit, columns)
         for index, class_id, (pixels, score) in zip(images, classes, found, strict=True):
             facts: dict[str, Any] = {"class": class_id}
             facts |= {given.key: given.name(index) for given in self.given}
             if self.rejection.candidates > 1:
                 facts |= {"candidates": self.rejection.candidates, "score": score}
             yield Picture.whole(index, pixels, facts)
+
+    def _parts(self, images: range, columns: Columns) -> Iterator[tuple[Tensor, float | None]]:
+        """Yield the pixels and scores of images."""
+        prefix, known = self.generator.prefix(len(images), columns or None), self.known(images)
+        parts = self.generator.stream(
+            prefix, self.sampling, self.seed, self.batch, images.start, known, self.rejection
+        )
+        for part in parts:
+            yield from pictures_of(part)
+
+    def _large_parts(
+        self, large: Large, unit: Unit, columns: Columns
+    ) -> Iterator[tuple[Tensor, float | None]]:
+        known = self.known(unit.images)
+        for codes in large.codes(self.generator, columns, self.sampling, self.seed, unit, known):
+            yield to_uint8(self.generator.pictures(codes[None])).cpu()[0], None
 
 
 def plan_of(config: SampleConfig, generator: Generator) -> Plan:
@@ -109,14 +133,18 @@ def plan_of(config: SampleConfig, generator: Generator) -> Plan:
     names = [field.name for field in dataclasses.fields(Sampling)]
     sampling = Sampling(**{name: getattr(config, name) for name in names})
     size = parse_size(config.size)
-    generator.check_size(size)
-    shape = size or generator.size
+    placement, shape = generator.placement(size, config.window_step), size or generator.size
     condition = condition_pictures(config, generator, shape)
     kept = kept_pictures(config, generator, shape)
     count = config.n or number_of(condition, kept)
-    request = request_of(config, generator.transformer.condition, count, condition)
+    request = request_of(config, generator.condition(placement), count, condition)
     rejection = rejection_of(config, generator)
-    plan = Plan(generator, request, sampling, config.seed, config.batch, condition, kept, rejection)
+    large, batch = None, config.batch
+    if placement is not None:
+        rejection.check_one()
+        large = Large(placement, config.batch, config.window_memory)
+        batch = large.images
+    plan = Plan(generator, request, sampling, config.seed, batch, condition, kept, rejection, large)
     plan.check()
     return plan
 

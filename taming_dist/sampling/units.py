@@ -51,9 +51,13 @@ class Unit:
         name, so that it can be continued from there. To be called as often as is convenient."""
         self.told(done)
         if time.monotonic() - self._saved >= KEEP_PERIOD_S:
-            tensors = {name: own.detach().cpu().contiguous() for name, own in state().items()}
-            write_bytes(self.state(KEPT), save(tensors))
-            self._saved = time.monotonic()
+            self.save(state())
+
+    def save(self, state: Mapping[str, Tensor]) -> None:
+        """Keep a state at once."""
+        tensors = {name: own.detach().cpu().contiguous() for name, own in state.items()}
+        write_bytes(self.state(KEPT), save(tensors))
+        self._saved = time.monotonic()
 
     def forget(self) -> None:
         """Remove what was kept."""

@@ -8,7 +8,7 @@ import torch
 from taming_dist.errors import UserError
 from taming_dist.generation.generator import Generator, generate_codes
 from taming_dist.generation.sampling import Sampling
-from taming_dist.models.prior.conditions import ClassCondition
+from taming_dist.models.prior.conditions import ClassCondition, CodesCondition
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
@@ -151,7 +151,15 @@ def test_another_vocabulary_is_refused_naming_both() -> None:
         ({}, "n: None"),
         ({"n": 0}, "n: 0"),
         ({"condition": []}, "n: 0"),
-        ({"condition": [0], "size": (12, 16)}, "size: 12x16 .* trained at 6x8"),
+        (
+            {"condition": [0], "size": (12, 17)},
+            "size: .* 12x17 are not multiples .* 2 .* give 12x1",
+        ),
+        ({"condition": [0], "size": (4, 16)}, "size: 4x16 is smaller than the 6x8 that"),
+        ({"condition": [0], "size": (12, 16), "window_step": 3}, "window_step: .* 1 to 2"),
+        ({"condition": [0], "window_step": 2}, "window_step: 2 is for a size above the 6x8"),
+        ({"condition": [9], "size": (12, 16)}, "class_id: 9 .* 0 to 4"),
+        ({"condition": [0], "size": (12, 16), "guidance": 2.0}, "guidance: 2.0"),
         ({"condition": [0], "guidance": 2.0}, "guidance: 2.0"),
         ({"condition": [0], "batch": 0}, "batch: 0"),
         ({"condition": [0], "temperature": -1}, "temperature=-1"),
@@ -163,6 +171,32 @@ def test_requests_that_cannot_be_served_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         pair.sample(**request_)
+
+
+def test_a_larger_image_does_not_depend_on_its_batch(pair: Generator) -> None:
+    classes = [0, 4, 2]
+    images, codes = pair.sample(condition=classes, size=(10, 14), seed=3, batch=1, top_k=9)
+    assert images.shape == (3, 3, 10, 14)
+    assert codes.shape == (3, 5, 7)
+    together = pair.sample(condition=classes, size=(10, 14), seed=3, batch=9, top_k=9).codes
+    assert torch.equal(codes, together)
+    alone = pair.sample(condition=classes[:1], size=(10, 14), seed=3, top_k=9, window_memory=0)
+    assert torch.equal(codes[:1], alone.codes)
+    assert not torch.equal(codes, pair.sample(condition=[0, 4, 3], size=(10, 14), seed=3).codes)
+    with torch.no_grad():
+        assert torch.equal(images[:1], pair.vqgan.decode_codes(codes[:1]).clamp(-1, 1))
+
+
+def test_a_larger_image_is_given_a_condition_of_its_own_size() -> None:
+    vqgan = tiny_vqgan()
+    condition = CodesCondition(7, [3, 4])
+    generator = Generator(tiny_transformer(vqgan, condition=condition), vqgan)
+    given = torch.randint(7, (2, 5, 9))
+    assert generator.sample(condition=given, size=(10, 18)).codes.shape == (2, 5, 9)
+    with pytest.raises(UserError, match=r"codes of the grid \[5, 9\], not \[2, 3, 4\]"):
+        generator.sample(condition=given[:, :3, :4], size=(10, 18))
+    with pytest.raises(UserError, match=r"condition: a code is outside of 0 to 6"):
+        generator.sample(condition=given + 1, size=(10, 18))
 
 
 def test_the_trained_size_may_be_named(pair: Generator) -> None:

@@ -178,10 +178,12 @@ class Transformer(Exported):
         if around.rotation is not None:
             around = around._replace(rotation=cache.next(around.rotation, count))
         x = self.drop(x + cache.next(cache.learned, count))
+        last = len(self.blocks) - 1
         for layer, block in enumerate(self.blocks):
-            x = block(x, around._replace(layer=layer))
+            around = around._replace(layer=layer)
+            x = block(x, around if layer < last else around.of_last())
         cache.advance(count)
-        return self.head(self._normed(x[:, -1:], around))[:, 0]
+        return self.head(self._normed(x, around))[:, 0]
 
     def _prefix_embedded(self, prefix: Prefix) -> Float[Tensor, "b m c"]:
         """The embeddings of the prefix's parts, one after the other; the null one where dropped."""

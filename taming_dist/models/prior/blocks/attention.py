@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
 
 def attend(
@@ -31,8 +30,8 @@ def attend(
     elif not causal or positions == 1 or positions == total <= unmasked:
         out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
     elif positions < total:
-        last = causal_lower_right(positions, total)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=last)
+        seen = query.new_ones(positions, total, dtype=torch.bool).tril(total - positions)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
     else:
         out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
         if unmasked:

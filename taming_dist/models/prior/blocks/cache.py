@@ -16,7 +16,8 @@ class Around(NamedTuple):
     `rotation`: what the kind's `rotation` gave for the positions of x, the same for all images or
     one for each; `signal`: the mean of the prefix's embeddings, for kinds whose norms it moves;
     `cache`: the positions before x, none without it; `layer`: which of its layers is the block's;
-    `mask`: what is added to the scores of attention over the cache (None: nothing, see `attend`).
+    `mask`: what is added to the scores of attention over the cache (None: nothing, see `attend`);
+    `last`: whether only the last position's answer is wanted.
     """
 
     rotation: Float[Tensor, "*b t r"] | None = None
@@ -24,6 +25,15 @@ class Around(NamedTuple):
     cache: "KVCache | None" = None
     layer: int = 0
     mask: Float[Tensor, "*b t s"] | None = None
+    last: bool = False
+
+    def of_last(self) -> "Around":
+        """Return it where only the last position's answer is wanted."""
+        return self._replace(mask=None if self.mask is None else self.mask[..., -1:, :], last=True)
+
+    def wanted(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b u c"]:
+        """Return the positions of x whose answers are wanted."""
+        return x[:, -1:] if self.last else x
 
 
 class KVCache:

@@ -39,11 +39,11 @@ class Attention(nn.Module):
         self.value = nn.Linear(width, width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Float[Tensor, "b t c"], around: Around) -> Float[Tensor, "b t c"]:
+    def forward(self, x: Float[Tensor, "b t c"], around: Around) -> Float[Tensor, "b u c"]:
         """With a cache, x continues the positions in it."""
         query, key, value = (
-            linear(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for linear in (self.query, self.key, self.value)
+            projected.unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for projected in (self.query(around.wanted(x)), self.key(x), self.value(x))
         )
         if around.cache is not None:
             key, value = around.cache.extend(around.layer, key, value)
@@ -70,8 +70,8 @@ class GPTBlock(Block):
         )
         self.dropout = nn.Dropout(sizes.dropout_residual)
 
-    def forward(self, x: Float[Tensor, "b t c"], around: Around) -> Float[Tensor, "b t c"]:
-        x = x + self.dropout(self.attn(self.ln1(x), around))
+    def forward(self, x: Float[Tensor, "b t c"], around: Around) -> Float[Tensor, "b u c"]:
+        x = around.wanted(x) + self.dropout(self.attn(self.ln1(x), around))
         return x + self.dropout(self.mlp(self.ln2(x)))
 
     @classmethod

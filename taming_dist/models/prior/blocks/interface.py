@@ -45,8 +45,8 @@ class Block(nn.Module):
     adaptive: bool = False
     cached: tuple[int, int]
 
-    def forward(self, x: Float[Tensor, "b t c"], around: Around) -> Float[Tensor, "b t c"]:
-        """With a cache, x continues the positions in it."""
+    def forward(self, x: Float[Tensor, "b t c"], around: Around) -> Float[Tensor, "b u c"]:
+        """With a cache, x continues the positions in it; answers are those of `around.wanted`."""
         raise NotImplementedError
 
     @classmethod

@@ -32,7 +32,7 @@ class Attention(nn.Module):
         self.key_norm: nn.Module | None
         self.query_norm, self.key_norm = norms or (None, None)
 
-    def forward(self, x: Float[Tensor, "b t c"], around: Around) -> Float[Tensor, "b t c"]:
+    def forward(self, x: Float[Tensor, "b t c"], around: Around) -> Float[Tensor, "b u c"]:
         """With a cache, x continues the positions in it."""
         qkv = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         query, key, value = qkv.unbind()
@@ -41,6 +41,8 @@ class Attention(nn.Module):
         if around.rotation is not None:
             query, key = rotated(query, around.rotation), rotated(key, around.rotation)
         query, key = query.to(value.dtype), key.to(value.dtype)
+        if around.last:
+            query = query[:, :, -1:]
         if around.cache is not None:
             key, value = around.cache.extend(around.layer, key, value)
         dropout = self.dropout if self.training else 0.0
@@ -69,12 +71,12 @@ class PreNormBlock(Block):
         self.adaptive = adaptive
         self.modulation = Modulation(sizes.width, 6) if adaptive else None
 
-    def forward(self, x: Float[Tensor, "b t c"], around: Around) -> Float[Tensor, "b t c"]:
+    def forward(self, x: Float[Tensor, "b t c"], around: Around) -> Float[Tensor, "b u c"]:
         if self.modulation is None:
-            x = x + self.dropout(self.attn(self.ln1(x), around))
+            x = around.wanted(x) + self.dropout(self.attn(self.ln1(x), around))
             return x + self.dropout(self.mlp(self.ln2(x)))
         assert around.signal is not None
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(around.signal)
         read = self.attn(moved(self.ln1(x), shift1, scale1), around)
-        x = x + gate1 * self.dropout(read)
+        x = around.wanted(x) + gate1 * self.dropout(read)
         return x + gate2 * self.dropout(self.mlp(moved(self.ln2(x), shift2, scale2)))
