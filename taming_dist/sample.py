@@ -21,8 +21,7 @@ from taming_dist.models.vqgan import VQGAN
 from taming_dist.sampling.again import again, check_same, read_recipe
 from taming_dist.sampling.config import SampleConfig
 from taming_dist.sampling.plan import plan_of
-from taming_dist.sampling.recipe import recipe_of
-from taming_dist.sampling.stopping import Stopped, stoppable
+from taming_dist.sampling.recipe import recipe_of, use_threads
 from taming_dist.sampling.work import complete
 
 
@@ -37,6 +36,7 @@ def main(config: SampleConfig) -> None:
     asked = read_recipe(source) if source else None
     if asked is not None:
         config = again(config, asked)
+        use_threads(asked)
     generator = load_generator(config, worker.local_rank)
     plan = plan_of(config, generator)
     recipe = recipe_of(config, plan, None if asked is None else asked.image)
@@ -44,11 +44,7 @@ def main(config: SampleConfig) -> None:
     if worker.number == 0:
         for note in filter(None, (same, *plan.notes)):
             print(note, file=sys.stderr)
-    with stoppable():
-        try:
-            last = complete(Path(config.out), plan, recipe, worker)
-        except Stopped as stopped:
-            last = f"stopped by {stopped}: the same command continues"
+    last = complete(Path(config.out), plan, recipe, worker)
     if worker.number == 0:
         print(last)
 

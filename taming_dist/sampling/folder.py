@@ -77,16 +77,17 @@ class Folder:
                 f"run made it: give another folder, or remove it"
             )
 
-    def open(self) -> None:
+    def open(self) -> Recipe:
         """Make the folder this run's, one worker at a time: remove an earlier run that is finished,
-        and note the recipe.
+        and note the recipe. Returns that of the worker who began.
 
         Raises:
             UserError: see `check`.
         """
         self.check()
-        if _read(self.units / RECIPE) is not None:
-            return
+        begun = _read(self.units / RECIPE)
+        if begun is not None:
+            return Recipe.parse(begun, RECIPE)
         if (self.out / RECORD).exists():
             os.replace(self.out / RECORD, self.units / REPLACED)
         earlier = self._earlier()
@@ -94,6 +95,7 @@ class Folder:
             (self.out / name).unlink(missing_ok=True)
         write_json(self.units / RECIPE, self.recipe.record())
         (self.units / REPLACED).unlink(missing_ok=True)
+        return self.recipe
 
     def is_finished(self, unit: int) -> bool:
         """Whether the pictures of a unit are stored."""
@@ -116,7 +118,8 @@ class Folder:
     def complete(self, units: Sequence[Finished]) -> None:
         """Write samples.json, and remove the state."""
         images = [image for unit in units for image in unit.images]
-        record = self.recipe.record() | {"size": units[0].size, "images": images}
+        begun = _read(self.units / RECIPE)
+        record = begun | {"size": units[0].size, "images": images}
         write_json(self.out / RECORD, record)
         self.forget()
 

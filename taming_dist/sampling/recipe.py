@@ -22,6 +22,7 @@ from taming_dist.sampling.plan import Plan
 
 FORMAT = "taming_dist.samples.v1"
 PLACES = ("transformer", "vqgan", "condition_vqgan", "text_encoder")  # keys that say where
+MOST_THREADS = 2**12
 OWN = ("out", "from_")  # keys of one command, that say nothing of its pictures
 
 
@@ -29,7 +30,8 @@ OWN = ("out", "from_")  # keys of one command, that say nothing of its pictures
 class Recipe:
     """What made a run. `settings`: the keys of the command; `fingerprints` of the two models;
     `inputs`: a hash for each key that names files; `image`: the only one that is wanted, or None:
-    all. `version`, `torch` and `device` are those of the process that made a picture."""
+    all. `version`, `torch`, `device` and `threads` (of a CPU, 0 for a GPU) are those of the process
+    that made a picture."""
 
     settings: dict[str, Any]
     fingerprints: dict[str, str]
@@ -38,6 +40,7 @@ class Recipe:
     version: str = taming_dist.__version__
     torch: str = torch.__version__
     device: str = "cpu"
+    threads: int = 0
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -90,10 +93,11 @@ def fault_of(record: Any) -> str:
     texts = [record.get(name) for name in ("version", "torch", "device")]
     maps = [record.get(name) for name in ("fingerprints", "inputs")]
     texts += [own for each in maps if isinstance(each, dict) for own in each.values()]
-    image = record.get("image")
+    image, threads = record.get("image"), record.get("threads")
     sound = all(isinstance(each, dict) for each in maps)
     sound = sound and all(isinstance(text, str) for text in texts)
     sound = sound and (image is None or (type(image) is int and image >= 0))
+    sound = sound and type(threads) is int and 0 <= threads <= MOST_THREADS
     return "" if sound else "has a damaged recipe: give samples.json of the run"
 
 
@@ -122,6 +126,20 @@ def recipe_of(config: SampleConfig, plan: Plan, image: int | None = None) -> Rec
         inputs={name: hash_of(own) for name, own in given.items() if own},
         image=image,
         device=device_name(plan.generator.transformer.device),
+    )
+
+
+def use_threads(recipe: Recipe) -> None:
+    """Have the CPU compute with as many threads as made the pictures of a recipe: torch shares sums
+    out among them, so that another number gives other roundings."""
+    if recipe.threads and recipe.threads != torch.get_num_threads():
+        torch.set_num_threads(recipe.threads)
+
+
+def at_present(recipe: Recipe) -> Recipe:
+    """A recipe of this process with the threads that it has now."""
+    return (
+        dataclasses.replace(recipe, threads=torch.get_num_threads()) if recipe.threads else recipe
     )
 
 

@@ -1,10 +1,10 @@
 """One worker of a run: claims unfinished units and makes their pictures until none is left."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ from taming_dist.sampling.folder import GRID, Folder, require_writable
 from taming_dist.sampling.picture import Picture
 from taming_dist.sampling.plan import Plan
 from taming_dist.sampling.progress import Progress
-from taming_dist.sampling.recipe import Recipe
+from taming_dist.sampling.recipe import Recipe, at_present, use_threads
+from taming_dist.sampling.stopping import Stopped, stoppable
 from taming_dist.sampling.thumbnails import GRID_COLUMNS, GRID_IMAGES, Thumbnail, reduced
 from taming_dist.sampling.units import Unit, units_of
 from taming_dist.sampling.writers import WRITERS, Finished, Writer
@@ -27,10 +28,12 @@ from taming_dist.sampling.writers import WRITERS, Finished, Writer
 LOOK_AGAIN_S = 2.0
 OPENING, ENDING = "opening", "ending"
 THUMBNAILS = "thumbnails.npy"
+Found = TypeVar("Found")
 
 
 def complete(out: Path, plan: Plan, recipe: Recipe, worker: Worker) -> str:
-    """Work on the run that `recipe` describes until it is complete in `out`; gives the last line.
+    """Work on the run that `recipe` describes until it is complete in `out`, or until this process
+    is asked to stop; gives the last line.
 
     Raises:
         UserError: the folder cannot be used, is another run's, or its disk is full.
@@ -45,14 +48,20 @@ def complete(out: Path, plan: Plan, recipe: Recipe, worker: Worker) -> str:
     folder.check()
     require_writable(out)
     claims = Claims(folder.units)
-    writer = kind(out, folder.units, claims.worker, recipe.text)
+    writer = kind(out, folder.units, claims.worker, lambda index: at_present(recipe).text(index))
     units = units_of(count, batch, folder.units, wanted)
 
     def finished() -> int:
         return min(folder.num_finished() * batch, len(wanted))
 
     progress = Progress(len(wanted), finished, silent=worker.number > 0)
-    Work(plan, folder, writer, units, wanted, claims, progress).run(worker)
+    work = Work(plan, folder, writer, units, wanted, claims, progress)
+    with stoppable():
+        try:
+            work.run(worker)
+        except Stopped as stopped:
+            done = f"{finished()} of {len(wanted)} images are done"
+            return f"stopped by {stopped}: {done}, and the same command continues"
     return f"{len(wanted)} images, and all at a glance: {out / GRID}"
 
 
@@ -77,7 +86,7 @@ class Work:
         """
         try:
             with self.claims, writing(self.folder.out, "out="):
-                self._alone(OPENING, self.folder.open)
+                use_threads(self._alone(OPENING, self.folder.open))
                 for unit in self._claimed(worker):
                     self._make(unit)
                 self._alone(ENDING, self._complete)
@@ -87,13 +96,14 @@ class Work:
                 raise
         self.progress.end()
 
-    def _alone(self, name: str, act: Any) -> None:
-        """Do something that one worker does at a time."""
+    def _alone(self, name: str, act: Callable[[], Found]) -> Found:
+        """Do something that one worker does at a time; gives what it gives."""
         while not self.claims.take(name):
             self.progress.look()
             time.sleep(min(LOOK_AGAIN_S, self.claims.stale_s / 2))
-        act()
+        found = act()
         self.claims.release(name)
+        return found
 
     def _claimed(self, worker: Worker) -> Iterator[Unit]:
         """Yield the units that this worker claims; end when all are finished.

@@ -88,6 +88,7 @@ def test_another_version_or_device_is_noted(
         ({"settings": 3}, "has no recipe of pictures"),
         ({"fingerprints": [1]}, "has a damaged recipe"),
         ({"image": 99}, "has a damaged recipe"),
+        ({"threads": 10**9}, "has a damaged recipe"),
         ({"settings": {"n": 2, "colour": "red"}}, "has colour=red, which .* cannot read"),
         ({"settings": {"n": "many"}}, "has n=many, which .* cannot read"),
         ({"settings": {"n": -2}}, "n=-2: use a whole number"),
@@ -97,7 +98,7 @@ def test_a_record_that_is_no_recipe_is_refused(
     sample: Sample, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     made = {"format": "taming_dist.samples.v1", "settings": {}, "fingerprints": {}, "inputs": {}}
-    facts = {"version": "0", "torch": "0", "device": "cpu"}
+    facts = {"version": "0", "torch": "0", "device": "cpu", "threads": 1}
     (tmp_path / "samples.json").write_text(json.dumps(made | facts | change))
     with pytest.raises(UserError, match=message):
         sample("again", from_=str(tmp_path / "samples.json"))

@@ -148,7 +148,19 @@ def test_when_all_ranks_fail_the_first_one_is_heard_and_the_status_is_theirs(
     assert "error: no such key" in job.text.splitlines()
 
 
-@pytest.mark.parametrize("name", ["train_vqgan.sh", "train_transformer.sh", "tokenize.sh"])
+def test_every_rank_of_a_sampling_job_runs_the_command(cluster, repository, ranks, tmp_path):
+    script = REPOSITORY / "slurm/sample.sh"
+    given = ["transformer=my export", "vqgan=vqgan", "out=out", "n=8"]
+    job = cluster.submit("--nodes=2", *CPU, script, *given, cwd=tmp_path, repository=repository)
+    assert job.wait() == 0, job.text
+    assert [rank["argv"] for rank in ranks()] == [["-m", "taming_dist.sample", *given]] * 2
+    assert [rank["SLURM_PROCID"] for rank in ranks()] == ["0", "1"]
+
+
+SCRIPTS = ["train_vqgan.sh", "train_transformer.sh", "tokenize.sh", "sample.sh"]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_a_job_that_cannot_find_the_repository_says_so_in_one_line(cluster, tmp_path, name):
     job = cluster.submit(*CPU, REPOSITORY / "slurm" / name, cwd=tmp_path, repository=None)
     assert job.wait() == 2
