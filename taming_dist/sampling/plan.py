@@ -136,7 +136,8 @@ def plan_of(config: SampleConfig, generator: Generator) -> Plan:
     placement, shape = generator.placement(size, config.window_step), size or generator.size
     condition = condition_pictures(config, generator, shape)
     kept = kept_pictures(config, generator, shape)
-    count = config.n or number_of(condition, kept)
+    pictures = number_of(condition, kept)
+    count = config.n or pictures
     request = request_of(config, generator.condition(placement), count, condition)
     rejection = rejection_of(config, generator)
     large, batch = None, config.batch

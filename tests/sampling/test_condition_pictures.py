@@ -21,6 +21,7 @@ from taming_dist.models.prior.schemes import Masked
 from taming_dist.models.vqgan import VQGAN
 from taming_dist.sample import load_generator, main
 from taming_dist.sampling.plan import Plan, plan_of
+from tests.prepare.making.test_layers import raw_png
 from tests.sampling.conftest import (
     Asked,
     codes_condition,
@@ -195,6 +196,7 @@ def test_what_cannot_be_a_condition_is_refused_in_a_line_that_names_it(
     photo = photograph(tmp_path / "photo.jpg")
     outside = grey_map(tmp_path / "outside.png", np.full((8, 8), 7, np.uint8))
     (tmp_path / "text.png").write_text("a holiday")
+    (tmp_path / "bomb.png").write_bytes(raw_png(20000, 20000, 8, b""))
     (tmp_path / "empty").mkdir()
     save_vqgan(tmp_path / "other", LabelMap(3), 12)
     save_vqgan(tmp_path / "larger", LabelMap(3), 13)
@@ -210,6 +212,7 @@ def test_what_cannot_be_a_condition_is_refused_in_a_line_that_names_it(
             {"condition": str(tmp_path / "text.png")},
             r"condition: .*text.png: the label map is not a JPEG",
         ),
+        ({"condition": str(tmp_path / "bomb.png")}, r"condition: .*bomb.png: .*decompression bomb"),
         ({"condition": str(tmp_path / "no.png")}, r"condition: there is no file .*no.png"),
         (one | {"condition_vqgan": ""}, r"condition: .*0.png is a picture, give condition_vqgan"),
         (one | {"condition_vqgan": tmp_path / "larger"}, r"condition_vqgan: .* 13 codes.* with 12"),

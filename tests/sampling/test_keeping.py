@@ -162,7 +162,7 @@ def test_a_conditional_image_is_completed_too(asked: Asked, exports: Path, tmp_p
     grid = Image.open(tmp_path / "o" / "grid.png")
     assert grid.size == (6 * 8 + 5 * 2, 8)  # label map, photograph, completion; twice
     with pytest.raises(UserError, match=r"image: it has 2 pictures and condition 3"):
-        plan(asked(**given, image=[str(photo) for photo in photos], condition=maps))
+        plan(asked(**given, image=[str(photo) for photo in photos], condition=maps, n=6))
 
 
 def test_what_contradicts_itself_is_refused(asked: Asked, tmp_path: Path) -> None:
@@ -196,3 +196,31 @@ def test_what_contradicts_itself_is_refused(asked: Asked, tmp_path: Path) -> Non
             main(asked(**settings))
         assert len(str(refused.value).splitlines()) == 1
         assert not (tmp_path / "o").exists()
+
+
+def test_a_window_completes_a_larger_image_from_pictures(
+    asked: Asked, exports: Path, tmp_path: Path
+) -> None:
+    second = save_vqgan(tmp_path / "second", LabelMap(3), 12)
+    vqgan = VQGAN.from_pretrained(exports / "vqgan")
+    transformer = save_transformer(tmp_path / "gpt", vqgan, condition=codes_condition(second, 2))
+    photo = photograph(tmp_path / "photo.jpg", size=(16, 24))
+    label_map = grey_map(tmp_path / "map.png", np.tri(16, 25, dtype=np.uint8))
+    config = asked(
+        transformer=transformer,
+        condition_vqgan=str(tmp_path / "second"),
+        condition=str(label_map),
+        image=str(photo),
+        keep="lower",
+        size="16x24",
+        n=2,
+    )
+    found = plan(config)
+    assert found.columns(range(2))["cond"].shape == (2, 4, 6)  # half of the image's codes a side
+    known = found.known(range(1))
+    assert known is not None
+    assert torch.equal(known.codes, found.generator.vqgan.encode(found.given[1].given.input(0)))
+    assert known.mask[0, :, 0].tolist() == [False] * 4 + [True] * 4
+    main(config)
+    assert Image.open(tmp_path / "o" / "000001.png").size == (24, 16)
+    assert Image.open(tmp_path / "o" / "grid.png").size == (2 * 24 + 2, 2 * 16 + 2)
