@@ -1,15 +1,19 @@
 """What the formats hold: the same pictures, as those who read them expect."""
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from taming_dist.data.images import Preprocess
 from taming_dist.data.reader import Reader, Reading
 from taming_dist.errors import UserError
 from taming_dist.formats.manifest import resolve
+from taming_dist.sampling.picture import Picture
+from taming_dist.sampling.writers.png import encoded
 from tests.sampling.conftest import Sample, record
 
 CLASSES = [0, 1, 2, 0, 1, 2, 0]
@@ -17,6 +21,19 @@ CLASSES = [0, 1, 2, 0, 1, 2, 0]
 
 def pictures(out: Path) -> np.ndarray:
     return np.stack([np.asarray(Image.open(path)) for path in sorted(out.glob("0*.png"))])
+
+
+def test_a_picture_in_strips_is_the_same_picture() -> None:
+    whole = torch.randint(0, 256, (3, 7, 5), dtype=torch.uint8)
+    found = []
+    for strips in ([whole], whole.split(3, dim=1)):
+        file = BytesIO(encoded(Picture(0, 7, 5, iter(strips)), '{"seed": 3}'))
+        with Image.open(file) as image:
+            image.load()
+            assert image.text == {"taming_dist": '{"seed": 3}'}
+            found.append(np.asarray(image))
+    assert np.array_equal(found[0], whole.permute(1, 2, 0).numpy())
+    assert np.array_equal(found[1], found[0])
 
 
 def test_npz_is_what_evaluation_suites_read(sample: Sample) -> None:

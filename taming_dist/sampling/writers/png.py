@@ -1,10 +1,13 @@
 """A PNG file for each picture."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from io import BytesIO
+from itertools import chain
+from typing import BinaryIO
 
 from taming_dist.formats.png import write_png
+from taming_dist.formats.png_strips import write_png_strips
 from taming_dist.sampling.picture import Picture
 from taming_dist.sampling.writers.interface import Finished, Writer
 
@@ -24,7 +27,7 @@ class PngWriter(Writer):
         for picture in pictures:
             temporary = self.parts / f"{picture.index}.{self.worker}.tmp"
             with open(temporary, "wb") as file:
-                write_png(picture.pixels(), file, {KEYWORD: self.text(picture.index)})
+                write_picture(picture, file, {KEYWORD: self.text(picture.index)})
             os.replace(temporary, self.out / self.file(picture.index))
 
     def finish(self, units: Iterable[Finished]) -> None:
@@ -34,5 +37,16 @@ class PngWriter(Writer):
 def encoded(picture: Picture, text: str) -> bytes:
     """The PNG file of a picture."""
     file = BytesIO()
-    write_png(picture.pixels(), file, {KEYWORD: text})
+    write_picture(picture, file, {KEYWORD: text})
     return file.getvalue()
+
+
+def write_picture(picture: Picture, file: BinaryIO, texts: Mapping[str, str]) -> None:
+    """Write a picture as PNG with texts by keyword; one that comes in strips is never in memory as
+    a whole."""
+    strips = iter(picture.strips)
+    first = next(strips)
+    if first.shape[1] == picture.height:
+        write_png(first, file, texts)
+    else:
+        write_png_strips(chain((first,), strips), (picture.height, picture.width), file, texts)
