@@ -106,7 +106,7 @@ def _download(name: str) -> Mapping[str, Tensor]:
         return torch.hub.load_state_dict_from_url(
             url, map_location="cpu", progress=False, check_hash=True, weights_only=True
         )
-    except (URLError, OSError) as error:
+    except (URLError, OSError, RuntimeError) as error:  # the last: it is damaged
         raise UserError(
             f"classifier: the weights of {name} cannot be downloaded ({error}): give "
             f"classifier_weights the file of {url}, or leave classifier out to choose images by "

@@ -73,7 +73,10 @@ class Kept:
         mask = self._read(path, self.given.paths[number % len(self.given)])
         name = printable(str(path))
         if mask.all():
-            raise UserError(f"mask: {name} is black where codes are: nothing is left to sample")
+            raise UserError(
+                f"mask: {name} keeps every code, so nothing is left to sample: paint white what is "
+                f"to be sampled anew"
+            )
         if not mask.any():
             raise UserError(
                 f"mask: {name} keeps no code: black is kept, white is sampled anew, and a code is "

@@ -186,7 +186,7 @@ def test_what_contradicts_itself_is_refused(asked: Asked, tmp_path: Path) -> Non
         (given | {"keep_codes": 16}, "keep_codes: 16 of 16 codes leave nothing to sample"),
         (given | {"keep_codes": 0}, "keep_codes=0"),
         (given | {"mask": mask["other"]}, r"mask: .* has 9 x 9 pixels, but .* has 8 x 10"),
-        (given | {"mask": mask["black"]}, r"mask: .* nothing is left to sample"),
+        (given | {"mask": mask["black"]}, r"mask: .* keeps every code"),
         (given | {"mask": mask["white"]}, r"mask: .* keeps no code: black is kept"),
         (given | {"mask": str(tmp_path / "no.png")}, "mask: there is no file"),
         (given | {"mask": 3}, "mask: 3 is no picture"),
