@@ -5,6 +5,7 @@
     python tools/benchmark.py codes [--shards 16] [--images 64] [--out FILE]
     python tools/benchmark.py data [--images 4096] [--out FILE]
     python tools/benchmark.py decoding [--size 1024] [--rows 16 64 256] [--out FILE]
+    python tools/benchmark.py sampling [--threads 2] [--layers 6] [--width 512] [--out FILE]
 
 Every module of tools/benchmarks is a benchmark, named by the first argument. It prints a table;
 --out writes the results as JSON.
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # this folder is on the path of a script that lies in it
-from benchmarks import codes, data, decoding, making, memory, steps
+from benchmarks import codes, data, decoding, making, memory, sampling, steps
 
 from taming_dist import cli
 from taming_dist.formats.strict_json import write_json
@@ -25,6 +26,7 @@ BENCHMARKS = {
     "decoding": decoding,
     "making": making,
     "memory": memory,
+    "sampling": sampling,
     "steps": steps,
 }
 

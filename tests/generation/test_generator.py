@@ -244,3 +244,28 @@ def test_settings_are_kept_until_others_are_asked_for(pair: Generator) -> None:
     one = pair.sampler(Sampling(top_k=3))
     assert pair.sampler(Sampling(top_k=3)) is one
     assert pair.sampler(Sampling(top_k=4)) is not one
+
+
+@pytest.mark.parametrize("scheme", ["next_index", "masked"])
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@torch.no_grad()
+def test_an_image_is_the_same_alone_in_any_batch_in_any_order_and_on_any_rank(
+    scheme: str, guidance: float
+) -> None:
+    transformer = tiny_transformer(
+        tiny_vqgan(), condition=ClassCondition(5), scheme=scheme, null_prefix=True
+    ).eval()
+    sampling = Sampling(0.9, 12, guidance=guidance, guidance_schedule="linear")
+
+    def written(images: list[int]) -> dict[int, torch.Tensor]:
+        classes = {"cls": torch.tensor(images) % 5}
+        prefix = transformer.condition.prefix(len(images), classes)
+        codes = generate_codes(transformer, prefix, sampling, 11, images)
+        return dict(zip(images, codes, strict=True))
+
+    together = written(list(range(8)))
+    parts = [[5], [7, 6, 5, 4, 3, 2, 1, 0], [0, 1, 2], [3, 4, 5], [6, 7]]
+    parts += [list(range(rank, 8, 3)) for rank in range(3)]  # the images of three ranks
+    for images in parts:
+        for image, codes in written(images).items():
+            assert torch.equal(codes, together[image])

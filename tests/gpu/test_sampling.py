@@ -1,0 +1,97 @@
+"""Sampling on a GPU: the recorded step writes what the plain one writes, and asks nothing of the
+host; draws have the CPU's bits. On the CPU the step runs as it is."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from taming_dist.generation.captured import Captured
+from taming_dist.generation.draws import uniforms
+from taming_dist.generation.precision import in_bf16
+from taming_dist.generation.sampler import Sampler
+from taming_dist.generation.sampling import Sampling
+from taming_dist.models.prior.conditions import ClassCondition
+from taming_dist.models.prior.prefix import Prefix
+from taming_dist.models.prior.transformer import Transformer, TransformerConfig
+from tests.gpu.waits import no_waiting
+
+PLAIN = Sampling(0.9, top_k=20, top_p=0.95)
+GUIDED = Sampling(0.9, top_k=20, guidance=2.0, guidance_schedule="cosine")
+SAMPLINGS = pytest.mark.parametrize("sampling", [PLAIN, GUIDED], ids=["plain", "guided"])
+BLOCKS = pytest.mark.parametrize("block", ["gpt", "llama", "rar"])
+
+
+def small(block: str, device: str, **settings: Any) -> Transformer:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"layers": 2, "heads": 2, "width": 32, "null_prefix": True}
+    condition = ClassCondition(5)
+    model = Transformer(
+        TransformerConfig(64, [4, 6], block=block, condition=condition, **{**sizes, **settings})
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.3)
+    return model.eval().to(device)
+
+
+def classes(count: int, device: str) -> Prefix:
+    return Prefix((torch.arange(count, device=device)[:, None] % 5,))
+
+
+@BLOCKS
+@SAMPLINGS
+@torch.no_grad()
+def test_the_recorded_step_writes_what_the_plain_one_writes(
+    device: str, block: str, sampling: Sampling
+) -> None:
+    model = small(block, device)
+    plain, recorded = Sampler(model, sampling), Sampler(model, sampling, Captured())
+    for images in (range(8), range(8, 13), range(1)):
+        prefix = classes(len(images), device)
+        expected = plain.codes(prefix, 3, images)
+        assert torch.equal(recorded.codes(prefix, 3, images), expected)
+
+
+@torch.no_grad()
+def test_a_compiled_step_writes_the_same(device: str) -> None:
+    model = small("llama", device)
+    prefix, images = classes(8, device), range(8)
+    found = Sampler(model, GUIDED, Captured(compiled=True)).codes(prefix, 3, images)
+    agreeing = found == Sampler(model, GUIDED).codes(prefix, 3, images)
+    assert agreeing.float().mean() > 0.9  # fused kernels round in other places
+
+
+@SAMPLINGS
+@torch.no_grad()
+def test_the_host_never_waits_once_the_step_is_recorded(device: str, sampling: Sampling) -> None:
+    model = in_bf16(small("rar", device))
+    sampler = Sampler(model, sampling, Captured())
+    prefix = classes(8, device)
+    expected = sampler.codes(prefix, 3, range(8))
+    with no_waiting(torch.device(device)):
+        again = sampler.codes(prefix, 3, range(8))
+    assert torch.equal(again, expected)
+
+
+@torch.no_grad()
+def test_the_masked_scheme_never_has_the_host_wait(device: str) -> None:
+    model = small("gpt", device, scheme="masked")
+    sampler, prefix = Sampler(model, GUIDED), classes(8, device)
+    expected = sampler.codes(prefix, 3, range(8))
+    with no_waiting(torch.device(device)):
+        again = sampler.codes(prefix, 3, range(8))
+    assert torch.equal(again, expected)
+
+
+def test_draws_have_the_same_bits_everywhere(device: str) -> None:
+    there, here = (uniforms(5, range(50), 40, torch.device(name)) for name in (device, "cpu"))
+    assert torch.equal(there.cpu(), here)
+
+
+def test_draws_from_a_distribution_are_those_of_the_cpu(device: str) -> None:
+    logits = torch.randn(2000, 100, generator=torch.Generator().manual_seed(0))
+    drawn = uniforms(0, [0], 2000, torch.device("cpu"))[0]
+    for sampling in (PLAIN, Sampling(1.3), Sampling(top_p=0.7)):
+        there = sampling.choose(logits.to(device), drawn.to(device))
+        assert (there.cpu() == sampling.choose(logits, drawn)).float().mean() > 0.999

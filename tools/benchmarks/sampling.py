@@ -1,0 +1,255 @@
+"""`tools/benchmark.py sampling`: how long a token takes, beside the original's arithmetic.
+
+A GPT of 6 layers x 512 by default, 256 codes of an image after 256 of its condition, fp32: the
+sampler as the commands use it, and plain PyTorch written for the purpose that computes as the
+original does, with the same weights: each token from a pass over all that there are, with a dense
+mask (`sample`), or with keys and values that are concatenated (`sample_with_past`). On a GPU also
+the recorded and the compiled step, guidance and bf16.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from taming_dist import cli
+from taming_dist.generation.captured import Captured
+from taming_dist.generation.precision import in_bf16
+from taming_dist.generation.sampler import Sampler
+from taming_dist.generation.sampling import Sampling
+from taming_dist.models.prior.conditions import CodesCondition
+from taming_dist.models.prior.prefix import Prefix
+from taming_dist.models.prior.transformer import Transformer, TransformerConfig
+
+VOCABULARY, GRID, TOKENS, TOP_K = 1024, [16, 16], 256, 100
+COPIED = 2**28  # bytes of the copy that measures the memory's bandwidth
+GUIDANCE = 3.0
+WEIGHTS, LIMIT = "limit: fp32 weights are read", "limit: and the cache, on average"
+Figures = dict[str, float]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=cli.COUNT, default=2, help="of the CPU")
+    parser.add_argument("--batches", type=cli.COUNT, nargs="+", default=[1, 8])
+    parser.add_argument("--repeats", type=cli.COUNT, default=3, help="runs whose median counts")
+    parser.add_argument("--layers", type=cli.COUNT, default=6)
+    parser.add_argument("--width", type=cli.COUNT, default=512)
+    parser.add_argument("--heads", type=cli.COUNT, default=8)
+    parser.add_argument("--positions", type=cli.COUNT, default=4,
+                        help="how many full passes stand for those of all tokens")  # fmt: skip
+
+
+@torch.no_grad()
+def run(arguments: argparse.Namespace) -> dict[str, Figures]:
+    """Measure each batch size, all cases in turn; print and return medians."""
+    torch.set_num_threads(arguments.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = network(arguments).to(device)
+    bandwidth = copy_bandwidth(device)
+    print(f"{model.config.layers} layers x {model.config.width} on {where(device)}")
+    print(f"memory: a copy reads and writes {bandwidth / 1e9:.1f} GB/s")
+    figures = {}
+    for batch in arguments.batches:
+        cases = on_gpu(model, batch) if device.type == "cuda" else {}
+        cases = beside_original(model, batch, arguments.positions) | cases
+        found = medians(cases, arguments.repeats)
+        name = f"batch {batch}"
+        figures[name] = found | limits(model, batch, bandwidth)
+        table(name, figures[name])
+    return figures
+
+
+def network(arguments: argparse.Namespace) -> Transformer:
+    """An untrained GPT whose condition has as many codes as its image."""
+    torch.manual_seed(0)
+    sizes = {name: getattr(arguments, name) for name in ("layers", "width", "heads")}
+    condition = CodesCondition(VOCABULARY, GRID)
+    config = TransformerConfig(
+        VOCABULARY, GRID, 2 * TOKENS, **sizes, condition=condition, null_prefix=True
+    )
+    return Transformer(config).eval()
+
+
+def prefixes(batch: int, device: torch.device) -> Prefix:
+    ids = torch.arange(batch * TOKENS).view(batch, TOKENS) % VOCABULARY
+    return Prefix((ids.to(device),))
+
+
+def beside_original(
+    model: Transformer, batch: int, positions: int
+) -> dict[str, Callable[[], float]]:
+    """Seconds per token of the sampler and of the original's ways, each once."""
+    device, prefix = model.device, prefixes(batch, model.device)
+    original = Original(model)
+    check(model, original, prefix)
+    ours = Sampler(model, Sampling(top_k=TOP_K))
+
+    def with_past() -> float:
+        return timed(lambda: original.sample_with_past(prefix.parts[0], TOKENS), device) / TOKENS
+
+    def full_passes() -> float:
+        lengths = [TOKENS + round((k + 0.5) * TOKENS / positions) for k in range(positions)]
+        some = torch.zeros(batch, 2 * TOKENS, dtype=torch.int64, device=device)
+        passes = [partial(original.next, some[:, :length]) for length in lengths]
+        return statistics.mean(timed(one, device) for one in passes)
+
+    return {
+        "original, a pass per token": full_passes,
+        "original, with past": with_past,
+        "cached": partial(per_token, partial(ours.codes, prefix, 0), batch, device),
+    }
+
+
+def on_gpu(model: Transformer, batch: int) -> dict[str, Callable[[], float]]:
+    """Seconds per token of recorded and compiled steps."""
+    prefix, found = prefixes(batch, model.device), {}
+    models = {"fp32": model, "bf16": in_bf16(model)}
+    for precision, one in models.items():
+        for how, compiled in (("captured", False), ("compiled", True)):
+            for guidance, note in ((1.0, ""), (GUIDANCE, ", guided")):
+                sampling = Sampling(top_k=TOP_K, guidance=guidance)
+                write = partial(Sampler(one, sampling, Captured(compiled)).codes, prefix, 0)
+                write(range(batch))  # records the step
+                found[f"{how}, {precision}{note}"] = partial(per_token, write, batch, model.device)
+    return found
+
+
+def per_token(write: Callable[[range], Tensor], batch: int, device: torch.device) -> float:
+    """Seconds per token of images that are written together."""
+    return timed(lambda: write(range(batch)), device) / TOKENS
+
+
+def medians(cases: dict[str, Callable[[], float]], repeats: int) -> Figures:
+    """Median seconds per token of each case; they take turns, so that noise meets all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(repeats):
+        for name, case in cases.items():
+            seconds[name].append(case())
+    return {name: statistics.median(found) for name, found in seconds.items()}
+
+
+def limits(model: Transformer, batch: int, bandwidth: float) -> Figures:
+    """Seconds in which the memory gives the weights of a token, and keys and values beside."""
+    read = [*model.blocks.parameters(), *model.head.parameters()]
+    weights = sum(parameter.numel() for parameter in read)
+    cached = 2 * model.config.layers * model.config.width * batch * 3 * TOKENS // 2
+    return {
+        WEIGHTS: 4 * weights / bandwidth,
+        LIMIT: 4 * (weights + cached) / bandwidth,
+    }
+
+
+def table(name: str, found: Figures) -> None:
+    slowest, limit = found["original, a pass per token"], found[LIMIT]
+    print(f"\n{name:40} {'us/token':>10} {'times':>7} {'of limit':>9}")
+    for case, seconds in found.items():
+        if case in (LIMIT, WEIGHTS):
+            print(f"{case:40} {seconds * 1e6:10.0f}")
+            continue
+        share = (limit / 2 if "bf16" in case else limit) / seconds
+        print(f"{case:40} {seconds * 1e6:10.0f} {slowest / seconds:7.1f} {share:9.0%}")
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes per second that a large copy reads and writes together."""
+    source = torch.ones(COPIED // 4, device=device)
+    target = torch.empty_like(source)
+    seconds = [timed(lambda: target.copy_(source), device) for _ in range(9)]
+    return 2 * COPIED / statistics.median(seconds)
+
+
+def timed(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds until the device has done it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def where(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"the CPU, {torch.get_num_threads()} threads"
+
+
+def check(model: Transformer, original: "Original", prefix: Prefix) -> None:
+    """Both compute the same, or there is nothing to compare."""
+    tokens = torch.zeros(len(prefix), 2, dtype=torch.int64, device=prefix.device)
+    expected = original(torch.cat([prefix.parts[0], tokens[:, :1]], dim=1))[:, -1]
+    torch.testing.assert_close(model(tokens, prefix)[:, 1], expected, atol=1e-4, rtol=1e-4)
+
+
+class Original(nn.Module):
+    """The arithmetic of the original, with the weights of ours: three projections, scores under a
+    mask that lies in memory, logits of every position."""
+
+    def __init__(self, model: Transformer) -> None:
+        super().__init__()
+        self.model, self.heads = model, model.config.heads
+        positions = model.config.positions
+        dense = torch.ones(positions, positions, device=model.device).tril()
+        self.register_buffer("mask", dense.view(1, 1, positions, positions))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Logits [b, t, v] of all positions."""
+        x = self.model.tok_emb(ids) + self.model.pos_emb[:, : ids.shape[1]]
+        for block in self.model.blocks:
+            query, key, value = self.projected(block, x)
+            x = self.read(block, x, query, key, value, self.mask)
+        return self.model.head(self.model.ln_f(x))
+
+    def next(self, ids: Tensor) -> Tensor:
+        """The token after ids, drawn from the TOP_K best."""
+        return self.drawn(self(ids)[:, -1])
+
+    def sample_with_past(self, ids: Tensor, count: int) -> Tensor:
+        """So many tokens after ids, with keys and values of those before."""
+        pasts: list[tuple[Tensor, Tensor] | None] = [None] * len(self.model.blocks)
+        read, found, seen = ids, [], 0
+        for _ in range(count):
+            x = self.model.tok_emb(read) + self.model.pos_emb[:, seen : seen + read.shape[1]]
+            for layer, block in enumerate(self.model.blocks):
+                query, key, value = self.projected(block, x)
+                past = pasts[layer]
+                if past is not None:
+                    key = torch.cat([past[0], key], dim=2)
+                    value = torch.cat([past[1], value], dim=2)
+                pasts[layer] = key, value
+                mask = self.mask if past is None else None
+                x = self.read(block, x, query, key, value, mask)
+            seen += read.shape[1]
+            read = self.drawn(self.model.head(self.model.ln_f(x))[:, -1])
+            found.append(read)
+        return torch.cat(found, dim=1)
+
+    def projected(self, block: Any, x: Tensor) -> list[Tensor]:
+        b, t, c = x.shape
+        normed = block.ln1(x)
+        linears = (block.attn.query, block.attn.key, block.attn.value)
+        return [linear(normed).view(b, t, self.heads, -1).transpose(1, 2) for linear in linears]
+
+    def read(
+        self, block: Any, x: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        scores = query @ key.transpose(-2, -1) * (1.0 / key.shape[-1] ** 0.5)
+        if mask is not None:
+            t = scores.shape[-1]
+            scores = scores.masked_fill(mask[:, :, :t, :t] == 0, float("-inf"))
+        y = (F.softmax(scores, dim=-1) @ value).transpose(1, 2).contiguous().view(x.shape)
+        x = x + block.attn.proj(y)
+        return x + block.mlp(block.ln2(x))
+
+    def drawn(self, logits: Tensor) -> Tensor:
+        best, _ = logits.topk(TOP_K)
+        logits = logits.clone()
+        logits[logits < best[:, [-1]]] = -float("inf")
+        return F.softmax(logits, dim=-1).multinomial(1)
