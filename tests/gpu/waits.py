@@ -7,7 +7,8 @@ from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from waiting import Waiting
+
+from tests.engine.waiting import Waiting
 
 CALLS = ("torch.cuda.synchronize", "torch.cuda.Stream.synchronize", "torch.cuda.Event.synchronize")
 

@@ -108,7 +108,8 @@ def beside_original(
 
 def on_gpu(model: Transformer, batch: int) -> dict[str, Callable[[], float]]:
     """Seconds per token of recorded and compiled steps."""
-    prefix, found = prefixes(batch, model.device), {}
+    prefix = prefixes(batch, model.device)
+    found: dict[str, Callable[[], float]] = {}
     models = {"fp32": model, "bf16": in_bf16(model)}
     for precision, one in models.items():
         for how, compiled in (("captured", False), ("compiled", True)):
@@ -192,16 +193,19 @@ class Original(nn.Module):
     """The arithmetic of the original, with the weights of ours: three projections, scores under a
     mask that lies in memory, logits of every position."""
 
+    mask: Tensor
+
     def __init__(self, model: Transformer) -> None:
         super().__init__()
-        self.model, self.heads = model, model.config.heads
+        assert model.pos_emb is not None
+        self.model, self.heads, self.pos_emb = model, model.config.heads, model.pos_emb
         positions = model.config.positions
         dense = torch.ones(positions, positions, device=model.device).tril()
         self.register_buffer("mask", dense.view(1, 1, positions, positions))
 
     def forward(self, ids: Tensor) -> Tensor:
         """Logits [b, t, v] of all positions."""
-        x = self.model.tok_emb(ids) + self.model.pos_emb[:, : ids.shape[1]]
+        x = self.model.tok_emb(ids) + self.pos_emb[:, : ids.shape[1]]
         for block in self.model.blocks:
             query, key, value = self.projected(block, x)
             x = self.read(block, x, query, key, value, self.mask)
@@ -216,7 +220,7 @@ class Original(nn.Module):
         pasts: list[tuple[Tensor, Tensor] | None] = [None] * len(self.model.blocks)
         read, found, seen = ids, [], 0
         for _ in range(count):
-            x = self.model.tok_emb(read) + self.model.pos_emb[:, seen : seen + read.shape[1]]
+            x = self.model.tok_emb(read) + self.pos_emb[:, seen : seen + read.shape[1]]
             for layer, block in enumerate(self.model.blocks):
                 query, key, value = self.projected(block, x)
                 past = pasts[layer]
