@@ -7,6 +7,7 @@ bits, for any images in any order, and nothing is carried from one number to the
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +26,8 @@ def uniforms(seed: int, images: Sequence[int], count: int, device: torch.device)
     The one in row r and column k depends on the seed (modulo 2^64), images[r] (below 2^63) and k
     alone. On the device, which computes them without the host waiting.
     """
-    rows = to_device(torch.tensor(images, dtype=torch.int64), device)[:, None]
+    numbers = torch.from_numpy(np.array(images, dtype=np.int64))
+    rows = to_device(numbers, device)[:, None]
     position = torch.arange(count, device=device)[None]
     nothing = torch.zeros_like(position)
     low, high, *_ = philox((position, nothing, rows & LOW, rows >> 32), seed & LOW, seed >> 32)

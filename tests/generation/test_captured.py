@@ -148,14 +148,3 @@ def test_what_lies_beyond_the_position_counts_nothing_not_even_if_it_was_never_w
     static = StaticCache(begun)
     found, expected = model.step(tokens, static), model.step(tokens, sliced)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.slow
-@torch.no_grad()
-def test_a_compiled_step_writes_the_same() -> None:
-    for sampling in (SAMPLING, GUIDED):
-        model = tiny("llama, adaptive")
-        sampler = Sampler(model, sampling, Captured(compiled=True))
-        for images in (range(3), range(3, 5)):
-            expected = Sampler(model, sampling).codes(prefixes(len(images)), 1, images)
-            assert torch.equal(sampler.codes(prefixes(len(images)), 1, images), expected)

@@ -1,6 +1,7 @@
 """Sampling on a GPU: the recorded step writes what the plain one writes, and asks nothing of the
 host; draws have the CPU's bits. On the CPU the step runs as it is."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from taming_dist.generation.sampling import Sampling
 from taming_dist.models.prior.conditions import ClassCondition
 from taming_dist.models.prior.prefix import Prefix
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
+from tests.gpu.conftest import finish, start
 from tests.gpu.waits import no_waiting
 
 PLAIN = Sampling(0.9, top_k=20, top_p=0.95)
@@ -53,13 +55,25 @@ def test_the_recorded_step_writes_what_the_plain_one_writes(
         assert torch.equal(recorded.codes(prefix, 3, images), expected)
 
 
+def test_a_compiled_step_writes_the_same(device: str, tmp_path: Path) -> None:
+    """In a process of its own: what checks shapes in tests cannot be compiled."""
+    command = f"from tests.gpu.test_sampling import agreeing; print(agreeing({device!r}))"
+    output = finish(start(["-c", command], device, tmp_path), 300)
+    assert float(output.split()[-1]) > 0.9  # fused kernels round in other places
+
+
 @torch.no_grad()
-def test_a_compiled_step_writes_the_same(device: str) -> None:
-    model = small("llama", device)
-    prefix, images = classes(8, device), range(8)
-    found = Sampler(model, GUIDED, Captured(compiled=True)).codes(prefix, 3, images)
-    agreeing = found == Sampler(model, GUIDED).codes(prefix, 3, images)
-    assert agreeing.float().mean() > 0.9  # fused kernels round in other places
+def agreeing(device: str) -> float:
+    """The share of codes in which a compiled step agrees with the plain one."""
+    found = []
+    for block, sampling in (("gpt", PLAIN), ("llama", GUIDED)):
+        model = small(block, device)
+        plain, compiled = Sampler(model, sampling), Sampler(model, sampling, Captured(True))
+        for images in (range(8), range(8, 13)):
+            prefix = classes(len(images), device)
+            codes = compiled.codes(prefix, 3, images) == plain.codes(prefix, 3, images)
+            found.append(codes.float().mean().item())
+    return min(found)
 
 
 @SAMPLINGS
