@@ -94,6 +94,9 @@ class Work:
             # The state of the run goes when another worker has completed it.
             if not self.folder.is_complete():
                 raise
+        if self.folder.is_complete():
+            # once more: claims of others may have come while the one who completed it removed it
+            self.folder.forget()
         self.progress.end()
 
     def _alone(self, name: str, act: Callable[[], Found]) -> Found:
