@@ -5,6 +5,7 @@ Source: arXiv 2012.09841, sections 3.2 and 4.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -19,6 +20,7 @@ from taming_dist.generation.precision import PRECISIONS, in_bf16
 from taming_dist.generation.rejection import ALL, Classifier, Rejection, best_of
 from taming_dist.generation.sampler import Sampler
 from taming_dist.generation.sampling import Sampling
+from taming_dist.generation.tiles import decode_pictures, picture_tiles
 from taming_dist.generation.window import check_windows, write_codes
 from taming_dist.models.prior.conditions import Columns, Condition
 from taming_dist.models.prior.prefix import Prefix
@@ -91,6 +93,7 @@ class Generator:
         classifier: Classifier | None = None,
         window_step: int = 1,
         window_memory: float = 2.0,
+        tile: int | None = None,
     ) -> Samples:
         """Return n images [n, 3, h, w] in [-1, 1] and their codes [n, i, j], on the models' device.
 
@@ -101,7 +104,8 @@ class Generator:
 
         A size above the learned one is written through a window (`window.write_codes`) that moves
         by `window_step` codes, and is given the condition of the whole image; `batch` is then
-        windows at a time, and `window_memory` GiB for what they keep.
+        windows at a time, and `window_memory` GiB for what they keep. `tile`: the rows of pixels
+        that are decoded at a time, 0 all, None as many as `tiles.tile_rows` says.
 
         Raises:
             UserError: a count, class, size or setting that these models cannot serve.
@@ -125,7 +129,7 @@ class Generator:
             columns, count = self.columns(n, condition, placement)
             start = Known.nothing(count, placement.image) if known is None else known.in_turn(count)
             *_, last = self.windows(columns, start, placement, sampling, seed, batch, window_memory)
-            pictures = [self.pictures(codes[None]) for codes in last.codes]  # large: one by one
+            pictures = [self.pictures(codes[None], tile) for codes in last.codes]  # one by one
             return Samples(torch.cat(pictures), last.codes)
         prefix = self.prefix(n, condition)
         parts = list(self.stream(prefix, sampling, seed, batch, 0, known, rejection))
@@ -267,12 +271,15 @@ class Generator:
         steps = write_codes(self.sampled, columns, known, drawn, sampling, placement, batch, memory)
         return evaluated(steps, self.sampled)
 
-    @torch.no_grad()
-    def pictures(self, codes: Tensor) -> Tensor:
-        """Return the images [b, 3, h, w] in [-1, 1] (maps in colours) of codes [b, i, j]."""
+    def pictures(self, codes: Tensor, tile: int | None = None) -> Tensor:
+        """Return the images [b, 3, h, w] in [-1, 1] (maps in colours) of codes [b, i, j]; `tile` as
+        in `tiles.tile_rows`."""
         with evaluating(self.vqgan):
-            pictures = self.vqgan.config.modality.picture(self.vqgan.decode_codes(codes))
-            return pictures.clamp(-1, 1)
+            return decode_pictures(self.vqgan, codes, tile)
+
+    def tiles(self, codes: Tensor, tile: int | None, scratch: Path) -> Iterator[Tensor]:
+        """Yield the image of codes [i, j] in tiles [3, n, w], see `tiles.picture_tiles`."""
+        return evaluated(picture_tiles(self.vqgan, codes, tile, scratch), self.vqgan)
 
     def _check(self, sampling: Sampling, batch: int) -> None:
         if sampling.guidance != 1 and not self.transformer.config.null_prefix:

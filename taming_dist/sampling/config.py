@@ -31,7 +31,8 @@ class SampleConfig:
     has moved. `size` is HEIGHTxWIDTH in pixels (the trained one if left out); `batch` images are
     made at a time, which changes speed and memory, not the images. Larger sizes are written
     through a window, which moves by `window_step` codes (1: as in the paper); `batch` is then
-    windows at a time, and `window_memory` GiB for what windows keep.
+    windows at a time, and `window_memory` GiB for what windows keep. They are decoded `tile` rows
+    of pixels at a time (null: all while that takes little memory; 0: all).
 
     `image`, a picture or a folder of them, is completed: `keep` of it stays (upper, lower, left,
     right, or a share of the rows from the top), or what is black in `mask`, or its first
@@ -78,6 +79,7 @@ class SampleConfig:
     batch: int = ranged(16, at_least=1)
     window_step: int = ranged(1, at_least=1)
     window_memory: float = ranged(2.0, at_least=0)
+    tile: int | None = ranged(None, at_least=0)
     precision: str = "fp32"
     compile: bool = False
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from taming_dist.generation.completion import Known
 from taming_dist.generation.generator import Generator
+from taming_dist.generation.pictures import to_uint8
 from taming_dist.generation.placement import Placement
 from taming_dist.generation.sampling import Sampling
 from taming_dist.models.prior.conditions import Columns
@@ -17,12 +18,13 @@ from taming_dist.sampling.units import Unit
 
 @dataclass(frozen=True)
 class Large:
-    """How they are written: where the window stands, how many windows are read at a time, and the
-    GiB that they may keep."""
+    """How they are written: where the window stands, how many windows are read at a time, the GiB
+    that they may keep, and the rows of pixels that are decoded at a time (`tiles.tile_rows`)."""
 
     placement: Placement
     batch: int
     memory: float
+    tile: int | None = None
 
     @property
     def images(self) -> int:
@@ -40,7 +42,8 @@ class Large:
     ) -> Tensor:
         """Return the codes [b, i, j] of a unit's images, of which something may be `known`.
 
-        The unit keeps them while they are written, and has those that it was stopped with.
+        The unit keeps them while they are written and when they are complete, since they are still
+        to be decoded, and has those that it was stopped with.
         """
         known = self._resumed(unit) or known
         steps = self.steps(generator, columns, sampling, seed, unit.images, known)
@@ -48,10 +51,15 @@ class Large:
             for known in steps:
                 unit.keep(float(known.mask.float().mean()), partial(state_of, known))
         finally:
-            if known is not None and not known.mask.all():
+            if known is not None:
                 unit.save(state_of(known))
         assert known is not None
         return known.codes
+
+    def strips(self, generator: Generator, codes: Tensor, unit: Unit) -> Iterator[Tensor]:
+        """Yield the picture of a unit's codes [i, j] in strips uint8 [3, n, w], on the CPU."""
+        for tile in generator.tiles(codes, self.tile, unit.folder):
+            yield to_uint8(tile).cpu()
 
     def steps(
         self,

@@ -6,7 +6,7 @@ unit of images into finished pictures, one after the other, and a writer consume
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,8 @@ from taming_dist.sampling.large import Large
 from taming_dist.sampling.picture import Picture
 from taming_dist.sampling.request import IMAGES, parse_size, request_of
 from taming_dist.sampling.units import Unit
+
+Strips = Iterable[Tensor]
 
 
 @dataclass(frozen=True)
@@ -100,28 +102,38 @@ class Plan:
             found = self._parts(images, columns)
         else:
             found = self._large_parts(self.large, unit, columns)
-        for index, class_id, (pixels, score) in zip(images, classes, found, strict=True):
+        for index, class_id, (strips, score) in zip(images, classes, found, strict=True):
             facts: dict[str, Any] = {"class": class_id}
             facts |= {given.key: given.name(index) for given in self.given}
             if self.rejection.candidates > 1:
                 facts |= {"candidates": self.rejection.candidates, "score": score}
-            yield Picture.whole(index, pixels, facts)
+            yield Picture(index, *self.size, strips, facts)
 
-    def _parts(self, images: range, columns: Columns) -> Iterator[tuple[Tensor, float | None]]:
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the pictures, in pixels."""
+        if self.large is None:
+            return self.generator.size
+        factor = self.generator.vqgan.config.factor
+        height, width = self.large.placement.image
+        return height * factor, width * factor
+
+    def _parts(self, images: range, columns: Columns) -> Iterator[tuple[Strips, float | None]]:
         """Yield the pixels and scores of images."""
         prefix, known = self.generator.prefix(len(images), columns or None), self.known(images)
         parts = self.generator.stream(
             prefix, self.sampling, self.seed, self.batch, images.start, known, self.rejection
         )
         for part in parts:
-            yield from pictures_of(part)
+            for pixels, score in pictures_of(part):
+                yield (pixels,), score
 
     def _large_parts(
         self, large: Large, unit: Unit, columns: Columns
-    ) -> Iterator[tuple[Tensor, float | None]]:
+    ) -> Iterator[tuple[Strips, float | None]]:
         known = self.known(unit.images)
         for codes in large.codes(self.generator, columns, self.sampling, self.seed, unit, known):
-            yield to_uint8(self.generator.pictures(codes[None])).cpu()[0], None
+            yield large.strips(self.generator, codes, unit), None
 
 
 def plan_of(config: SampleConfig, generator: Generator) -> Plan:
@@ -143,8 +155,13 @@ def plan_of(config: SampleConfig, generator: Generator) -> Plan:
     large, batch = None, config.batch
     if placement is not None:
         rejection.check_one()
-        large = Large(placement, config.batch, config.window_memory)
+        large = Large(placement, config.batch, config.window_memory, config.tile)
         batch = large.images
+    elif config.tile is not None:
+        raise UserError(
+            f"tile: {config.tile} is for a size above the {shape[0]}x{shape[1]} that the "
+            f"transformer has learned, leave it out"
+        )
     plan = Plan(generator, request, sampling, config.seed, batch, condition, kept, rejection, large)
     plan.check()
     return plan

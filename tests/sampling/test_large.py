@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from taming_dist.generation.generator import Generator
+from taming_dist.generation.pictures import to_uint8
 from taming_dist.generation.sampling import Sampling
 from taming_dist.models.prior.conditions import Columns
 from taming_dist.sampling.large import Large
@@ -45,7 +46,7 @@ def test_a_unit_has_the_codes_of_its_images(pair: Generator, tmp_path: Path) -> 
 
 def test_a_unit_that_is_stopped_continues_where_it_was(pair: Generator, tmp_path: Path) -> None:
     expected = large(pair).codes(pair, {}, SAMPLING, 5, unit_of(tmp_path))
-    assert unit_of(tmp_path).resumed() == {}
+    unit_of(tmp_path).forget()
     shares = []
     for stop in (0.3, 0.6):
         unit = unit_of(tmp_path)
@@ -61,6 +62,23 @@ def test_a_unit_that_is_stopped_continues_where_it_was(pair: Generator, tmp_path
         assert unit.resumed()["mask"].float().mean() == shares[-1]
     assert shares == sorted(set(shares)), "what was written is not written again"
     assert torch.equal(large(pair).codes(pair, {}, SAMPLING, 5, unit_of(tmp_path)), expected)
+
+
+def test_codes_that_are_complete_are_kept_until_they_are_decoded(
+    pair: Generator, tmp_path: Path
+) -> None:
+    written = large(pair).codes(pair, {}, SAMPLING, 5, unit_of(tmp_path))
+    assert unit_of(tmp_path).resumed()["mask"].all()
+    assert torch.equal(large(pair).codes(pair, {}, SAMPLING, 6, unit_of(tmp_path)), written)
+
+
+def test_a_picture_comes_in_strips_of_a_tile(pair: Generator, tmp_path: Path) -> None:
+    tiled, unit = large(pair, tile=5), unit_of(tmp_path)
+    codes = tiled.codes(pair, {}, SAMPLING, 5, unit)[0]
+    strips = list(tiled.strips(pair, codes, unit))
+    assert [strip.shape for strip in strips] == [(3, 5, 14), (3, 5, 14), (3, 2, 14)]
+    whole = to_uint8(pair.pictures(codes[None]))[0]
+    assert (torch.cat(strips, 1).int() - whole.int()).abs().max() <= 1
 
 
 def test_what_was_kept_of_images_of_another_size_is_not_continued(

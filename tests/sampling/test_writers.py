@@ -36,6 +36,18 @@ def test_a_picture_in_strips_is_the_same_picture() -> None:
     assert np.array_equal(found[1], found[0])
 
 
+def test_a_large_picture_is_the_same_in_tiles(sample: Sample) -> None:
+    large = {"kind": "none", "size": "16x24", "n": 2}
+    whole, tiled = (pictures(sample(f"{tile}", tile=tile, **large)) for tile in (0, 5))
+    assert whole.shape == (2, 16, 24, 3)
+    assert np.abs(whole.astype(int) - tiled).max() <= 1
+
+
+def test_a_tile_is_for_large_pictures(sample: Sample) -> None:
+    with pytest.raises(UserError, match="tile: 5 is for a size above the"):
+        sample(tile=5)
+
+
 def test_npz_is_what_evaluation_suites_read(sample: Sample) -> None:
     with np.load(sample("npz", format="npz") / "samples.npz", allow_pickle=False) as found:
         assert sorted(found.files) == ["arr_0", "arr_1"]
