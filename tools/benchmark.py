@@ -6,6 +6,7 @@
     python tools/benchmark.py data [--images 4096] [--out FILE]
     python tools/benchmark.py decoding [--size 1024] [--rows 16 64 256] [--out FILE]
     python tools/benchmark.py sampling [--threads 2] [--layers 6] [--width 512] [--out FILE]
+    python tools/benchmark.py window [--codes 64] [--steps 1 2 4] [--out FILE]
 
 Every module of tools/benchmarks is a benchmark, named by the first argument. It prints a table;
 --out writes the results as JSON.
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # this folder is on the path of a script that lies in it
-from benchmarks import codes, data, decoding, making, memory, sampling, steps
+from benchmarks import codes, data, decoding, making, memory, sampling, steps, window
 
 from taming_dist import cli
 from taming_dist.formats.strict_json import write_json
@@ -28,6 +29,7 @@ BENCHMARKS = {
     "memory": memory,
     "sampling": sampling,
     "steps": steps,
+    "window": window,
 }
 
 

@@ -1,0 +1,160 @@
+"""`tools/benchmark.py window`: a large image through the sliding window, beside the original's way.
+
+64 x 64 codes through a window of 16 x 16 with 256 codes of its condition, GPT of 6 layers x 512,
+fp32, one image. The original reads 511 positions for every code, all logits and a dense mask; it is
+plain PyTorch written for the purpose, with the same weights. Of ours some rows are written: all
+whose windows touch the upper or the lower border, and `--rows` of those between, which count for
+all of them.
+"""
+
+import argparse
+import statistics
+import time
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from taming_dist import cli
+from taming_dist.generation.completion import Known
+from taming_dist.generation.draws import uniforms
+from taming_dist.generation.placement import Placement
+from taming_dist.generation.sampling import Sampling
+from taming_dist.generation.window import write_codes
+from taming_dist.models.prior.blocks import Around
+from taming_dist.models.prior.conditions import CodesCondition
+from taming_dist.models.prior.transformer import Transformer, TransformerConfig
+
+VOCABULARY, TOP_K = 1024, 100
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=cli.COUNT, default=2, help="of the CPU")
+    parser.add_argument("--codes", type=cli.COUNT, default=64, help="codes of a side of the image")
+    parser.add_argument("--window", type=cli.COUNT, default=16, help="codes of a side of it")
+    parser.add_argument("--steps", type=cli.COUNT, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--rows", type=cli.COUNT, default=4, help="between the borders")
+    parser.add_argument("--passes", type=cli.COUNT, default=5, help="of the original, around ours")
+    parser.add_argument("--batch", type=cli.COUNT, default=16, help="windows at a time")
+    parser.add_argument("--layers", type=cli.COUNT, default=6)
+    parser.add_argument("--width", type=cli.COUNT, default=512)
+    parser.add_argument("--heads", type=cli.COUNT, default=8)
+
+
+@torch.no_grad()
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure the original before and after each of ours; print and return codes per second."""
+    torch.set_num_threads(arguments.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = network(arguments).to(device)
+    whole = 2 * arguments.window**2 - 1
+    passes = [original_pass(model, device) for _ in range(arguments.passes)]
+    figures: dict[str, Any] = {}
+    for step in arguments.steps:
+        seconds, read = per_code(model, arguments, step)
+        passes += [original_pass(model, device) for _ in range(arguments.passes)]
+        figures[f"step {step}"] = {"codes_per_s": 1 / seconds, "positions_per_code": read}
+    original = statistics.median(passes)
+    print(f"{arguments.codes} x {arguments.codes} codes, {device}, {arguments.threads} threads")
+    print(f"{'':16} {'codes/s':>9} {'times':>7} {'positions read per code':>24}")
+    print(f"{'original':16} {1 / original:9.1f} {1:7.1f} {whole:24d}")
+    for name, found in figures.items():
+        found["times"] = found["codes_per_s"] * original
+        print(
+            f"{name:16} {found['codes_per_s']:9.1f} {found['times']:7.1f}"
+            f" {found['positions_per_code']:24.1f}"
+        )
+    return {"original": {"codes_per_s": 1 / original, "positions_per_code": whole}} | figures
+
+
+def network(arguments: argparse.Namespace) -> Transformer:
+    """An untrained GPT whose condition has as many codes as its image."""
+    torch.manual_seed(0)
+    grid = [arguments.window, arguments.window]
+    sizes = {name: getattr(arguments, name) for name in ("layers", "width", "heads")}
+    config = TransformerConfig(
+        VOCABULARY, grid, **sizes, condition=CodesCondition(VOCABULARY, grid)
+    )
+    return Transformer(config).eval()
+
+
+def per_code(model: Transformer, arguments: argparse.Namespace, step: int) -> tuple[float, float]:
+    """Seconds and positions that the network reads, for each code of the image on average."""
+    side, window = arguments.codes, arguments.window
+    placement = Placement((window, window), (side, side), step)
+    tops = placement.tops.tolist()
+    upper, lower = tops.count(0), tops.count(side - window)
+    between = side - upper - lower
+    rows = -(-arguments.rows // step) * step if between else 0
+    bands = [(0, upper, 1.0), (side - lower, lower, 1.0)]
+    if between:
+        bands.append((upper, min(rows, between), between / min(rows, between)))
+    seconds = read = 0.0
+    for first, count, weight in bands:
+        took, positions = write_rows(model, placement, first, count, arguments.batch)
+        seconds, read = seconds + weight * took, read + weight * positions
+    return seconds / side**2, read / side**2
+
+
+def write_rows(
+    model: Transformer, placement: Placement, first: int, count: int, batch: int
+) -> tuple[float, int]:
+    """Seconds in which rows are written, and positions that are read for them."""
+    device, (height, width) = model.device, placement.image
+    codes = torch.zeros(1, height, width, dtype=torch.int64)
+    mask = torch.ones(1, height, width, dtype=torch.bool)
+    mask[:, first : first + count] = False
+    condition = torch.arange(height * width).view(1, height, width) % VOCABULARY
+    drawn = uniforms(0, range(1), height * width, device)
+    positions = 0
+    forward = model.blocks[0].forward
+
+    def counted(x: Tensor, around: Around) -> Tensor:
+        nonlocal positions
+        positions += x.shape[0] * x.shape[1]
+        return forward(x, around)
+
+    with mock.patch.object(model.blocks[0], "forward", counted):
+        start = clock(device)
+        for _ in write_codes(
+            model, {"cond": condition}, Known(codes, mask), drawn, Sampling(top_k=TOP_K),
+            placement, batch,
+        ):  # fmt: skip
+            pass
+        return clock(device) - start, positions
+
+
+def original_pass(model: Transformer, device: torch.device) -> float:
+    """Seconds in which the original chooses one code: a pass over the window and its condition."""
+    heads, length = model.config.heads, model.config.positions
+    ids = torch.arange(length, device=device)[None] % VOCABULARY
+    mask = torch.ones(length, length, device=device).tril().view(1, 1, length, length)
+    assert model.pos_emb is not None
+    start = clock(device)
+    x = model.tok_emb(ids) + model.pos_emb[:, :length]
+    blocks: Any = model.blocks
+    for block in blocks:
+        normed = block.ln1(x)
+        query, key, value = (
+            linear(normed).view(1, length, heads, -1).transpose(1, 2)
+            for linear in (block.attn.query, block.attn.key, block.attn.value)
+        )
+        scores = query @ key.transpose(-2, -1) * (1.0 / key.shape[-1] ** 0.5)
+        scores = scores.masked_fill(mask[:, :, :length, :length] == 0, float("-inf"))
+        y = F.softmax(scores, dim=-1) @ value
+        x = x + block.attn.proj(y.transpose(1, 2).contiguous().view(x.shape))
+        x = x + block.mlp(block.ln2(x))
+    logits = model.head(model.ln_f(x))[:, length // 2]
+    best, _ = logits.topk(TOP_K)
+    logits[logits < best[:, [-1]]] = -float("inf")
+    F.softmax(logits, dim=-1).multinomial(1)
+    return clock(device) - start
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
