@@ -25,14 +25,14 @@ def uniforms(seed: int, images: Sequence[int], count: int, device: torch.device)
     The one in row r and column k depends on the seed (modulo 2^64), images[r] (below 2^63) and k
     alone. On the device, which computes them without the host waiting.
     """
-    rows = to_device(numbers_of(images), device)[:, None]
+    rows = to_device(numbers(images), device)[:, None]
     position = torch.arange(count, device=device)[None]
     nothing = torch.zeros_like(position)
     low, high, *_ = philox((position, nothing, rows & LOW, rows >> 32), seed & LOW, seed >> 32)
     return ((high << 21) | (low >> 11)).double() * 2.0**-53
 
 
-def numbers_of(images: Sequence[int]) -> Tensor:
+def numbers(images: Sequence[int]) -> Tensor:
     """Return the images' numbers [b] int64, on the CPU."""
     return torch.tensor(images, dtype=torch.int64)
 

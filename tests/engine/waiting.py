@@ -13,7 +13,7 @@ WAITING |= {"masked_select", "nonzero", "unique_dim", "_unique2"}
 INDEXING = {"index", "index_put", "index_put_"}  # by a mask
 OURS = ("taming_dist", "deepspeed", "tests")
 # What these read is on the host: the norm that `engine.layouts` answers DeepSpeed, and classes
-# and places of codes before they are copied to the device.
+# and numbers of codes and images before they are copied to the device.
 ON_THE_HOST = {"combine_grad_norm_groups", "is_invalid_grad_norm", "numbers", "part", "prefix"}
 
 
