@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from taming_dist.access import require_readable, usual_mode
-from taming_dist.engine.average import WeightAverage
+from taming_dist.engine.pieces import Piece, write_pieces
 from taming_dist.models.quantizers.vector import VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
 from taming_dist.taming_compat.files import write_tensors
@@ -44,8 +44,8 @@ def test_exports_and_tensors_follow_the_umask(tmp_path: Path, umask: int) -> Non
     files = dict.fromkeys(("README.md", "config.json", "model.safetensors"), 0o666 & ~umask)
     assert modes(tmp_path / "export") == {"export": 0o777 & ~umask, **files}
     write_tensors({"a": torch.ones(2)}, tmp_path / "a.safetensors")
-    WeightAverage([torch.ones(2)], half_life=1, images_per_step=1).save(tmp_path / "average")
-    for name in ("a.safetensors", "average"):
+    (piece,) = write_pieces(tmp_path, [Piece("a", 0, torch.ones(2))], 0, 1)
+    for name in ("a.safetensors", piece.name):
         assert (tmp_path / name).stat().st_mode & 0o777 == 0o666 & ~umask
 
 

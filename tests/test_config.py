@@ -515,7 +515,7 @@ def test_a_file_in_place_of_the_run_directory_is_refused(refused: Refuse, elsewh
     assert "run.dir=taken/run is not a folder" in refused(*IMAGES, "run.dir=taken/run")
 
 
-def test_a_run_directory_of_another_model_or_stage_of_zero_is_refused(
+def test_a_run_directory_of_another_model_is_refused(
     refused: Refuse, compose: Compose, elsewhere: Path
 ) -> None:
     make_images(elsewhere / "images")
@@ -523,7 +523,6 @@ def test_a_run_directory_of_another_model_or_stage_of_zero_is_refused(
     text = to_yaml(compose(*IMAGES))
     (elsewhere / "outputs" / "flickr" / "config.yaml").write_text(text)
     assert "model.blocks=1, and this one has 2" in refused(*IMAGES, "model.blocks=2")
-    assert "engine.zero=0, and this one has 3" in refused(*IMAGES, "engine=zero3")
     said = refused(*IMAGES, "loss.discriminator.channels=8")
     assert "loss.discriminator.channels=16, and this one has 8: set it back" in said
     make_codes(elsewhere / "codes")

@@ -158,7 +158,7 @@ def hash_of(given: Any) -> str:
         parts = [hash_of(own) for own in given]
     else:
         return _hash_of_place(str(given))
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(parts, allow_nan=False).encode()).hexdigest()
 
 
 def _hash_of_place(place: str) -> str:
@@ -167,5 +167,5 @@ def _hash_of_place(place: str) -> str:
         return measure(path)[1]
     if not is_url(place) and path.is_dir() and not (path / MANIFEST).exists():
         facts = sorted([own.name, own.stat().st_size] for own in path.iterdir() if own.is_file())
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(facts, allow_nan=False).encode()).hexdigest()
     return resolve(place, CODES_FORMAT).fingerprint

@@ -68,9 +68,10 @@ class Weights:
         """What an engine remembers of an optimizer step."""
         self.moved = torch.tensor(not skipped)
 
-    def save(self, folder: Path, name: str) -> None:
+    def save(self, folder: Path, name: str) -> list[Path]:
         (folder / name).mkdir()
         (folder / name / "value.json").write_text(json.dumps(self.value))
+        return [folder / name / "value.json"]
 
     def load(self, folder: Path, name: str) -> None:
         self.value = json.loads((folder / name / "value.json").read_text())
