@@ -19,9 +19,10 @@ $(VENV)/.ready: pyproject.toml
 demo: env
 	@$(BIN)/python tools/demo.py
 
-# on the CPU also where there is a GPU: figures and tolerances of these tests are the CPU's
+# on the CPU also where there is a GPU: figures and tolerances of these tests are the CPU's; two files
+# at once, each on a core of its own: threads of both on the same cores wait for each other
 test: env
-	@CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+	@CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
 		-m 'not slow and not gpu'
 
 test-slow: env
