@@ -212,5 +212,6 @@ def test_a_megapixel_takes_a_fraction_of_the_memory_in_tiles() -> None:
         )
         return float(done.stdout)
 
-    assert megabytes("whole") > 384
-    assert megabytes("tiles") < 128
+    whole_decode, tiles = megabytes("whole"), megabytes("tiles")
+    assert whole_decode > 256  # two activations at least
+    assert tiles < 0.5 * whole_decode
