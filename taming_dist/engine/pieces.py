@@ -71,10 +71,9 @@ class Pieces:
         files = sorted(folder.glob("rank-*.safetensors"), key=lambda path: path.name)
         self.folder = folder
         self._files = sorted(files, key=lambda path: not path.name.startswith(own))
-        self._own = sum(path.name.startswith(own) for path in files)
         self._open: list[Any] = []  # those whose headers have been read, the first of them
         self._stored: dict[str, list[_Stored]] = {}
-        self._read_headers(self._own)
+        self._read_headers(sum(path.name.startswith(own) for path in files))
 
     def __contains__(self, name: str) -> bool:
         """Whether there is any piece of a tensor."""
