@@ -15,6 +15,7 @@ from types import TracebackType
 
 # Longer than NFS may cache file attributes (60 s) plus the delay of a renewal.
 STALE_S = 120.0
+NOBODY = "", 0
 
 
 class Claims:
@@ -26,7 +27,8 @@ class Claims:
     """
 
     def __init__(self, folder: Path, stale_s: float = STALE_S) -> None:
-        self.worker = f"{socket.gethostname()}-{os.getpid()}"
+        self._here = socket.gethostname(), os.getpid()
+        self.worker = "{}-{}".format(*self._here)
         self._folder, self.stale_s = folder, stale_s
         self._clock = folder / f"{self.worker}.clock"
         self._held: set[Path] = set()
@@ -47,34 +49,39 @@ class Claims:
         self._stop.set()
         self._renewing.join()
         for path in list(self._held):
-            path.unlink(missing_ok=True)
+            # one that is still empty is ours as a rule: we were stopped before its first line
+            if _owner(path) in (self._here, NOBODY):
+                path.unlink(missing_ok=True)
         self._clock.unlink(missing_ok=True)
 
     def take(self, name: str) -> bool:
         """Claim a piece of work; False if a live worker holds it."""
         path = self._folder / f"{name}.claim"
+        # before there is a file: a signal may raise between any two lines
+        self._held.add(path)
         try:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         except FileExistsError:
+            self._held.discard(path)
             if not self._is_abandoned(path):
                 return False
             path.unlink(missing_ok=True)
             return self.take(name)
         with os.fdopen(descriptor, "w") as file:
-            json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file, allow_nan=False)
-        self._held.add(path)
+            host, pid = self._here
+            json.dump({"host": host, "pid": pid}, file, allow_nan=False)
         return True
 
     def release(self, name: str) -> None:
         """Release a claim, unless another worker has taken it over."""
         path = self._folder / f"{name}.claim"
-        self._held.discard(path)
-        if _owner(path) == (socket.gethostname(), os.getpid()):
+        if _owner(path) == self._here:
             path.unlink(missing_ok=True)
+        self._held.discard(path)
 
     def _is_abandoned(self, path: Path) -> bool:
         host, pid = _owner(path)
-        if host == socket.gethostname() and not _is_running(pid):
+        if host == self._here[0] and not _is_running(pid):
             return True
         try:
             renewed = path.stat().st_mtime
@@ -94,12 +101,12 @@ class Claims:
 
 
 def _owner(path: Path) -> tuple[str, int]:
-    """Host and process of a claim; ("", 0) while it is being written or after it is gone."""
+    """Host and process of a claim; NOBODY while it is being written or after it is gone."""
     try:
         record = json.loads(path.read_text())
         return str(record["host"]), int(record["pid"])
     except (OSError, ValueError, KeyError, TypeError):
-        return "", 0
+        return NOBODY
 
 
 def _is_running(pid: int) -> bool:

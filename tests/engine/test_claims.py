@@ -3,7 +3,10 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from taming_dist.engine.claims import Claims
 
@@ -68,3 +71,28 @@ def test_a_claim_that_is_just_being_written_is_somebody_elses(tmp_path: Path) ->
     (tmp_path / "a.claim").touch()
     with Claims(tmp_path) as claims:
         assert not claims.take("a")
+
+
+@pytest.mark.parametrize("call", [os.open, os.fdopen, json.dump, Path.unlink])
+def test_a_worker_stopped_in_the_middle_of_taking_or_releasing_leaves_no_claim(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[..., object]
+) -> None:
+    owner = {os.open: os, os.fdopen: os, json.dump: json, Path.unlink: Path}[call]
+
+    def stopped(*given: object, **named: object) -> None:
+        monkeypatch.undo()
+        call(*given, **named)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Claims(tmp_path) as claims:
+        monkeypatch.setattr(owner, call.__name__, stopped)
+        claims.take("a")
+        claims.release("a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stopped_worker_leaves_the_claims_of_others(tmp_path: Path) -> None:
+    with Claims(tmp_path) as claims:
+        assert claims.take("a")
+        path = foreign(tmp_path, "a", age_s=0)
+    assert path.exists()
