@@ -61,13 +61,15 @@ def cause_of(error: Exception, folder: Path) -> OSError | None:
 
 
 @contextmanager
-def replacing(path: Path, writer: str = "") -> Iterator[BinaryIO]:
+def replacing(path: Path, writer: str = "", room: Path | None = None) -> Iterator[BinaryIO]:
     """Open `<path>.tmp` for writing and rename it to `path` when the block ends without an error.
 
     `writer` names the process if several may write the same file at once: their temporary files
-    then differ, and the last rename wins. On an error the temporary file is removed.
+    then differ, and the last rename wins. `room`: the folder of the temporary file, on the same
+    disk, if it shall not lie beside `path`. On an error the temporary file is removed.
     """
-    temporary = path.with_name(f"{path.name}.{writer}.tmp" if writer else f"{path.name}.tmp")
+    name = f"{path.name}.{writer}.tmp" if writer else f"{path.name}.tmp"
+    temporary = (room or path.parent) / name
     try:
         with open(temporary, "wb") as file:
             yield file

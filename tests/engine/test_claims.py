@@ -84,10 +84,14 @@ def test_a_worker_stopped_in_the_middle_of_taking_or_releasing_leaves_no_claim(
         call(*given, **named)
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), Claims(tmp_path) as claims:
-        monkeypatch.setattr(owner, call.__name__, stopped)
-        claims.take("a")
-        claims.release("a")
+    def work() -> None:
+        with Claims(tmp_path) as claims:
+            monkeypatch.setattr(owner, call.__name__, stopped)
+            claims.take("a")
+            claims.release("a")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
     assert list(tmp_path.iterdir()) == []
 
 

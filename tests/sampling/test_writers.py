@@ -1,5 +1,6 @@
 """What the formats hold: the same pictures, as those who read them expect."""
 
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -7,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from taming_dist.data.images import Preprocess
 from taming_dist.data.reader import Reader, Reading
 from taming_dist.errors import UserError
 from taming_dist.formats.manifest import resolve
 from taming_dist.sampling.picture import Picture
+from taming_dist.sampling.stopping import Stopped
+from taming_dist.sampling.writers import WRITERS
 from taming_dist.sampling.writers.png import encoded
 from tests.sampling.conftest import Sample, record
 
@@ -34,6 +38,20 @@ def test_a_picture_in_strips_is_the_same_picture() -> None:
             found.append(np.asarray(image))
     assert np.array_equal(found[0], whole.permute(1, 2, 0).numpy())
     assert np.array_equal(found[1], found[0])
+
+
+@pytest.mark.parametrize("format", ["png", "npz", "shards"])
+def test_a_writer_that_is_stopped_in_the_middle_of_a_picture_leaves_nothing(
+    tmp_path: Path, format: str
+) -> None:
+    def strips() -> Iterator[Tensor]:
+        yield torch.zeros(3, 4, 8, dtype=torch.uint8)
+        raise Stopped("SIGTERM")
+
+    writer = WRITERS[format](tmp_path, tmp_path, "here-1", lambda index: "{}")
+    with pytest.raises(Stopped):
+        writer.write(0, [Picture(0, 8, 8, strips())])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_large_picture_is_the_same_in_tiles(sample: Sample) -> None:

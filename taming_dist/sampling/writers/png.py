@@ -1,11 +1,11 @@
 """A PNG file for each picture."""
 
-import os
 from collections.abc import Iterable, Mapping
 from io import BytesIO
 from itertools import chain
 from typing import BinaryIO
 
+from taming_dist.formats.files import replacing
 from taming_dist.formats.png import write_png
 from taming_dist.formats.png_strips import write_png_strips
 from taming_dist.sampling.picture import Picture
@@ -25,10 +25,9 @@ class PngWriter(Writer):
 
     def write(self, number: int, pictures: Iterable[Picture]) -> None:
         for picture in pictures:
-            temporary = self.parts / f"{picture.index}.{self.worker}.tmp"
-            with open(temporary, "wb") as file:
+            path = self.out / self.file(picture.index)
+            with replacing(path, self.worker, self.parts) as file:
                 write_picture(picture, file, {KEYWORD: self.text(picture.index)})
-            os.replace(temporary, self.out / self.file(picture.index))
 
     def finish(self, units: Iterable[Finished]) -> None:
         """Nothing: the pictures lie where they belong."""
