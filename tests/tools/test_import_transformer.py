@@ -200,6 +200,40 @@ def test_coordinates_are_said_by_the_yaml_file_or_the_user(
     assert Transformer.from_pretrained(tmp_path / "out").fingerprint == transformer.fingerprint
 
 
+def test_a_large_image_of_an_imported_transformer_is_what_the_originals_loop_writes(
+    original: Any, convert: Callable[..., str], tmp_path: Path
+) -> None:
+    """12 x 20 codes, greedy, through a window of 8 x 8 that is placed as its scripts place it."""
+    sizes = {"ddconfig": ddconfig() | {"resolution": 16, "attn_resolutions": [8]}}
+    labels = {"ddconfig": ddconfig(5) | {"resolution": 16, "attn_resolutions": [8]}}
+    stage = vqmodel("VQSegmentationModel", 5, n_labels=5, **labels)
+    params = net2net(stage, "segmentation", 128) | {"first_stage_config": vqmodel(**sizes)}
+    tensors = original.net2net(block=128) | original.condition(labels=5)
+    # logits that depend much on what is read
+    tensors["transformer.ln_f.bias"] *= 0
+    tensors["transformer.pos_emb"] *= 5
+    tensors["transformer.tok_emb.weight"] *= 10
+    convert(tensors, "--config", describe(tmp_path, params))
+    vqgan, second = (VQGAN.from_pretrained(tmp_path / "out" / name) for name in FOLDERS)
+    transformer = Transformer.from_pretrained(tmp_path / "out")
+    maps = torch.randint(5, (1, 24, 40), generator=torch.Generator().manual_seed(2))
+    cond = second.encode(F.one_hot(maps, 5).movedim(-1, 1).float())
+    expected = torch.zeros(1, 12, 20, dtype=torch.int64)
+    for i in range(12):
+        inside_i = i if i <= 4 else 8 - (12 - i) if 12 - i < 4 else 4
+        for j in range(20):
+            inside_j = j if j <= 4 else 8 - (20 - j) if 20 - j < 4 else 4
+            top, left = i - inside_i, j - inside_j
+            seen = (slice(None), slice(top, top + 8), slice(left, left + 8))
+            ids = torch.cat([cond[seen].flatten(1), expected[seen].flatten(1)], dim=1)[:, :-1]
+            at = 63 + inside_i * 8 + inside_j
+            expected[:, i, j] = logits_by_hand(tensors, 2, ids)[:, at].argmax(-1)
+    assert len(expected.unique()) > 4
+    samples = Generator(transformer, vqgan).sample(condition=cond, size=(24, 40), top_k=1)
+    assert torch.equal(samples.codes, expected)
+    torch.testing.assert_close(samples.images, vqgan.decode_codes(expected), rtol=0, atol=1e-4)
+
+
 def test_a_class_conditional_transformer_samples_with_its_vqgan(
     original: Any, convert: Callable[..., str], tmp_path: Path
 ) -> None:
