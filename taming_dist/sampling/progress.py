@@ -36,7 +36,10 @@ class Progress:
     def _say(self, done: float) -> None:
         self._said = time.perf_counter()
         speed = (done - self._found) / (self._said - self._start)
-        line = f"{int(done)}/{self.total} images, {speed:.2f} images/s"
+        # an image may take hours: a hundredth of one counts where there are few
+        shown = int(done) if self.total >= 100 else int(done * 100) / 100
+        rate = f"{speed:.0f}" if speed >= 10 else f"{speed:.2g}"
+        line = f"{shown:g}/{self.total} images, {rate} images/s"
         if speed > 0 and done < self.total:
             line += f", {duration((self.total - done) / speed)} left"
         end = "\r" if self._terminal and done < self.total else "\n"
