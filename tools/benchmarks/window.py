@@ -14,9 +14,9 @@ from typing import Any
 from unittest import mock
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.sampling import Original
 from taming_dist import cli
 from taming_dist.generation.completion import Known
 from taming_dist.generation.draws import uniforms
@@ -50,23 +50,24 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = network(arguments).to(device)
     whole = 2 * arguments.window**2 - 1
-    passes = [original_pass(model, device) for _ in range(arguments.passes)]
+    original = Original(model)
+    passes = [original_pass(original, device) for _ in range(arguments.passes)]
     figures: dict[str, Any] = {}
     for step in arguments.steps:
         seconds, read = per_code(model, arguments, step)
-        passes += [original_pass(model, device) for _ in range(arguments.passes)]
+        passes += [original_pass(original, device) for _ in range(arguments.passes)]
         figures[f"step {step}"] = {"codes_per_s": 1 / seconds, "positions_per_code": read}
-    original = statistics.median(passes)
+    slow = statistics.median(passes)
     print(f"{arguments.codes} x {arguments.codes} codes, {device}, {arguments.threads} threads")
     print(f"{'':16} {'codes/s':>9} {'times':>7} {'positions read per code':>24}")
-    print(f"{'original':16} {1 / original:9.1f} {1:7.1f} {whole:24d}")
+    print(f"{'original':16} {1 / slow:9.1f} {1:7.1f} {whole:24d}")
     for name, found in figures.items():
-        found["times"] = found["codes_per_s"] * original
+        found["times"] = found["codes_per_s"] * slow
         print(
             f"{name:16} {found['codes_per_s']:9.1f} {found['times']:7.1f}"
             f" {found['positions_per_code']:24.1f}"
         )
-    return {"original": {"codes_per_s": 1 / original, "positions_per_code": whole}} | figures
+    return {"original": {"codes_per_s": 1 / slow, "positions_per_code": whole}} | figures
 
 
 def network(arguments: argparse.Namespace) -> Transformer:
@@ -126,30 +127,12 @@ def write_rows(
         return clock(device) - start, positions
 
 
-def original_pass(model: Transformer, device: torch.device) -> float:
+def original_pass(original: Original, device: torch.device) -> float:
     """Seconds in which the original chooses one code: a pass over the window and its condition."""
-    heads, length = model.config.heads, model.config.positions
+    length = original.model.config.positions
     ids = torch.arange(length, device=device)[None] % VOCABULARY
-    mask = torch.ones(length, length, device=device).tril().view(1, 1, length, length)
-    assert model.pos_emb is not None
     start = clock(device)
-    x = model.tok_emb(ids) + model.pos_emb[:, :length]
-    blocks: Any = model.blocks
-    for block in blocks:
-        normed = block.ln1(x)
-        query, key, value = (
-            linear(normed).view(1, length, heads, -1).transpose(1, 2)
-            for linear in (block.attn.query, block.attn.key, block.attn.value)
-        )
-        scores = query @ key.transpose(-2, -1) * (1.0 / key.shape[-1] ** 0.5)
-        scores = scores.masked_fill(mask[:, :, :length, :length] == 0, float("-inf"))
-        y = F.softmax(scores, dim=-1) @ value
-        x = x + block.attn.proj(y.transpose(1, 2).contiguous().view(x.shape))
-        x = x + block.mlp(block.ln2(x))
-    logits = model.head(model.ln_f(x))[:, length // 2]
-    best, _ = logits.topk(TOP_K)
-    logits[logits < best[:, [-1]]] = -float("inf")
-    F.softmax(logits, dim=-1).multinomial(1)
+    original.drawn(original(ids)[:, length // 2])
     return clock(device) - start
 
 
