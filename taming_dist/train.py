@@ -4,6 +4,7 @@ Composes configuration, data, recipe and loop; computes nothing itself. The same
 run and resumes it, alone, under torchrun, or as one srun task per GPU.
 """
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 def main() -> None:
     # Before torch is imported, which takes seconds in which a signal would kill the process.
     stop = StopRequest().install()
+    # It would print a trace of its C++ for every connection that breaks: a line of ours says it.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from taming_dist.config import hydra_entry
     from taming_dist.stages import schemas
     from taming_dist.stages.interface import Config
@@ -42,6 +45,7 @@ def train(config: "Config", stop: StopRequest) -> None:
     from taming_dist.training.leftovers import remove_leftovers
     from taming_dist.training.loop import Run, check_resumable, fit
     from taming_dist.training.sinks import Sinks
+    from taming_dist.training.watchdog import watching
 
     here = environment_place()
     if is_dry(config):
@@ -64,7 +68,11 @@ def train(config: "Config", stop: StopRequest) -> None:
     with stop.suspended():
         world = init_world(here, config.engine.allowed_tf32, config.engine.deterministic)
     clock = Clock(config.data.global_batch, config.train.steps)
-    with ending(run_dir, world, clock) as stack:
+    stuck_after = config.train.stuck_after
+    with (
+        ending(run_dir, world, clock) as stack,
+        watching(run_dir, world, clock, stuck_after) as progress,
+    ):
         cut = (batch.micro_batch, batch.accumulation)
         context = Context(config.optim, config.engine, world, *cut, config.run.seed)
         recipe = stage.recipe(config, opened, context)
@@ -76,7 +84,16 @@ def train(config: "Config", stop: StopRequest) -> None:
             run_dir / "checkpoints", world, config.train.keep_last, config.train.keep_every
         )
         run = Run(
-            recipe, opened.data, clock, config.train, checkpoints, sinks, world, run_dir, criterion
+            recipe,
+            opened.data,
+            clock,
+            config.train,
+            checkpoints,
+            sinks,
+            world,
+            run_dir,
+            criterion,
+            progress,
         )
         end = fit(run, stop)
         sinks.event("exit", clock, finished=end.finished, reason=end.reason)

@@ -26,6 +26,7 @@ import torch
 from PIL import Image
 
 from taming_dist import train
+from taming_dist.engine.peers import process_state
 from taming_dist.engine.tf32 import TF32_CHOICES, use_tf32
 from taming_dist.engine.world import choose_device
 from taming_dist.models.vqgan import VQGAN
@@ -155,6 +156,14 @@ def stopped_at(runs: Runs) -> int:
     assert asked["signal"] == "SIGINT"
     assert f"stopped at step {asked['step']} of 100000: the same command resumes from here" in out
     return asked["step"]
+
+
+def is_gone(process: int) -> bool:
+    """Whether a process that was killed ends soon (one that nobody waits for may stay a zombie)."""
+    deadline = time.monotonic() + 60
+    while process_state(process)[0] not in ("", "Z") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return process_state(process)[0] in ("", "Z")
 
 
 def meeting_of_two() -> dict[str, str]:
@@ -485,6 +494,24 @@ def test_an_error_of_one_rank_in_the_middle_of_training_ends_both_and_is_heard_o
     assert events[1]["rank"] == 1
     assert events[1]["step"] >= 2
     assert line == f"error: rank 1: {events[1]['reason']}"
-    assert events[2]["reason"].startswith("another rank has ended")
+    assert events[2]["reason"].startswith(f"rank 1 (process {ranks[1].pid} on ")
     assert events[1]["reason"] in (folder / "logs" / "rank-1.log").read_text()
     assert "Traceback" in (folder / "logs" / "rank-0.log").read_text()
+
+
+@pytest.mark.slow
+def test_a_data_process_that_hangs_ends_the_run_in_one_line_that_says_so(runs: Runs) -> None:
+    off = ("validate", "preview", "checkpoint")
+    settings = [*SETTINGS, *(f"train.{what}_every=0" for what in off), "run.name=hung"]
+    settings += ["train.steps=100000", "train.stuck_after=10", "log.wandb=disabled"]
+    process = runs.start(*settings)
+    wait_for(lambda: len(runs.lines("hung")) >= 3, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    (child,) = [n for n in children if "taming_dist" in Path(f"/proc/{n}/cmdline").read_text()]
+    os.kill(int(child), signal.SIGSTOP)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 75
+    (line,) = [line for line in err.splitlines() if not line.startswith("WARNING")]
+    assert f"waiting for data, where its process {child} is stopped (taming_dist/data/" in line
+    assert is_gone(int(child))
+    assert [event["event"] for event in runs.lines("hung", "events.jsonl")] == ["start", "exit"]

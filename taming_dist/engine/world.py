@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
 from taming_dist.copies import fetch
 from taming_dist.engine.determinism import use_deterministic
@@ -162,6 +163,12 @@ def rendezvous(here: Place) -> dict[str, str]:
 # of NCCL and of the store; their other errors are those of a rank's own set-up
 LOST = re.compile("remote process|aborted|connection|broken pipe|timed? ?out", re.IGNORECASE)
 DEFAULT_TIMEOUT = timedelta(minutes=30)
+
+
+def set_timeout(seconds: float) -> None:
+    """Have the collectives of all groups fail after so long, those that begin from now on."""
+    for group in list(distributed_c10d._world.pg_map):
+        distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 def is_lost_connection(error: BaseException) -> bool:

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from taming_dist import cli
-from taming_dist.engine.world import World, is_lost_connection
+from taming_dist.engine.world import World
 from taming_dist.errors import Diverged, LostRank, UserError
 from taming_dist.formats.files import writing
 from taming_dist.training.clock import Clock
@@ -33,8 +33,6 @@ def ending(run_dir: Path, world: World, clock: Clock) -> Iterator[ExitStack]:
             raise
         except Exception as error:
             outlast_the_launcher()
-            if world.world_size > 1 and is_lost_connection(error):
-                error = lost_rank(error, run_dir)
             ours = isinstance(error, (UserError, Diverged, LostRank))  # the message says it all
             reason = str(error) if ours else f"{type(error).__name__}: {error}"
             logger.error("%s", reason, exc_info=error.__cause__ if ours else error)
@@ -42,16 +40,6 @@ def ending(run_dir: Path, world: World, clock: Clock) -> Iterator[ExitStack]:
                 tell(run_dir, world, clock, reason)
             with cli.one_line(log if world.world_size > 1 else None):
                 raise error
-
-
-def lost_rank(error: Exception, run_dir: Path) -> LostRank:
-    """An error of the connection to another rank, as what it means."""
-    lost = LostRank(
-        f"another rank has ended or does not answer: see what the launcher says of it, and the "
-        f"logs in {run_dir / 'logs'}"
-    )
-    lost.__cause__ = error
-    return lost
 
 
 def tell(run_dir: Path, world: World, clock: Clock, reason: str) -> None:
@@ -72,10 +60,15 @@ class RankLog(logging.FileHandler):
         pass
 
 
+def log_of(run_dir: Path, rank: int) -> Path:
+    """The file of `rank_log`."""
+    return run_dir / "logs" / f"rank-{rank}.log"
+
+
 @contextmanager
 def rank_log(run_dir: Path, rank: int) -> Iterator[Path]:
     """This rank's log, logs/rank-N.log; the first rank's warnings go to stderr as well."""
-    path = run_dir / "logs" / f"rank-{rank}.log"
+    path = log_of(run_dir, rank)
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = RankLog(path)

@@ -21,6 +21,7 @@ from taming_dist.training.recipe import Measured, Recipe
 from taming_dist.training.signals import StopRequest
 from taming_dist.training.sinks import Sinks
 from taming_dist.training.skips import LATE, Skips
+from taming_dist.training.watchdog import Progress
 
 Number = TypeVar("Number")
 
@@ -38,6 +39,10 @@ class LoopConfig:
     val/lpips; `auto`: the likelihood in stage 2, none in stage 1; null: none. `patience`: the run
     ends after so many validations without a better one; 0: at `steps`.
 
+    `stuck_after`: a rank that makes no progress for so many seconds ends the run with a line, and
+    all ranks write the stacks of their threads (three times as long until the first step is done;
+    0: never).
+
     `preview_guidance`: how far previews of a prior that can be guided are guided in a row of their
     own (`loss.condition_dropout`).
     """
@@ -54,6 +59,7 @@ class LoopConfig:
     keep_every: int = ranged(0, at_least=0)
     best: str | None = "auto"
     patience: int = ranged(0, at_least=0)
+    stuck_after: float = ranged(600.0, at_least=0)
 
     def __post_init__(self) -> None:
         check_ranges(self, "train")
@@ -101,7 +107,7 @@ class Run:
     """What a run consists of: what is trained, on what, for how long, and where it is kept.
 
     `folder` (run.dir) gets the exports; `criterion`: which of the validated models is the best,
-    None where that is not followed.
+    None where that is not followed; `progress`: what the watchdog is told.
     """
 
     recipe: Recipe
@@ -113,6 +119,7 @@ class Run:
     world: World
     folder: Path
     criterion: Criterion | None = None
+    progress: Progress = dataclasses.field(default_factory=Progress)
 
     @property
     def export(self) -> Path:
@@ -138,16 +145,19 @@ def fit(run: Run, stop: StopRequest) -> End:
     """Train to the end of the clock, or until a signal asks to stop, or until there was no better
     model for as many validations as `train.patience` says."""
     recipe, data, clock, config = run.recipe, run.data, run.clock, run.config
-    sinks, world = run.sinks, run.world
+    sinks, world, progress = run.sinks, run.world, run.progress
     best = make_up_validation(run, resume(run))
     batches = data.train.batches(from_sample=clock.images)
     skips = Skips(recipe.engines, data.train.keys, sinks, world)
     means, timer, asked, stopping = Means(), Timer(), Agreement(world), False
     while not clock.finished and not stopping and not is_stale(best, config):
+        progress.begin("waiting for data")
         with timer.waiting():
             micro_batches = list(islice(batches, data.accumulation))
+        progress.begin("in the step")
         parts = list(recipe.train_step(micro_batches, clock))
         clock.tick()
+        progress.steps += 1
         means.add_all(parts, skips.add(clock, micro_batches, parts))
         timer.count(clock.global_batch)
         stopping = asked(stop.asked)
@@ -162,6 +172,7 @@ def fit(run: Run, stop: StopRequest) -> End:
             record = read(metrics | prefixed("data", totals(data.train.counts(), world)))
             sinks.log(clock, record | prefixed("throughput", timer.take()))
         if clock.due(config.preview_every) or last:
+            progress.begin("drawing a preview")
             sinks.image(clock, recipe.preview(data.preview))
         if saving:
             save(run, best)
@@ -221,7 +232,8 @@ def validate(run: Run, best: Best) -> Best:
     """Log the metrics of the present step on the validation set, and keep its model if it is the
     best so far; gives the best."""
     data, clock = run.data, run.clock
-    metrics = run.recipe.validate(in_step(data.val, data.val_batches, data.preview))
+    batches = in_step(data.val, data.val_batches, data.preview)
+    metrics = run.recipe.validate(run.progress.each("validating", batches))
     if run.criterion is not None:
         run.criterion.check(metrics)
     best = compare(run, best, metrics)
@@ -238,6 +250,7 @@ def compare(run: Run, best: Best, metrics: Measured) -> Best:
     value = run.world.broadcast(run.criterion.of(metrics))
     best = best.after(run.criterion, run.clock.images, value)
     if best.is_at(run.clock.images):
+        run.progress.begin("exporting")
         run.recipe.export(run.best_export)
         run.sinks.event("best", run.clock, metric=best.metric, value=best.value)
     return best
@@ -281,7 +294,9 @@ def save(run: Run, best: Best) -> None:
     """Export the model, then write a checkpoint: weights and optimizers by the engines, the rest as
     plain JSON. (A run that is killed between the two repeats both.)"""
     clock = run.clock
+    run.progress.begin("exporting")
     run.recipe.export(run.export)
+    run.progress.begin("saving")
     state = {
         "images": clock.images,
         "data": run.data.train.plan.state(clock.images),
