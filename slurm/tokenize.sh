@@ -4,7 +4,8 @@
 #   sbatch [--nodes=4 ...] slurm/tokenize.sh --model EXPORT --shards SPEC --out DIR [option ...]
 #
 # The workers divide the shards through the output folder; run again, the same command makes only what
-# is missing. Also as a job array: --array=0-63. See docs/tokenization.md.
+# is missing, and the job requeues itself until nothing is. Also as a job array: --array=0-63. See
+# docs/tokenization.md.
 #SBATCH --job-name=tokenize
 #SBATCH --nodes=1
 #SBATCH --gpus-per-node=8
@@ -14,10 +15,9 @@
 #SBATCH --output=slurm-%x-%j.out
 #SBATCH --open-mode=append
 #SBATCH --requeue
+#SBATCH --signal=USR1@60
 
-set -euo pipefail
-
-root=${TAMING_DIST:-${SLURM_SUBMIT_DIR:-$PWD}}  # sbatch runs a copy of this file from elsewhere
+root=${TAMING_DIST:-${SLURM_SUBMIT_DIR:-$PWD}} # sbatch runs a copy of this file from elsewhere
 if [[ ! -f $root/slurm/environment.sh ]]; then
     echo "error: $root is not taming_dist: submit from the repository, or set TAMING_DIST to it" >&2
     exit 2
@@ -26,4 +26,5 @@ fi
 source "$root/slurm/environment.sh"
 
 # A worker that fails leaves the others at work: what they finish stays finished.
-launch --kill-on-bad-exit=0 python "$root/tools/tokenize_dataset.py" "$@"
+until_finished launch --kill-on-bad-exit=0 "${container[@]}" \
+    python "$root/tools/tokenize_dataset.py" "$@"

@@ -5,8 +5,9 @@
 #   sbatch --nodes=4 slurm/train_vqgan.sh data.global_batch=384
 #   sbatch --gpus-per-node=0 --ntasks-per-node=2 slurm/train_vqgan.sh +scale=laptop
 #
-# The same command starts a run and resumes it. On Slurm's warning before the time limit (USR1)
-# the ranks save and exit. See docs/operations.md.
+# The same command starts a run and resumes it. The job requeues itself until the run is finished:
+# Slurm warns the ranks (USR1) 3 to 4 minutes before the time limit, and they save and end. It warns
+# them rather than this script (B:USR1), which could only pass it on. See docs/operations.md.
 #SBATCH --job-name=vqgan
 #SBATCH --nodes=1
 #SBATCH --gpus-per-node=8
@@ -18,9 +19,7 @@
 #SBATCH --requeue
 #SBATCH --signal=USR1@180
 
-set -euo pipefail
-
-root=${TAMING_DIST:-${SLURM_SUBMIT_DIR:-$PWD}}  # sbatch runs a copy of this file from elsewhere
+root=${TAMING_DIST:-${SLURM_SUBMIT_DIR:-$PWD}} # sbatch runs a copy of this file from elsewhere
 if [[ ! -f $root/slurm/environment.sh ]]; then
     echo "error: $root is not taming_dist: submit from the repository, or set TAMING_DIST to it" >&2
     exit 2
@@ -28,4 +27,4 @@ fi
 # shellcheck source=slurm/environment.sh
 source "$root/slurm/environment.sh"
 
-train flickr "$@"
+until_finished train flickr "$@"

@@ -31,7 +31,7 @@ class Cluster:
                 stdout=log,
                 stderr=log,
             )
-        self._wait(lambda: (folder / "running").exists() or self._process.poll() is not None, 30)
+        self._wait(lambda: (folder / "running").exists() or self._process.poll() is not None, 120)
         assert self._process.poll() is None, self.log.read_text()
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text()
         self._enter = [
@@ -94,6 +94,18 @@ class Cluster:
         )
         return Job(self, number, output)
 
+    def job(self, number: str, cwd: Path) -> "Job":
+        """A job that somebody else has submitted in `cwd`."""
+        return Job(self, number, cwd / "job.out")
+
+    def crash(self, node: int) -> None:
+        """Power a node off: all that runs on it is gone at once."""
+        self.run(MINI_SLURM, "crash", self.folder, str(node), cwd=self.folder)
+
+    def boot(self, node: int) -> None:
+        """Power a node on again."""
+        self.run(MINI_SLURM, "boot", self.folder, str(node), cwd=self.folder)
+
     @staticmethod
     def _wait(condition: Callable[[], bool], seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -106,17 +118,27 @@ class Job:
 
     def __init__(self, cluster: Cluster, number: str, output: Path) -> None:
         self._cluster, self.number, self._output = cluster, number, output
+        self.folder = output.parent
 
     def facts(self) -> dict[str, str]:
-        """The fields of `scontrol show job`: JobState, ExitCode, Reason, ..."""
+        """The fields of `scontrol show job`: JobState, ExitCode, Reason, ...; of an array, those of
+        the task that is furthest from its end."""
         shown = self._cluster.run(
             "scontrol", "--oneliner", "show", "job", self.number, cwd=self._cluster.folder
         )
-        return dict(field.split("=", 1) for field in shown.split() if "=" in field)
+        tasks = [
+            dict(field.split("=", 1) for field in line.split() if "=" in field)
+            for line in shown.splitlines()
+        ]
+        return min(tasks, key=lambda task: task["JobState"] in ENDED)
 
     def signal(self, name: str) -> None:
         """Send a signal to its tasks, as Slurm does before the time limit."""
-        self._cluster.run("scancel", f"--signal={name}", self.number, cwd=self._cluster.folder)
+        self.cancel(f"--signal={name}")
+
+    def cancel(self, *options: str) -> None:
+        """`scancel` it."""
+        self._cluster.run("scancel", *options, self.number, cwd=self._cluster.folder)
 
     def until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
         """Wait until something has happened; fail if the job ends or the time is over before."""
@@ -127,12 +149,12 @@ class Job:
             assert time.monotonic() < end, f"after {seconds} s still {state}\n{self.text}"
             time.sleep(0.2)
 
-    def wait(self, seconds: float = 120) -> int:
+    def wait(self, seconds: float = 300) -> int:
         """Wait for its end; gives its exit status."""
         end = time.monotonic() + seconds
         while (facts := self.facts())["JobState"] not in ENDED:
             if time.monotonic() > end:
-                self._cluster.run("scancel", self.number, cwd=self._cluster.folder)
+                self.cancel()
                 raise AssertionError(f"after {seconds} s still {facts['JobState']}\n{self.text}")
             time.sleep(0.2)
         return int(facts["ExitCode"].split(":")[0])

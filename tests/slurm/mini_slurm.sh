@@ -2,6 +2,8 @@
 # A real Slurm cluster on one machine: slurmctld, munged and a slurmd per node, for tests.
 #
 #   mini_slurm.sh DIR NODES GPUS     until the standard input ends; GPUs per node, in name only
+#   mini_slurm.sh crash DIR N        on the login node: power node N off, with all its processes
+#   mini_slurm.sh boot DIR N         on the login node: power it on again
 #
 # Every node has its own process table, host name, address, /dev/shm and node-local disk (/mnt), so
 # that "localhost" means another place on each of them; the other files are shared, as on a cluster.
@@ -81,12 +83,22 @@ all_idle() {
 
 boot() {
     local dir=$1 n=$2 pid first
-    setsid unshare "${NAMESPACES[@]}" "$SELF" __node "$dir" "$n" </dev/null &
+    setsid unshare "${NAMESPACES[@]}" "$SELF" __node "$dir" "$n" </dev/null \
+        >>"$dir/log/node$n.out" 2>&1 &
     pid=$!
+    echo "$pid" >"$dir/run/node$n.pid"
     wait_for pgrep --parent "$pid"
     first=$(pgrep --parent "$pid")
-    ip link add "veth$n" type veth peer name eth0 netns "$first"
+    # of a node that has crashed; it may be gone already
+    ip link delete "veth$n" 2>/dev/null || true
+    # always the same hardware address: the other nodes remember it
+    ip link add "veth$n" type veth peer name eth0 \
+        address "02:00:00:00:00:$(printf %02x "$n")" netns "$first"
     ip link set "veth$n" master br0 up
+}
+
+crash() {
+    kill -KILL "$(<"$1/run/node$2.pid")" # --kill-child: what runs on it goes with it
 }
 
 # The first process of a compute node.
@@ -105,6 +117,7 @@ node() {
 }
 
 case $1 in
+    crash | boot) "$@" ;;
     __login) login "${@:2}" ;;
     __node) node "${@:2}" ;;
     *) main "$@" ;;
