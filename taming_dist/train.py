@@ -44,6 +44,7 @@ def train(config: "Config", stop: StopRequest) -> None:
     from taming_dist.training.ending import ending
     from taming_dist.training.leftovers import remove_leftovers
     from taming_dist.training.loop import Run, check_resumable, fit
+    from taming_dist.training.outcome import forget_outcome, write_outcome
     from taming_dist.training.sinks import Sinks
     from taming_dist.training.watchdog import watching
 
@@ -63,6 +64,7 @@ def train(config: "Config", stop: StopRequest) -> None:
         check_resumable(found, opened.data, config.data.global_batch, here.world_size)
 
     if here.rank == 0:
+        forget_outcome()
         remove_leftovers(run_dir)
     load_deepspeed()  # takes seconds, in which a signal is remembered
     with stop.suspended():
@@ -97,6 +99,8 @@ def train(config: "Config", stop: StopRequest) -> None:
         )
         end = fit(run, stop)
         sinks.event("exit", clock, finished=end.finished, reason=end.reason)
+        if world.is_first:
+            write_outcome(clock, end.finished, end.reason)
     sinks.note(farewell(run, end))
     shutdown()
 

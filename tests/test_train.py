@@ -148,13 +148,22 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
 @pytest.fixture(scope="module")
 def stopped_at(runs: Runs) -> int:
     """The step at which Ctrl-C stopped the run `parts`."""
-    process = runs.start(*SETTINGS, "run.name=parts", "train.steps=100000")
+    told = runs.folder / "stopped.json"
+    process = runs.start(
+        *SETTINGS, "run.name=parts", "train.steps=100000", TAMING_DIST_END=str(told)
+    )
     wait_for(lambda: len(runs.lines("parts")) >= 4, process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: W&B's own process gets it too
     out = finish(process)
     (asked,) = [line for line in runs.lines("parts", "events.jsonl") if line["event"] == "signal"]
     assert asked["signal"] == "SIGINT"
     assert f"stopped at step {asked['step']} of 100000: the same command resumes from here" in out
+    assert json.loads(told.read_text()) == {
+        "finished": False,
+        "step": asked["step"],
+        "images": asked["samples"],
+        "reason": "stopped by SIGINT",
+    }
     return asked["step"]
 
 
@@ -179,7 +188,10 @@ def outputs(runs: Runs, stopped_at: int) -> dict[str, str]:
     steps = f"train.steps={stopped_at + 3}"
     master = meeting_of_two()
     alone = ("parts", "whole")
-    started = {name: runs.start(*SETTINGS, f"run.name={name}", steps) for name in alone}
+    started = {
+        name: runs.start(*SETTINGS, f"run.name={name}", steps, TAMING_DIST_END=f"{name}.json")
+        for name in alone
+    }
     found = {name: finish(started[name]) for name in alone}
     for rank in ("0", "1"):
         started[f"pair{rank}"] = runs.start(
@@ -295,6 +307,7 @@ def test_events_tell_the_story(runs: Runs, outputs: dict[str, str], stopped_at: 
     ends = [line for line in runs.lines("parts", "events.jsonl") if line["event"] == "exit"]
     assert [line["reason"] for line in ends] == ["stopped by SIGINT", "finished"]
     assert [line["finished"] for line in ends] == [False, True]
+    assert json.loads((runs.folder / "parts.json").read_text())["finished"] is True
 
 
 def test_a_run_leaves_what_the_documents_promise(runs: Runs, outputs: dict[str, str]) -> None:

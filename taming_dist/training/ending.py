@@ -11,6 +11,7 @@ from taming_dist.engine.world import World
 from taming_dist.errors import Diverged, LostRank, UserError
 from taming_dist.formats.files import writing
 from taming_dist.training.clock import Clock
+from taming_dist.training.outcome import write_outcome
 from taming_dist.training.signals import outlast_the_launcher
 from taming_dist.training.sinks import Sinks
 
@@ -43,9 +44,11 @@ def ending(run_dir: Path, world: World, clock: Clock) -> Iterator[ExitStack]:
 
 
 def tell(run_dir: Path, world: World, clock: Clock, reason: str) -> None:
-    """Write why the run ends into events.jsonl: the first rank as `exit`, which every end has, the
-    others as `error`."""
+    """Write why the run ends early into events.jsonl: the first rank as `exit`, which every end
+    has, the others as `error`."""
     events = Sinks(run_dir, [])
+    if world.is_first:
+        write_outcome(clock, finished=False, reason=reason)
     with suppress(OSError, UserError):  # a full disk may be the very reason; it must not hide it
         if world.is_first:
             events.event("exit", clock, finished=False, reason=reason)
