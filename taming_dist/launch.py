@@ -10,6 +10,7 @@ import signal
 from collections.abc import Mapping
 
 from taming_dist.errors import UserError
+from taming_dist.processes import end_with_parent
 
 # What asks a run to save and stop: Ctrl-C, Slurm's end and its warning. They reach a whole group of
 # processes; the run alone answers, and its helpers have them blocked.
@@ -28,6 +29,15 @@ class Place:
 
 
 ALONE = Place(rank=0, world_size=1, local_rank=0)
+
+
+def end_with_launcher() -> None:
+    """Have this rank be asked to stop (SIGTERM) when torchrun or srun ends without having ended it:
+    a launcher that is killed would leave its ranks training on. A process that was started by a
+    shell outlives it, as it always does."""
+    by_srun = "SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ
+    if by_srun or "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent(signal.SIGTERM)
 
 
 def place(environment: Mapping[str, str]) -> Place:

@@ -5,19 +5,23 @@ run and resumes it, alone, under torchrun, or as one srun task per GPU.
 """
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from taming_dist.launch import end_with_launcher
 from taming_dist.training.signals import StopRequest
 
 if TYPE_CHECKING:
-    from taming_dist.stages.interface import Config
+    from taming_dist.stages.interface import Config, Opened, Start
+    from taming_dist.training.best import Criterion
     from taming_dist.training.loop import End, Run
 
 
 def main() -> None:
     # Before torch is imported, which takes seconds in which a signal would kill the process.
     stop = StopRequest().install()
+    end_with_launcher()
     # It would print a trace of its C++ for every connection that breaks: a line of ours says it.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from taming_dist.config import hydra_entry
@@ -28,25 +32,18 @@ def main() -> None:
 
 
 def train(config: "Config", stop: StopRequest) -> None:
-    """Check everything, then join the process group, build the stage and run the loop; or, with
-    `dry_run`, only tell what the run would be."""
+    """Check everything, then train; or, with `dry_run`, only tell what the run would be."""
     from taming_dist.config import check
-    from taming_dist.description import describe
     from taming_dist.dry_run import dry_run, is_dry
-    from taming_dist.engine.checkpoint import Checkpoints, newest_valid
-    from taming_dist.engine.start import init_world, load_deepspeed, shutdown
+    from taming_dist.engine.checkpoint import newest_valid
     from taming_dist.launch import environment_place
-    from taming_dist.run_dir import check_run_dir, first_rank_sinks
+    from taming_dist.run_dir import check_run_dir
     from taming_dist.stages import stage_of
-    from taming_dist.stages.context import Context
     from taming_dist.stages.interface import Start
-    from taming_dist.training.clock import Clock
-    from taming_dist.training.ending import ending
     from taming_dist.training.leftovers import remove_leftovers
-    from taming_dist.training.loop import Run, check_resumable, fit
-    from taming_dist.training.outcome import forget_outcome, write_outcome
-    from taming_dist.training.sinks import Sinks
-    from taming_dist.training.watchdog import watching
+    from taming_dist.training.lock import locked
+    from taming_dist.training.loop import check_resumable
+    from taming_dist.training.outcome import forget_outcome
 
     here = environment_place()
     if is_dry(config):
@@ -59,16 +56,45 @@ def train(config: "Config", stop: StopRequest) -> None:
     stage = stage_of(config)
     criterion = stage.criterion(config)
     found = newest_valid(run_dir / "checkpoints", report=lambda _: None)
-    opened = stage.open_data(config, Start(here, batch, run_dir, "" if found else config.run.init))
+    start = Start(here, batch, run_dir, "" if found else config.run.init)
+    opened = stage.open_data(config, start)
     if found is not None:
         check_resumable(found, opened.data, config.data.global_batch, here.world_size)
 
-    if here.rank == 0:
-        forget_outcome()
-        remove_leftovers(run_dir)
+    with ExitStack() as stack:
+        if here.rank == 0:
+            with stop.suspended():
+                stack.enter_context(locked(run_dir))
+            forget_outcome()
+            remove_leftovers(run_dir)
+        fit_stage(config, start, opened, criterion, stop)
+
+
+def fit_stage(
+    config: "Config",
+    start: "Start",
+    opened: "Opened",
+    criterion: "Criterion | None",
+    stop: StopRequest,
+) -> None:
+    """Join the process group, build the stage, and run the loop."""
+    from taming_dist.description import describe
+    from taming_dist.engine.checkpoint import Checkpoints
+    from taming_dist.engine.start import init_world, load_deepspeed, shutdown
+    from taming_dist.run_dir import first_rank_sinks
+    from taming_dist.stages import stage_of
+    from taming_dist.stages.context import Context
+    from taming_dist.training.clock import Clock
+    from taming_dist.training.ending import ending
+    from taming_dist.training.loop import Run, fit
+    from taming_dist.training.outcome import write_outcome
+    from taming_dist.training.sinks import Sinks
+    from taming_dist.training.watchdog import watching
+
+    stage, batch, run_dir = stage_of(config), start.batch, start.run_dir
     load_deepspeed()  # takes seconds, in which a signal is remembered
     with stop.suspended():
-        world = init_world(here, config.engine.allowed_tf32, config.engine.deterministic)
+        world = init_world(start.here, config.engine.allowed_tf32, config.engine.deterministic)
     clock = Clock(config.data.global_batch, config.train.steps)
     stuck_after = config.train.stuck_after
     with (

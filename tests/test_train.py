@@ -433,6 +433,41 @@ def test_a_full_disk_is_one_line_and_the_same_command_continues_once_there_is_ro
     assert ".export-" not in second
 
 
+# Launchers
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python")
+
+
+@pytest.mark.slow
+def test_ranks_save_and_end_with_a_torchrun_that_is_killed_and_until_then_their_folder_is_theirs(
+    runs: Runs,
+) -> None:
+    """USR1, Slurm's warning, kills torchrun; its ranks would train on, and a second start too."""
+    settings = [*SETTINGS, "run.name=launched", "data.micro_batch=2", "log.wandb=disabled"]
+    settings += ["train.steps=100000", "train.checkpoint_every=0", "train.validate_every=0"]
+    launcher = runs.start(*settings, before=(*TORCHRUN, "--nproc_per_node=2"))
+    wait_for(lambda: len(runs.lines("launched")) >= 2, launcher)
+    claim = runs.folder / "outputs/launched/run.claim"
+    held = json.loads(claim.read_text())
+    second = runs.start(*settings)
+    out, err = second.communicate(timeout=100)
+    assert (second.returncode, out) == (2, "")
+    assert err.startswith(
+        f"error: run.dir=outputs/launched is in use by process {held['pid']} on {held['host']}"
+    )
+    assert err.count("\n") == 1
+
+    launcher.send_signal(signal.SIGUSR1)
+    out, _ = launcher.communicate(timeout=100)  # the ranks hold its pipes, too
+    assert launcher.returncode == -signal.SIGUSR1
+    events = [
+        (line["event"], line.get("reason")) for line in runs.lines("launched", "events.jsonl")
+    ]
+    assert events[-1] == ("exit", "stopped by SIGTERM")
+    assert ("save", None) in events
+    assert not claim.exists()
+
+
 # Mistakes
 
 

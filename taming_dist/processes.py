@@ -1,0 +1,83 @@
+"""Processes: whether one of this host still runs, and ending together with the one that started
+this one."""
+
+import ctypes
+import os
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process on some host. `birth` tells it from a later one with the same number, and says
+    where that number counts: see `birth_of`. It is empty where the system does not tell."""
+
+    host: str
+    pid: int
+    birth: str = ""
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this process could see it: the same host, boot and container."""
+        return self.host == socket.gethostname() and (
+            not self.birth or self.birth.startswith(_realm())
+        )
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it is here and has not ended."""
+        if not self.is_here:
+            return False
+        if self.birth:
+            return birth_of(self.pid) == self.birth
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+        return True
+
+
+def this_process() -> Process:
+    """The process that asks."""
+    return Process(socket.gethostname(), os.getpid(), birth_of(os.getpid()))
+
+
+def birth_of(pid: int) -> str:
+    """When and where a process of this host was started: boot, namespace of process numbers, and
+    clock ticks since the boot. Empty if it has ended, and where there is no /proc."""
+    try:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return ""
+    return "" if state in "ZX" else f"{_realm()}{rest[18]}"
+
+
+@cache
+def _realm() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')} "
+    except OSError:
+        return ""
+
+
+def end_with_parent(number: signal.Signals) -> None:
+    """Have the system send this process a signal when its parent ends, or now if it just did.
+
+    Only Linux can; to be called before threads are started. What counts as the parent's end is
+    that of the thread which started this process.
+    """
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), number)

@@ -1,0 +1,90 @@
+"""One run per run directory: two would write the same files.
+
+The first rank claims the folder (`engine/claims.py`): run.dir/run.claim says who has it. Of a run
+on this host it is known at once whether it still runs, however it ended. One on another host that
+was killed merely stops renewing its claim, so the next start watches that for a while.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from taming_dist.cli import EXIT_ERROR
+from taming_dist.engine.claims import STALE_S, Claim, Claims
+from taming_dist.errors import UserError
+from taming_dist.formats.files import writing
+
+NAME = "run"
+LOOK_AGAIN_S = 1.0
+
+
+@contextmanager
+def locked(run_dir: Path, stale_s: float = STALE_S) -> Iterator[None]:
+    """Have `run_dir` to ourselves. It is made if need be, and removed again if it stays empty.
+
+    `stale_s`: seconds without renewal after which a run on another host is taken for dead.
+
+    Raises:
+        UserError: another run has it, or it cannot be written.
+    """
+    claims = Claims(run_dir, stale_s, lost=lambda _: end_at_once(run_dir))
+    found = claims.find(NAME)
+    if found is not None and found.owner.is_running:
+        raise in_use(run_dir, found)  # before anything is touched
+    is_new = not run_dir.exists()
+    with ExitStack() as stack:
+        if is_new:
+            stack.callback(remove_empty, run_dir)
+        with writing(run_dir):
+            stack.enter_context(claims)
+            wait_for(claims, run_dir)
+        yield
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove a folder unless there is something in it."""
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def wait_for(claims: Claims, run_dir: Path) -> None:
+    """Claim the folder; UserError once another run is seen to be alive."""
+    seen: Claim | None = None
+    while not claims.take(NAME):
+        found = claims.find(NAME)
+        if found is None:
+            continue
+        if found.owner.is_running or seen not in (None, found):
+            raise in_use(run_dir, found)
+        if seen is None:
+            print(
+                f"{run_dir} was left by a run on {found.owner.host or 'another host'}: waiting "
+                f"{claims.stale_s:.0f} s at most to see whether that still runs",
+                flush=True,
+            )
+        seen = found
+        time.sleep(LOOK_AGAIN_S)
+
+
+def in_use(run_dir: Path, claim: Claim) -> UserError:
+    """The error of a second run."""
+    who = f"process {claim.owner.pid} on {claim.owner.host}" if claim.owner.pid else "another run"
+    since = f", since {claim.since}" if claim.since else ""
+    return UserError(
+        f"run.dir={run_dir} is in use by {who}{since}: let that run end or stop it, or choose "
+        f"another run.name"
+    )
+
+
+def end_at_once(run_dir: Path) -> None:
+    """End this process before it writes anything more: another run has taken the folder over."""
+    print(
+        f"error: run.dir={run_dir} was taken over by another run while this one was stopped or "
+        f"could not reach it: this one ends, and that one continues",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(EXIT_ERROR)
