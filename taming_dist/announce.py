@@ -44,7 +44,8 @@ def announce(message: str, detail: str = "") -> None:
     here = _place()
     speaker = "" if here.world_size == 1 else _speaker(text, here)
     if speaker is not None:
-        print(f"error: {speaker}{text}{detail}", file=sys.stderr, flush=True)
+        with suppress(OSError):  # nobody is there to read it
+            print(f"error: {speaker}{text}{detail}", file=sys.stderr, flush=True)
 
 
 def announced() -> bool:

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from taming_dist.errors import UserError
 from taming_dist.processes import end_with_parent
 
-# What asks a run to save and stop: Ctrl-C, Slurm's end and its warning. They reach a whole group of
-# processes; the run alone answers, and its helpers have them blocked.
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# What asks a run to save and stop: Ctrl-C, Slurm's end and its warning, and the end of a terminal.
+# They reach a whole group of processes; the run alone answers, and its helpers have them blocked.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +35,18 @@ def end_with_launcher() -> None:
     """Have this rank be asked to stop (SIGTERM) when torchrun or srun ends without having ended it:
     a launcher that is killed would leave its ranks training on. A process that was started by a
     shell outlives it, as it always does."""
-    by_srun = "SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ
-    if by_srun or "TORCHELASTIC_RUN_ID" in os.environ:
+    if by_torchrun() or by_srun():
         end_with_parent(signal.SIGTERM)
+
+
+def by_torchrun() -> bool:
+    """Whether torchrun has started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def by_srun() -> bool:
+    """Whether srun has started this process, or what has started it."""
+    return "SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ
 
 
 def place(environment: Mapping[str, str]) -> Place:

@@ -6,6 +6,7 @@ run and resumes it, alone, under torchrun, or as one srun task per GPU.
 
 import os
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,7 +86,7 @@ def fit_stage(
     from taming_dist.stages import stage_of
     from taming_dist.stages.context import Context
     from taming_dist.training.clock import Clock
-    from taming_dist.training.ending import ending
+    from taming_dist.training.ending import ending, tell
     from taming_dist.training.loop import Run, fit
     from taming_dist.training.outcome import write_outcome
     from taming_dist.training.sinks import Sinks
@@ -107,6 +108,7 @@ def fit_stage(
         sinks = Sinks(None, [])
         if world.is_first:
             sinks = stack.enter_context(first_rank_sinks(config, clock, run_dir))
+            stop.last_words = partial(tell, run_dir, world, clock)
         sinks.note(describe(config, world, batch, recipe))
         checkpoints = Checkpoints(
             run_dir / "checkpoints", world, config.train.keep_last, config.train.keep_every
@@ -124,6 +126,7 @@ def fit_stage(
             progress,
         )
         end = fit(run, stop)
+        stop.last_words = None
         sinks.event("exit", clock, finished=end.finished, reason=end.reason)
         if world.is_first:
             write_outcome(clock, end.finished, end.reason)

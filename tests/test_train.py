@@ -468,6 +468,25 @@ def test_ranks_save_and_end_with_a_torchrun_that_is_killed_and_until_then_their_
     assert not claim.exists()
 
 
+@pytest.mark.slow
+def test_a_run_outlives_its_terminal_and_saves_when_that_says_so(runs: Runs) -> None:
+    settings = [*SETTINGS, "run.name=left", "train.steps=100000", "log.wandb=disabled"]
+    process = runs.start(*settings, "train.validate_every=0", "train.checkpoint_every=0")
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()  # train | head -1
+    wait_for(lambda: len(runs.lines("left")) >= 3, process)
+    process.send_signal(signal.SIGHUP)
+    process.stdout = None
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    events = [(line["event"], line.get("reason")) for line in runs.lines("left", "events.jsonl")]
+    assert events[-1] == ("exit", "stopped by SIGHUP")
+    assert ("save", None) in events
+    log = (runs.folder / "outputs/left/logs/rank-0.log").read_text()
+    assert log.count("stdout cannot be written any more (Broken pipe)") == 1
+
+
 # Mistakes
 
 

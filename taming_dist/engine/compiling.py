@@ -20,7 +20,7 @@ from torch._dynamo.callback import CallbackTrigger
 from torch._dynamo.utils import clear_compilation_metrics, get_compilation_metrics
 
 logger = logging.getLogger(__name__)
-HELD_BACK = (signal.SIGTERM, signal.SIGUSR1)
+HELD_BACK = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 LONGEST = 200  # characters of a reason
 
 

@@ -28,10 +28,6 @@ def ending(run_dir: Path, world: World, clock: Clock) -> Iterator[ExitStack]:
     with rank_log(run_dir, world.rank) as log, ExitStack() as stack:
         try:
             yield stack
-        except SystemExit as error:
-            if world.is_first:
-                tell(run_dir, world, clock, f"a second Ctrl-C, exit code {error.code}")
-            raise
         except Exception as error:
             outlast_the_launcher()
             ours = isinstance(error, (UserError, Diverged, LostRank))  # the message says it all

@@ -15,6 +15,11 @@ Scalars = dict[str, Tensor]
 Measured = Mapping[str, float | list[float]]  # by name: a number, or the numbers of a curve
 
 
+def numbers(record: Measured) -> dict[str, float]:
+    """What a record has but for its curves."""
+    return {name: value for name, value in record.items() if not isinstance(value, list)}
+
+
 @dataclass(frozen=True)
 class Preview:
     """A picture of the present state, uint8 [3,h,w]: rows of images, and what each row shows."""

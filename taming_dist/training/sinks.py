@@ -16,15 +16,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from rich.console import Console as Terminal
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from taming_dist.errors import UserError
 from taming_dist.formats.files import write_bytes, writing
 from taming_dist.formats.png import save_png
 from taming_dist.formats.strict_json import json_safe
 from taming_dist.training.clock import Clock
-from taming_dist.training.recipe import Measured, Preview
+from taming_dist.training.console import Console
+from taming_dist.training.recipe import Measured, Preview, numbers
 
 
 @dataclasses.dataclass
@@ -44,6 +42,7 @@ class Sink(Protocol):
 
     def log(self, clock: Clock, record: Measured) -> None: ...
     def image(self, clock: Clock, path: Path, caption: str) -> None: ...
+    def note(self, text: str) -> None: ...
     def rewind(self, clock: Clock) -> None: ...
     def close(self, failed: bool) -> None: ...
 
@@ -83,8 +82,8 @@ class Sinks:
 
     def note(self, text: str) -> None:
         """A line for the person at the terminal."""
-        if self.run_dir is not None:
-            print(text, flush=True)
+        for sink in self._sinks:
+            sink.note(text)
 
     def rewind(self, clock: Clock) -> None:
         """The run resumes from an earlier moment: what was logged after it did not happen."""
@@ -97,11 +96,6 @@ class Sinks:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         for sink in self._sinks:
             sink.close(failed=error is not None)
-
-
-def numbers(record: Measured) -> dict[str, float]:
-    """What a record has but for its curves."""
-    return {name: value for name, value in record.items() if not isinstance(value, list)}
 
 
 def append_line(path: Path, values: dict[str, Any]) -> None:
@@ -130,6 +124,9 @@ class MetricsFile:
         append_line(self.path, {**stamp, **record})
 
     def image(self, clock: Clock, path: Path, caption: str) -> None:
+        pass
+
+    def note(self, text: str) -> None:
         pass
 
     def rewind(self, clock: Clock) -> None:
@@ -164,47 +161,6 @@ class MetricsFile:
 
     def close(self, failed: bool) -> None:
         pass
-
-
-ORDER = {"train": 0, "val": 1, "throughput": 2}  # of the groups in a console line
-
-
-class Console:
-    """A line per log point; in a terminal with a progress bar below it."""
-
-    def __init__(self, clock: Clock, name: str) -> None:
-        self._terminal = Terminal(file=sys.stdout, highlight=False, markup=False, soft_wrap=True)
-        self._bar: Progress | None = None
-        if self._terminal.is_terminal:
-            self._bar = Progress(
-                TextColumn(name, markup=False),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                console=self._terminal,
-                transient=True,
-            )
-            self._task = self._bar.add_task(name, total=clock.total_steps)
-            self._bar.start()
-
-    def log(self, clock: Clock, record: Measured) -> None:
-        values = numbers(record)
-        names = sorted(values, key=lambda name: (ORDER.get(name.split("/")[0], 0), name))
-        text = "  ".join(f"{name} {values[name]:.6g}" for name in names)
-        self._terminal.print(f"step {clock.step}/{clock.total_steps}  {text}")
-        if self._bar is not None:
-            self._bar.update(self._task, completed=clock.step)
-
-    def image(self, clock: Clock, path: Path, caption: str) -> None:
-        pass
-
-    def rewind(self, clock: Clock) -> None:
-        if clock.step:
-            self._terminal.print(f"resumed at step {clock.step} of {clock.total_steps}")
-
-    def close(self, failed: bool) -> None:
-        if self._bar is not None:
-            self._bar.stop()
 
 
 class WandB:
@@ -255,6 +211,9 @@ class WandB:
                 self._run.log({"preview": shown} | stamp(clock))
 
         self._guard(log)
+
+    def note(self, text: str) -> None:
+        pass
 
     def rewind(self, clock: Clock) -> None:
         pass

@@ -89,12 +89,6 @@ def test_a_bug_of_a_single_process_keeps_its_traceback(tmp_path: Path) -> None:
     assert (event["finished"], event["reason"]) == (False, "ValueError: a bug")
 
 
-def test_a_second_ctrl_c_is_a_reason_too(tmp_path: Path, announced: list[str]) -> None:
-    assert isinstance(end(tmp_path, 0, 2, SystemExit(130)), SystemExit)
-    assert [event["reason"] for event in events(tmp_path)] == ["a second Ctrl-C, exit code 130"]
-    assert announced == []
-
-
 def test_a_rank_that_lost_another_does_not_bury_the_others_error(
     tmp_path: Path, announced: list[str]
 ) -> None:

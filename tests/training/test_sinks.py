@@ -15,9 +15,9 @@ from PIL import Image
 
 from taming_dist.errors import UserError
 from taming_dist.training.clock import Clock
+from taming_dist.training.console import Console
 from taming_dist.training.recipe import Preview
 from taming_dist.training.sinks import (
-    Console,
     LogConfig,
     MetricsFile,
     Sinks,
