@@ -78,7 +78,7 @@ login() {
 }
 
 all_idle() {
-    [[ $(sinfo --noheader --Node --format=%t | grep -c '^idle$') == "$1" ]]
+    [[ $(sinfo --noheader --partition=main --Node --format=%t | grep -c '^idle$') == "$1" ]]
 }
 
 boot() {
