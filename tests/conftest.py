@@ -4,6 +4,7 @@ slowly or not at all; and command lines of training, composed in this process.""
 import os
 import re
 import resource
+import signal
 import socket
 import struct
 import sys
@@ -25,6 +26,15 @@ import tests.typechecker  # noqa: F401  (the hook below knows it by its name)
 # Before any of them is imported: in this process every call of theirs is checked against its
 # signature, shapes and types of tensors included.
 install_import_hook(["taming_dist.models", "taming_dist.losses"], "tests.typechecker.checked")
+
+# Where the tests themselves run in the background of a script or under nohup, these are ignored,
+# and programs that they start would rightly leave it so.
+for number, handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
