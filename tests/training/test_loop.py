@@ -19,6 +19,7 @@ from taming_dist.engine.world import World
 from taming_dist.errors import Diverged, UserError
 from taming_dist.training.best import Best, Criterion
 from taming_dist.training.clock import Clock
+from taming_dist.training.console import Console
 from taming_dist.training.loop import (
     Data,
     LoopConfig,
@@ -152,7 +153,7 @@ def made(folder: Path, recipe: Counter, clock: Clock, **config: int) -> Run:
         clock,
         LoopConfig(**OFF | config),  # type: ignore[arg-type]
         Checkpoints(folder / "checkpoints", ALONE, keep_last=100),
-        Sinks(folder, [MetricsFile(folder)]),
+        Sinks(folder, [MetricsFile(folder), Console(clock, "run")]),
         ALONE,
         folder,
         Criterion("val/measured") if recipe.measured else None,
@@ -435,7 +436,7 @@ def test_another_global_batch_goes_on_where_it_divides_the_images_seen(
     assert "was 4 and is 6: 12 images seen are step 2 of 4 now" in capsys.readouterr().out
     assert trained(tmp_path) == [12, 18, 24]
     run(tmp_path, Counter(), 4, batch=6)
-    assert capsys.readouterr().out == ""
+    assert "data.global_batch" not in capsys.readouterr().out
     with pytest.raises(UserError, match=r"data\.global_batch=10 does not divide the 24 images"):
         run(tmp_path, Counter(), 9, batch=10)
 
