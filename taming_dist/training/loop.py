@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from taming_dist.data.plan import Plan
 from taming_dist.engine.checkpoint import Checkpoints, read_meta, read_state
-from taming_dist.engine.world import Agreement, World
+from taming_dist.engine.world import World
 from taming_dist.errors import UserError
 from taming_dist.formats.files import writing
 from taming_dist.ranges import check_ranges, ranged
@@ -21,6 +21,7 @@ from taming_dist.training.recipe import Measured, Recipe
 from taming_dist.training.signals import StopRequest
 from taming_dist.training.sinks import Sinks
 from taming_dist.training.skips import LATE, Skips
+from taming_dist.training.stopping import Interrupted, Stopping
 from taming_dist.training.watchdog import Progress
 
 Number = TypeVar("Number")
@@ -146,11 +147,12 @@ def fit(run: Run, stop: StopRequest) -> End:
     model for as many validations as `train.patience` says."""
     recipe, data, clock, config = run.recipe, run.data, run.clock, run.config
     sinks, world, progress = run.sinks, run.world, run.progress
-    best = make_up_validation(run, resume(run))
+    stopping = Stopping(stop, world)
+    best = make_up_validation(run, resume(run), stopping)
     batches = data.train.batches(from_sample=clock.images)
     skips = Skips(recipe.engines, data.train.keys, sinks, world)
-    means, timer, asked, stopping = Means(), Timer(), Agreement(world), False
-    while not clock.finished and not stopping and not is_stale(best, config):
+    means, timer, stopped = Means(), Timer(), False  # asked or not, a start makes a step
+    while not clock.finished and not stopped and not is_stale(best, config):
         progress.begin("waiting for data")
         with timer.waiting():
             micro_batches = list(islice(batches, data.accumulation))
@@ -160,31 +162,33 @@ def fit(run: Run, stop: StopRequest) -> End:
         progress.steps += 1
         means.add_all(parts, skips.add(clock, micro_batches, parts))
         timer.count(clock.global_batch)
-        stopping = asked(stop.asked)
-        last = clock.finished or stopping
+        stopped = stopping()
+        last = clock.finished or stopped
         saving = clock.due(config.checkpoint_every) or last
         logging = clock.due(config.log_every) or saving
         # A run that is asked to stop has no time for it: it is made up for at the next start.
-        validating = clock.finished or (validation_due(clock, config) and not stopping)
+        validating = clock.finished or (validation_due(clock, config) and not stopped)
         skips.tell(late=0 if logging else LATE)
         if logging:
             metrics = prefixed("train", means.take(world) | recipe.window_metrics())
             record = read(metrics | prefixed("data", totals(data.train.counts(), world)))
             sinks.log(clock, record | prefixed("throughput", timer.take()))
-        if clock.due(config.preview_every) or last:
-            progress.begin("drawing a preview")
-            sinks.image(clock, recipe.preview(data.preview))
         if saving:
             save(run, best)
-        if validating:  # after the checkpoint: it may take long
-            best = validate(run, best)
-            if is_stale(best, config) and not saving:
+        # after the checkpoint, as they may take long
+        if clock.finished or (clock.due(config.preview_every) and not stopped):
+            progress.begin("drawing a preview")
+            sinks.image(clock, recipe.preview(data.preview))
+        if validating:
+            best = validate(run, best, stopping)
+            stopped = stopping.agreed
+            if (is_stale(best, config) or stopped) and not saving:
                 save(run, best)
         if logging or validating:
             timer.restart()  # validation, previews and saving are not training time
-    if stopping:
+    if stopping.agreed:
         sinks.event("signal", clock, signal=stop.name)
-    return end_of(run, best, stop.name if stopping else None)
+    return end_of(run, best, stopping, stop.name)
 
 
 def is_stale(best: Best, config: LoopConfig) -> bool:
@@ -192,11 +196,12 @@ def is_stale(best: Best, config: LoopConfig) -> bool:
     return 0 < config.patience <= best.since
 
 
-def end_of(run: Run, best: Best, signal: str | None) -> End:
-    """Why a run has ended that was stopped by a `signal` (empty: one to another rank) or not."""
-    if run.clock.finished:
+def end_of(run: Run, best: Best, stopping: Stopping, signal: str | None) -> End:
+    """Why a run has ended: it is finished, or ranks have agreed to stop for a `signal` (None: one
+    to another rank), or its models no longer get better."""
+    if run.clock.finished and not stopping.interrupted:
         return End(True, "finished", best)
-    if signal is not None:
+    if stopping.agreed:
         return End(False, f"stopped by {signal or 'a signal to another rank'}", best)
     reason = f"no better {best.metric} in {best.since} validations (train.patience): best {best}"
     return End(True, reason, best)
@@ -228,12 +233,17 @@ def validation_due(clock: Clock, config: LoopConfig) -> bool:
     return clock.images > 0 and (clock.due(config.validate_every) or clock.finished)
 
 
-def validate(run: Run, best: Best) -> Best:
+def validate(run: Run, best: Best, stopping: Stopping) -> Best:
     """Log the metrics of the present step on the validation set, and keep its model if it is the
-    best so far; gives the best."""
+    best so far; gives the best. Nothing is kept of a validation that a signal interrupts: the next
+    start makes up for it."""
     data, clock = run.data, run.clock
     batches = in_step(data.val, data.val_batches, data.preview)
-    metrics = run.recipe.validate(run.progress.each("validating", batches))
+    try:
+        metrics = run.recipe.validate(stopping.each(run.progress.each("validating", batches)))
+    except Interrupted:
+        run.sinks.note(f"the validation of step {clock.step} was interrupted")
+        return best
     if run.criterion is not None:
         run.criterion.check(metrics)
     best = compare(run, best, metrics)
@@ -256,7 +266,7 @@ def compare(run: Run, best: Best, metrics: Measured) -> Best:
     return best
 
 
-def make_up_validation(run: Run, best: Best) -> Best:
+def make_up_validation(run: Run, best: Best, stopping: Stopping) -> Best:
     """Validate the resumed step if that is due and the run ended before it was logged; gives the
     best. (A checkpoint is older than the validation that follows it.)"""
     if not validation_due(run.clock, run.config) or best.newest == run.clock.images:
@@ -265,7 +275,7 @@ def make_up_validation(run: Run, best: Best) -> Best:
     if logged is not None:
         return compare(run, best, logged)
     run.sinks.note(f"step {run.clock.step} was not validated yet: that comes first")
-    return validate(run, best)
+    return validate(run, best, stopping)
 
 
 def note_other_batch(clock: Clock, steps_then: int, sinks: Sinks) -> None:

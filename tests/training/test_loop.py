@@ -32,6 +32,7 @@ from taming_dist.training.recipe import Preview
 from taming_dist.training.signals import StopRequest
 from taming_dist.training.sinks import MetricsFile, Sinks
 from taming_dist.training.skips import MOST_SKIPPED
+from taming_dist.training.stopping import Stopping
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
 OFF = {"log_every": 0, "checkpoint_every": 0, "validate_every": 0, "preview_every": 0}
@@ -320,11 +321,54 @@ def test_a_run_asked_to_stop_validates_at_its_next_start(
     assert metrics(tmp_path) == undisturbed
 
 
+@pytest.mark.parametrize("step", [2, 3, 6])
+def test_a_signal_in_the_middle_of_a_validation_ends_it_and_the_next_start_makes_it_all(
+    tmp_path: Path, undisturbed: list[dict[str, Any]], step: int
+) -> None:
+    cadence = {"log_every": 1, "checkpoint_every": 2, "validate_every": 2 if step != 3 else 3}
+    whole = undisturbed
+    if step == 3:  # a step after which no checkpoint is due
+        (tmp_path / "three").mkdir()
+        run(tmp_path / "three", Counter(), 6, **cadence)
+        whole = metrics(tmp_path / "three")
+    stop, asked, measured = StopRequest(), Counter(), []
+
+    def validate(batches: Iterable[tuple[Any, bool]]) -> dict[str, float]:
+        for number, batch in enumerate(batches):
+            measured.append(batch)
+            if asked.remembered == step and number == 1:
+                stop.name = "SIGTERM"
+                measured.clear()
+        return {"count": 5.0}
+
+    asked.validate = validate  # type: ignore[method-assign]
+    assert not run(tmp_path, asked, 6, stop, **cadence)
+    assert measured == []  # no batch after the signal
+    assert events(tmp_path)[-2:] == [("save", step), ("signal", step)]
+    assert not [line for line in metrics(tmp_path) if line["step"] == step and "val/count" in line]
+    again = Counter()
+    assert run(tmp_path, again, 6, **cadence)
+    assert again.calls[0] == "validate"
+    assert metrics(tmp_path) == whole
+
+
+def test_a_start_that_is_asked_to_stop_while_it_makes_up_for_a_validation_makes_a_step(
+    tmp_path: Path,
+) -> None:
+    stop = StopRequest()
+    stop.name = "SIGTERM"
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for step in (1, 2, 3):
+        assert not run(folder, Counter(), 6, stop, checkpoint_every=1, validate_every=1)
+        assert events(folder)[-1] == ("signal", step)
+
+
 def test_what_was_validated_is_not_validated_again(tmp_path: Path) -> None:
     run(tmp_path, Counter(), 4, **VALIDATED)
     again = Counter()
     run(tmp_path, again, 6, **VALIDATED)
-    assert again.calls == ["preview shown", "export", "validate"]
+    assert again.calls == ["export", "preview shown", "validate"]
 
 
 def test_every_rank_validates_where_the_first_finds_nothing_logged(tmp_path: Path) -> None:
@@ -344,7 +388,8 @@ def test_every_rank_validates_where_the_first_finds_nothing_logged(tmp_path: Pat
         world = Second(1, 1, 1, torch.device("cpu"), told)
         recipe = Counter()
         whole = made(tmp_path, recipe, Clock(4, 4, images=16), validate_every=4)
-        make_up_validation(dataclasses.replace(whole, world=world, sinks=Sinks(None, [])), Best())
+        second = dataclasses.replace(whole, world=world, sinks=Sinks(None, []))
+        make_up_validation(second, Best(), Stopping(StopRequest(), world))
         assert recipe.calls == expected
 
 
