@@ -18,17 +18,32 @@ from taming_dist.engine.claims import STALE_S
 from taming_dist.engine.workers import environment_worker
 from taming_dist.errors import UserError
 from taming_dist.formats.manifest import Dataset, resolve
+from taming_dist.launch import environment_place
 from taming_dist.models.vqgan import VQGAN, check_size
 from taming_dist.prepare.tokenization.job import Job
 from taming_dist.prepare.tokenization.texts import Texts, open_texts
 from taming_dist.prepare.tokenization.views import VIEWS, build_views
 from taming_dist.prepare.tokenization.work import tokenize
+from taming_dist.sampling.stopping import Stopped, stoppable
+from taming_dist.training.clock import Clock
+from taming_dist.training.outcome import forget_outcome, write_outcome
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Work on the shards until all are finished."""
+    """Work on the shards until all are finished, or this process is asked to stop."""
     args = parse(argv)
-    tokenize(make_job(args), environment_worker(), args.batch, args.threads, args.stale_after)
+    is_first = environment_place().rank == 0
+    if is_first:
+        forget_outcome()
+    try:
+        with stoppable():
+            job, worker = make_job(args), environment_worker()
+            tokenize(job, worker, args.batch, args.threads, args.stale_after)
+    except Stopped as stopped:
+        if is_first:
+            done = len(list(args.out.glob("*.tar"))) * args.shard_samples
+            write_outcome(Clock(1, done, done), finished=False, reason=f"stopped by {stopped}")
+            print(f"stopped by {stopped}: finished shards are kept; the same command continues")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -15,6 +15,7 @@ from taming_dist.formats.files import write_bytes, writing
 from taming_dist.formats.npy import from_npy, to_npy
 from taming_dist.formats.png import save_png
 from taming_dist.generation.pictures import beside_given, image_grid
+from taming_dist.launch import environment_place
 from taming_dist.sampling.folder import GRID, Folder, require_writable
 from taming_dist.sampling.picture import Picture
 from taming_dist.sampling.plan import Plan
@@ -24,6 +25,8 @@ from taming_dist.sampling.stopping import Stopped, stoppable
 from taming_dist.sampling.thumbnails import GRID_COLUMNS, GRID_IMAGES, Thumbnail, reduced
 from taming_dist.sampling.units import Unit, units_of
 from taming_dist.sampling.writers import WRITERS, Finished, Writer
+from taming_dist.training.clock import Clock
+from taming_dist.training.outcome import forget_outcome, write_outcome
 
 LOOK_AGAIN_S = 2.0
 OPENING, ENDING = "opening", "ending"
@@ -38,6 +41,8 @@ def complete(out: Path, plan: Plan, recipe: Recipe, worker: Worker) -> str:
     Raises:
         UserError: the folder cannot be used, is another run's, or its disk is full.
     """
+    if environment_place().rank == 0:
+        forget_outcome()
     count, batch, image = plan.request.count, plan.batch, recipe.image
     wanted = range(count) if image is None else range(count)[image : image + 1]
     kind = WRITERS[recipe.settings["format"] if image is None else "png"]
@@ -60,6 +65,9 @@ def complete(out: Path, plan: Plan, recipe: Recipe, worker: Worker) -> str:
         try:
             work.run(worker)
         except Stopped as stopped:
+            if environment_place().rank == 0:
+                so_far = Clock(1, len(wanted), finished())
+                write_outcome(so_far, finished=False, reason=f"stopped by {stopped}")
             done = f"{finished()} of {len(wanted)} images are done"
             return f"stopped by {stopped}: {done}, and the same command continues"
     return f"{len(wanted)} images, and all at a glance: {out / GRID}"
