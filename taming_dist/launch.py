@@ -44,9 +44,9 @@ def by_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def by_srun() -> bool:
+def by_srun(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether srun has started this process, or what has started it."""
-    return "SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ
+    return "SLURM_PROCID" in environment and "SLURM_STEP_ID" in environment
 
 
 def place(environment: Mapping[str, str]) -> Place:
@@ -58,7 +58,7 @@ def place(environment: Mapping[str, str]) -> Place:
     if "RANK" in environment or "WORLD_SIZE" in environment:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         rank, size, local = (_number(environment, name, "torchrun sets it") for name in names)
-    elif "SLURM_PROCID" in environment and "SLURM_STEP_ID" in environment:
+    elif by_srun(environment):
         names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
         rank, size, local = (_number(environment, name, "srun sets it") for name in names)
     else:

@@ -30,6 +30,12 @@ class Process:
         )
 
     @property
+    def state(self) -> str:
+        """What /proc says of it: R, S, D, T (stopped) ...; empty if it is not here or has ended."""
+        state, birth = _found(self.pid)
+        return state if birth == self.birth else ""
+
+    @property
     def is_running(self) -> bool:
         """Whether it is here and has not ended."""
         if not self.is_here:
@@ -53,11 +59,22 @@ def this_process() -> Process:
 def birth_of(pid: int) -> str:
     """When and where a process of this host was started: boot, namespace of process numbers, and
     clock ticks since the boot. Empty if it has ended, and where there is no /proc."""
+    return _found(pid)[1]
+
+
+def state_of(pid: int) -> str:
+    """What /proc says of a process of this host: R, S, D, T (stopped) ...; empty if it has ended,
+    and where there is no /proc."""
+    return _found(pid)[0]
+
+
+def _found(pid: int) -> tuple[str, str]:
+    """The state and the birth of a process, read together."""
     try:
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (OSError, ValueError):
-        return ""
-    return "" if state in "ZX" else f"{_realm()}{rest[18]}"
+        return "", ""
+    return ("", "") if state in "ZX" else (state, f"{_realm()}{rest[18]}")
 
 
 @cache

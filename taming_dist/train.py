@@ -37,6 +37,7 @@ def train(config: "Config", stop: StopRequest) -> None:
     from taming_dist.config import check
     from taming_dist.dry_run import dry_run, is_dry
     from taming_dist.engine.checkpoint import newest_valid
+    from taming_dist.engine.outcome import forget_outcome
     from taming_dist.launch import environment_place
     from taming_dist.run_dir import check_run_dir
     from taming_dist.stages import stage_of
@@ -44,7 +45,6 @@ def train(config: "Config", stop: StopRequest) -> None:
     from taming_dist.training.leftovers import remove_leftovers
     from taming_dist.training.lock import locked
     from taming_dist.training.loop import check_resumable
-    from taming_dist.training.outcome import forget_outcome
 
     here = environment_place()
     if is_dry(config):
@@ -81,6 +81,7 @@ def fit_stage(
     """Join the process group, build the stage, and run the loop."""
     from taming_dist.description import describe
     from taming_dist.engine.checkpoint import Checkpoints
+    from taming_dist.engine.outcome import write_outcome
     from taming_dist.engine.start import init_world, load_deepspeed, shutdown
     from taming_dist.run_dir import first_rank_sinks
     from taming_dist.stages import stage_of
@@ -88,7 +89,6 @@ def fit_stage(
     from taming_dist.training.clock import Clock
     from taming_dist.training.ending import ending, tell
     from taming_dist.training.loop import Run, fit
-    from taming_dist.training.outcome import write_outcome
     from taming_dist.training.sinks import Sinks
     from taming_dist.training.watchdog import watching
 
@@ -114,22 +114,22 @@ def fit_stage(
             run_dir / "checkpoints", world, config.train.keep_last, config.train.keep_every
         )
         run = Run(
-            recipe,
-            opened.data,
-            clock,
-            config.train,
-            checkpoints,
-            sinks,
-            world,
-            run_dir,
-            criterion,
-            progress,
+            recipe=recipe,
+            data=opened.data,
+            clock=clock,
+            config=config.train,
+            checkpoints=checkpoints,
+            sinks=sinks,
+            world=world,
+            folder=run_dir,
+            criterion=criterion,
+            progress=progress,
         )
         end = fit(run, stop)
         stop.last_words = None
         sinks.event("exit", clock, finished=end.finished, reason=end.reason)
         if world.is_first:
-            write_outcome(clock, end.finished, end.reason)
+            write_outcome(clock.step, clock.images, end.finished, end.reason)
     sinks.note(farewell(run, end))
     shutdown()
 

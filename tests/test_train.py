@@ -26,10 +26,10 @@ import torch
 from PIL import Image
 
 from taming_dist import train
-from taming_dist.engine.peers import process_state
 from taming_dist.engine.tf32 import TF32_CHOICES, use_tf32
 from taming_dist.engine.world import choose_device
 from taming_dist.models.vqgan import VQGAN
+from taming_dist.processes import state_of
 from tests.data.shard_files import writing_shards
 
 LAUNCHER = (
@@ -170,9 +170,9 @@ def stopped_at(runs: Runs) -> int:
 def is_gone(process: int) -> bool:
     """Whether a process that was killed ends soon (one that nobody waits for may stay a zombie)."""
     deadline = time.monotonic() + 60
-    while process_state(process)[0] not in ("", "Z") and time.monotonic() < deadline:
+    while state_of(process) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return process_state(process)[0] in ("", "Z")
+    return not state_of(process)
 
 
 def meeting_of_two() -> dict[str, str]:

@@ -15,6 +15,8 @@ from taming_dist import cli
 from taming_dist.data.decoding import check_objects
 from taming_dist.data.reader import num_unclassed
 from taming_dist.engine.claims import STALE_S
+from taming_dist.engine.outcome import forget_outcome, write_outcome
+from taming_dist.engine.stopping import Stopped, stoppable
 from taming_dist.engine.workers import environment_worker
 from taming_dist.errors import UserError
 from taming_dist.formats.manifest import Dataset, resolve
@@ -24,9 +26,6 @@ from taming_dist.prepare.tokenization.job import Job
 from taming_dist.prepare.tokenization.texts import Texts, open_texts
 from taming_dist.prepare.tokenization.views import VIEWS, build_views
 from taming_dist.prepare.tokenization.work import tokenize
-from taming_dist.sampling.stopping import Stopped, stoppable
-from taming_dist.training.clock import Clock
-from taming_dist.training.outcome import forget_outcome, write_outcome
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -42,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Stopped as stopped:
         if is_first:
             done = len(list(args.out.glob("*.tar"))) * args.shard_samples
-            write_outcome(Clock(1, done, done), finished=False, reason=f"stopped by {stopped}")
+            write_outcome(done, done, finished=False, reason=f"stopped by {stopped}")
             print(f"stopped by {stopped}: finished shards are kept; the same command continues")
 
 

@@ -7,18 +7,16 @@ and looks whether those of the other hosts go up. Who finds a rank lost leaves a
 that all ranks read: they end with the same words, which name the rank and its host.
 """
 
-import contextlib
 import os
-import socket
 import threading
 import time
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 import torch.distributed as dist
 
 from taming_dist.engine.world import World
+from taming_dist.processes import Process, this_process
 
 PERIOD_S = 1.0
 SILENT_S = 60.0  # a host whose number stands for so long is lost, with all ranks on it,
@@ -29,34 +27,22 @@ GONE, STOPPED = "", "T"
 
 @dataclass(frozen=True)
 class Peer:
-    """The process of a rank; `started` tells it from a later one with the same number."""
+    """The process of a rank."""
 
     rank: int
-    host: str
-    process: int
-    started: str
+    process: Process
 
     def __str__(self) -> str:
-        return f"rank {self.rank} (process {self.process} on {self.host})"
+        return f"rank {self.rank} (process {self.process.pid} on {self.host})"
+
+    @property
+    def host(self) -> str:
+        return self.process.host
 
     @property
     def state(self) -> str:
-        """What /proc says of it on this host: R, S, D, T (stopped) ...; empty: it has ended."""
-        state, started = process_state(self.process)
-        return state if started == self.started and state not in "ZX" else GONE
-
-
-def process_state(process: int) -> tuple[str, str]:
-    """The state of a process and when it was started; empty where there is none, or no /proc."""
-    with contextlib.suppress(OSError):
-        facts = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        return facts[0], facts[19]
-    return GONE, ""
-
-
-def this_process(rank: int) -> Peer:
-    """The process that asks."""
-    return Peer(rank, socket.gethostname(), os.getpid(), process_state(os.getpid())[1])
+        """See `Process.state`."""
+        return self.process.state
 
 
 class Peers:
@@ -135,7 +121,9 @@ class Peers:
             address, port, wait_for_workers=False, timeout=timedelta(seconds=ANSWER_S)
         )
         first = self._first  # the launcher may keep the store for a restart of all ranks
-        return dist.PrefixStore(f"peers/{first.host}/{first.process}/{first.started}", store)
+        return dist.PrefixStore(
+            f"peers/{first.host}/{first.process.pid}/{first.process.birth}", store
+        )
 
     def _look(self, store: dist.Store) -> None:
         beat = 0
@@ -185,4 +173,4 @@ def meet(world: World) -> Peers | None:
     """Who takes part in a run (collective); None where nobody else does."""
     if world.world_size == 1:
         return None
-    return Peers(world.gather(this_process(world.rank)), world.rank)
+    return Peers(world.gather(Peer(world.rank, this_process())), world.rank)

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from taming_dist.engine.claims import Claims
+from taming_dist.engine.outcome import forget_outcome, write_outcome
+from taming_dist.engine.stopping import Stopped, stoppable
 from taming_dist.engine.workers import Worker
 from taming_dist.formats.files import write_bytes, writing
 from taming_dist.formats.npy import from_npy, to_npy
@@ -21,12 +23,9 @@ from taming_dist.sampling.picture import Picture
 from taming_dist.sampling.plan import Plan
 from taming_dist.sampling.progress import Progress
 from taming_dist.sampling.recipe import Recipe, at_present, use_threads
-from taming_dist.sampling.stopping import Stopped, stoppable
 from taming_dist.sampling.thumbnails import GRID_COLUMNS, GRID_IMAGES, Thumbnail, reduced
 from taming_dist.sampling.units import Unit, units_of
 from taming_dist.sampling.writers import WRITERS, Finished, Writer
-from taming_dist.training.clock import Clock
-from taming_dist.training.outcome import forget_outcome, write_outcome
 
 LOOK_AGAIN_S = 2.0
 OPENING, ENDING = "opening", "ending"
@@ -65,11 +64,11 @@ def complete(out: Path, plan: Plan, recipe: Recipe, worker: Worker) -> str:
         try:
             work.run(worker)
         except Stopped as stopped:
+            done = finished()
             if environment_place().rank == 0:
-                so_far = Clock(1, len(wanted), finished())
-                write_outcome(so_far, finished=False, reason=f"stopped by {stopped}")
-            done = f"{finished()} of {len(wanted)} images are done"
-            return f"stopped by {stopped}: {done}, and the same command continues"
+                write_outcome(done, done, finished=False, reason=f"stopped by {stopped}")
+            so_far = f"{done} of {len(wanted)} images are done"
+            return f"stopped by {stopped}: {so_far}, and the same command continues"
     return f"{len(wanted)} images, and all at a glance: {out / GRID}"
 
 

@@ -7,11 +7,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from taming_dist import cli
+from taming_dist.engine.outcome import write_outcome
 from taming_dist.engine.world import World
 from taming_dist.errors import Diverged, LostRank, UserError
 from taming_dist.formats.files import writing
 from taming_dist.training.clock import Clock
-from taming_dist.training.outcome import write_outcome
 from taming_dist.training.signals import outlast_the_launcher
 from taming_dist.training.sinks import Sinks
 
@@ -44,7 +44,7 @@ def tell(run_dir: Path, world: World, clock: Clock, reason: str) -> None:
     has, the others as `error`."""
     events = Sinks(run_dir, [])
     if world.is_first:
-        write_outcome(clock, finished=False, reason=reason)
+        write_outcome(clock.step, clock.images, finished=False, reason=reason)
     with suppress(OSError, UserError):  # a full disk may be the very reason; it must not hide it
         if world.is_first:
             events.event("exit", clock, finished=False, reason=reason)

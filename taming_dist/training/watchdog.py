@@ -19,9 +19,10 @@ from typing import IO, NamedTuple, TypeVar
 
 import taming_dist
 from taming_dist.announce import announce, announced
-from taming_dist.engine.peers import STOPPED, Peers, meet, process_state, this_process
+from taming_dist.engine.peers import STOPPED, Peer, Peers, meet
 from taming_dist.engine.world import World, is_lost_connection, set_timeout
 from taming_dist.errors import LostRank
+from taming_dist.processes import state_of, this_process
 from taming_dist.training.clock import Clock
 from taming_dist.training.ending import log_of, logger, tell
 
@@ -104,7 +105,7 @@ class Watchdog:
     ) -> None:
         self._progress, self._peers, self._stuck_after = progress, peers, stuck_after
         self._run_dir, self._world, self._clock, self._log = run_dir, world, clock, log
-        self._me = this_process(world.rank)
+        self._me = Peer(world.rank, this_process())
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -213,4 +214,4 @@ def stopped_children() -> list[int]:
     with suppress(OSError):  # only Linux has /proc
         for path in Path("/proc/self/task").glob("*/children"):
             found += map(int, path.read_text().split())
-    return [process for process in found if process_state(process)[0] == STOPPED]
+    return [process for process in found if state_of(process) == STOPPED]

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from taming_dist.engine.stopping import Stopped
 from taming_dist.engine.workers import Worker
 from taming_dist.errors import UserError
-from taming_dist.sampling.stopping import Stopped
 from taming_dist.sampling.units import Unit
 from taming_dist.sampling.work import Work
 from tests.sampling.conftest import Sample

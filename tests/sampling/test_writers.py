@@ -12,10 +12,10 @@ from torch import Tensor
 
 from taming_dist.data.images import Preprocess
 from taming_dist.data.reader import Reader, Reading
+from taming_dist.engine.stopping import Stopped
 from taming_dist.errors import UserError
 from taming_dist.formats.manifest import resolve
 from taming_dist.sampling.picture import Picture
-from taming_dist.sampling.stopping import Stopped
 from taming_dist.sampling.writers import WRITERS
 from taming_dist.sampling.writers.png import encoded
 from tests.sampling.conftest import Sample, record

@@ -180,6 +180,18 @@ def why_not() -> str | None:
     return None
 
 
+def repository_of(folder: Path, python: str) -> Path:
+    """The job scripts in a new `folder`, beside an environment whose python is this stand-in. The
+    scripts are copies, so that they find the stand-in by where they lie."""
+    programs = folder / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    shutil.copytree(REPOSITORY / "slurm", folder / "slurm")
+    (programs / "python").write_text(python)
+    (programs / "python").chmod(0o755)
+    (programs / "activate").write_text(f'PATH="{programs}:$PATH"\n')
+    return folder
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """The running cluster; skips where there can be none, unless TAMING_REQUIRE_SLURM=1."""

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.slurm.conftest import repository_of
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 NAMES = (
     "SLURM_PROCID",
@@ -44,14 +46,7 @@ CPU = ("--gpus-per-node=0", "--ntasks-per-node=1", "--cpus-per-task=1")
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     """The job scripts beside an environment whose python is the stand-in."""
-    folder = tmp_path / "repository with space"
-    programs = folder / ".venv" / "bin"
-    programs.mkdir(parents=True)
-    (folder / "slurm").symlink_to(REPOSITORY / "slurm")
-    (programs / "python").write_text(STAND_IN)
-    (programs / "python").chmod(0o755)
-    (programs / "activate").write_text(f'PATH="{programs}:$PATH"\n')
-    return folder
+    return repository_of(tmp_path / "repository with space", STAND_IN)
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.slurm.conftest import repository_of
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Writes down its arguments; fails in the job of which fail.txt has the name.
 STAND_IN = f"""#!{sys.executable}
@@ -39,17 +41,7 @@ AFTER_TOKENIZATION = {"stage2", "sample", "evaluate_stage2"}
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     """The job scripts beside an environment whose python is the stand-in."""
-    folder = tmp_path / "repository with space"
-    programs = folder / ".venv" / "bin"
-    programs.mkdir(parents=True)
-    (folder / "slurm").mkdir()
-    for script in (REPOSITORY / "slurm").iterdir():
-        (folder / "slurm" / script.name).write_bytes(script.read_bytes())
-        (folder / "slurm" / script.name).chmod(0o755)
-    (programs / "python").write_text(STAND_IN)
-    (programs / "python").chmod(0o755)
-    (programs / "activate").write_text(f'PATH="{programs}:$PATH"\n')
-    return folder
+    return repository_of(tmp_path / "repository with space", STAND_IN)
 
 
 def submit(cluster: Any, repository: Path, folder: Path, chain: str) -> tuple[dict[str, Any], str]:

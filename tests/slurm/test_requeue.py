@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.slurm.conftest import repository_of
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Ends as plan.json says for each start; `until`: only at that signal.
 STAND_IN = f"""#!{sys.executable}
@@ -67,14 +69,7 @@ NODES = {"stopped": 2, "cancelled": 2, "interrupted": 2}
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The job scripts beside an environment whose python is the stand-in."""
-    folder = tmp_path_factory.mktemp("repository")
-    programs = folder / ".venv" / "bin"
-    programs.mkdir(parents=True)
-    (folder / "slurm").symlink_to(REPOSITORY / "slurm")
-    (programs / "python").write_text(STAND_IN)
-    (programs / "python").chmod(0o755)
-    (programs / "activate").write_text(f'PATH="{programs}:$PATH"\n')
-    return folder
+    return repository_of(tmp_path_factory.mktemp("requeue") / "repository", STAND_IN)
 
 
 Submit = Callable[..., Any]

@@ -7,14 +7,16 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from taming_dist.engine.peers import Peer, Peers, process_state, this_process
+from taming_dist.engine.peers import Peer, Peers
 from taming_dist.engine.world import World
+from taming_dist.processes import Process, birth_of, state_of, this_process
 from taming_dist.training import watchdog
 from taming_dist.training.clock import Clock
 from taming_dist.training.watchdog import EXIT_STUCK, Progress, watching
@@ -114,20 +116,20 @@ def test_what_a_rank_does_is_told_without_waiting_for_anything() -> None:
 
 
 def test_a_process_is_told_from_a_later_one_with_its_number() -> None:
-    me = this_process(0)
-    assert me.state in ("R", "S")
-    assert Peer(1, me.host, me.process, "0").state == ""
-    child = subprocess.Popen(["true"])
-    state = Path(f"/proc/{child.pid}/stat")
-    peer = Peer(1, me.host, child.pid, state.read_text().rpartition(")")[2].split()[19])
-    child.wait()
+    me = this_process()
+    assert Peer(0, me).state in ("R", "S")
+    assert Peer(1, replace(me, birth="0")).state == ""
+    child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    peer = Peer(1, replace(me, pid=child.pid, birth=birth_of(child.pid)))
+    assert peer.state != ""
+    child.communicate()
     assert peer.state == ""
 
 
 def test_ranks_of_another_container_are_not_taken_for_dead() -> None:
-    me = this_process(0)
-    unseen = Peer(1, me.host, 2**30, "5")
-    assert Peers([me, unseen], 0).suspect() is None
+    me = this_process()
+    unseen = Peer(1, Process(me.host, 2**30, "5"))
+    assert Peers([Peer(0, me), unseen], 0).suspect() is None
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +161,7 @@ def test_a_rank_that_is_lost_or_stuck_is_named_in_one_line_with_its_host(
     assert (folder / "codes").read_text() == codes
     lines = [line for n in range(2) for line in (folder / f"{n}.out").read_text().splitlines()]
     (line,) = [line for line in lines if line.startswith("error: ")]
-    host = this_process(0).host if not scenario.startswith("far") else "ab"[rank]
+    host = this_process().host if not scenario.startswith("far") else "ab"[rank]
     assert f"rank {rank} (process " in line
     assert f" on {host}) {words}" in line
     survivor = 1 - rank
@@ -175,7 +177,7 @@ def test_a_process_that_is_stopped_while_it_reads_is_named_and_killed(found: Pat
         line for line in (found / "reading" / "1.out").read_text().splitlines() if "error" in line
     ]
     assert f"waiting for data, where its process {child} is stopped" in line
-    assert process_state(int(child))[0] in ("", "Z")
+    assert not state_of(int(child))
     assert log(found / "reading", 0).count("most recent call first") > 1, "of all ranks"
 
 

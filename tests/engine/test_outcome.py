@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from taming_dist import cli
+from taming_dist.engine.outcome import VARIABLE, forget_outcome, write_outcome
 from taming_dist.engine.world import World
 from taming_dist.errors import UserError
 from taming_dist.training.clock import Clock
 from taming_dist.training.ending import ending
-from taming_dist.training.outcome import VARIABLE, forget_outcome, write_outcome
 
 CLOCK = Clock(global_batch=4, total_steps=10, images=12)
 
@@ -25,7 +25,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_file_that_the_environment_names_gets_one_line(file: Path) -> None:
     forget_outcome()
-    write_outcome(CLOCK, finished=True, reason="no better val/nll:\nbest 3 at step 2")
+    write_outcome(3, 12, finished=True, reason="no better val/nll:\nbest 3 at step 2")
     (line,) = file.read_text().splitlines()
     reason = "no better val/nll: best 3 at step 2"
     assert json.loads(line) == {"finished": True, "step": 3, "images": 12, "reason": reason}
@@ -38,7 +38,7 @@ def test_nothing_is_written_unless_the_environment_names_a_file(
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.chdir(tmp_path)
     forget_outcome()
-    write_outcome(CLOCK, finished=True, reason="finished")
+    write_outcome(3, 12, finished=True, reason="finished")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -76,5 +76,5 @@ def test_a_place_that_is_gone_at_the_end_changes_nothing(
 ) -> None:
     monkeypatch.setenv(VARIABLE, str(tmp_path / "gone" / "end.json"))
     with caplog.at_level(logging.WARNING):
-        write_outcome(CLOCK, finished=True, reason="finished")
+        write_outcome(3, 12, finished=True, reason="finished")
     assert "cannot be written" in caplog.text

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from taming_dist.errors import UserError
 from taming_dist.formats.files import write_bytes
-from taming_dist.training.clock import Clock
 
 VARIABLE = "TAMING_DIST_END"
 
@@ -28,13 +27,14 @@ def forget_outcome() -> None:
         file.unlink(missing_ok=True)
 
 
-def write_outcome(clock: Clock, finished: bool, reason: str) -> None:
-    """Write why the run ends, atomically. A disk that is full by now must not change how."""
+def write_outcome(step: int, images: int, finished: bool, reason: str) -> None:
+    """Write why a run ends and how far it came, atomically. A disk that is full by now must not
+    change how."""
     if file := _file():
         found = {
             "finished": finished,
-            "step": clock.step,
-            "images": clock.images,
+            "step": step,
+            "images": images,
             "reason": " ".join(reason.split()),
         }
         try:
