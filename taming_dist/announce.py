@@ -17,6 +17,7 @@ from pathlib import Path
 
 from taming_dist.errors import UserError
 from taming_dist.launch import Place, place
+from taming_dist.processes import birth_of
 
 WAIT_S = 2.0  # for the other ranks to reach the same error
 KEPT_S = 86_400.0  # files of older launches are removed
@@ -103,15 +104,8 @@ def _launch() -> str:
     facts = [os.environ.get(name, "") for name in LAUNCH]
     if "SLURM_STEP_ID" not in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
         # Slurm's tasks each have their own parent; the step's number is enough.
-        facts += [str(os.getppid()), _start_time(os.getppid())]
+        facts += [str(os.getppid()), birth_of(os.getppid())]
     return _digest("\n".join(facts))
-
-
-def _start_time(process: int) -> str:
-    """The start time of a process, which tells it from a later one with the same number."""
-    with suppress(OSError):  # only Linux has /proc
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
-    return ""
 
 
 def _folder() -> Path:

@@ -14,6 +14,7 @@ from taming_dist.launch import end_with_launcher
 from taming_dist.training.signals import StopRequest
 
 if TYPE_CHECKING:
+    from taming_dist.engine.world import World
     from taming_dist.stages.interface import Config, Opened, Start
     from taming_dist.training.best import Criterion
     from taming_dist.training.loop import End, Run
@@ -38,12 +39,13 @@ def train(config: "Config", stop: StopRequest) -> None:
     from taming_dist.dry_run import dry_run, is_dry
     from taming_dist.engine.checkpoint import newest_valid
     from taming_dist.engine.outcome import forget_outcome
+    from taming_dist.engine.start import init_world, load_deepspeed, shutdown
     from taming_dist.launch import environment_place
     from taming_dist.run_dir import check_run_dir
     from taming_dist.stages import stage_of
     from taming_dist.stages.interface import Start
     from taming_dist.training.leftovers import remove_leftovers
-    from taming_dist.training.lock import locked
+    from taming_dist.training.lock import locked_for_all
     from taming_dist.training.loop import check_resumable
 
     here = environment_place()
@@ -62,13 +64,17 @@ def train(config: "Config", stop: StopRequest) -> None:
     if found is not None:
         check_resumable(found, opened.data, config.data.global_batch, here.world_size)
 
+    if here.rank == 0:
+        forget_outcome()
+    load_deepspeed()  # takes seconds, in which a signal is remembered
     with ExitStack() as stack:
-        if here.rank == 0:
-            with stop.suspended():
-                stack.enter_context(locked(run_dir))
-            forget_outcome()
+        with stop.suspended():
+            world = init_world(here, config.engine.allowed_tf32, config.engine.deterministic)
+            stack.enter_context(locked_for_all(run_dir, world))
+        if world.is_first:
             remove_leftovers(run_dir)
-        fit_stage(config, start, opened, criterion, stop)
+        fit_stage(config, start, opened, criterion, world, stop)
+    shutdown()
 
 
 def fit_stage(
@@ -76,13 +82,13 @@ def fit_stage(
     start: "Start",
     opened: "Opened",
     criterion: "Criterion | None",
+    world: "World",
     stop: StopRequest,
 ) -> None:
-    """Join the process group, build the stage, and run the loop."""
+    """Build the stage, and run the loop."""
     from taming_dist.description import describe
     from taming_dist.engine.checkpoint import Checkpoints
     from taming_dist.engine.outcome import write_outcome
-    from taming_dist.engine.start import init_world, load_deepspeed, shutdown
     from taming_dist.run_dir import first_rank_sinks
     from taming_dist.stages import stage_of
     from taming_dist.stages.context import Context
@@ -93,9 +99,6 @@ def fit_stage(
     from taming_dist.training.watchdog import watching
 
     stage, batch, run_dir = stage_of(config), start.batch, start.run_dir
-    load_deepspeed()  # takes seconds, in which a signal is remembered
-    with stop.suspended():
-        world = init_world(start.here, config.engine.allowed_tf32, config.engine.deterministic)
     clock = Clock(config.data.global_batch, config.train.steps)
     stuck_after = config.train.stuck_after
     with (
@@ -131,7 +134,6 @@ def fit_stage(
         if world.is_first:
             write_outcome(clock.step, clock.images, end.finished, end.reason)
     sinks.note(farewell(run, end))
-    shutdown()
 
 
 def farewell(run: "Run", end: "End") -> str:

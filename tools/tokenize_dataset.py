@@ -20,7 +20,6 @@ from taming_dist.engine.stopping import Stopped, stoppable
 from taming_dist.engine.workers import environment_worker
 from taming_dist.errors import UserError
 from taming_dist.formats.manifest import Dataset, resolve
-from taming_dist.launch import environment_place
 from taming_dist.models.vqgan import VQGAN, check_size
 from taming_dist.prepare.tokenization.job import Job
 from taming_dist.prepare.tokenization.texts import Texts, open_texts
@@ -31,15 +30,14 @@ from taming_dist.prepare.tokenization.work import tokenize
 def main(argv: Sequence[str] | None = None) -> None:
     """Work on the shards until all are finished, or this process is asked to stop."""
     args = parse(argv)
-    is_first = environment_place().rank == 0
-    if is_first:
+    worker = environment_worker()
+    if worker.rank == 0:
         forget_outcome()
     try:
         with stoppable():
-            job, worker = make_job(args), environment_worker()
-            tokenize(job, worker, args.batch, args.threads, args.stale_after)
+            tokenize(make_job(args), worker, args.batch, args.threads, args.stale_after)
     except Stopped as stopped:
-        if is_first:
+        if worker.rank == 0:
             done = len(list(args.out.glob("*.tar"))) * args.shard_samples
             write_outcome(done, done, finished=False, reason=f"stopped by {stopped}")
             print(f"stopped by {stopped}: finished shards are kept; the same command continues")

@@ -9,11 +9,13 @@ from taming_dist.launch import place
 
 @dataclass(frozen=True)
 class Worker:
-    """The number of this worker among `count`: only a hint at which part to begin with."""
+    """The number of this worker among `count`: only a hint at which part to begin with. `rank`:
+    its number among those that one launcher has started."""
 
     number: int
     count: int
     local_rank: int
+    rank: int = 0
 
     @property
     def who(self) -> str:
@@ -30,11 +32,11 @@ def worker_of(environment: Mapping[str, str]) -> Worker:
     here = place({"MASTER_ADDR": "", "MASTER_PORT": "0", **environment})
     names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT")
     if not all(environment.get(name, "").isdigit() for name in names):
-        return Worker(here.rank, here.world_size, here.local_rank)
+        return Worker(here.rank, here.world_size, here.local_rank, here.rank)
     task, first, tasks = (int(environment[name]) for name in names)
     # Array tasks may be numbered with gaps: workers with the same number merely begin alike.
     number = (task - first) % tasks * here.world_size + here.rank
-    return Worker(number, tasks * here.world_size, here.local_rank)
+    return Worker(number, tasks * here.world_size, here.local_rank, here.rank)
 
 
 def environment_worker() -> Worker:

@@ -17,7 +17,6 @@ from taming_dist.formats.files import write_bytes, writing
 from taming_dist.formats.npy import from_npy, to_npy
 from taming_dist.formats.png import save_png
 from taming_dist.generation.pictures import beside_given, image_grid
-from taming_dist.launch import environment_place
 from taming_dist.sampling.folder import GRID, Folder, require_writable
 from taming_dist.sampling.picture import Picture
 from taming_dist.sampling.plan import Plan
@@ -40,7 +39,7 @@ def complete(out: Path, plan: Plan, recipe: Recipe, worker: Worker) -> str:
     Raises:
         UserError: the folder cannot be used, is another run's, or its disk is full.
     """
-    if environment_place().rank == 0:
+    if worker.rank == 0:
         forget_outcome()
     count, batch, image = plan.request.count, plan.batch, recipe.image
     wanted = range(count) if image is None else range(count)[image : image + 1]
@@ -65,7 +64,7 @@ def complete(out: Path, plan: Plan, recipe: Recipe, worker: Worker) -> str:
             work.run(worker)
         except Stopped as stopped:
             done = finished()
-            if environment_place().rank == 0:
+            if worker.rank == 0:
                 write_outcome(done, done, finished=False, reason=f"stopped by {stopped}")
             so_far = f"{done} of {len(wanted)} images are done"
             return f"stopped by {stopped}: {so_far}, and the same command continues"

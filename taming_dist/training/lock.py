@@ -14,6 +14,7 @@ from pathlib import Path
 
 from taming_dist.cli import EXIT_ERROR
 from taming_dist.engine.claims import STALE_S, Claim, Claims
+from taming_dist.engine.world import World
 from taming_dist.errors import UserError
 from taming_dist.formats.files import writing
 
@@ -41,6 +42,26 @@ def locked(run_dir: Path, stale_s: float = STALE_S) -> Iterator[None]:
         with writing(run_dir):
             stack.enter_context(claims)
             wait_for(claims, run_dir)
+        yield
+
+
+@contextmanager
+def locked_for_all(run_dir: Path, world: World) -> Iterator[None]:
+    """Have `run_dir` to this run, whose first rank claims it (collective: no rank has touched the
+    folder when another has failed before they met).
+
+    Raises:
+        UserError: as `locked` does, on all ranks.
+    """
+    with ExitStack() as stack:
+        refused = ""
+        if world.is_first:
+            try:
+                stack.enter_context(locked(run_dir))
+            except UserError as error:
+                refused = str(error)
+        if refused := world.broadcast(refused):
+            raise UserError(refused)
         yield
 
 

@@ -33,6 +33,7 @@ PERIOD_S = 0.5
 EARLY = 3  # times as long may pass before the first step is done: it compiles
 FIRST_TO_SPEAK_S = 5.0  # for ranks that do not wait for another: theirs is the cause
 GRACE_S = 10.0  # for the loop, which learns of a lost rank by itself unless it waits for ever
+TELL_S = 1.0  # to have the others know that this rank ends
 FIND_S = 25.0  # to find out which rank is lost
 LAST_S = 30.0  # to say why, on a disk that may hang
 PACKAGE = Path(taming_dist.__file__).parent
@@ -75,6 +76,9 @@ def watching(run_dir: Path, world: World, clock: Clock, stuck_after: float) -> I
         except Exception as error:
             if world.world_size > 1 and is_lost_connection(error):
                 raise lost_rank(peers, run_dir) from error
+            if peers is not None:
+                # those on other hosts would have to wait until this rank is silent
+                peers.agree(f"{peers.me} has ended", TELL_S)
             raise
         finally:
             if dog is not None:
@@ -163,9 +167,8 @@ class Watchdog:
         return f"{self._me} is stuck: {self._since()}, {what}"
 
     def _since(self) -> str:
-        passed = time.monotonic() - self._progress.since
         step = self._clock.step + 1
-        return f"no progress for {passed:.0f} s (train.stuck_after) at step {step}"
+        return f"no progress for {self._limit:.0f} s (train.stuck_after) at step {step}"
 
     def _dump(self) -> None:
         faulthandler.dump_traceback(file=self._log, all_threads=True)

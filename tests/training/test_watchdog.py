@@ -27,6 +27,12 @@ CLOCK = Clock(global_batch=4, total_steps=10, images=12)
 ALONE = World(0, 1, 0, torch.device("cpu"))
 
 
+def errors(folder: Path) -> list[str]:
+    """The error lines of both ranks: whichever is there first tells what all have to say."""
+    lines = [line for n in range(2) for line in (folder / f"{n}.out").read_text().splitlines()]
+    return [line for line in lines if line.startswith("error: ")]
+
+
 def log(folder: Path, rank: int = 0) -> str:
     return (folder / "logs" / f"rank-{rank}.log").read_text()
 
@@ -101,8 +107,10 @@ def test_a_process_that_was_stopped_itself_for_long_looks_anew(
     (tmp_path / "logs").mkdir()
     dog = Dog(monkeypatch)
     monkeypatch.setattr(watchdog, "PERIOD_S", -1.0)  # whatever passes is longer than ten of them
-    with watching(tmp_path, ALONE, CLOCK, stuck_after=1000) as progress:
-        progress.since -= 1e6
+    told = Progress()
+    told.since -= 1e6
+    monkeypatch.setattr(watchdog, "Progress", lambda: told)  # before the dog first looks
+    with watching(tmp_path, ALONE, CLOCK, stuck_after=1000):
         dog.has_looked()
         assert not dog.barked.is_set()
 
@@ -159,8 +167,7 @@ def test_a_rank_that_is_lost_or_stuck_is_named_in_one_line_with_its_host(
 ) -> None:
     folder = found / scenario
     assert (folder / "codes").read_text() == codes
-    lines = [line for n in range(2) for line in (folder / f"{n}.out").read_text().splitlines()]
-    (line,) = [line for line in lines if line.startswith("error: ")]
+    (line,) = errors(folder)
     host = this_process().host if not scenario.startswith("far") else "ab"[rank]
     assert f"rank {rank} (process " in line
     assert f" on {host}) {words}" in line
@@ -173,9 +180,7 @@ def test_a_rank_that_is_lost_or_stuck_is_named_in_one_line_with_its_host(
 @pytest.mark.slow
 def test_a_process_that_is_stopped_while_it_reads_is_named_and_killed(found: Path) -> None:
     child = (found / "reading" / "child").read_text()
-    (line,) = [
-        line for line in (found / "reading" / "1.out").read_text().splitlines() if "error" in line
-    ]
+    (line,) = errors(found / "reading")
     assert f"waiting for data, where its process {child} is stopped" in line
     assert not state_of(int(child))
     assert log(found / "reading", 0).count("most recent call first") > 1, "of all ranks"

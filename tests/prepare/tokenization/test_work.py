@@ -32,10 +32,10 @@ def test_a_worker_is_numbered_by_whatever_has_started_it() -> None:
         "SLURM_ARRAY_TASK_COUNT": "10",
     }
     assert worker_of({}) == Worker(0, 1, 0)
-    assert worker_of(torchrun) == Worker(5, 8, 1)
-    assert worker_of(srun) == Worker(2, 4, 2)
+    assert worker_of(torchrun) == Worker(5, 8, 1, rank=5)
+    assert worker_of(srun) == Worker(2, 4, 2, rank=2)
     assert worker_of(array) == Worker(2, 10, 0)
-    assert worker_of(array | srun) == Worker(10, 40, 2)
+    assert worker_of(array | srun) == Worker(10, 40, 2, rank=2)
 
 
 def test_appended_image_shards_leave_the_finished_code_shards_alone(
