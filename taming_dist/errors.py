@@ -9,7 +9,8 @@ class UserError(Exception):
 
 
 class Diverged(Exception):
-    """Too many consecutive steps were skipped for a loss or gradient that is not finite.
+    """Too many consecutive steps were skipped for a loss or gradient that is not finite, or weights
+    that are to be saved are not.
 
     Raised on all ranks alike; exit code 1.
     """

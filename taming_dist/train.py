@@ -37,7 +37,7 @@ def train(config: "Config", stop: StopRequest) -> None:
     """Check everything, then train; or, with `dry_run`, only tell what the run would be."""
     from taming_dist.config import check
     from taming_dist.dry_run import dry_run, is_dry
-    from taming_dist.engine.checkpoint import newest_valid
+    from taming_dist.engine.finding import newest_valid
     from taming_dist.engine.outcome import forget_outcome
     from taming_dist.engine.start import init_world, load_deepspeed, shutdown
     from taming_dist.launch import environment_place

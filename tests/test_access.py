@@ -44,8 +44,8 @@ def test_exports_and_tensors_follow_the_umask(tmp_path: Path, umask: int) -> Non
     files = dict.fromkeys(("README.md", "config.json", "model.safetensors"), 0o666 & ~umask)
     assert modes(tmp_path / "export") == {"export": 0o777 & ~umask, **files}
     write_tensors({"a": torch.ones(2)}, tmp_path / "a.safetensors")
-    (piece,) = write_pieces(tmp_path, [Piece("a", 0, torch.ones(2))], 0, 1)
-    for name in ("a.safetensors", piece.name):
+    (written,) = write_pieces(tmp_path, [Piece("a", 0, torch.ones(2))], 0, 1)
+    for name in ("a.safetensors", written):
         assert (tmp_path / name).stat().st_mode & 0o777 == 0o666 & ~umask
 
 

@@ -400,7 +400,7 @@ CAN_MOUNT = subprocess.run(["unshare", "--mount", "true"], capture_output=True).
 ON_A_SMALL_DISK = """
 mount -t tmpfs -o size=1500k tmpfs outputs/small
 "$@"; echo "exit $?"
-ls -d outputs/small/checkpoints/*
+ls -A outputs/small/checkpoints
 mount -o remount,size=64m outputs/small
 "$@" || exit
 ls -A outputs/small outputs/small/checkpoints
@@ -424,8 +424,6 @@ def test_a_full_disk_is_one_line_and_the_same_command_continues_once_there_is_ro
         "on its disk, then run the same command again"
     ]
     assert "step 2/2  " in first
-    left, _, second = second.partition("\n")
-    assert left == "outputs/small/checkpoints/images-000000000008.tmp"
     assert process.returncode == 0
     assert "stopped at step 2 of 2: the trained model is in outputs/small/export" in second
     assert "images-000000000008\n" in second

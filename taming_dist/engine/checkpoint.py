@@ -2,36 +2,45 @@
 
 Layout: checkpoints/images-000000012000/ holds a folder per engine (`taming_dist.engine.pieces`) and
 meta.json, written last: step, state and the list of files with their sizes and xxh3. It is built as
-images-*.tmp and renamed, so a run that dies while saving leaves the previous checkpoint as the
-newest valid one. Steps would not do for names: with another global batch they count anew. Any
-number of ranks and any ZeRO stage reads it. Runs of before have DeepSpeed's files, which only as
-many ranks at the same stage can read, and folders such as step-00001000, whose images are in their
-meta.json.
+images-*.tmp (`taming_dist.engine.draft`) and renamed, so a run that dies while saving leaves the
+previous checkpoint as the newest valid one. Steps would not do for names: with another global batch
+they count anew. Any number of ranks and any ZeRO stage reads it. Runs of before have DeepSpeed's
+files, which only as many ranks at the same stage can read, and folders such as step-00001000, whose
+images are in their meta.json.
 """
 
 import dataclasses
 import json
-import math
 import os
-import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from taming_dist.engine.draft import Draft, GivenUp, SaveFailed, failing
+from taming_dist.engine.finding import (
+    ASIDE,
+    all_checkpoints,
+    find_fault,
+    find_fault_within,
+    read_state,
+    remove,
+    whole_checkpoints,
+)
+from taming_dist.engine.meta import Meta, read_meta, write_meta
+from taming_dist.engine.snapshot import Snapshot
+from taming_dist.engine.written import Written, sync_folder
 from taming_dist.errors import UserError
-from taming_dist.formats.shards import measure
 
-NAME = re.compile(r"images-(\d{12,})")
-NAME_OF_BEFORE = re.compile(r"step-(\d{8,})")
-UNFINISHED = ("images-*.tmp", "step-*.tmp")
-FORMAT, FORMER = "taming_dist.checkpoint.v2", "taming_dist.checkpoint.v1"
+
+class NotFinite(Exception):
+    """Something that a checkpoint would keep is not finite; the message says what."""
 
 
 class Saved(Protocol):
     """What a checkpoint needs of an engine: see `taming_dist.engine.zero.Engine`."""
 
-    def save(self, folder: Path, name: str) -> list[Path]: ...
+    def snapshot(self) -> Snapshot: ...
     def load(self, folder: Path, name: str) -> None: ...
 
 
@@ -51,7 +60,7 @@ class Ranks(Protocol):
 
 @dataclasses.dataclass
 class Checkpoints:
-    """The checkpoints of a run. Every method is a collective: all ranks call it.
+    """The checkpoints of a run. All ranks call its methods together; `write` may be in a thread.
 
     The `keep_last` newest by images seen are kept, and that of every `keep_every`-th step for good
     (0: none). Which those are is decided and noted when they are saved, because the same images are
@@ -63,68 +72,93 @@ class Checkpoints:
     keep_last: int = 2
     keep_every: int = 0
 
-    def save(self, step: int, engines: Mapping[str, Saved], state: dict[str, Any]) -> Path:
-        """Write a checkpoint, after `step` optimizer steps.
+    def begin(self, step: int, engines: Mapping[str, Saved], state: dict[str, Any]) -> Draft:
+        """Copy what a checkpoint after `step` optimizer steps is made of; `write` writes it.
 
         `state` is plain JSON and is given back by `load`; its `images` are the images seen.
+
+        Raises:
+            NotFinite: it is not worth keeping.
         """
         final = self.folder / f"images-{state['images']:012d}"
-        building = final.with_name(final.name + ".tmp")
         if self.world.is_first:
-            shutil.rmtree(building, ignore_errors=True)
-            building.mkdir(parents=True)
+            shutil.rmtree(final.with_name(f"{final.name}.tmp"), ignore_errors=True)
         self.world.barrier()
-        files: dict[str, Any] = {}
+        try:
+            json.dumps(state, allow_nan=False)
+        except ValueError as error:
+            raise NotFinite(f"what the recipe remembers ({error})") from error
+        snapshots = {}
         for name, engine in engines.items():
-            for path in engine.save(building, name):
-                _sync(path)
-                size, digest = measure(path)
-                files[str(path.relative_to(building))] = {"bytes": size, "xxh3_128": digest}
-        written = self.world.gather(files)
-        if self.world.is_first:
-            everyones = {name: facts for files in written for name, facts in files.items()}
-            self._finish(building, final, step, state, everyones)
-            self.prune(final)
-        self.world.barrier()
-        return final
+            snapshots[name] = engine.snapshot()
+            if snapshots[name].not_finite is not None:
+                raise NotFinite(f"{snapshots[name].not_finite} of the {name}")
+        meta = Meta(step, self.world.world_size, state, kept_for_good=self._is_kept(step))
+        return Draft(final, meta, snapshots, self.world.rank)
 
-    def _finish(
-        self, building: Path, final: Path, step: int, state: dict[str, Any], files: dict[str, Any]
-    ) -> None:
-        meta = {
-            "format": FORMAT,
-            "step": step,
-            "kept_for_good": self._is_kept(step),
-            "world_size": self.world.world_size,
-            "state": state,
-            "files": dict(sorted(files.items())),
-        }
-        with open(building / "meta.json", "w", encoding="utf-8") as file:
-            json.dump(meta, file, indent=1, allow_nan=False)
-        _sync(building / "meta.json")
-        _remove(final)  # left by a run that was sent back to an earlier step
-        os.replace(building, final)
-        _sync(self.folder)
+    def write(self, draft: Draft, given_up: GivenUp) -> None:
+        """Write this rank's part of a checkpoint; the first rank waits for the others, and puts the
+        whole in place. No collective: a thread of its own may do it.
+
+        Raises:
+            SaveFailed: some rank's disk does not take it. Nothing of it is left.
+        """
+        try:
+            with failing(self.folder):
+                files = draft.write_part()
+                if not self.world.is_first:
+                    return
+                draft.beside()
+                files |= draft.other_parts(given_up)
+                self._put_in_place(draft, files)
+        except SaveFailed as error:
+            draft.abandon(str(error))
+            raise
+        self.prune(draft.final)
+
+    def _put_in_place(self, draft: Draft, files: dict[str, Written]) -> None:
+        """Have the checkpoint appear, whole. One of before of the same images, as a run leaves that
+        was sent back to an earlier step, steps aside first, where it is found if this is cut."""
+        write_meta(draft.folder, dataclasses.replace(draft.meta, files=files))
+        sync_folder(draft.folder)
+        aside = draft.final.with_name(f"{draft.final.name}{ASIDE}")
+        if draft.final.exists():
+            remove(aside)
+            os.rename(draft.final, aside)
+        os.rename(draft.folder, draft.final)
+        sync_folder(self.folder)
+        remove(aside)
 
     def latest_valid(self, report: Callable[[str], None]) -> Path | None:
-        """The newest whole checkpoint, as rank 0 sees it, whose files are as they were written;
-        broken newer ones are reported."""
-        found = list(whole_checkpoints(self.folder, report)) if self.world.is_first else []
-        for path in self.world.broadcast(found):
-            altered = [fault for fault in self.world.gather(self._altered(path)) if fault]
-            if not altered:
+        """The newest whole checkpoint, as rank 0 sees it, whose files are as they were written and
+        whose numbers are finite; newer ones that are not are reported. None: there is none yet.
+
+        Raises:
+            UserError: there are whole ones, of which none can be used.
+        """
+        whole = list(whole_checkpoints(self.folder, report)) if self.world.is_first else []
+        found, fault = self.world.broadcast(whole), ""
+        for path in found:
+            faults = [fault for fault in self.world.gather(self._fault_within(path)) if fault]
+            if not faults:
                 return path
+            fault = f"{path.name}: {faults[0]}"
             if self.world.is_first:
-                report(f"skipping checkpoint {path.name}: {altered[0]}")
+                report(f"skipping checkpoint {fault}")
+        if found:
+            raise UserError(
+                f"{self.folder} holds no checkpoint that can be used (the last is {fault}): bring "
+                f"one back from a copy, or choose another run.name"
+            )
         return None
 
-    def _altered(self, path: Path) -> str | None:
-        """Which of this rank's share of a checkpoint's files is not what was written, or None."""
-        files = read_meta(path)["files"]
+    def _fault_within(self, path: Path) -> str | None:
+        """What is wrong within this rank's share of a checkpoint's files, or None."""
+        files = read_meta(path).files
         for name in list(files)[self.world.rank :: self.world.world_size]:
-            facts = files[name]
-            if isinstance(facts, dict) and measure(path / name)[1] != facts["xxh3_128"]:
-                return f"{name} was altered: its xxh3 is not the one in meta.json"
+            fault = find_fault_within(path / name, files[name])
+            if fault is not None:
+                return f"{name} {fault}"
         return None
 
     def load(self, path: Path, engines: Mapping[str, Saved]) -> dict[str, Any]:
@@ -141,109 +175,15 @@ class Checkpoints:
         return state
 
     def prune(self, saved: Path) -> None:
-        """Delete what is not to be kept, and never `saved`, which was written just now.
-
-        meta.json goes first: no torn folder ever looks whole.
-        """
+        """Delete what is not to be kept, and never `saved`, which was written just now."""
         whole = [path for path in all_checkpoints(self.folder) if find_fault(path) is None]
         for path in whole[: -max(1, self.keep_last)]:
             meta = read_meta(path)
-            # Runs of before noted the step only; it is that of the global batch of then.
-            if path != saved and not meta.get("kept_for_good", self._is_kept(meta["step"])):
-                _remove(path)
+            kept = meta.kept_for_good
+            if kept is None:  # those of before noted the step only; it is that of the batch of then
+                kept = self._is_kept(meta.step)
+            if path != saved and not kept:
+                remove(path)
 
     def _is_kept(self, step: int) -> bool:
         return self.keep_every > 0 and step % self.keep_every == 0
-
-
-def all_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoint folders of a run, whole or not, by images seen."""
-    if not folder.is_dir():
-        return []
-    names = (NAME, NAME_OF_BEFORE)
-    found = (path for path in folder.iterdir() if any(name.fullmatch(path.name) for name in names))
-    return sorted(found, key=lambda path: (_images(path), NAME.fullmatch(path.name) is not None))
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Delete what runs that died while saving have left: each is as large as a checkpoint."""
-    for pattern in UNFINISHED:
-        for path in folder.glob(pattern):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def newest_valid(folder: Path, report: Callable[[str], None]) -> Path | None:
-    """The newest whole checkpoint in `folder`; broken newer ones are reported."""
-    return next(whole_checkpoints(folder, report), None)
-
-
-def whole_checkpoints(folder: Path, report: Callable[[str], None]) -> Iterator[Path]:
-    """Yield the checkpoints in `folder` whose files are all there, the newest first; broken ones
-    are reported."""
-    for path in reversed(all_checkpoints(folder)):
-        fault = find_fault(path)
-        if fault is None:
-            yield path
-        else:
-            report(f"skipping checkpoint {path.name}: {fault}")
-
-
-def read_meta(path: Path) -> dict[str, Any]:
-    """The meta.json of a checkpoint folder."""
-    with open(path / "meta.json", encoding="utf-8") as file:
-        return json.load(file)
-
-
-def read_state(path: Path, world_size: int) -> dict[str, Any]:
-    """The state in a checkpoint; UserError if it is of before and only as many ranks as wrote it
-    can read it."""
-    meta = read_meta(path)
-    if meta.get("format") == FORMER and meta["world_size"] != world_size:
-        raise UserError(
-            f"{path} was written by a former version on {meta['world_size']} ranks, and this run "
-            f"is on {world_size}: resume once on {meta['world_size']}; what that saves any number "
-            f"can read"
-        )
-    return meta["state"]
-
-
-def find_fault(path: Path) -> str | None:
-    """Why a checkpoint is not whole, or None."""
-    try:
-        meta = read_meta(path)
-        files = meta["files"]
-    except (OSError, ValueError, KeyError) as error:
-        return f"meta.json is missing or broken ({type(error).__name__})"
-    for name, facts in files.items():
-        size = facts["bytes"] if isinstance(facts, dict) else facts  # of before: sizes only
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes instead of {size}"
-    return None
-
-
-def _images(path: Path) -> float:
-    """Images seen. A folder of before whose meta.json cannot be read may be the newest: infinity,
-    so that it is reported rather than passed over in silence."""
-    match = NAME.fullmatch(path.name)
-    if match is not None:
-        return int(match[1])
-    try:
-        return read_meta(path)["state"]["images"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return math.inf
-
-
-def _remove(path: Path) -> None:
-    (path / "meta.json").unlink(missing_ok=True)
-    shutil.rmtree(path, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

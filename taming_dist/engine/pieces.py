@@ -6,19 +6,36 @@ A reader looks into the files of its own rank first: a run that resumes as it wa
 there, any other goes through the headers of all files. Nothing is pickled.
 """
 
-from collections.abc import Iterable
+import json
+import struct
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from taming_dist.access import usual_mode
+from taming_dist.engine.written import Written, write_file
 from taming_dist.errors import UserError
 
-LARGEST_FILE = 2**30  # bytes; what is being written lies in memory once more
+PIECES = ".safetensors"  # how the names of its files end
+LARGEST_FILE = 2**30  # bytes; a rank that looks at a share of the files looks at whole ones
+BLOCK = 2**26  # bytes of memory
+ALIGNMENT = 8  # bytes, the largest number of any dtype
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 class Piece(NamedTuple):
@@ -38,29 +55,90 @@ class _Stored(NamedTuple):
     length: int
 
 
-def write_pieces(folder: Path, pieces: Iterable[Piece], rank: int, world_size: int) -> list[Path]:
-    """Write the pieces that a rank holds into the folder, which is there; gives the files."""
-    waiting: dict[str, Tensor] = {}
-    files: list[Path] = []
+def copied(pieces: Iterable[Piece]) -> list[Piece]:
+    """Copies of pieces in the CPU's memory: what happens to the tensors afterwards does not reach
+    them. The host waits until they are there.
+
+    They share blocks of memory, and a piece that does not fit into the rest of one is cut. Copies
+    of what is on a GPU lie in pinned blocks: torch keeps those that are freed for the next time,
+    and would round up any other size.
+    """
+    given = [piece._replace(values=piece.values.detach().reshape(-1)) for piece in pieces]
+    pin = any(piece.values.is_cuda for piece in given)
+    left = sum(_aligned(piece.values.nbytes) for piece in given)
+    block, copies = torch.empty(0, dtype=torch.uint8), []
+    for name, start, values in given:
+        done = 0
+        while done < values.numel():
+            if not len(block):
+                block = torch.empty(min(left, BLOCK), dtype=torch.uint8, pin_memory=pin)
+                left -= len(block)
+            count = min(values.numel() - done, len(block) // values.itemsize)
+            size = count * values.itemsize
+            copy = block[:size].view(values.dtype)
+            copy.copy_(values[done : done + count], non_blocking=pin)
+            copies.append(Piece(name, start + done, copy))
+            block = block[_aligned(size) :]
+            done += count
+    if pin:
+        torch.cuda.current_stream().synchronize()
+    return copies
+
+
+def _aligned(size: int) -> int:
+    """A size in bytes, so that after it a number of any dtype may begin."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def write_pieces(
+    folder: Path, pieces: Iterable[Piece], rank: int, world_size: int
+) -> dict[str, Written]:
+    """Write the pieces that a rank holds, in the CPU's memory, into the folder, which is there;
+    gives the files by name."""
+    files: dict[str, Written] = {}
+    waiting: list[Piece] = []
     size = 0
 
     def write() -> None:
-        path = folder / f"rank-{rank:05d}-of-{world_size:05d}.{len(files):03d}.safetensors"
-        with usual_mode(path):
-            save_file(waiting, path)
-        files.append(path)
+        name = f"rank-{rank:05d}-of-{world_size:05d}.{len(files):03d}{PIECES}"
+        files[name] = write_tensors(folder / name, waiting)
 
     for piece in pieces:
-        # a copy: pieces may be views of one buffer, which safetensors refuses
-        values = piece.values.detach().to("cpu", copy=True)
-        if waiting and size + values.nbytes > LARGEST_FILE:
+        if waiting and size + piece.values.nbytes > LARGEST_FILE:
             write()
-            waiting, size = {}, 0
-        waiting[f"{piece.name}@{piece.first}"] = values
-        size += values.nbytes
+            waiting, size = [], 0
+        waiting.append(piece)
+        size += piece.values.nbytes
     if waiting:
         write()
     return files
+
+
+def write_tensors(path: Path, pieces: Iterable[Piece]) -> Written:
+    """Write a safetensors file. (The library's own writer would copy all of it first, while no
+    other thread could run, and hash nothing.) Source: the format's description in
+    huggingface/safetensors; the largest dtypes come first, so that all are aligned."""
+    ordered = sorted(pieces, key=lambda piece: -piece.values.itemsize)
+    header, end = {}, 0
+    for name, first, values in ordered:
+        begin, end = end, end + values.nbytes
+        header[f"{name}@{first}"] = {
+            "dtype": DTYPES[values.dtype],
+            "shape": [values.numel()],
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    data = (piece.values.view(torch.uint8).numpy().data for piece in ordered)
+    return write_file(path, chain([struct.pack("<Q", len(text)), text], data))
+
+
+def pieces_of(path: Path) -> Iterator[Piece]:
+    """Read the pieces in a file, one at a time."""
+    with safe_open(path, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118  it is no mapping
+            name, _, first = key.rpartition("@")
+            yield Piece(name, int(first), file.get_tensor(key))
 
 
 class Pieces:

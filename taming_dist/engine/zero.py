@@ -23,16 +23,16 @@ from taming_dist.engine.compiling import Recompilations
 from taming_dist.engine.former import check_former
 from taming_dist.engine.layouts import LAYOUTS, OFFLOADED, Layout, write_rows
 from taming_dist.engine.partition import gather_as_one, gathered
-from taming_dist.engine.pieces import Pieces, write_pieces
+from taming_dist.engine.pieces import Pieces, copied
 from taming_dist.engine.scaling import LossScale
 from taming_dist.engine.settings import PRECISIONS, REDUCTIONS, EngineConfig, deepspeed_config
+from taming_dist.engine.snapshot import SCALARS, Snapshot, not_finite
 from taming_dist.engine.start import load_deepspeed
 from taming_dist.engine.state import EngineState
 from taming_dist.engine.world import World
 from taming_dist.errors import UserError
-from taming_dist.formats.strict_json import read_json, write_json
+from taming_dist.formats.strict_json import read_json
 
-SCALARS = "state.json"  # beside the tensors of an engine
 SETTINGS = ("betas", "weight_decay", "fused")  # of an optimizer's group, beside the scheduled lr
 
 
@@ -268,29 +268,27 @@ class Engine:
         for part, first in self._layout.optimizer_parts(parameter, None):
             write_rows(part, first, rows, values)
 
-    def save(self, folder: Path, name: str) -> list[Path]:
-        """Write weights, moments, average and buffers into folder/name/, each rank what it has of
-        them (collective); gives the files that this rank has written."""
+    def snapshot(self) -> Snapshot:
+        """Weights, moments, average and buffers as they are now, each rank what it has of them, in
+        memory that training does not touch (collective). Those that are not finite are not
+        copied."""
         self._publish_late()
-        here, world, state = folder / name, self.world, self._state
-        here.mkdir(parents=True, exist_ok=True)
-        pieces = state.pieces((world.rank, world.world_size) if self.config.zero == 0 else None)
-        if world.is_first:
-            pieces = chain(pieces, state.buffers())
-        files = write_pieces(here, pieces, world.rank, world.world_size)
-        steps = [step for found in world.gather(state.steps()) for step in found.items()]
-        if world.is_first:
-            scalars: dict[str, Any] = {"steps": dict(steps)}
-            if self._average is not None:
-                scalars["average_steps"] = int(self._average.steps)
-            if self._scale is not None:
-                scalars["loss_scale"] = self._scale.state_dict()
-            write_json(here / SCALARS, scalars)
-            files.append(here / SCALARS)
-        return files
+        world, state = self.world, self._state
+        share = (world.rank, world.world_size) if self.config.zero == 0 else None
+        pieces = list(chain(state.pieces(share), state.buffers() if world.is_first else ()))
+        told = world.gather((state.steps(), not_finite(pieces)))
+        fault = next((name for _, name in told if name is not None), None)
+        scalars: dict[str, Any] = {"steps": {k: v for steps, _ in told for k, v in steps.items()}}
+        if self._average is not None:
+            scalars["average_steps"] = int(self._average.steps)
+        if self._scale is not None:
+            scalars["loss_scale"] = self._scale.state_dict()
+        copies = copied(pieces) if fault is None else []
+        firsts = scalars if world.is_first else None
+        return Snapshot(copies, firsts, world.rank, world.world_size, fault)
 
     def load(self, folder: Path, name: str) -> None:
-        """Read what `save` wrote, by any number of ranks and any stage (collective).
+        """Read what snapshots wrote, by any number of ranks and any stage (collective).
 
         Betas and weight decay stay those of this engine: a resumed run may have others.
 

@@ -20,6 +20,8 @@ FIXES = {
     errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
     errno.EROFS: "remount its disk for writing",
 }
+# Why a save may fail besides: those of others are told where they are met.
+OTHER_FIXES = dict.fromkeys((errno.EACCES, errno.EPERM), "fix its permissions")
 PROBE_BYTES = 2**20
 
 
@@ -35,10 +37,14 @@ def writing(folder: Path, option: str = "") -> Iterator[None]:
         cause = cause_of(error, folder)
         if cause is None or cause.errno not in FIXES:
             raise
-        raise UserError(
-            f"{option}{folder} cannot be written ({cause.strerror}): {FIXES[cause.errno]}, then "
-            f"run the same command again"
-        ) from error
+        fault = unwritable(cause, folder)
+        raise UserError(f"{option}{fault}, then run the same command again") from error
+
+
+def unwritable(cause: OSError, folder: Path) -> str:
+    """That a folder cannot be written, why, and what to do about it."""
+    fix = (FIXES | OTHER_FIXES).get(cause.errno or 0, "look at its disk")
+    return f"{folder} cannot be written ({cause.strerror or cause}): {fix}"
 
 
 def cause_of(error: Exception, folder: Path) -> OSError | None:

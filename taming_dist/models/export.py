@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -91,7 +91,12 @@ class Exported(nn.Module, PyTorchModelHubMixin):
 
     def canonical_config(self) -> dict[str, Any]:
         """The configuration as plain values, with the kind: what config.json holds."""
-        return {"kind": self.kind, **dataclasses.asdict(self.config)}
+        return canonical(type(self), self.config)
+
+    @classmethod
+    def config_of(cls, values: Mapping[str, Any]) -> Any:
+        """The configuration that such plain values are of."""
+        return cls._decode_arg(get_type_hints(cls.__init__)["config"], values)
 
     @property
     def fingerprint(self) -> str:
@@ -105,6 +110,11 @@ class Exported(nn.Module, PyTorchModelHubMixin):
             digest.update(f"{name} {flat.dtype} {tuple(flat.shape)}".encode())
             digest.update(flat.flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+
+def canonical(model: type[Exported], config: Any) -> dict[str, Any]:
+    """What config.json holds of a model with a configuration."""
+    return {"kind": model.kind, **dataclasses.asdict(config)}
 
 
 def assemble(model: type, config: Any, state: dict[str, Tensor]) -> Any:

@@ -5,7 +5,6 @@ Losses and step are those of the stages (`stages.vqgan`, `stages.label_maps`).
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from taming_dist.stages.images import open_images
 from taming_dist.stages.interface import Config, Opened, Start, part
 from taming_dist.stages.opening import initial_weights
 from taming_dist.stages.trained import Trained, ValidationMetrics
+from taming_dist.training.export import Export
 from taming_dist.training.metrics import Metrics
 from taming_dist.training.recipe import Measured, Preview
 
@@ -102,6 +102,6 @@ class Autoencoder:
         picture = image_grid(to_uint8(pairs), columns=len(images))
         return Preview(picture, ("validation images", "reconstructions"))
 
-    def export(self, folder: Path) -> None:
+    def export(self) -> Export | None:
         """See `Trained.export`."""
-        self.trained.export(folder)
+        return self.trained.export()

@@ -6,7 +6,6 @@ binary cross-entropy of every channel, and there is no discriminator.
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -28,6 +27,7 @@ from taming_dist.stages.context import Context
 from taming_dist.stages.interface import Config, LossConfig, Plan, Planned, Stage, Start, part
 from taming_dist.stages.trained import begin_step
 from taming_dist.training.clock import Clock
+from taming_dist.training.export import Export
 from taming_dist.training.metrics import Metrics
 from taming_dist.training.recipe import Measured, Preview, Scalars
 
@@ -120,5 +120,5 @@ class LabelMapRecipe:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
 
-    def export(self, folder: Path) -> None:
-        self.autoencoder.export(folder)
+    def export(self) -> Export | None:
+        return self.autoencoder.export()

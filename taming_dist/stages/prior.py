@@ -8,7 +8,6 @@ wrote the codes, where it is given.
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,6 +49,7 @@ from taming_dist.stages.online import Encoder
 from taming_dist.stages.opening import initial_weights
 from taming_dist.stages.trained import Trained, begin_step
 from taming_dist.training.clock import Clock
+from taming_dist.training.export import Export
 from taming_dist.training.metrics import Metrics
 from taming_dist.training.optimization import mix
 from taming_dist.training.recipe import Measured, Preview, Scalars
@@ -325,8 +325,8 @@ class TransformerRecipe:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
 
-    def export(self, folder: Path) -> None:
-        self.trained.export(folder)
+    def export(self) -> Export | None:
+        return self.trained.export()
 
 
 def _known(values: Tensor, batch: CodeBatch) -> Tensor:

@@ -4,7 +4,6 @@ A recipe has one of these and adds its step (`stages.vqgan`, `stages.label_maps`
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +13,7 @@ from taming_dist.engine.zero import Engine
 from taming_dist.models.export import Exported
 from taming_dist.stages.context import Context
 from taming_dist.training.clock import Clock
-from taming_dist.training.export import write_export
+from taming_dist.training.export import Export
 from taming_dist.training.optimization import seed_step
 from taming_dist.training.recipe import Measured
 
@@ -72,11 +71,10 @@ class Trained:
         found = {name.removeprefix("val_"): value for name, value in metrics.compute().items()}
         return found | {"images": float(self.world.sum(images))}
 
-    def export(self, folder: Path) -> None:
-        """Write the model for use without training code (collective)."""
+    def export(self) -> Export | None:
+        """The model for use without training code, on the first rank (collective)."""
         state = self.engine.full_state()
-        if state is not None:
-            write_export(self.kind, self.engine.module.config, state, folder)
+        return None if state is None else Export(self.kind, self.engine.module.config, state)
 
 
 def begin_step(engines: Mapping[str, Engine], context: Context, clock: Clock) -> None:

@@ -7,7 +7,6 @@ decoder's last convolution alone, and one backward pass takes their sum through 
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,6 +39,7 @@ from taming_dist.stages.opening import discriminator_weights
 from taming_dist.stages.trained import begin_step
 from taming_dist.stages.vqgan_loss import VQGANLossConfig
 from taming_dist.training.clock import Clock
+from taming_dist.training.export import Export
 from taming_dist.training.metrics import Metrics
 from taming_dist.training.recipe import Measured, Preview, Scalars
 
@@ -203,8 +203,8 @@ class VQGANRecipe:
     def preview(self, batch: Any) -> Preview:
         return self.autoencoder.preview(batch)
 
-    def export(self, folder: Path) -> None:
-        self.autoencoder.export(folder)
+    def export(self) -> Export | None:
+        return self.autoencoder.export()
 
     def state_dict(self) -> dict[str, Any]:
         adversary = {} if self.adversary is None else self.adversary.state_dict()

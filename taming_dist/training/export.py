@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from taming_dist.errors import UserError
 from taming_dist.formats.files import writing
-from taming_dist.models.export import assemble
+from taming_dist.models.export import WEIGHTS, Exported, assemble, canonical
 
 UNFINISHED = ".export-"  # how the folder of an export begins that is being written
 
@@ -20,14 +21,43 @@ UNFINISHED = ".export-"  # how the folder of an export begins that is being writ
 DISCRIMINATOR_FILE = "discriminator.safetensors"
 
 
-def write_export(model: type, config: Any, state: dict[str, Tensor], folder: Path) -> None:
-    """Write config.json and model.safetensors to `folder`, each file whole or not at all."""
-    with writing(folder):
+@dataclass(frozen=True)
+class Export:
+    """A trained model on its way out: its class, its config, and its tensors on the CPU."""
+
+    model: type[Exported]
+    config: Any
+    state: dict[str, Tensor]
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What its config.json will hold."""
+        return canonical(self.model, self.config)
+
+    def write(self, folder: Path) -> None:
+        """Write config.json and model.safetensors to `folder`, each file whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder.parent) as building:
-            assemble(model, config, state).save_pretrained(building)
+            assemble(self.model, self.config, self.state).save_pretrained(building)
             for name in sorted(os.listdir(building)):
                 os.replace(Path(building) / name, folder / name)
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether a model has been written there."""
+    return all((folder / name).is_file() for name in ("config.json", WEIGHTS))
+
+
+def write_export(
+    model: type[Exported], config: Any, state: dict[str, Tensor], folder: Path
+) -> None:
+    """Write a model to `folder`.
+
+    Raises:
+        UserError: the disk is full, or the like.
+    """
+    with writing(folder):
+        Export(model, config, state).write(folder)
 
 
 def remove_unfinished_exports(run_dir: Path) -> None:

@@ -6,7 +6,7 @@ may be most of what fills it.
 
 from pathlib import Path
 
-from taming_dist.engine.checkpoint import remove_unfinished
+from taming_dist.engine.finding import remove_unfinished
 from taming_dist.training.export import remove_unfinished_exports
 
 FILES = ("config.yaml.tmp", "metrics.jsonl.tmp", "wandb-id.tmp", "images/images-*.png.tmp")

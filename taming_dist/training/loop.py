@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from taming_dist.data.plan import Plan
-from taming_dist.engine.checkpoint import Checkpoints, read_meta, read_state
+from taming_dist.engine.checkpoint import Checkpoints
+from taming_dist.engine.finding import read_state
+from taming_dist.engine.meta import read_meta
 from taming_dist.engine.world import World
 from taming_dist.errors import UserError
-from taming_dist.formats.files import writing
 from taming_dist.ranges import check_ranges, ranged
 from taming_dist.training.best import Best, Criterion
 from taming_dist.training.clock import Clock
 from taming_dist.training.metrics import Means, read, totals
 from taming_dist.training.recipe import Measured, Recipe
+from taming_dist.training.saving import Saver, keep_best, make_up_export
 from taming_dist.training.signals import StopRequest
 from taming_dist.training.sinks import Sinks
 from taming_dist.training.skips import LATE, Skips
@@ -145,6 +147,12 @@ class End:
 def fit(run: Run, stop: StopRequest) -> End:
     """Train to the end of the clock, or until a signal asks to stop, or until there was no better
     model for as many validations as `train.patience` says."""
+    with Saver(run.checkpoints, run.export, run.sinks, run.progress, run.world) as saver:
+        return steps(run, stop, saver)
+
+
+def steps(run: Run, stop: StopRequest, saver: Saver) -> End:
+    """Every step of a run: fetch, step, log, preview, save, validate."""
     recipe, data, clock, config = run.recipe, run.data, run.clock, run.config
     sinks, world, progress = run.sinks, run.world, run.progress
     stopping = Stopping(stop, world)
@@ -163,6 +171,7 @@ def fit(run: Run, stop: StopRequest) -> End:
         means.add_all(parts, skips.add(clock, micro_batches, parts))
         timer.count(clock.global_batch)
         stopped = stopping()
+        saver.tell()
         last = clock.finished or stopped
         saving = clock.due(config.checkpoint_every) or last
         logging = clock.due(config.log_every) or saving
@@ -174,7 +183,7 @@ def fit(run: Run, stop: StopRequest) -> End:
             record = read(metrics | prefixed("data", totals(data.train.counts(), world)))
             sinks.log(clock, record | prefixed("throughput", timer.take()))
         if saving:
-            save(run, best)
+            save(run, saver, best)
         # after the checkpoint, as they may take long
         if clock.finished or (clock.due(config.preview_every) and not stopped):
             progress.begin("drawing a preview")
@@ -183,9 +192,10 @@ def fit(run: Run, stop: StopRequest) -> End:
             best = validate(run, best, stopping)
             stopped = stopping.agreed
             if (is_stale(best, config) or stopped) and not saving:
-                save(run, best)
+                save(run, saver, best)
         if logging or validating:
             timer.restart()  # validation, previews and saving are not training time
+    saver.finish()
     if stopping.agreed:
         sinks.event("signal", clock, signal=stop.name)
     return end_of(run, best, stopping, stop.name)
@@ -220,9 +230,10 @@ def resume(run: Run) -> Best:
     state = checkpoints.load(path, run.recipe.engines)
     clock.images = state["images"]
     run.recipe.load_state_dict(state["recipe"])
+    make_up_export(run.recipe, run.export, run.world)
     sinks.rewind(clock)
     sinks.event("resume", clock, checkpoint=path.name)
-    note_other_batch(clock, read_meta(path)["step"], sinks)
+    note_other_batch(clock, read_meta(path).step, sinks)
     best = Best(**state.get("best", {}))
     known = run.criterion is not None and best.metric == run.criterion.metric
     return best if known else Best()
@@ -261,7 +272,7 @@ def compare(run: Run, best: Best, metrics: Measured) -> Best:
     best = best.after(run.criterion, run.clock.images, value)
     if best.is_at(run.clock.images):
         run.progress.begin("exporting")
-        run.recipe.export(run.best_export)
+        keep_best(run.recipe.export(), run.best_export, run.sinks, run.clock)
         run.sinks.event("best", run.clock, metric=best.metric, value=best.value)
     return best
 
@@ -300,23 +311,18 @@ def check_resumable(path: Path, data: Data, global_batch: int, world_size: int) 
         )
 
 
-def save(run: Run, best: Best) -> None:
-    """Export the model, then write a checkpoint: weights and optimizers by the engines, the rest as
-    plain JSON. (A run that is killed between the two repeats both.)"""
-    clock = run.clock
-    run.progress.begin("exporting")
-    run.recipe.export(run.export)
-    run.progress.begin("saving")
+def save(run: Run, saver: Saver, best: Best) -> None:
+    """Begin to write the model, then a checkpoint: weights and optimizers by the engines, the rest
+    as plain JSON. (A run that is killed between the two repeats both.)"""
+    clock, recipe = run.clock, run.recipe
     state = {
         "images": clock.images,
         "data": run.data.train.plan.state(clock.images),
-        "recipe": run.recipe.state_dict(),
+        "recipe": recipe.state_dict(),
     }
     if best.metric:
         state["best"] = best.state()
-    with writing(run.checkpoints.folder):
-        path = run.checkpoints.save(clock.step, run.recipe.engines, state)
-    run.sinks.event("save", clock, checkpoint=path.name)
+    saver.save(clock, recipe, state)
 
 
 def in_step(val: EvaluatedSource, count: int, spare: Any) -> Iterator[tuple[Any, bool]]:

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from taming_dist.engine.zero import Engine
 from taming_dist.training.clock import Clock
+from taming_dist.training.export import Export
 from taming_dist.training.metrics import Metrics
 
 Scalars = dict[str, Tensor]
@@ -38,7 +38,8 @@ class Recipe(Protocol):
 
     @property
     def engines(self) -> Mapping[str, Engine]:
-        """The trained networks by the name of their folder in a checkpoint."""
+        """The trained networks by the name of their folder in a checkpoint, first the one that is
+        exported."""
         ...
 
     def train_step(self, micro_batches: Iterable[Any], clock: Clock) -> Iterable[Scalars]:
@@ -66,6 +67,6 @@ class Recipe(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
-    def export(self, folder: Path) -> None:
-        """Write the trained model for use without training code."""
+    def export(self) -> Export | None:
+        """The trained model for use without training code, on the first rank."""
         ...

@@ -24,6 +24,8 @@ from taming_dist.training.clock import Clock
 from taming_dist.training.console import Console
 from taming_dist.training.recipe import Measured, Preview, numbers
 
+logger = logging.getLogger(__name__)
+
 
 @dataclasses.dataclass
 class LogConfig:
@@ -74,7 +76,8 @@ class Sinks:
             sink.image(clock, path, preview.caption)
 
     def event(self, name: str, clock: Clock, **details: Any) -> None:
-        """A line of events.jsonl: start, resume, save, best, signal, skip, error, exit."""
+        """A line of events.jsonl: start, resume, save, save_failed, best, signal, skip,
+        error, exit."""
         if self.run_dir is None:
             return
         line = {"event": name, "step": clock.step, "samples": clock.images, "time": time.time()}
@@ -131,17 +134,24 @@ class MetricsFile:
 
     def rewind(self, clock: Clock) -> None:
         """Cut what was logged after the images seen, and a line that was torn by a crash."""
-        if self.path.is_file():
-            kept = [line for line, values in self._read() if values["samples"] <= clock.images]
-            with writing(self.path.parent):
-                write_bytes(self.path, "".join(f"{line}\n" for line in kept).encode())
+        if not self.path.is_file():
+            return
+        read = list(self._read())
+        damaged = [number for number, (_, values) in enumerate(read, 1) if values is None]
+        for number in damaged:
+            if number < len(read):  # the last one may be torn by any crash
+                logger.warning("%s: line %d is damaged and was left out", self.path, number)
+        kept = [line for line, values in read if values and values["samples"] <= clock.images]
+        with writing(self.path.parent):
+            write_bytes(self.path, b"".join(line + b"\n" for line in kept))
 
     def find(self, clock: Clock, group: str) -> Measured | None:
         """The metrics of a group, such as val, of the present moment, by names without it; None
         where there are none."""
         if not self.path.is_file():
             return None
-        here = (values for _, values in self._read() if values["samples"] == clock.images)
+        read = (values for _, values in self._read() if values)
+        here = (values for values in read if values["samples"] == clock.images)
         found: dict[str, Any] = {
             name.partition("/")[2]: value
             for values in here
@@ -150,14 +160,15 @@ class MetricsFile:
         }
         return found or None
 
-    def _read(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Each line and what it says; lines that a crash has torn are left out."""
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+    def _read(self) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+        """Each line and what it says; None where it is torn by a crash, or damaged."""
+        for line in self.path.read_bytes().splitlines():
             try:
                 values = json.loads(line)
-            except ValueError:
-                continue
-            yield line, values
+                is_record = isinstance(values["samples"], int)
+            except (ValueError, KeyError, TypeError):
+                is_record = False
+            yield line, values if is_record else None
 
     def close(self, failed: bool) -> None:
         pass

@@ -141,7 +141,7 @@ def check(world: World, zero: int, accumulation: int, folder: Path) -> dict[str,
     exported = engine.full_state()
     found["export"] = largest_difference(slow, exported) if exported is not None else 0.0
     found["same after looking"] = state_of(engine) == before
-    engine.save(folder, "network")
+    engine.snapshot().write(folder / "network")
     world.barrier()
     found["numbers"] = numbers_of_the_average(folder / "network")
     save_as_before(engine, folder)

@@ -106,7 +106,8 @@ def spoilt_run(world: World, precision: str, zero: int, folder: Path) -> dict[st
     for step in (2, 3):
         small_step(engine, world, step)
     found["moved"].append(bool(engine.moved))
-    engine.save(folder, "net")
+    engine.snapshot().write(folder / "net")
+    world.barrier()
     fresh = small_engine(world, precision, zero)
     fresh.load(folder, "net")
     other = small_engine(world, precision, zero)

@@ -101,7 +101,7 @@ def train(
 def save(recipe: VQGANRecipe, folder: Path) -> None:
     """All engines, on all ranks; none goes on before all are written."""
     for name, engine in recipe.engines.items():
-        engine.save(folder, name)
+        engine.snapshot().write(folder / name)
     recipe.world.barrier()
 
 

@@ -1,38 +1,59 @@
 """Checkpoints are whole or not there: broken ones, crashes at any moment, pruning, other worlds."""
 
+import builtins
+import errno
 import json
+import math
 import os
+import re
 import shutil
+import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import xxhash
 
-from taming_dist.engine import checkpoint
-from taming_dist.engine.checkpoint import (
-    Checkpoints,
-    all_checkpoints,
-    find_fault,
-    remove_unfinished,
-)
+from taming_dist.engine.checkpoint import Checkpoints, NotFinite
+from taming_dist.engine.draft import Draft, GivenUp, SaveFailed
+from taming_dist.engine.finding import all_checkpoints, find_fault, remove_unfinished
+from taming_dist.engine.meta import read_meta
+from taming_dist.engine.written import Written, write_file
 from taming_dist.errors import UserError
 
 
+class FakeSnapshot:
+    """What a `FakeEngine` has at one moment: a file in a folder of its own."""
+
+    def __init__(self, value: str, not_finite: str | None) -> None:
+        self.value, self.not_finite = value, not_finite
+
+    def write(self, folder: Path) -> dict[str, Written]:
+        folder.mkdir(exist_ok=True)
+        return {"weights.pt": write_file(folder / "weights.pt", [self.value.encode()])}
+
+
 class FakeEngine:
-    """Writes its value as an engine writes its files: a folder of its own."""
+    """Its only weight is a text."""
 
-    def __init__(self, value: str = "") -> None:
-        self.value = value
+    def __init__(self, value: str = "", not_finite: str | None = None) -> None:
+        self.value, self.not_finite = value, not_finite
 
-    def save(self, folder: Path, name: str) -> list[Path]:
-        (folder / name).mkdir()
-        (folder / name / "weights.pt").write_text(self.value)
-        return [folder / name / "weights.pt"]
+    def snapshot(self) -> Any:
+        return FakeSnapshot(self.value, self.not_finite)
 
     def load(self, folder: Path, name: str) -> None:
         self.value = (folder / name / "weights.pt").read_text()
+
+
+def saved(checkpoints: Checkpoints, step: int, engines: Any, state: dict[str, Any]) -> Path:
+    """A checkpoint, written at once."""
+    draft = checkpoints.begin(step, engines, state)
+    checkpoints.write(draft, GivenUp())
+    return draft.final
 
 
 class Alone:
@@ -69,7 +90,7 @@ def checkpoints(folder: Path) -> Checkpoints:
 def save(checkpoints: Checkpoints, *steps: int) -> None:
     for step in steps:
         engines = {"generator": FakeEngine(f"G{step}"), "discriminator": FakeEngine(f"D{step}")}
-        checkpoints.save(step, engines, {"images": step * 8})
+        saved(checkpoints, step, engines, {"images": step * 8})
 
 
 def names(folder: Path) -> list[str]:
@@ -118,9 +139,9 @@ BREAKS: list[tuple[Callable[[Path], object], str]] = [
         lambda path: (path / "discriminator" / "weights.pt").unlink(),
         "discriminator/weights.pt is missing",
     ),
-    (lambda path: (path / "meta.json").unlink(), "meta.json is missing or broken"),
-    (lambda path: (path / "meta.json").write_text('{"step": 9, "fil'), "meta.json is missing or"),
-    (lambda path: (path / "meta.json").write_text("{}"), "meta.json is missing or broken"),
+    (lambda path: (path / "meta.json").unlink(), "it has no meta.json"),
+    (lambda path: (path / "meta.json").write_text('{"step": 9, "fil'), "meta.json is damaged"),
+    (lambda path: (path / "meta.json").write_text("{}"), "meta.json is damaged"),
     (lambda path: shutil.rmtree(path / "generator"), "generator/weights.pt is missing"),
 ]
 
@@ -158,27 +179,178 @@ def test_what_dead_runs_left_is_removed_and_nothing_else(
     assert names(folder) == ["images-000000000072", "mine.tmp"]
 
 
-@pytest.mark.parametrize("moment", ["_sync", "os.replace", "_remove"])
-def test_a_run_killed_while_saving_keeps_the_checkpoint_before(
-    checkpoints: Checkpoints, folder: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+class Cut:
+    """Kills the process at its `last`-th call of the file system: of a write half is done."""
+
+    CALLS = ("mkdir", "rename", "replace", "unlink", "rmdir", "fsync")
+
+    def __init__(self, last: int, patched: pytest.MonkeyPatch) -> None:
+        self.left = last
+        for name in self.CALLS:
+            patched.setattr(os, name, self.counted(getattr(os, name)))
+        patched.setattr(builtins, "open", self.opened(builtins.open))
+
+    def counted(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(*given: Any, **named: Any) -> Any:
+            self.count()
+            return call(*given, **named)
+
+        return counting
+
+    def count(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
+
+    def opened(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def opening(path: Any, mode: str = "r", **named: Any) -> Any:
+            file = call(path, mode, **named)
+            if "w" not in mode:
+                return file
+            self.count()
+            cut = mock.MagicMock(wraps=file)
+            cut.__enter__.return_value = cut
+            cut.__exit__.side_effect = lambda *_: file.close()
+            cut.write.side_effect = lambda data: self.write(file, data)
+            return cut
+
+        return opening
+
+    def write(self, file: Any, data: Any) -> None:
+        try:
+            self.count()
+        except Killed:
+            file.write(data[: len(data) // 2])
+            file.flush()
+            raise
+        file.write(data)
+
+
+@pytest.mark.parametrize("step", [3, 9], ids=["the same step again", "a later step"])
+def test_a_run_killed_anywhere_while_saving_has_a_whole_checkpoint_at_every_moment(
+    tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for last in range(1, 200):
+        folder = tmp_path / str(last)
+        checkpoints = Checkpoints(folder, Alone(), keep_last=1)
+        save(checkpoints, 3)
+        with monkeypatch.context() as patched:
+            cut = Cut(last, patched)
+            with suppress(Killed):
+                saved(checkpoints, step, {"generator": FakeEngine("new")}, {"images": 8 * step})
+        found = checkpoints.latest_valid(lambda text: None)
+        assert found is not None, last
+        engine = FakeEngine()
+        checkpoints.load(found, {"generator": engine})
+        assert engine.value in ("G3", "new")
+        remove_unfinished(folder)
+        saved(checkpoints, step, {"generator": FakeEngine("again")}, {"images": 8 * step})
+        assert names(folder) == [f"images-{8 * step:012d}"], last
+        checkpoints.load(folder / names(folder)[0], {"generator": engine})
+        assert engine.value == "again"
+        if cut.left > 0:
+            break
+    assert last > 20  # so many calls there are
+
+
+@pytest.mark.parametrize("length", [0, 1, 200])
+def test_a_save_that_the_disk_refuses_leaves_nothing_and_names_cause_and_fix(
+    checkpoints: Checkpoints,
+    folder: Path,
+    length: int,
+    largest_file: Callable[[int], AbstractContextManager[None]],
 ) -> None:
     save(checkpoints, 3)
-
-    def killed(*_: Any, **__: Any) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patched:
-        patched.setattr(os if moment == "os.replace" else checkpoint, moment.split(".")[-1], killed)
-        with pytest.raises(Killed):
-            save(checkpoints, 9)
-    assert checkpoints.latest_valid(silent) == folder / "images-000000000024"
-    save(checkpoints, 9)
+    draft = checkpoints.begin(9, {"generator": FakeEngine("G9")}, {"images": 72})
+    with largest_file(length), pytest.raises(SaveFailed) as caught:
+        checkpoints.write(draft, GivenUp())
+    assert str(caught.value) == (
+        f"{folder} cannot be written (File too large): raise the limit on the size of files "
+        f"(ulimit -f)"
+    )
+    assert names(folder) == ["images-000000000024"]
+    checkpoints.write(draft, GivenUp())
     assert checkpoints.latest_valid(silent) == folder / "images-000000000072"
+
+
+def pair(folder: Path) -> tuple[Checkpoints, Checkpoints]:
+    """The checkpoints of a run as either of two ranks has them, which never meet."""
+    first, second = Alone(world_size=2), Alone(world_size=2, is_first=False)
+    second.rank = 1
+    return Checkpoints(folder, first), Checkpoints(folder, second)
+
+
+class RankSnapshot(FakeSnapshot):
+    """That of one of several ranks."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__(f"R{rank}", None)
+        self.name = f"rank-{rank:05d}-of-00002.000.safetensors"
+
+    def write(self, folder: Path) -> dict[str, Written]:
+        folder.mkdir(exist_ok=True)
+        return {self.name: write_file(folder / self.name, [self.value.encode()])}
+
+
+def drafts(folder: Path) -> list[tuple[Checkpoints, Draft]]:
+    """The same checkpoint on two ranks."""
+    begun = []
+    for rank, checkpoints in enumerate(pair(folder)):
+        engine = mock.Mock(snapshot=lambda rank=rank: RankSnapshot(rank))
+        begun.append((checkpoints, checkpoints.begin(1, {"net": engine}, {"images": 8})))
+    return begun
+
+
+def test_the_first_rank_waits_for_the_files_of_the_others(folder: Path) -> None:
+    (first, draft), (second, other) = drafts(folder)
+    thread = threading.Thread(target=first.write, args=(draft, GivenUp()))
+    thread.start()
+    second.write(other, GivenUp())
+    thread.join()
+    assert names(folder) == ["images-000000000008"]
+    assert find_fault(draft.final) is None
+    assert sorted(read_meta(draft.final).files) == [
+        f"net/rank-{rank:05d}-of-00002.000.safetensors" for rank in range(2)
+    ]
+    assert names(draft.final) == ["meta.json", "net"]
+
+
+def test_a_rank_that_cannot_write_tells_the_first_and_nothing_is_left(folder: Path) -> None:
+    (first, draft), (second, other) = drafts(folder)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    told = f"{folder} cannot be written (No space left on device): make room on its disk"
+    other.folder.mkdir(parents=True)
+    with (
+        mock.patch.object(RankSnapshot, "write", side_effect=full),
+        pytest.raises(SaveFailed, match=re.escape(told)),
+    ):
+        second.write(other, GivenUp())
+    with pytest.raises(SaveFailed, match=re.escape(f"rank 1: {told}")):
+        first.write(draft, GivenUp())
+    assert names(folder) == []
+
+
+def test_a_first_rank_that_is_told_to_give_up_waits_no_longer(folder: Path) -> None:
+    (first, draft), _ = drafts(folder)
+    given_up = GivenUp()
+    given_up.tell("rank 1: its disk is gone")
+    with pytest.raises(SaveFailed, match="rank 1: its disk is gone"):
+        first.write(draft, given_up)
+    assert names(folder) == []
+
+
+def test_what_is_not_finite_is_not_written(checkpoints: Checkpoints, folder: Path) -> None:
+    engines = {"generator": FakeEngine(), "discriminator": FakeEngine(not_finite="weights/a")}
+    with pytest.raises(NotFinite, match="weights/a of the discriminator"):
+        checkpoints.begin(3, engines, {"images": 24})
+    with pytest.raises(NotFinite, match="what the recipe remembers"):
+        checkpoints.begin(3, {}, {"images": 24, "recipe": {"weight": math.nan}})
+    assert not folder.exists()
 
 
 def test_saving_a_step_again_replaces_it(checkpoints: Checkpoints, folder: Path) -> None:
     save(checkpoints, 3)
-    checkpoints.save(3, {"generator": FakeEngine("again")}, {"images": 24})
+    saved(checkpoints, 3, {"generator": FakeEngine("again")}, {"images": 24})
     assert find_fault(folder / "images-000000000024") is None
     engine = FakeEngine()
     checkpoints.load(folder / "images-000000000024", {"generator": engine})
@@ -205,11 +377,11 @@ def test_progress_is_kept_when_the_global_batch_changes(folder: Path) -> None:
     """Twice the batch halves the steps: step 510 comes after the 998 and 1000 of before."""
     checkpoints = Checkpoints(folder, Alone(), keep_last=2, keep_every=500)
     for step in (500, 998, 1000):
-        checkpoints.save(step, {}, {"images": 8 * step})
-    saved = checkpoints.save(510, {}, {"images": 16 * 510})
-    assert checkpoints.latest_valid(silent) == saved
+        saved(checkpoints, step, {}, {"images": 8 * step})
+    newest = saved(checkpoints, 510, {}, {"images": 16 * 510})
+    assert checkpoints.latest_valid(silent) == newest
     assert [images(path) for path in all_checkpoints(folder)] == [4000, 8000, 8160]
-    checkpoints.save(520, {}, {"images": 16 * 520})
+    saved(checkpoints, 520, {}, {"images": 16 * 520})
     assert [images(path) for path in all_checkpoints(folder)] == [4000, 8000, 8160, 8320]
 
 
@@ -235,9 +407,9 @@ def save_as_before(folder: Path, step: int, global_batch: int) -> Path:
     """A checkpoint as runs wrote it that named them by step."""
     written = Checkpoints(folder, Alone(), keep_last=100)
     engine = {"generator": FakeEngine(f"G{step}")}
-    path = written.save(step, engine, {"images": step * global_batch})
+    path = saved(written, step, engine, {"images": step * global_batch})
     meta = json.loads((path / "meta.json").read_text())
-    del meta["kept_for_good"]
+    del meta["kept_for_good"], meta["xxh3_128"]
     (path / "meta.json").write_text(json.dumps(meta))
     return path.rename(folder / f"step-{step:08d}")
 
@@ -251,9 +423,9 @@ def test_checkpoints_named_by_step_are_found_resumed_and_pruned_by_their_images(
     engine = FakeEngine()
     assert checkpoints.load(before[2], {"generator": engine}) == {"images": 8000}
     assert engine.value == "G1000"
-    saved = checkpoints.save(501, {"generator": FakeEngine()}, {"images": 8016})
-    assert checkpoints.latest_valid(silent) == saved
-    assert all_checkpoints(folder) == [before[0], before[2], saved]
+    newest = saved(checkpoints, 501, {"generator": FakeEngine()}, {"images": 8016})
+    assert checkpoints.latest_valid(silent) == newest
+    assert all_checkpoints(folder) == [before[0], before[2], newest]
 
 
 def test_a_broken_one_named_by_step_is_reported(folder: Path) -> None:
@@ -261,9 +433,7 @@ def test_a_broken_one_named_by_step_is_reported(folder: Path) -> None:
     (broken / "meta.json").unlink()
     said: list[str] = []
     assert Checkpoints(folder, Alone()).latest_valid(said.append) == older
-    assert said == [
-        "skipping checkpoint step-00000009: meta.json is missing or broken (FileNotFoundError)"
-    ]
+    assert said == ["skipping checkpoint step-00000009: it has no meta.json"]
 
 
 def test_pruning_does_not_count_broken_ones_as_kept(folder: Path) -> None:
@@ -273,23 +443,6 @@ def test_pruning_does_not_count_broken_ones_as_kept(folder: Path) -> None:
     save(checkpoints, 6)
     assert find_fault(folder / "images-000000000016") is None
     assert find_fault(folder / "images-000000000048") is None
-
-
-def test_deleting_removes_meta_first_so_that_no_torn_folder_looks_whole(
-    checkpoints: Checkpoints, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save(checkpoints, 2, 4)
-    checkpoints.keep_last = 1
-
-    def killed(path: Path, **_: Any) -> None:
-        raise Killed
-
-    monkeypatch.setattr(shutil, "rmtree", killed)
-    with pytest.raises(Killed):
-        checkpoints.prune(folder / "images-000000000032")
-    assert find_fault(folder / "images-000000000016") is not None
-    assert (folder / "images-000000000016" / "generator" / "weights.pt").is_file()
-    assert find_fault(folder / "images-000000000032") is None
 
 
 def test_the_list_of_files_is_the_whole_folder_but_for_meta(
@@ -316,6 +469,7 @@ def make_former(path: Path) -> None:
     meta = json.loads((path / "meta.json").read_text())
     files = {name: facts["bytes"] for name, facts in meta["files"].items()}
     former = {"format": "taming_dist.checkpoint.v1", "files": files}
+    del meta["xxh3_128"]
     (path / "meta.json").write_text(json.dumps(meta | former))
 
 

@@ -55,7 +55,7 @@ def test_it_learns_the_codes(code_recipe: Make) -> None:
 def test_the_export_is_the_trained_network(code_recipe: Make, tmp_path: Path) -> None:
     made = code_recipe()
     list(made.train_step([codes()], Clock(2, 4)))
-    made.export(tmp_path / "export")
+    made.export().write(tmp_path / "export")
     loaded = Transformer.from_pretrained(tmp_path / "export")
     expected = made.transformer.module.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())

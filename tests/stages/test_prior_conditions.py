@@ -111,7 +111,7 @@ def test_a_condition_trains_validates_and_samples(
     for step, batch in zip(range(20), reader.batches(), strict=False):
         list(recipe.train_step([batch], Clock(2, 20, images=2 * step)))
     assert recipe.validate(validation)["nll"] < before
-    recipe.export(tmp_path / "gpt")
+    recipe.export().write(tmp_path / "gpt")
     asked = {"transformer": str(tmp_path / "gpt"), "vqgan": str(folder / "vqgan")}
     sample(SampleConfig(**asked, out=str(tmp_path / "a"), n=3, condition=str(folder / "codes")))
     with Image.open(tmp_path / "a/000002.png") as image:
@@ -156,7 +156,7 @@ def test_a_layout_that_cannot_be_drawn_is_refused_and_nothing_is_written(
     vqgan: VQGAN,
     tmp_path: Path,
 ) -> None:
-    recipe_of(OBJECTS, folder, vqgan, code_recipe).export(tmp_path / "gpt")
+    recipe_of(OBJECTS, folder, vqgan, code_recipe).export().write(tmp_path / "gpt")
     layout = tmp_path / "layout.json"
     if text is not None:
         layout.write_text(text)

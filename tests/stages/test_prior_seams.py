@@ -121,7 +121,7 @@ def test_a_condition_and_an_order_of_ones_own_train_and_sample(
         list(recipe.train_step([batch], Clock(2, 20, images=2 * step)))
     assert recipe.validate(validation)["nll"] < before
     assert recipe.preview(validation[0][0]) is not None
-    recipe.export(tmp_path / "gpt")
+    recipe.export().write(tmp_path / "gpt")
     vqgan.save_pretrained(tmp_path / "vqgan")
     asked = {"transformer": str(tmp_path / "gpt"), "vqgan": str(tmp_path / "vqgan")}
     sample(SampleConfig(**asked, out=str(tmp_path / "out"), n=3, condition=str(tmp_path / "codes")))

@@ -1,5 +1,7 @@
 """Models leave as exports and as checkpoints of the original, and come back bit for bit."""
 
+import dataclasses
+import json
 import runpy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -12,6 +14,9 @@ import yaml
 
 from taming_dist import VQGAN, Transformer
 from taming_dist.engine.checkpoint import Checkpoints
+from taming_dist.engine.draft import GivenUp
+from taming_dist.engine.pieces import Piece
+from taming_dist.engine.snapshot import Snapshot
 from taming_dist.engine.world import World
 from taming_dist.errors import UserError
 from taming_dist.models.prior.conditions import (
@@ -290,16 +295,58 @@ def test_a_run_gives_its_export_and_its_step(tool: Callable[..., str], tmp_path:
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.yaml").write_text("run: {}\n")
-    with pytest.raises(UserError, match="has no export yet"):
+    with pytest.raises(UserError, match="has no export and no checkpoint yet"):
         tool(export_model, run, "--out", tmp_path / "copy")
     model = saved(run / "export")
     world = World(0, 1, 0, torch.device("cpu"))
-    Checkpoints(run / "checkpoints", world).save(42, {}, {"images": 168})
+    checkpoints = Checkpoints(run / "checkpoints", world)
+    checkpoints.write(checkpoints.begin(42, {}, {"images": 168}), GivenUp())
     tool(export_model, run, "--out", tmp_path / "copy")
     assert VQGAN.from_pretrained(tmp_path / "copy").fingerprint == model.fingerprint
     tool(export_model, run, "--out", tmp_path / "t", "--format", "taming")
     assert load(tmp_path / "t")["global_step"] == 42
     assert sorted(path.name for path in (tmp_path / "t").iterdir()) == ["config.yaml", "last.ckpt"]
+
+
+class Averaged:
+    """An engine of a model that was averaged: its weights are others."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def snapshot(self) -> Snapshot:
+        pieces = []
+        for name, value in self.model.named_parameters():
+            pieces.append(Piece(f"average/{name}", 0, value.detach().view(-1)))
+            pieces.append(Piece(f"weights/{name}", 0, torch.zeros(value.numel())))
+        for name, value in self.model.named_buffers():
+            pieces.append(Piece(f"buffers/{name}", 0, value.view(-1)))
+        return Snapshot(pieces, {}, 0, 1)
+
+    def load(self, folder: Path, name: str) -> None:
+        raise AssertionError("is not loaded here")
+
+
+@pytest.mark.parametrize("kind", ["vqgan", "transformer"])
+def test_a_run_without_an_export_gives_the_model_of_its_newest_checkpoint(
+    kind: str, tool: Callable[..., str], tmp_path: Path
+) -> None:
+    model: Any = saved(tmp_path / "vqgan", quantizer=EMAQuantizerConfig(codes=12, dim=8))
+    if kind == "transformer":
+        model = gpt(tmp_path / "gpt", model, condition=ClassCondition(5), order="z_curve")
+    run = tmp_path / "run"
+    checkpoints = Checkpoints(run / "checkpoints", World(0, 1, 0, torch.device("cpu")))
+    draft = checkpoints.begin(42, {"network": Averaged(model)}, {"images": 168})
+    meta = dataclasses.replace(
+        draft.meta, exported="network", model=json.loads(json.dumps(model.canonical_config()))
+    )
+    checkpoints.write(dataclasses.replace(draft, meta=meta), GivenUp())
+    (run / "config.yaml").write_text("run: {}\n")
+    tool(export_model, run, "--out", tmp_path / "copy")
+    assert type(model).from_pretrained(tmp_path / "copy").fingerprint == model.fingerprint
+    saved(run / "export", blocks=2)
+    tool(export_model, run, "--out", tmp_path / "again", "--from-checkpoint")
+    assert type(model).from_pretrained(tmp_path / "again").fingerprint == model.fingerprint
 
 
 @pytest.mark.parametrize("format", ["export", "taming"])

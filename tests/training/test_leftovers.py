@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from taming_dist.engine.checkpoint import Checkpoints
+from taming_dist.engine.draft import GivenUp
 from taming_dist.engine.world import World
 from taming_dist.formats.files import write_bytes
 from taming_dist.models.vqgan import VQGAN
@@ -45,10 +46,11 @@ def test_what_a_killed_run_was_writing_is_removed_and_nothing_else(tmp_path: Pat
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("not the run's")
     before = everything(tmp_path)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", ALONE)
     writers: list[Callable[[], object]] = [
         lambda: metrics.rewind(CLOCK),
         lambda: Sinks(tmp_path, []).image(CLOCK, BLACK),
-        lambda: Checkpoints(tmp_path / "checkpoints", ALONE).save(3, {}, {"images": 12}),
+        lambda: checkpoints.write(checkpoints.begin(3, {}, {"images": 12}), GivenUp()),
         lambda: write_export(VQGAN, CONFIG, model.state_dict(), tmp_path / "export"),
         lambda: write_bytes(tmp_path / "config.yaml", b"run: {}\n"),
         lambda: write_bytes(tmp_path / "wandb-id", b"0123abcd"),

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,6 +16,9 @@ from torch import Tensor
 
 from taming_dist.data.plan import Plan
 from taming_dist.engine.checkpoint import Checkpoints
+from taming_dist.engine.draft import Draft, GivenUp, SaveFailed
+from taming_dist.engine.meta import read_meta, write_meta
+from taming_dist.engine.snapshot import Snapshot
 from taming_dist.engine.world import World
 from taming_dist.errors import Diverged, UserError
 from taming_dist.training.best import Best, Criterion
@@ -64,19 +68,35 @@ class Weights:
 
     def __init__(self) -> None:
         self.value = 0.0
+        self.not_finite: str | None = None
         self.moved = torch.tensor(True)
 
     def skip(self, skipped: bool) -> None:
         """What an engine remembers of an optimizer step."""
         self.moved = torch.tensor(not skipped)
 
-    def save(self, folder: Path, name: str) -> list[Path]:
-        (folder / name).mkdir()
-        (folder / name / "value.json").write_text(json.dumps(self.value))
-        return [folder / name / "value.json"]
+    def snapshot(self) -> Snapshot:
+        return Snapshot([], {"value": self.value}, 0, 1, self.not_finite)
 
     def load(self, folder: Path, name: str) -> None:
-        self.value = json.loads((folder / name / "value.json").read_text())
+        self.value = json.loads((folder / name / "state.json").read_text())["value"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What a recipe exports: its value, in every file that an export has."""
+
+    value: str
+    step: int
+    dies_at: str
+    described = {"kind": "value"}
+
+    def write(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        for name in ("config.json", "model.safetensors", "value"):
+            (folder / name).write_text(self.value)
+        if self.dies_at == f"{self.step} {folder.name}":
+            raise KeyboardInterrupt
 
 
 class Counter:
@@ -88,6 +108,7 @@ class Counter:
         self.calls: list[str] = []
         self.seen: list[int] = []
         self.remembered = 0
+        self.dies_at = ""  # after which step and export
         self.on_step = on_step
         self.spoils: Callable[[int], float | None] = lambda position: None
         self.measured: dict[int, float] = {}  # by step, what validation gives beside its count
@@ -126,10 +147,9 @@ class Counter:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.remembered = state["remembered"]
 
-    def export(self, folder: Path) -> None:
-        folder.mkdir(exist_ok=True)
-        (folder / "value").write_text(str(self.weights.value))
-        self.calls.append(folder.name)
+    def export(self) -> Any:
+        self.calls.append("export")
+        return Exported(str(self.weights.value), self.remembered, self.dies_at)
 
 
 def run(
@@ -412,7 +432,7 @@ def test_a_run_killed_before_its_last_checkpoint_has_exported_already(
         raise KeyboardInterrupt
 
     recipe = Counter()
-    monkeypatch.setattr(Checkpoints, "save", killed)
+    monkeypatch.setattr("taming_dist.engine.checkpoint.write_meta", killed)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, recipe, 3)
     assert (tmp_path / "export" / "value").is_file()
@@ -488,8 +508,10 @@ def test_another_global_batch_goes_on_where_it_divides_the_images_seen(
 
 def test_a_run_of_other_data_is_refused(tmp_path: Path) -> None:
     run(tmp_path, Counter(), 1)
-    meta = tmp_path / "checkpoints" / "images-000000000004" / "meta.json"
-    meta.write_text(meta.read_text().replace('"seed": 7', '"seed": 8'))
+    folder = tmp_path / "checkpoints" / "images-000000000004"
+    meta = read_meta(folder)
+    other = meta.state | {"data": meta.state["data"] | {"seed": 8}}
+    write_meta(folder, dataclasses.replace(meta, state=other))
     with pytest.raises(UserError, match=r"run\.seed"):
         run(tmp_path, Counter(), 2)
 
@@ -507,22 +529,128 @@ def test_a_rank_that_can_read_no_validation_sample_keeps_in_step_with_a_spare_ba
     assert list(in_step(Unreadable(), 2, spare=[9])) == [([9], False), ([9], False)]
 
 
+SAVED_OFTEN = {"log_every": 1, "checkpoint_every": 2}
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether the disk refuses the next checkpoints, in their order; after these none."""
+    answers: list[bool] = []
+    write = Checkpoints.write
+
+    def asked(self: Checkpoints, draft: Draft, given_up: GivenUp) -> None:
+        if answers and answers.pop(0):
+            draft.folder.mkdir(parents=True)
+            draft.abandon("")
+            raise SaveFailed("its folder cannot be written (No space left): make room on its disk")
+        write(self, draft, given_up)
+
+    monkeypatch.setattr(Checkpoints, "write", asked)
+    return answers
+
+
+def test_a_save_that_fails_is_told_and_the_next_is_tried_when_it_is_due(
+    tmp_path: Path, refused: list[bool], capsys: pytest.CaptureFixture
+) -> None:
+    refused += [True, True, False, True]
+    assert run(tmp_path, Counter(), 10, **SAVED_OFTEN)
+    told = [(name, step) for name, step in events(tmp_path) if name.startswith("save")]
+    failed = [("save_failed", step) for step in (2, 4, 8)]
+    assert sorted(told) == sorted([*failed, ("save", 6), ("save", 10)])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "not saved" in line] == [
+        f"checkpoint images-{4 * step:012d} was not saved: its folder cannot be written (No space "
+        f"left): make room on its disk; the next one is tried when it is due ({n} of 3 failures in "
+        f"a row)"
+        for step, n in ((2, 1), (4, 2), (8, 1))
+    ]
+    assert trained(tmp_path) == [4 * step for step in range(1, 11)]
+    assert not list((tmp_path / "checkpoints").glob("*.tmp"))
+
+
+def test_three_failing_saves_in_a_row_end_the_run(tmp_path: Path, refused: list[bool]) -> None:
+    refused += [True] * 3
+    with pytest.raises(UserError, match="3 checkpoints in a row could not be saved: its folder"):
+        run(tmp_path, Counter(), 20, **SAVED_OFTEN)
+    assert [step for name, step in events(tmp_path) if name == "save_failed"] == [2, 4, 6]
+
+
+def test_a_run_whose_last_save_fails_ends_with_an_error(
+    tmp_path: Path, refused: list[bool]
+) -> None:
+    refused += [False, True]
+    with pytest.raises(UserError, match="make room on its disk, then run the same command again"):
+        run(tmp_path, Counter(), 4, **SAVED_OFTEN)
+    assert run(tmp_path, Counter(), 4, **SAVED_OFTEN)
+    assert trained(tmp_path) == [4, 8, 12, 16]
+
+
+def test_training_goes_on_while_a_checkpoint_is_written_and_the_next_save_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, goes_on, writing = Checkpoints.write, threading.Event(), threading.Lock()
+    steps: list[int] = []
+
+    def slow(self: Checkpoints, draft: Draft, given_up: GivenUp) -> None:
+        with writing:  # one after the other, or this would be an error
+            if draft.meta.step == 2:
+                assert goes_on.wait(60)
+            write(self, draft, given_up)
+
+    def after(clock: Clock) -> None:
+        steps.append(clock.step + 1)
+        if clock.step + 1 == 4:  # two steps after the save that is still written
+            assert ("save", 2) not in events(tmp_path)
+            goes_on.set()
+
+    monkeypatch.setattr(Checkpoints, "write", slow)
+    recipe = Counter(after)
+    assert run(tmp_path, recipe, 6, **SAVED_OFTEN)
+    told = [line for line in event_lines(tmp_path) if line["event"] == "save"]
+    assert [line["step"] for line in told] == [2, 4, 6]
+    assert told[0]["duration_s"] > 0
+    assert told[0]["stall_s"] > 0
+    folder = tmp_path / "checkpoints" / "images-000000000008"
+    weights = Weights()
+    weights.load(folder, "only")
+    assert weights.value == float(sum(range(8)))  # as it was when it was saved
+
+
+def test_weights_that_are_not_finite_are_not_saved_and_end_the_run(tmp_path: Path) -> None:
+    def spoils(clock: Clock) -> None:
+        if clock.step == 3:
+            recipe.weights.not_finite = "weights/value"
+
+    recipe = Counter(spoils)
+    run(tmp_path / "whole", Counter(), 2, **SAVED_OFTEN)
+    with pytest.raises(Diverged) as caught:
+        run(tmp_path, recipe, 6, **SAVED_OFTEN)
+    assert str(caught.value) == (
+        "step 4: weights/value of the only is not finite, so nothing was saved; the last good "
+        "checkpoint is images-000000000008. Try a smaller optim.lr, engine.precision=fp32 or "
+        "optim.clip=1"
+    )
+    value = (tmp_path / "export" / "value").read_text()
+    assert value == (tmp_path / "whole" / "export" / "value").read_text()
+
+
+def test_a_finished_run_whose_export_was_deleted_writes_it_again(tmp_path: Path) -> None:
+    run(tmp_path, Counter(), 3)
+    (tmp_path / "export" / "model.safetensors").unlink()
+    before = (tmp_path / "export" / "value").read_text()
+    again = Counter()
+    assert run(tmp_path, again, 3)
+    assert again.seen == []
+    assert (tmp_path / "export" / "model.safetensors").read_text() == before
+
+
 MEASURED = {1: 0.9, 2: 0.5, 3: 0.7, 4: math.nan, 5: 0.4, 6: 0.6, 7: 0.4, 8: 0.5}
 
 
 def followed(measured: dict[int, float] = MEASURED, dies_at: str = "") -> Counter:
     """A recipe whose validation gives these; `dies_at`: after which step and export it dies."""
     recipe = Counter()
-    recipe.measured = measured
-    if dies_at:
-        step, call = dies_at.split()
-
-        def dies(folder: Path) -> None:
-            Counter.export(recipe, folder)
-            if recipe.remembered == int(step) and folder.name == call:
-                raise KeyboardInterrupt
-
-        recipe.export = dies  # type: ignore[method-assign]
+    recipe.measured, recipe.dies_at = measured, dies_at
     return recipe
 
 

@@ -96,6 +96,24 @@ def test_rewinding_cuts_later_and_torn_lines_and_keeps_the_rest_byte_for_byte(
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("good", "bad"), [(b'"a"', b'"\xc3"'), (b"samples", b"sampmes"), (b":", b"z")]
+)
+def test_a_damaged_line_is_told_and_left_out(
+    tmp_path: Path, good: bytes, bad: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink = MetricsFile(tmp_path)
+    for step in (1, 2, 3):
+        sink.log(at(step), {"a": 1.0})
+    lines = sink.path.read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1].replace(good, bad)
+    sink.path.write_bytes(b"".join(lines))
+    assert sink.find(at(3), "train") is None
+    sink.rewind(at(3))
+    assert steps(tmp_path) == [1, 3]
+    assert caplog.messages == [f"{sink.path}: line 2 is damaged and was left out"]
+
+
 def test_rewinding_goes_by_images_because_steps_change_with_the_global_batch(
     tmp_path: Path,
 ) -> None:
