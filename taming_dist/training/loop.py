@@ -22,7 +22,7 @@ from taming_dist.training.recipe import Measured, Recipe
 from taming_dist.training.saving import Saver, keep_best, make_up_export
 from taming_dist.training.signals import StopRequest
 from taming_dist.training.sinks import Sinks
-from taming_dist.training.skips import LATE, Skips
+from taming_dist.training.skips import LATE, Skips, passes_over, sample_ranges
 from taming_dist.training.stopping import Interrupted, Stopping
 from taming_dist.training.watchdog import Progress
 
@@ -46,6 +46,9 @@ class LoopConfig:
     all ranks write the stacks of their threads (three times as long until the first step is done;
     0: never).
 
+    `skip_samples`: ranges of samples in the order in which the run sees them, such as
+    [120000-121000]: steps that have one of them are passed over without training.
+
     `preview_guidance`: how far previews of a prior that can be guided are guided in a row of their
     own (`loss.condition_dropout`).
     """
@@ -63,9 +66,11 @@ class LoopConfig:
     best: str | None = "auto"
     patience: int = ranged(0, at_least=0)
     stuck_after: float = ranged(600.0, at_least=0)
+    skip_samples: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
         check_ranges(self, "train")
+        sample_ranges(self.skip_samples)
 
 
 class Position(Protocol):
@@ -165,10 +170,8 @@ def steps(run: Run, stop: StopRequest, saver: Saver) -> End:
         with timer.waiting():
             micro_batches = list(islice(batches, data.accumulation))
         progress.begin("in the step")
-        parts = list(recipe.train_step(micro_batches, clock))
-        clock.tick()
+        train_step(run, micro_batches, skips, means)
         progress.steps += 1
-        means.add_all(parts, skips.add(clock, micro_batches, parts))
         timer.count(clock.global_batch)
         stopped = stopping()
         saver.tell()
@@ -199,6 +202,18 @@ def steps(run: Run, stop: StopRequest, saver: Saver) -> End:
     if stopping.agreed:
         sinks.event("signal", clock, signal=stop.name)
     return end_of(run, best, stopping, stop.name)
+
+
+def train_step(run: Run, micro_batches: list[Any], skips: Skips, means: Means) -> None:
+    """Make an optimizer step, or pass over it where train.skip_samples says so."""
+    recipe, clock = run.recipe, run.clock
+    if passes_over(sample_ranges(run.config.skip_samples), clock):
+        clock.tick()
+        skips.pass_over(clock)
+        return
+    parts = list(recipe.train_step(micro_batches, clock))
+    clock.tick()
+    means.add_all(parts, skips.add(clock, micro_batches, parts))
 
 
 def is_stale(best: Best, config: LoopConfig) -> bool:

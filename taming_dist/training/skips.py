@@ -1,9 +1,9 @@
 """Optimizer steps that were skipped: what became of a step is told one step late, so that the host
-never waits for the step that it has just begun."""
+never waits for the step that it has just begun. And steps that are passed over as asked for."""
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from taming_dist.copies import fetch
 from taming_dist.engine.world import World
 from taming_dist.engine.zero import Engine
-from taming_dist.errors import Diverged
+from taming_dist.errors import Diverged, UserError
 from taming_dist.training.clock import Clock
 from taming_dist.training.recipe import Scalars
 from taming_dist.training.sinks import Sinks
@@ -56,6 +56,10 @@ class Skips:
         self._steps.append(Step(dataclasses.replace(clock), micro_batches, told))
         return moved.all()
 
+    def pass_over(self, clock: Clock) -> None:
+        """Write a line for the step that was just passed over, as train.skip_samples has it."""
+        self._sinks.event("skip", clock, networks=list(self._engines), cause="train.skip_samples")
+
     def tell(self, late: int) -> None:
         """Write a line for every skipped step but of the `late` newest steps (collective). Diverged
         if a network has skipped too many of them one after the other."""
@@ -87,6 +91,31 @@ class Skips:
         if found := list(chain.from_iterable(self._world.gather(guilty))):
             return "loss", sorted(chain(*found))
         return "gradient", sorted(chain(*chain(*self._world.gather(samples))))
+
+
+def sample_ranges(texts: Iterable[str]) -> list[range]:
+    """Ranges of samples, numbered as a run sees them, from texts such as "120000-121000" (the last
+    does not belong to it).
+
+    Raises:
+        UserError: one is not such a text.
+    """
+    found = []
+    for text in texts:
+        first, _, last = text.partition("-")
+        if not (first.isdecimal() and last.isdecimal() and int(first) < int(last)):
+            raise UserError(
+                f"train.skip_samples: {text!r} is not a range of samples: use [120000-121000] for "
+                f"those that the run sees between 120000 and 121000 images"
+            )
+        found.append(range(int(first), int(last)))
+    return found
+
+
+def passes_over(skipped: list[range], clock: Clock) -> bool:
+    """Whether the next step has one of the skipped samples."""
+    first, end = clock.images, clock.images + clock.global_batch
+    return any(part.start < end and first < part.stop for part in skipped)
 
 
 def is_finite(scalars: Scalars) -> Tensor:

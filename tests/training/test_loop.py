@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
@@ -158,21 +159,21 @@ def run(
     steps: int,
     stop: StopRequest | None = None,
     batch: int = 4,
-    **config: int,
+    **config: Any,
 ) -> bool:
     """Train with two micro-batches of two to a step; whether there was nothing left to do."""
     whole = made(folder, recipe, Clock(batch, steps), **config)
     return fit(whole, stop or StopRequest()).finished
 
 
-def made(folder: Path, recipe: Counter, clock: Clock, **config: int) -> Run:
+def made(folder: Path, recipe: Counter, clock: Clock, **config: Any) -> Run:
     """A run whose best model is that of the lowest val/count."""
     accumulation = clock.global_batch // 2
     return Run(
         recipe,
         Data(Numbers(), Numbers(), val_batches=4, preview="shown", accumulation=accumulation),
         clock,
-        LoopConfig(**OFF | config),  # type: ignore[arg-type]
+        LoopConfig(**OFF | config),
         Checkpoints(folder / "checkpoints", ALONE, keep_last=100),
         Sinks(folder, [MetricsFile(folder), Console(clock, "run")]),
         ALONE,
@@ -489,6 +490,38 @@ def test_a_run_that_only_skips_steps_ends_and_one_that_skips_some_does_not(
         run(tmp_path / "again", again, MOST_SKIPPED + 3, checkpoint_every=1)
     saved = [step for name, step in events(tmp_path / "again") if name == "save"]
     assert saved[-1] == MOST_SKIPPED  # which holds the weights of step 1
+
+
+def test_steps_with_samples_to_be_skipped_are_passed_over_and_told(tmp_path: Path) -> None:
+    recipe = Counter()
+    # steps 2 and 3 have samples 4 to 11, the sixth 20 to 23
+    assert run(tmp_path, recipe, 6, log_every=2, skip_samples=["7-10", "23-24"])
+    assert recipe.seen == [*range(4), *range(12, 20)]
+    skips = [line for line in event_lines(tmp_path) if line["event"] == "skip"]
+    assert [(line["step"], line["cause"]) for line in skips] == [
+        (2, "train.skip_samples"),
+        (3, "train.skip_samples"),
+        (6, "train.skip_samples"),
+    ]
+    assert [line["samples"] for line in metrics(tmp_path)] == [8, 16, 24, 24]
+
+
+def test_a_run_resumes_the_same_in_the_middle_of_samples_to_be_skipped(tmp_path: Path) -> None:
+    cadence = {"log_every": 1, "checkpoint_every": 1, "skip_samples": ["4-16"]}
+    run(tmp_path / "whole", Counter(), 6, **cadence)
+    run(tmp_path / "parts", Counter(), 3, **cadence)
+    again = Counter()
+    assert run(tmp_path / "parts", again, 6, **cadence)
+    assert again.seen == list(range(16, 24))
+    assert [line for line in metrics(tmp_path / "parts") if "train/loss" in line] == [
+        line for line in metrics(tmp_path / "whole") if "train/loss" in line
+    ]
+
+
+@pytest.mark.parametrize("text", ["5", "7-7", "9-7", "a-b", "-5-7", "5-7,9-11", ""])
+def test_a_range_of_samples_that_is_none_is_named(text: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"train.skip_samples: {text!r} is not")):
+        LoopConfig(skip_samples=[text])
 
 
 def test_another_global_batch_goes_on_where_it_divides_the_images_seen(
