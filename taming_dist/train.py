@@ -106,7 +106,8 @@ def fit_stage(
         watching(run_dir, world, clock, stuck_after) as progress,
     ):
         cut = (batch.micro_batch, batch.accumulation)
-        context = Context(config.optim, config.engine, world, *cut, config.run.seed)
+        spikes = config.train.skip_spikes
+        context = Context(config.optim, config.engine, world, *cut, config.run.seed, spikes)
         recipe = stage.recipe(config, opened, context)
         sinks = Sinks(None, [])
         if world.is_first:

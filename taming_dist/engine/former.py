@@ -1,10 +1,39 @@
 """Checkpoints of before, in DeepSpeed's own files, which the same ranks and stage can read."""
 
 from pathlib import Path
+from typing import Any
 
 from taming_dist.errors import UserError
 
 STAGES = {0: "zero0", 1: "zero1 or zero2", 2: "zero1 or zero2", 3: "zero3"}
+
+SETTINGS = ("betas", "weight_decay", "fused")  # of an optimizer's group, beside the scheduled lr
+
+
+def load_former(engine: Any, folder: Path, name: str, zero: int) -> dict[str, Any]:
+    """Have DeepSpeed's engine read its files in folder/name; gives what ours had added to them.
+
+    Betas and weight decay stay as they are.
+    """
+    check_former(folder / name, zero)
+    groups = engine.optimizer.param_groups
+    kept = [{key: group[key] for key in SETTINGS} for group in groups]
+    _, ours = engine.load_checkpoint(str(folder), tag=name)
+    for group, settings in zip(engine.optimizer.param_groups, kept, strict=True):
+        group.update(settings)
+    return ours
+
+
+def former_average(folder: Path, part: int) -> Path:
+    """The file of a part of the average of the weights.
+
+    Raises:
+        UserError: there is none.
+    """
+    file = folder / f"average-rank-{part:05d}.safetensors"
+    if not file.is_file():
+        raise UserError(f"{file} is missing: that run kept no average; set optim.ema_half_life=0")
+    return file
 
 
 def check_former(folder: Path, zero: int) -> None:

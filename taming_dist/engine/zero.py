@@ -20,20 +20,18 @@ from torch import Tensor, nn
 from taming_dist.engine.average import WeightAverage
 from taming_dist.engine.blocks import blocks_of, compile_network, recompute_blocks
 from taming_dist.engine.compiling import Recompilations
-from taming_dist.engine.former import check_former
+from taming_dist.engine.former import former_average, load_former
 from taming_dist.engine.layouts import LAYOUTS, OFFLOADED, Layout, write_rows
 from taming_dist.engine.partition import gather_as_one, gathered
 from taming_dist.engine.pieces import Pieces, copied
 from taming_dist.engine.scaling import LossScale
 from taming_dist.engine.settings import PRECISIONS, REDUCTIONS, EngineConfig, deepspeed_config
 from taming_dist.engine.snapshot import SCALARS, Snapshot, not_finite
+from taming_dist.engine.spikes import Spikes
 from taming_dist.engine.start import load_deepspeed
 from taming_dist.engine.state import EngineState
 from taming_dist.engine.world import World
-from taming_dist.errors import UserError
 from taming_dist.formats.strict_json import read_json
-
-SETTINGS = ("betas", "weight_decay", "fused")  # of an optimizer's group, beside the scheduled lr
 
 
 class Optimizer(Protocol):
@@ -52,8 +50,9 @@ class Engine:
     network, for passes in which it must not collect gradients. `backward` and `step` are called
     once per micro-batch; the weights move at every `accumulation`-th step, unless a loss or the
     gradient of some rank is not finite: then no rank moves, nor does the average of the weights.
-    `moved`, a scalar on the device, tells, the same on all ranks, what the last optimizer step did:
-    the host does not wait to learn it.
+    With `skip_spikes` the same goes for gradients whose norm stands out by more than so many
+    standard deviations (`taming_dist.engine.spikes`). `moved` and `spiked`, scalars on the device,
+    tell, the same on all ranks, what became of the last optimizer step: the host does not wait.
 
     With `ema_half_life` (images; 0 for none) an average of the weights is kept, cut up as ZeRO cuts
     the optimizer; `evaluated` and `full_state` then give the averaged weights.
@@ -71,6 +70,7 @@ class Engine:
         micro_batch: int,
         accumulation: int,
         ema_half_life: int = 0,
+        skip_spikes: float = 0.0,
     ) -> None:
         assert config.zero < 3 or all(hasattr(p, "ds_id") for p in module.parameters())
         kind = torch.optim.AdamW if optimizer.name == "adamw" else torch.optim.Adam
@@ -85,6 +85,8 @@ class Engine:
         self.world = world
         self.lr = 0.0
         self.moved = torch.ones((), dtype=torch.bool, device=world.device)
+        self.spiked = torch.zeros_like(self.moved)
+        self._spikes = Spikes(skip_spikes, world.device)
         self._clip = optimizer.clip
         self._norm: Tensor | None = None  # of the last gradient that was followed; NaN: of none yet
         self._skipped = torch.zeros((), device=world.device)  # optimizer steps, of this window
@@ -172,7 +174,7 @@ class Engine:
         self._engine.step()
         self._skipped = self._skipped + ~self.moved
         if self._scale is not None:
-            self._scale.update(self.moved)
+            self._scale.update(self.moved | self.spiked)
         if self._average is not None:
             self._average.update(self.masters(), self.moved.to(self._host_or_device))
         if self._recompilations is not None:
@@ -184,7 +186,8 @@ class Engine:
         it with torch's fused optimizer as its GradScaler does: it divides by `grad_scale`, which
         takes the loss scale back and clips, and where `found_inf` is 1 it does nothing."""
         norm = self._gradient_norm() / self.loss_scale
-        self.moved = norm.isfinite()
+        self.moved = self._spikes.judge(norm)
+        self.spiked = norm.isfinite() & ~self.moved
         before = torch.full_like(norm, torch.nan) if self._norm is None else self._norm
         self._norm = torch.where(self.moved, norm, before)
         divisor = self.loss_scale
@@ -278,7 +281,10 @@ class Engine:
         pieces = list(chain(state.pieces(share), state.buffers() if world.is_first else ()))
         told = world.gather((state.steps(), not_finite(pieces)))
         fault = next((name for _, name in told if name is not None), None)
-        scalars: dict[str, Any] = {"steps": {k: v for steps, _ in told for k, v in steps.items()}}
+        scalars: dict[str, Any] = {
+            "steps": {k: v for steps, _ in told for k, v in steps.items()},
+            "spikes": self._spikes.state_dict(),
+        }
         if self._average is not None:
             scalars["average_steps"] = int(self._average.steps)
         if self._scale is not None:
@@ -302,6 +308,7 @@ class Engine:
         scalars: dict[str, Any] = read_json(here / SCALARS)
         self._state.fill(Pieces(here, self.world.rank), scalars["steps"])
         self._layout.publish()
+        self._spikes.load_state_dict(scalars.get("spikes", {}))
         if self._average is not None:
             self._average.steps.fill_(scalars["average_steps"])
         if self._scale is not None and "loss_scale" in scalars:  # not of a run in fp32 or bf16
@@ -313,21 +320,12 @@ class Engine:
 
     def _load_former(self, folder: Path, name: str) -> None:
         """Read a checkpoint of before (`taming_dist.engine.former`)."""
-        check_former(folder / name, self.config.zero)
-        kept = [{key: g[key] for key in SETTINGS} for g in self._engine.optimizer.param_groups]
-        _, ours = self._engine.load_checkpoint(str(folder), tag=name)
-        for group, settings in zip(self._engine.optimizer.param_groups, kept, strict=True):
-            group.update(settings)
+        ours = load_former(self._engine, folder, name, self.config.zero)
         if self._scale is not None and "our_loss_scale" in ours:
             self._scale.load_state_dict(ours["our_loss_scale"])
         if self._average is not None:
             part = self.world.rank if self.config.zero > 0 else 0
-            file = folder / name / f"average-rank-{part:05d}.safetensors"
-            if not file.is_file():
-                raise UserError(
-                    f"{file} is missing: that run kept no average; set optim.ema_half_life=0"
-                )
-            self._average.load(file)
+            self._average.load(former_average(folder / name, part))
 
     @contextmanager
     def evaluated(self) -> Iterator[Any]:

@@ -17,7 +17,8 @@ from taming_dist.training.optimization import OptimConfig
 @dataclasses.dataclass(frozen=True)
 class Context:
     """How networks are trained, on which ranks, and how the global batch is cut: each rank takes
-    `accumulation` micro-batches of `micro_batch` images in an optimizer step."""
+    `accumulation` micro-batches of `micro_batch` images in an optimizer step. `skip_spikes`: see
+    `train.skip_spikes`."""
 
     optim: OptimConfig
     engine: EngineConfig
@@ -25,6 +26,7 @@ class Context:
     micro_batch: int
     accumulation: int = 1
     seed: int = 0
+    skip_spikes: float = 0.0
 
     def build(
         self, make: Callable[[], nn.Module], seed: int, initial: Mapping[str, Tensor] | None = None
@@ -39,5 +41,14 @@ class Context:
         """An engine for a network of `build`; without `groups` all its parameters are one."""
         if groups is None:
             groups = [{"params": list(network.parameters())}]
-        cut = (self.world, self.micro_batch, self.accumulation)
-        return Engine(network, groups, self.optim, self.engine, *cut, ema_half_life)
+        return Engine(
+            network,
+            groups,
+            self.optim,
+            self.engine,
+            self.world,
+            self.micro_batch,
+            self.accumulation,
+            ema_half_life,
+            self.skip_spikes,
+        )

@@ -46,8 +46,10 @@ class LoopConfig:
     all ranks write the stacks of their threads (three times as long until the first step is done;
     0: never).
 
-    `skip_samples`: ranges of samples in the order in which the run sees them, such as
-    [120000-121000]: steps that have one of them are passed over without training.
+    `skip_spikes`: steps are skipped whose gradient's norm lies more than so many standard
+    deviations above the mean of the 128 before (0: none; 6 is usual). `skip_samples`: ranges of
+    samples in the order in which the run sees them, such as [120000-121000]: steps that have one of
+    them are passed over without training.
 
     `preview_guidance`: how far previews of a prior that can be guided are guided in a row of their
     own (`loss.condition_dropout`).
@@ -66,6 +68,7 @@ class LoopConfig:
     best: str | None = "auto"
     patience: int = ranged(0, at_least=0)
     stuck_after: float = ranged(600.0, at_least=0)
+    skip_spikes: float = ranged(0.0, at_least=0)
     skip_samples: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -24,8 +24,8 @@ MOST_SKIPPED = 25  # optimizer steps; the scale of fp16's losses comes all the w
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """An optimizer step; `told` gives, from the device, for every network whether it moved and for
-    every micro-batch whether its scalars were finite."""
+    """An optimizer step; `told` gives, from the device, for every network whether it moved and
+    whether its gradient was a spike, and for every micro-batch whether its scalars were finite."""
 
     clock: Clock
     micro_batches: list[Any]
@@ -51,8 +51,9 @@ class Skips:
         """Take in the step that was just begun; gives whether all networks moved, a flag on the
         device."""
         moved = torch.stack([engine.moved for engine in self._engines.values()])
+        spiked = torch.stack([engine.spiked for engine in self._engines.values()])
         finite = torch.stack([is_finite(part) for part in parts])
-        told = fetch(torch.cat([moved, finite]))
+        told = fetch(torch.cat([moved, spiked, finite]))
         self._steps.append(Step(dataclasses.replace(clock), micro_batches, told))
         return moved.all()
 
@@ -68,14 +69,17 @@ class Skips:
 
     def _tell(self, step: Step) -> None:
         flags: list[bool] = step.told().tolist()
-        moved = dict(zip(self._engines, flags, strict=False))
+        count = len(self._engines)
+        moved = dict(zip(self._engines, flags[:count], strict=True))
+        spiked = any(flags[count : 2 * count])
         for name in moved:
             self._in_a_row[name] = 0 if moved[name] else self._in_a_row[name] + 1
         if skipped := [name for name in moved if not moved[name]]:
-            cause, keys = self._cause(step.micro_batches, flags[len(moved) :])
+            cause, keys = self._cause(step.micro_batches, flags[2 * count :])
+            cause = "spike" if spiked and cause == "gradient" else cause
             self._sinks.event("skip", step.clock, networks=skipped, cause=cause, keys=keys)
-        for name, count in self._in_a_row.items():
-            if count >= MOST_SKIPPED:
+        for name, in_a_row in self._in_a_row.items():
+            if in_a_row >= MOST_SKIPPED:
                 raise Diverged(
                     f"step {step.clock.step}: a loss or gradient of the {name} was not finite in "
                     f"{MOST_SKIPPED} steps in a row; events.jsonl has their samples. Try a smaller "
@@ -85,7 +89,7 @@ class Skips:
     def _cause(self, micro_batches: list[Any], finite: list[bool]) -> tuple[str, list[str]]:
         """Why a step was skipped, and the keys of the samples that it may be due to (collective):
         those of micro-batches with a "loss" that is not finite, on any rank; if there are none it
-        is a "gradient", to which the whole global batch has added."""
+        is a "gradient", to which the whole global batch has added (or a "spike" of it)."""
         samples = [self._keys(batch) for batch in micro_batches]
         guilty = [keys for keys, fine in zip(samples, finite, strict=True) if not fine]
         if found := list(chain.from_iterable(self._world.gather(guilty))):

@@ -14,6 +14,7 @@ from matrix_worker import DISC_START, build
 from small_stage import codebook_digest, digest, train, work
 from torch import Tensor, nn
 
+from taming_dist.engine import spikes
 from taming_dist.engine.partition import build_network
 from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.world import World
@@ -29,6 +30,7 @@ SPOIL: dict[str, Callable[[Tensor], Tensor]] = {
     "": lambda loss: loss,
     "gradient": lambda loss: loss * INFINITE,
     "loss": lambda loss: loss + INFINITE,
+    "spike": lambda loss: loss * 60,
 }
 TRAINED = [("fp32", 0), ("fp16", 0), ("fp16", 2)]  # bf16 is in matrix_worker.py
 
@@ -46,7 +48,7 @@ class Net(nn.Module):
         return self.layers(x)
 
 
-def small_engine(world: World, precision: str, zero: int) -> Engine:
+def small_engine(world: World, precision: str, zero: int, skip_spikes: float = 0.0) -> Engine:
     config = EngineConfig(zero=zero, precision=precision, persist_below=0)
     torch.manual_seed(0)
     net = build_network(Net, config, world)
@@ -59,6 +61,7 @@ def small_engine(world: World, precision: str, zero: int) -> Engine:
         micro_batch=2,
         accumulation=ACCUMULATION,
         ema_half_life=100,
+        skip_spikes=skip_spikes,
     )
 
 
@@ -83,6 +86,28 @@ def held(engine: Engine) -> str:
     for state in getattr(optimizer, "optimizer", optimizer).state.values():
         tensors += [state[name] for name in ("exp_avg", "exp_avg_sq")]
     return digest(tensors)
+
+
+def spiked_run(world: World, precision: str, zero: int, folder: Path) -> dict[str, Any]:
+    """As many steps as spikes are judged by, one on one rank, and one from a checkpoint and not."""
+    spikes.WINDOW = 4
+    engine = small_engine(world, precision, zero, skip_spikes=3.0)
+    for step in range(3 * spikes.WINDOW):  # norms fall fast at first
+        small_step(engine, world, step)
+    before, scale = held(engine), float(engine.loss_scale)
+    small_step(engine, world, 99, "spike")
+    found = {"unmoved": held(engine) == before, "scales": [scale, float(engine.loss_scale)]}
+    found |= {"spiked": [bool(engine.spiked)], "moved": [bool(engine.moved)]}
+    engine.save(folder, "net")
+    world.barrier()
+    fresh = small_engine(world, precision, zero, skip_spikes=3.0)
+    fresh.load(folder, "net")
+    for either in (engine, fresh):
+        small_step(either, world, 12)
+    found["moved"].append(bool(engine.moved))
+    states = [either._spikes.state_dict() for either in (engine, fresh)]
+    weights = [final_weights(either) for either in (engine, fresh)]
+    return found | {"resumed alike": states[0] == states[1] and weights[0] == weights[1]}
 
 
 def final_weights(engine: Engine) -> list[float]:
@@ -189,6 +214,8 @@ def runs(world: World) -> dict[str, Any]:
             for zero in range(4):
                 key = f"{precision} zero{zero}"
                 found[key] = spoilt_run(world, precision, zero, shared / key.replace(" ", "-"))
+                spiked = shared / f"{precision}-{zero}-spiked"
+                found[f"{key} spiked"] = spiked_run(world, precision, zero, spiked)
         world.barrier()
     found["vanishing"] = vanishing(world, 0)
     for precision, zero in TRAINED:

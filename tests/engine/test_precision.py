@@ -42,6 +42,20 @@ def test_a_gradient_or_loss_that_is_not_finite_on_one_rank_moves_nothing_on_any(
 @pytest.mark.slow
 @pytest.mark.parametrize("zero", range(4))
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("process", PROCESSES)
+def test_a_spike_of_the_gradient_on_one_rank_moves_nothing_on_any(
+    found: dict[str, Any], process: str, precision: str, zero: int
+) -> None:
+    run = found[process][f"{precision} zero{zero} spiked"]
+    assert run["unmoved"]
+    assert (run["spiked"], run["moved"]) == ([True], [False, True])
+    assert run["scales"][0] == run["scales"][1], "it is no overflow"
+    assert run["resumed alike"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", range(4))
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("process", ["one-0", "two-0"])
 def test_after_a_skipped_step_training_goes_on_as_if_it_had_not_been(
     found: dict[str, Any], process: str, precision: str, zero: int

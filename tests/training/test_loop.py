@@ -70,7 +70,7 @@ class Weights:
     def __init__(self) -> None:
         self.value = 0.0
         self.not_finite: str | None = None
-        self.moved = torch.tensor(True)
+        self.moved, self.spiked = torch.tensor(True), torch.tensor(False)
 
     def skip(self, skipped: bool) -> None:
         """What an engine remembers of an optimizer step."""
@@ -474,6 +474,17 @@ def test_a_step_skipped_for_its_gradient_is_told_with_all_its_samples(tmp_path: 
     (skip,) = [line for line in event_lines(tmp_path) if line["event"] == "skip"]
     assert (skip["step"], skip["cause"]) == (2, "gradient")
     assert skip["keys"] == ["key-4", "key-5", "key-6", "key-7"]
+
+
+def test_a_step_skipped_for_a_spike_is_told_as_one_with_all_its_samples(tmp_path: Path) -> None:
+    def spike(clock: Clock) -> None:
+        recipe.weights.skip(clock.step == 1)
+        recipe.weights.spiked = torch.tensor(clock.step == 1)
+
+    recipe = Counter(spike)
+    assert run(tmp_path, recipe, 3)
+    (skip,) = [line for line in event_lines(tmp_path) if line["event"] == "skip"]
+    assert (skip["step"], skip["cause"], len(skip["keys"])) == (2, "spike", 4)
 
 
 def test_a_run_that_only_skips_steps_ends_and_one_that_skips_some_does_not(
