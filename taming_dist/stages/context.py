@@ -49,6 +49,6 @@ class Context:
             self.world,
             self.micro_batch,
             self.accumulation,
-            ema_half_life,
-            self.skip_spikes,
+            ema_half_life=ema_half_life,
+            skip_spikes=self.skip_spikes,
         )

@@ -39,8 +39,10 @@ class PlainEngine:
         micro_batch: int,
         accumulation: int,
         ema_half_life: int = 0,
+        skip_spikes: float = 0.0,
     ) -> None:
         assert ema_half_life == 0, "the average is DeepSpeed's engine's own"
+        assert skip_spikes == 0, "so are spikes"
         self.module = module
         self.accumulation = accumulation
         self.gradients: dict[str, Tensor] = {}
@@ -48,7 +50,7 @@ class PlainEngine:
         betas = (optimizer.betas[0], optimizer.betas[1])
         self._optimizer = torch.optim.Adam(groups, lr=0.0, betas=betas)
         self.lr = 0.0
-        self.moved = torch.tensor(True)
+        self.moved, self.spiked = torch.tensor(True), torch.tensor(False)
 
     def __call__(self, *args: Any) -> Any:
         self.calls += 1
