@@ -96,7 +96,8 @@ def test_a_transformer_starts_from_the_weights_of_the_export(
     model.save_pretrained(tmp_path / "export")
     initial = initial_weights(str(tmp_path / "export"), Transformer, gpt())
     monkeypatch.setattr(
-        "taming_dist.stages.context.Engine", lambda network, *_, **__: SimpleNamespace(module=network)
+        "taming_dist.stages.context.Engine",
+        lambda network, *_, **__: SimpleNamespace(module=network),
     )
     context = Context(OptimConfig(lr=1e-3), EngineConfig(), HERE, micro_batch=1)
     recipe = TransformerRecipe(gpt(), TokenLossConfig(), context, initial=initial)
@@ -116,7 +117,8 @@ def test_a_null_prefix_is_added_to_an_export_without_one_and_never_lost(
     initial = initial_weights(str(tmp_path / "plain"), Transformer, guided)
     assert initial is not None
     monkeypatch.setattr(
-        "taming_dist.stages.context.Engine", lambda network, *_, **__: SimpleNamespace(module=network)
+        "taming_dist.stages.context.Engine",
+        lambda network, *_, **__: SimpleNamespace(module=network),
     )
     context = Context(OptimConfig(lr=1e-3), EngineConfig(), HERE, micro_batch=1)
     loss = TokenLossConfig(condition_dropout=0.1)
