@@ -98,7 +98,7 @@ def spiked_run(world: World, precision: str, zero: int, folder: Path) -> dict[st
     small_step(engine, world, 99, "spike")
     found = {"unmoved": held(engine) == before, "scales": [scale, float(engine.loss_scale)]}
     found |= {"spiked": [bool(engine.spiked)], "moved": [bool(engine.moved)]}
-    engine.save(folder, "net")
+    engine.snapshot().write(folder / "net")
     world.barrier()
     fresh = small_engine(world, precision, zero, skip_spikes=3.0)
     fresh.load(folder, "net")
