@@ -8,13 +8,12 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from taming_dist import train
 from taming_dist.engine.start import load_deepspeed
-from taming_dist.stages.prior import TransformerRecipe
+from taming_dist.training.export import Export
 
 SETTINGS = [
     "+experiment=flickr_transformer",
@@ -48,15 +47,15 @@ BEST_THAT_KILLS = 2  # the one of step 4; the newest checkpoint is that of step 
 
 def kill_after_the_best() -> None:
     """Have this process killed once it has exported its so-manieth best model."""
-    export, seen = TransformerRecipe.export, []
+    write, seen = Export.write, []
 
-    def killed(self: Any, folder: Path) -> None:
-        export(self, folder)
+    def killed(self: Export, folder: Path) -> None:
+        write(self, folder)
         seen.extend(["best"] if folder.name == "export-best" else [])
         if len(seen) == BEST_THAT_KILLS:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    TransformerRecipe.export = killed  # type: ignore[method-assign]
+    Export.write = killed  # type: ignore[method-assign]
 
 
 def run(name: str, killed: bool = False) -> int:
