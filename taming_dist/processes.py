@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -66,6 +67,25 @@ def state_of(pid: int) -> str:
     """What /proc says of a process of this host: R, S, D, T (stopped) ...; empty if it has ended,
     and where there is no /proc."""
     return _found(pid)[0]
+
+
+def name_of(pid: int) -> str:
+    """The name of the program that a process of this host runs, its first 15 letters; empty where
+    it has ended, and where there is no /proc."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def children() -> list[int]:
+    """The processes that this one has started and that are still there; none where there is no
+    /proc."""
+    found: list[int] = []
+    for path in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):  # the thread has ended
+            found += map(int, path.read_text().split())
+    return found
 
 
 def _found(pid: int) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from importlinter.api import read_configuration
 PACKAGE = Path(__file__).resolve().parent.parent / "taming_dist"
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 PURE = [name for name in MODULES if name.startswith(("models/", "losses/"))]
-HOMES = {"deepspeed": "engine/start.py", "wandb": "training/sinks.py"}
+HOMES = {"deepspeed": "engine/start.py", "wandb": "training/wandb_sink.py"}
 
 
 def imported(path: Path) -> set[str]:

@@ -1,42 +1,25 @@
 """Where a run tells what it does: metrics.jsonl, events.jsonl, the console, previews, W&B.
 
-Rank 0 alone writes. metrics.jsonl is the truth; W&B gets the same numbers and can never stop a run.
-The only import of wandb.
+Rank 0 alone writes. metrics.jsonl is the truth; W&B gets the same numbers (`wandb_sink`).
 """
 
-import dataclasses
 import json
 import logging
 import os
-import re
-import secrets
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from taming_dist.errors import UserError
 from taming_dist.formats.files import write_bytes, writing
 from taming_dist.formats.png import save_png
 from taming_dist.formats.strict_json import json_safe
 from taming_dist.training.clock import Clock
 from taming_dist.training.console import Console
-from taming_dist.training.recipe import Measured, Preview, numbers
+from taming_dist.training.recipe import Measured, Preview
+from taming_dist.training.wandb_sink import LogConfig, WandB, wandb_mode
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass
-class LogConfig:
-    """`wandb`: auto (online if a key is configured, else offline), online, offline or disabled."""
-
-    wandb: str = "auto"
-    project: str = "taming_dist"
-
-    def __post_init__(self) -> None:
-        if self.wandb not in ("auto", "online", "offline", "disabled"):
-            raise UserError(f"log.wandb={self.wandb}: use online, offline, disabled or auto")
 
 
 class Sink(Protocol):
@@ -172,102 +155,6 @@ class MetricsFile:
 
     def close(self, failed: bool) -> None:
         pass
-
-
-class WandB:
-    """Weights & Biases, rank 0 only. Any failure of it is reported once and switches it off.
-
-    The axis is a number of our own, the images seen (`trainer/samples`): W&B drops what goes back
-    in its own step count after a resume, and steps go back when the global batch is raised. The run
-    id is kept in run.dir, so that a resumed run is the same run there.
-    """
-
-    def __init__(self, config: LogConfig, run_dir: Path, name: str, values: dict[str, Any]) -> None:
-        self._run: Any = None
-        self._guard(lambda: self._start(config, run_dir, name, values))
-
-    def _start(self, config: LogConfig, run_dir: Path, name: str, values: dict[str, Any]) -> None:
-        os.environ.setdefault("WANDB_SILENT", "true")
-        import wandb
-
-        self._wandb = wandb
-        id_file = run_dir / "wandb-id"
-        run_id = read_id(id_file)
-        if run_id is None:
-            run_id = secrets.token_hex(4)
-            write_bytes(id_file, run_id.encode())
-        self._run = wandb.init(
-            project=config.project,
-            name=name,
-            id=run_id,
-            resume="allow",
-            dir=str(run_dir),
-            mode=wandb_mode(config),
-            config=values,
-            settings=wandb.Settings(init_timeout=60, console="off", x_disable_stats=True),
-        )
-        for handler in logging.getLogger("wandb").handlers:
-            # Its own log lies in run_dir; on a full disk it would print a traceback for each line.
-            handler.handleError = lambda record: None  # type: ignore[method-assign]
-        self._run.define_metric("trainer/samples")
-        self._run.define_metric("*", step_metric="trainer/samples")
-
-    def log(self, clock: Clock, record: Measured) -> None:
-        self._guard(lambda: self._run and self._run.log(numbers(record) | stamp(clock)))
-
-    def image(self, clock: Clock, path: Path, caption: str) -> None:
-        def log() -> None:
-            if self._run:
-                shown = self._wandb.Image(str(path), caption=caption)
-                self._run.log({"preview": shown} | stamp(clock))
-
-        self._guard(log)
-
-    def note(self, text: str) -> None:
-        pass
-
-    def rewind(self, clock: Clock) -> None:
-        pass
-
-    def close(self, failed: bool) -> None:
-        # after an error of the run, which may be W&B's too (a full disk), its own is no news
-        self._guard(lambda: self._run and self._run.finish(exit_code=int(failed)), quiet=failed)
-
-    def _guard(self, action: Callable[[], Any], quiet: bool = False) -> None:
-        try:
-            action()
-        except Exception as error:  # whatever happens in W&B, training goes on
-            self._run = None
-            if not quiet:
-                print(f"W&B is off: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-
-
-def read_id(path: Path) -> str | None:
-    """The run's id at W&B; None where there is none yet, or none that it could have."""
-    if not path.is_file():
-        return None
-    text = path.read_text(encoding="utf-8", errors="replace").strip()
-    return text if re.fullmatch(r"[\w-]{1,64}", text, re.ASCII) else None
-
-
-def stamp(clock: Clock) -> dict[str, int]:
-    """The present moment, as W&B gets it."""
-    return {"trainer/step": clock.step, "trainer/samples": clock.images}
-
-
-def wandb_mode(config: LogConfig) -> Any:
-    """online, offline or disabled; auto is online only where a key is configured."""
-    if config.wandb != "auto":
-        return config.wandb
-    if os.environ.get("WANDB_MODE"):
-        return os.environ["WANDB_MODE"]
-    if os.environ.get("WANDB_API_KEY"):
-        return "online"
-    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    known = netrc.is_file() and "api.wandb.ai" in netrc.read_text(
-        encoding="utf-8", errors="replace"
-    )
-    return "online" if known else "offline"
 
 
 def open_sinks(

@@ -22,7 +22,7 @@ from taming_dist.announce import announce, announced
 from taming_dist.engine.peers import STOPPED, Peer, Peers, meet
 from taming_dist.engine.world import World, is_lost_connection, set_timeout
 from taming_dist.errors import LostRank
-from taming_dist.processes import state_of, this_process
+from taming_dist.processes import children, state_of, this_process
 from taming_dist.training.clock import Clock
 from taming_dist.training.ending import log_of, logger, tell
 
@@ -213,8 +213,4 @@ def place_of_loop() -> Place:
 
 def stopped_children() -> list[int]:
     """The processes that this one has started and that are stopped."""
-    found: list[int] = []
-    with suppress(OSError):  # only Linux has /proc
-        for path in Path("/proc/self/task").glob("*/children"):
-            found += map(int, path.read_text().split())
-    return [process for process in found if state_of(process) == STOPPED]
+    return [process for process in children() if state_of(process) == STOPPED]

@@ -1,30 +1,20 @@
 """Sinks one by one: other ranks are silent, W&B cannot stop a run, files are cut and replaced."""
 
 import json
-import re
-import sys
-from contextlib import suppress
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from taming_dist.errors import UserError
 from taming_dist.training.clock import Clock
 from taming_dist.training.console import Console
 from taming_dist.training.recipe import Preview
 from taming_dist.training.sinks import (
-    LogConfig,
     MetricsFile,
     Sinks,
-    WandB,
     append_line,
-    open_sinks,
-    wandb_mode,
 )
 
 CLOCK = Clock(global_batch=4, total_steps=10, images=12)
@@ -159,143 +149,6 @@ def test_the_console_prints_plain_lines_where_it_is_no_terminal(
     assert capsys.readouterr().out == expected
 
 
-class Broken:
-    """A W&B run in which everything fails, as without network or disk."""
-
-    def __getattr__(self, name: str) -> Any:
-        def fail(*_: Any, **__: Any) -> None:
-            raise OSError(f"{name} is broken")
-
-        return fail
-
-
-def fake_wandb(monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
-    module = ModuleType("wandb")
-    module.Settings = SimpleNamespace  # type: ignore[attr-defined]
-    module.Image = lambda path, caption: (path, caption)  # type: ignore[attr-defined]
-    module.init = run if callable(run) else lambda **_: run  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "wandb", module)
-
-
-def refuse(**_: Any) -> None:
-    raise RuntimeError("no such entity")
-
-
-class BreaksLater(SimpleNamespace):
-    """A W&B run that starts well and then fails."""
-
-    def define_metric(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def log(self, record: dict[str, float]) -> None:
-        raise OSError("no space left on device")
-
-
-@pytest.mark.parametrize(
-    ("run", "message"),
-    [
-        (refuse, "RuntimeError: no such entity"),
-        (Broken(), "OSError: define_metric is broken"),
-        (BreaksLater(), "OSError: no space left on device"),
-        (None, "AttributeError"),
-    ],
-)
-def test_whatever_breaks_in_wandb_is_said_once_and_the_metrics_go_on(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-    run: Any,
-    message: str,
-) -> None:
-    fake_wandb(monkeypatch, run if run is not None else SimpleNamespace())
-    with open_sinks(LogConfig(wandb="offline"), tmp_path, "run", CLOCK, {}) as sinks:
-        for step in (1, 2):
-            sinks.log(at(step), {"a": 1.0})
-            sinks.image(at(step), BLACK)
-    assert steps(tmp_path) == [1, 2]
-    err = capsys.readouterr().err
-    assert err.count("W&B is off") == 1
-    assert message in err
-
-
-def test_a_resumed_run_goes_on_under_the_same_id(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun: list[dict[str, Any]] = []
-
-    def init(**settings: Any) -> Any:
-        begun.append(settings)
-        return SimpleNamespace(define_metric=lambda *_, **__: None, finish=lambda **_: None)
-
-    fake_wandb(monkeypatch, init)
-    for _ in range(2):
-        WandB(LogConfig(wandb="offline"), tmp_path, "run", {"seed": 1}).close(failed=False)
-    assert begun[0]["id"] == begun[1]["id"]
-    assert {settings["resume"] for settings in begun} == {"allow"}
-    assert {settings["mode"] for settings in begun} == {"offline"}
-
-
-@pytest.mark.parametrize("damage", [b"", b"\n", b"\0\0\0\0", b"\xff\xfe", b"a/b"])
-def test_an_empty_or_damaged_id_is_replaced_by_a_new_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes
-) -> None:
-    begun: list[str] = []
-
-    def init(id: str, **_: Any) -> Any:
-        begun.append(id)
-        return SimpleNamespace(define_metric=lambda *_, **__: None, finish=lambda **_: None)
-
-    fake_wandb(monkeypatch, init)
-    (tmp_path / "wandb-id").write_bytes(damage)
-    for _ in range(2):
-        WandB(LogConfig(wandb="offline"), tmp_path, "run", {"seed": 1}).close(failed=False)
-    assert re.fullmatch("[0-9a-f]{8}", begun[0])
-    assert begun[1] == begun[0]
-    assert [path.name for path in tmp_path.iterdir()] == ["wandb-id"]
-
-
-def test_a_disabled_wandb_is_not_even_imported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    sinks = open_sinks(LogConfig(wandb="disabled"), tmp_path, "run", CLOCK, {})
-    sinks.log(CLOCK, {"a": 1.0})
-    assert not (tmp_path / "wandb-id").exists()
-
-
-@pytest.mark.parametrize(
-    ("asked", "variables", "netrc", "expected"),
-    [
-        ("auto", {}, "", "offline"),
-        ("auto", {"WANDB_API_KEY": "k"}, "", "online"),
-        ("auto", {"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}, "", "offline"),
-        ("auto", {}, "machine api.wandb.ai\n  login user\n  password k\n", "online"),
-        ("auto", {}, "machine example.org\n", "offline"),
-        ("disabled", {"WANDB_API_KEY": "k"}, "", "disabled"),
-        ("online", {}, "", "online"),
-    ],
-)
-def test_wandb_is_online_only_where_a_key_is_configured(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    asked: str,
-    variables: dict[str, str],
-    netrc: str,
-    expected: str,
-) -> None:
-    (tmp_path / "netrc").write_text(netrc)
-    for name in ("WANDB_API_KEY", "WANDB_MODE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in (variables | {"NETRC": str(tmp_path / "netrc")}).items():
-        monkeypatch.setenv(name, value)
-    assert wandb_mode(LogConfig(wandb=asked)) == expected
-
-
-def test_an_unknown_wandb_mode_is_the_users_mistake() -> None:
-    with pytest.raises(UserError, match=r"log\.wandb=on: use online, offline, disabled or auto"):
-        LogConfig(wandb="on")
-
-
 def test_a_line_makes_its_folder(tmp_path: Path) -> None:
     append_line(tmp_path / "new" / "bad_samples.jsonl", {"key": "a"})
     assert json.loads((tmp_path / "new" / "bad_samples.jsonl").read_text()) == {"key": "a"}
@@ -309,21 +162,3 @@ def test_a_line_after_a_torn_one_stands_on_its_own(tmp_path: Path) -> None:
     append_line(path, {"event": "resume"})
     lines = path.read_text().splitlines()
     assert [json.loads(lines[0]), json.loads(lines[2])] == [{"event": "start"}, {"event": "resume"}]
-
-
-@pytest.mark.parametrize("error", [None, OSError("no space left on device")])
-def test_wandb_is_told_whether_the_run_failed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
-) -> None:
-    codes: list[int] = []
-    run = SimpleNamespace(
-        define_metric=lambda *_, **__: None, finish=lambda exit_code: codes.append(exit_code)
-    )
-    fake_wandb(monkeypatch, run)
-    with (
-        suppress(OSError),
-        open_sinks(LogConfig(wandb="offline"), tmp_path, "run", CLOCK, {}),
-    ):
-        if error is not None:
-            raise error
-    assert codes == [int(error is not None)]
