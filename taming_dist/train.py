@@ -5,7 +5,8 @@ run and resumes it, alone, under torchrun, or as one srun task per GPU.
 """
 
 import os
-from contextlib import ExitStack
+import sys
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,10 @@ def main() -> None:
     from taming_dist.stages.interface import Config
 
     hydra_entry("train", Config, lambda config: train(config, stop), schemas())
+    if stop.abandons:
+        with suppress(OSError):
+            sys.stdout.flush()
+        os._exit(0)
 
 
 def train(config: "Config", stop: StopRequest) -> None:
@@ -103,7 +108,7 @@ def fit_stage(
     stuck_after = config.train.stuck_after
     with (
         ending(run_dir, world, clock) as stack,
-        watching(run_dir, world, clock, stuck_after) as progress,
+        watching(run_dir, world, clock, stuck_after, stop) as progress,
     ):
         cut = (batch.micro_batch, batch.accumulation)
         spikes = config.train.skip_spikes

@@ -565,6 +565,28 @@ def test_an_error_of_one_rank_in_the_middle_of_training_ends_both_and_is_heard_o
 
 
 @pytest.mark.slow
+def test_a_run_that_waits_for_data_in_vain_saves_its_last_step_when_asked_to_stop(
+    runs: Runs,
+) -> None:
+    off = [f"train.{what}_every=0" for what in ("validate", "preview", "checkpoint")]
+    settings = [*SETTINGS, *off, "run.name=waiting", "train.steps=100000", "log.wandb=disabled"]
+    process = runs.start(*settings)
+    wait_for(lambda: len(runs.lines("waiting")) >= 3, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    (child,) = [n for n in children if "taming_dist" in Path(f"/proc/{n}/cmdline").read_text()]
+    os.kill(int(child), signal.SIGSTOP)
+    seen = -1
+    while seen < (seen := len(runs.lines("waiting"))):
+        time.sleep(3)  # it uses up the batches that it has
+    process.terminate()
+    finish(process)
+    assert is_gone(int(child))
+    told = [(line["event"], line["step"]) for line in runs.lines("waiting", "events.jsonl")]
+    last = runs.lines("waiting")[-1]["step"]
+    assert told == [("start", 0), ("save", last), ("signal", last), ("exit", last)]
+
+
+@pytest.mark.slow
 def test_a_data_process_that_hangs_ends_the_run_in_one_line_that_says_so(runs: Runs) -> None:
     off = ("validate", "preview", "checkpoint")
     settings = [*SETTINGS, *(f"train.{what}_every=0" for what in off), "run.name=hung"]

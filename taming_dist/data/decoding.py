@@ -9,7 +9,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -21,7 +21,7 @@ from PIL import Image
 
 from taming_dist.data.fetching import Shards, Ticket, fetch
 from taming_dist.data.images import COLUMNS, Column, Preprocess, View, in_proportion
-from taming_dist.data.plan import Plan, prefetched
+from taming_dist.data.plan import Plan, prefetched, reading_threads
 from taming_dist.data.slots import Layout, Rows
 from taming_dist.errors import UserError
 from taming_dist.formats.classes import class_fault, whole_number
@@ -261,7 +261,7 @@ def decode_in_threads(
         rows = decoder.layout.rows(memoryview(bytearray(decoder.layout.bytes)))
         return decoder.fill(tickets, rows, replace=False), rows
 
-    with ThreadPoolExecutor(READING_THREADS, thread_name_prefix="reader") as reading:
+    with reading_threads(READING_THREADS) as reading:
         batches = decoder.evaluation(start, stop, reading)
         with closing(prefetched(fill, batches, threads, ahead=threads + 1)) as decoded:
             yield from decoded

@@ -7,6 +7,7 @@ means the same. The training loop counts it, so reading ahead does not.
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, TypeVar
@@ -157,14 +158,24 @@ def prefetched(
 
     An exception in a thread is raised here. Closing or dropping the iterator ends the threads.
     """
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="reader")
     pending: deque[Future[Loaded]] = deque()
-    try:
+    with reading_threads(threads) as pool:
         for request in requests:
             pending.append(pool.submit(load, request))
             if len(pending) > ahead:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def reading_threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that are waited for at the end, but not after an error, such as a wait for them that
+    was broken off: they may wait for a store that hangs."""
+    pool = ThreadPoolExecutor(count, thread_name_prefix="reader")
+    try:
+        yield pool
+    except BaseException as error:
+        pool.shutdown(wait=isinstance(error, GeneratorExit), cancel_futures=True)
+        raise
+    pool.shutdown(wait=True, cancel_futures=True)

@@ -28,7 +28,7 @@ from braceexpand import braceexpand
 
 from taming_dist.data.decoding import Decoder, class_of, note
 from taming_dist.data.order import permutation, random_words
-from taming_dist.data.plan import Plan
+from taming_dist.data.plan import Plan, reading_threads
 from taming_dist.data.reader import Batch, Batching, Reading, in_order
 from taming_dist.data.slots import Rows
 from taming_dist.errors import UserError
@@ -137,7 +137,7 @@ class StreamingReader(Batching):
         """Yield endless batches; another `from_sample` starts at another place of the plan."""
         word = random_words(self.plan.seed, BUFFER, from_sample, self.plan.rank, count=1)[0]
         mixed = wds.shuffle(SHUFFLED, rng=random.Random(int(word)))
-        with ThreadPoolExecutor(self.reading.threads) as pool:
+        with reading_threads(self.reading.threads) as pool:
             samples = iter(wds.DataPipeline(lambda: self._samples(from_sample), mixed))
             first = next(samples)
             decoder = self._decoder(first)
@@ -208,8 +208,10 @@ def decode_one(decoder: Decoder, sample: _Sample) -> _Decoded:
 
 def copies(locations: Iterator[str]) -> Iterator[tuple[str, Path]]:
     """Yield each shard as a local file, copying one ahead; a copy is removed after use."""
-    copier = ThreadPoolExecutor(1)
-    with tempfile.TemporaryDirectory(prefix="shards.", suffix=".tmp") as room:
+    with (
+        tempfile.TemporaryDirectory(prefix="shards.", suffix=".tmp") as room,
+        reading_threads(1) as copier,
+    ):
 
         def copy(number: int, location: str) -> tuple[str, Path]:
             if not storage.is_url(location):
@@ -218,17 +220,14 @@ def copies(locations: Iterator[str]) -> Iterator[tuple[str, Path]]:
             storage.copy_in_sequence(location, path)
             return location, path
 
-        try:
-            numbered = enumerate(locations)
-            coming = copier.submit(copy, *next(numbered))
-            for number, location in numbered:
-                now, path = coming.result()
-                coming = copier.submit(copy, number, location)
-                yield now, path
-                if storage.is_url(now):
-                    path.unlink()
-        finally:
-            copier.shutdown(wait=True, cancel_futures=True)
+        numbered = enumerate(locations)
+        coming = copier.submit(copy, *next(numbered))
+        for number, location in numbered:
+            now, path = coming.result()
+            coming = copier.submit(copy, number, location)
+            yield now, path
+            if storage.is_url(now):
+                path.unlink()
 
 
 def stack(parts: list[Rows]) -> Rows:

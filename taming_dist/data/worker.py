@@ -32,6 +32,7 @@ from taming_dist.data.slots import Rows, Slots
 from taming_dist.errors import UserError
 from taming_dist.launch import STOP_SIGNALS
 from taming_dist.memory import keep_freed_memory
+from taming_dist.processes import end_with_parent
 
 Kept = TypeVar("Kept")
 
@@ -144,6 +145,7 @@ def start_child(connection: Connection, slots: Slots) -> subprocess.Popen[bytes]
 
 def main() -> None:
     """The child: decode until the parent is gone or stops reading."""
+    end_with_parent(signal.SIGKILL)  # also while it is stopped
     yield_to_trainer()
     keep_freed_memory(one_heap=True)
     connection, descriptor = Connection(int(sys.argv[2])), int(sys.argv[3])

@@ -52,7 +52,7 @@ class Peers:
     """
 
     def __init__(self, everyone: list[Peer], rank: int) -> None:
-        self.me = everyone[rank]
+        self.me, self.count = everyone[rank], len(everyone)
         self._first = everyone[0]
         # those of another container have the same host but are not seen from here
         here = [peer for peer in everyone if peer.host == self.me.host]
@@ -64,6 +64,9 @@ class Peers:
         self._proposed: str | None = None
         self._suspects = False
         self._answered = time.monotonic()
+        self._asked: str | None = None  # what `leaving` is asked of, and the answer
+        self._leavers = 0
+        self._leaves, self._counted = "", ""  # the wait that this rank leaves, and last was counted
         self._changed, self._ended = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -87,6 +90,17 @@ class Peers:
             return f"{stopped} is stopped"
         silent = time.monotonic() - self._answered > ANSWER_S
         return f"{self._first} does not answer" if silent and self.me != self._first else None
+
+    def leaving(self, wait: str) -> int:
+        """How many ranks have left a wait of theirs of this name, as far as is known by now."""
+        if self._asked != wait:
+            self._asked, self._leavers = wait, 0
+        return self._leavers
+
+    def leave(self, wait: str) -> None:
+        """Tell the others that this rank has left a wait."""
+        self._asked = self._leaves = wait
+        self._changed.set()
 
     def agree(self, line: str, within_s: float) -> str:
         """Propose why the run ends; gives the words of whoever was first, or one's own where the
@@ -141,6 +155,7 @@ class Peers:
                     found = self._heard(store, peer)
                     if found != number:
                         heard[peer] = (found, time.monotonic())
+            self._count_leavers(store)
             line = self._verdict() or self._silent(heard) or self._proposed
             if line is not None:
                 # the first one stays
@@ -148,6 +163,17 @@ class Peers:
             elif store.check(["verdict"]):
                 self.verdict = store.get("verdict").decode()
             self._answered = time.monotonic()
+
+    def _count_leavers(self, store: dist.Store) -> None:
+        wait = self._asked
+        if wait is None:
+            return
+        is_new = wait == self._leaves != self._counted
+        found = store.add(f"left/{wait}", int(is_new))
+        if is_new:
+            self._counted = wait
+        if self._asked == wait:
+            self._leavers = found
 
     @staticmethod
     def _heard(store: dist.Store, peer: Peer) -> bytes:

@@ -1,9 +1,7 @@
 """The training loop: fetch, step, log, validate, save, stop. It knows a stage by `Recipe` only."""
 
 import dataclasses
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -24,6 +22,7 @@ from taming_dist.training.signals import StopRequest
 from taming_dist.training.sinks import Sinks
 from taming_dist.training.skips import LATE, Skips, passes_over, sample_ranges
 from taming_dist.training.stopping import Interrupted, Stopping
+from taming_dist.training.timer import Timer
 from taming_dist.training.watchdog import Progress
 
 Number = TypeVar("Number")
@@ -168,10 +167,11 @@ def steps(run: Run, stop: StopRequest, saver: Saver) -> End:
     batches = data.train.batches(from_sample=clock.images)
     skips = Skips(recipe.engines, data.train.keys, sinks, world)
     means, timer, stopped = Means(), Timer(), False  # asked or not, a start makes a step
+    logging = saving = True  # there is nothing yet
     while not clock.finished and not stopped and not is_stale(best, config):
-        progress.begin("waiting for data")
-        with timer.waiting():
-            micro_batches = list(islice(batches, data.accumulation))
+        micro_batches = fetch(run, batches, timer, stopping)
+        if micro_batches is None:
+            break
         progress.begin("in the step")
         train_step(run, micro_batches, skips, means)
         progress.steps += 1
@@ -185,9 +185,7 @@ def steps(run: Run, stop: StopRequest, saver: Saver) -> End:
         validating = clock.finished or (validation_due(clock, config) and not stopped)
         skips.tell(late=0 if logging else LATE)
         if logging:
-            metrics = prefixed("train", means.take(world) | recipe.window_metrics())
-            record = read(metrics | prefixed("data", totals(data.train.counts(), world)))
-            sinks.log(clock, record | prefixed("throughput", timer.take()))
+            log(run, means, timer)
         if saving:
             save(run, saver, best)
         # after the checkpoint, as they may take long
@@ -197,14 +195,32 @@ def steps(run: Run, stop: StopRequest, saver: Saver) -> End:
         if validating:
             best = validate(run, best, stopping)
             stopped = stopping.agreed
-            if (is_stale(best, config) or stopped) and not saving:
-                save(run, saver, best)
         if logging or validating:
             timer.restart()  # validation, previews and saving are not training time
+    if not logging:
+        log(run, means, timer)
+    if not saving:  # a validation or a wait for data was the end of it
+        save(run, saver, best)
     saver.finish()
-    if stopping.agreed:
-        sinks.event("signal", clock, signal=stop.name)
     return end_of(run, best, stopping, stop.name)
+
+
+def fetch(run: Run, batches: Iterator[Any], timer: Timer, stopping: Stopping) -> list[Any] | None:
+    """The micro-batches of the next step; None if ranks have left the wait for them to stop."""
+    try:
+        with timer.waiting(), run.progress.waiting("waiting for data", f"step {run.clock.step}"):
+            return list(islice(batches, run.data.accumulation))
+    except Interrupted:
+        stopping.leave()
+        return None
+
+
+def log(run: Run, means: Means, timer: Timer) -> None:
+    """Log what training was since the last time."""
+    world = run.world
+    metrics = prefixed("train", means.take(world) | run.recipe.window_metrics())
+    record = read(metrics | prefixed("data", totals(run.data.train.counts(), world)))
+    run.sinks.log(run.clock, record | prefixed("throughput", timer.take()))
 
 
 def train_step(run: Run, micro_batches: list[Any], skips: Skips, means: Means) -> None:
@@ -227,6 +243,8 @@ def is_stale(best: Best, config: LoopConfig) -> bool:
 def end_of(run: Run, best: Best, stopping: Stopping, signal: str | None) -> End:
     """Why a run has ended: it is finished, or ranks have agreed to stop for a `signal` (None: one
     to another rank), or its models no longer get better."""
+    if stopping.agreed:
+        run.sinks.event("signal", run.clock, signal=signal)
     if run.clock.finished and not stopping.interrupted:
         return End(True, "finished", best)
     if stopping.agreed:
@@ -271,6 +289,8 @@ def validate(run: Run, best: Best, stopping: Stopping) -> Best:
     try:
         metrics = run.recipe.validate(stopping.each(run.progress.each("validating", batches)))
     except Interrupted:
+        if not stopping.agreed:
+            stopping.leave()
         run.sinks.note(f"the validation of step {clock.step} was interrupted")
         return best
     if run.criterion is not None:
@@ -358,30 +378,3 @@ def in_step(val: EvaluatedSource, count: int, spare: Any) -> Iterator[tuple[Any,
 def prefixed(prefix: str, values: Mapping[str, Number]) -> dict[str, Number]:
     """{"rec": 1.0} -> {"train/rec": 1.0}."""
     return {f"{prefix}/{name}": value for name, value in values.items()}
-
-
-class Timer:
-    """Images per second of training and the share of time spent waiting for data."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        self._start = time.perf_counter()
-        self._waited, self._images = 0.0, 0
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - start
-
-    def count(self, images: int) -> None:
-        self._images += images
-
-    def take(self) -> dict[str, float]:
-        elapsed = time.perf_counter() - self._start
-        return {
-            "images_per_s": self._images / elapsed,
-            "data_wait_fraction": self._waited / elapsed,
-        }

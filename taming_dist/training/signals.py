@@ -32,6 +32,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.name: str | None = None
+        self.abandons = False  # threads that still wait for data: the process ends without them
         self.last_words: Callable[[str], None] | None = None  # for a process that ends at once
 
     def install(self) -> "StopRequest":

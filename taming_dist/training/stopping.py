@@ -28,6 +28,11 @@ class Stopping:
         self.agreed = self._asked(self._request.asked) or self.agreed
         return self.agreed
 
+    def leave(self) -> None:
+        """Stop because all ranks have left a wait for data (see `training/waits.py`), with threads
+        that may wait for ever."""
+        self.agreed = self.interrupted = self._request.abandons = True
+
     def each(self, items: Iterable[Item]) -> Iterator[Item]:
         """The items, as many on every rank (collective); `Interrupted` before the next one once
         ranks agree to stop."""

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count, islice
 from pathlib import Path
 from typing import IO, NamedTuple, TypeVar
 
@@ -25,6 +26,8 @@ from taming_dist.errors import LostRank
 from taming_dist.processes import children, state_of, this_process
 from taming_dist.training.clock import Clock
 from taming_dist.training.ending import log_of, logger, tell
+from taming_dist.training.signals import StopRequest
+from taming_dist.training.waits import PATIENCE_S, Leaving, Waits
 
 Item = TypeVar("Item")
 
@@ -45,22 +48,37 @@ class Progress:
     def __init__(self) -> None:
         self.steps = 0  # done since the start
         self.doing, self.since = "starting", time.monotonic()
+        self.waits = Waits()
 
     def begin(self, doing: str) -> None:
         """Something new begins: "waiting for data", say."""
         self.doing, self.since = doing, time.monotonic()
 
     def each(self, doing: str, items: Iterable[Item]) -> Iterator[Item]:
-        """The items; each of them is progress."""
-        for item in items:
+        """The items, which may have to be waited for; each of them is progress."""
+        iterator = iter(items)
+        for number in count():
+            with self.waiting(f"waiting for data ({doing})", f"{doing} {number}"):
+                found = list(islice(iterator, 1))
+            if not found:
+                return
             self.begin(doing)
-            yield item
+            yield found[0]
+
+    @contextmanager
+    def waiting(self, doing: str, name: str) -> Iterator[None]:
+        """A wait for data begins, of the same `name` on all ranks."""
+        self.begin(doing)
+        with self.waits.wait(name):
+            yield
 
 
 @contextmanager
-def watching(run_dir: Path, world: World, clock: Clock, stuck_after: float) -> Iterator[Progress]:
+def watching(
+    run_dir: Path, world: World, clock: Clock, stuck_after: float, stop: StopRequest
+) -> Iterator[Progress]:
     """Watch over the loop, which is given its `Progress`, for `stuck_after` seconds without any (0:
-    for ever), and over the other ranks (collective).
+    for ever), over its waits once it is asked to stop, and over the other ranks (collective).
 
     Raises:
         LostRank: for an error of the connection to another rank; it names that rank.
@@ -69,9 +87,10 @@ def watching(run_dir: Path, world: World, clock: Clock, stuck_after: float) -> I
     with open(log_of(run_dir, world.rank), "a", encoding="utf-8") as log:
         try:
             peers = meet(world)
-            dog = Watchdog(progress, peers, run_dir, world, clock, stuck_after, log)
+            dog = Watchdog(progress, peers, run_dir, world, clock, stuck_after, stop, log)
             dog.start()
-            yield progress
+            with progress.waits.listening():
+                yield progress
             world.barrier()  # from here on a rank that ends is none that is lost
         except Exception as error:
             if world.world_size > 1 and is_lost_connection(error):
@@ -105,10 +124,12 @@ class Watchdog:
         world: World,
         clock: Clock,
         stuck_after: float,
+        stop: StopRequest,
         log: IO[str],
     ) -> None:
         self._progress, self._peers, self._stuck_after = progress, peers, stuck_after
         self._run_dir, self._world, self._clock, self._log = run_dir, world, clock, log
+        self._leaving = Leaving(progress.waits, stop, peers)
         self._me = Peer(world.rank, this_process())
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -135,6 +156,8 @@ class Watchdog:
                 self._dump()
                 if not self._ended.wait(GRACE_S):
                     self._end(self._peers.verdict)
+            elif self._leaving.look(PATIENCE_S * self._early):
+                self._end(self._unsaved())
             elif self._stuck_after > 0:
                 # by a thread of C: for a loop that keeps this one from running
                 faulthandler.dump_traceback_later(2 * self._limit, exit=True, file=self._log)
@@ -146,7 +169,11 @@ class Watchdog:
 
     @property
     def _limit(self) -> float:
-        return self._stuck_after * (1 if self._progress.steps > 0 else EARLY)
+        return self._stuck_after * self._early
+
+    @property
+    def _early(self) -> int:
+        return 1 if self._progress.steps > 0 else EARLY
 
     def _agreed(self) -> str:
         """Why nothing goes on, in the words of the rank that is its cause."""
@@ -160,10 +187,18 @@ class Watchdog:
             time.sleep(FIRST_TO_SPEAK_S)
         return self._peers.agree(self._stuck(place.words), FIRST_TO_SPEAK_S)
 
+    def _unsaved(self) -> str:
+        """Why a run that is asked to stop cannot save, in the words of whoever is first."""
+        self._dump()
+        line = (
+            f"{self._me} was asked to stop at step {self._clock.step + 1}, {self._progress.doing}"
+            f"{stopped_child()} ({place_of_loop().words}), which other ranks do not wait for: "
+            f"nothing was saved, and the same command resumes from the last checkpoint"
+        )
+        return line if self._peers is None else self._peers.agree(line, FIRST_TO_SPEAK_S)
+
     def _stuck(self, place: str) -> str:
-        stopped = " and ".join(str(child) for child in stopped_children())
-        child = f", where its process {stopped} is stopped" if stopped else ""
-        what = f"{self._progress.doing}{child} ({place})"
+        what = f"{self._progress.doing}{stopped_child()} ({place})"
         return f"{self._me} is stuck: {self._since()}, {what}"
 
     def _since(self) -> str:
@@ -209,6 +244,12 @@ def place_of_loop() -> Place:
             return Place(f"{waits_for}{words}, {frame.f_code.co_name}", waits_for != "")
         frame = frame.f_back
     return Place(f"{waits_for}outside of taming_dist", waits_for != "")
+
+
+def stopped_child() -> str:
+    """The processes that this one has started and that are stopped, in words."""
+    stopped = " and ".join(str(child) for child in stopped_children())
+    return f", where its process {stopped} is stopped" if stopped else ""
 
 
 def stopped_children() -> list[int]:

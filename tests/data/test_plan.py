@@ -1,10 +1,11 @@
+import threading
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import pytest
 
-from taming_dist.data.plan import Plan
+from taming_dist.data.plan import Plan, reading_threads
 from taming_dist.errors import UserError
 from taming_dist.formats.manifest import Part
 
@@ -63,3 +64,18 @@ def test_batches_of_class_sorted_shards_hold_at_least_95_percent_of_the_classes_
         found.append(len(np.unique(ids // per_class)))
     iid = classes * (1 - (1 - 1 / classes) ** global_batch)
     assert np.mean(found) >= 0.95 * iid
+
+
+def test_a_wait_that_is_broken_off_does_not_wait_for_the_threads_that_hang() -> None:
+    hangs, pending = threading.Event(), []
+
+    def wait() -> None:
+        with reading_threads(1) as pool:
+            pending.append(pool.submit(hangs.wait))
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        wait()
+    assert not pending[0].done()
+    hangs.set()
+    assert pending[0].result()

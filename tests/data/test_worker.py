@@ -145,6 +145,17 @@ def test_the_worker_and_its_memory_go_when_the_trainer_is_killed(
     assert set(os.listdir("/dev/shm")) <= before
 
 
+def test_a_worker_that_is_stopped_goes_with_the_trainer(shards: Path) -> None:
+    command = [sys.executable, "-c", TRAINER.format(""), str(shards)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as trainer:
+        assert trainer.stdout is not None
+        assert trainer.stdout.readline() == b"reading\n"
+        (worker,) = workers(trainer.pid)
+        os.kill(worker, signal.SIGSTOP)
+        trainer.kill()
+    wait_for_end(worker)
+
+
 def test_the_worker_goes_when_the_trainer_fails(shards: Path) -> None:
     failing = TRAINER.format("1 / 0")
     command = [sys.executable, "-c", failing, str(shards)]

@@ -19,6 +19,7 @@ from taming_dist.engine.world import World
 from taming_dist.processes import Process, birth_of, state_of, this_process
 from taming_dist.training import watchdog
 from taming_dist.training.clock import Clock
+from taming_dist.training.signals import StopRequest
 from taming_dist.training.watchdog import EXIT_STUCK, Progress, watching
 
 WORKER = Path(__file__).with_name("watchdog_worker.py")
@@ -51,7 +52,7 @@ def test_a_single_rank_that_makes_no_progress_ends_and_leaves_its_stacks(tmp_pat
     process = os.fork()
     if process == 0:
         sys.stderr = open(tmp_path / "err", "w")  # noqa: SIM115
-        with watching(tmp_path, ALONE, CLOCK, stuck_after=0.5) as progress:
+        with watching(tmp_path, ALONE, CLOCK, 0.5, StopRequest()) as progress:
             progress.steps = 1
             progress.begin("waiting for data")
             wait_for_nothing()
@@ -88,7 +89,7 @@ def test_the_first_step_may_take_longer_and_each_batch_is_progress(
 ) -> None:
     (tmp_path / "logs").mkdir()
     dog = Dog(monkeypatch)
-    with watching(tmp_path, ALONE, CLOCK, stuck_after=1000) as progress:
+    with watching(tmp_path, ALONE, CLOCK, 1000, StopRequest()) as progress:
         progress.since -= 2500
         dog.has_looked()
         progress.begin("in the step")
@@ -97,7 +98,7 @@ def test_the_first_step_may_take_longer_and_each_batch_is_progress(
             progress.since -= 900
         dog.has_looked()
         assert not dog.barked.is_set()
-        progress.since -= 200
+        progress.since -= 1100
         assert dog.barked.wait(timeout=60)
 
 
@@ -110,7 +111,7 @@ def test_a_process_that_was_stopped_itself_for_long_looks_anew(
     told = Progress()
     told.since -= 1e6
     monkeypatch.setattr(watchdog, "Progress", lambda: told)  # before the dog first looks
-    with watching(tmp_path, ALONE, CLOCK, stuck_after=1000):
+    with watching(tmp_path, ALONE, CLOCK, 1000, StopRequest()):
         dog.has_looked()
         assert not dog.barked.is_set()
 
@@ -184,6 +185,25 @@ def test_a_process_that_is_stopped_while_it_reads_is_named_and_killed(found: Pat
     assert f"waiting for data, where its process {child} is stopped" in line
     assert not state_of(int(child))
     assert log(found / "reading", 0).count("most recent call first") > 1, "of all ranks"
+
+
+@pytest.mark.slow
+def test_ranks_that_wait_for_data_leave_it_together_once_one_is_asked_to_stop(found: Path) -> None:
+    assert (found / "left" / "codes").read_text() == "0 0"
+    assert not (found / "left" / "events.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_a_rank_that_waits_for_data_alone_ends_the_run_with_a_line_once_asked_to_stop(
+    found: Path,
+) -> None:
+    folder = found / "left-alone"
+    assert (folder / "codes").read_text().split()[1] == STUCK
+    (line,) = errors(folder)
+    assert "rank 1 (process " in line
+    assert "was asked to stop at step 1, waiting for data (" in line
+    assert "which other ranks do not wait for: nothing was saved" in line
+    assert reasons(folder)[0] in line
 
 
 @pytest.mark.slow

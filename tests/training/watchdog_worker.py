@@ -19,9 +19,11 @@ import torch.distributed as dist
 from taming_dist import cli
 from taming_dist.engine import peers
 from taming_dist.engine.world import World
-from taming_dist.training import watchdog
+from taming_dist.training import waits, watchdog
 from taming_dist.training.clock import Clock
 from taming_dist.training.ending import ending
+from taming_dist.training.signals import StopRequest
+from taming_dist.training.stopping import Interrupted
 from taming_dist.training.watchdog import Progress, watching
 
 Rank = Callable[[World, Progress], None]
@@ -65,6 +67,15 @@ def read(progress: Progress) -> None:
     child.stdout.read()
 
 
+def wait(progress: Progress) -> None:
+    """Wait for a batch that does not come, until all ranks have left such a wait."""
+    try:
+        with progress.waiting("waiting for data", "step 3"):
+            time.sleep(300)
+    except Interrupted:
+        progress.begin("saving")
+
+
 def send(number: signal.Signals) -> Callable[[Progress], None]:
     return lambda progress: os.kill(os.getpid(), number)
 
@@ -81,13 +92,22 @@ SCENARIOS: dict[str, tuple[Rank, Rank, bool]] = {
     "failed-unnoticed": (then(sleep), then(refuse), False),
     "stopped": (compute, then(send(signal.SIGSTOP)), False),
     "reading": (compute, then(read), False),
+    "left": (then(wait), then(wait), False),
+    "left-alone": (compute, then(wait), False),
     "far-killed": (compute, then(send(signal.SIGKILL)), True),
     "far-killed-unnoticed": (then(sleep), then(send(signal.SIGKILL)), True),
     "far-store-killed": (then(send(signal.SIGKILL)), then(sleep), True),
     "far-store-stopped": (then(send(signal.SIGSTOP)), compute, True),
 }
 AT_ONCE = 3  # scenarios: their limits are seconds, which two cores must not run out of
-WITHOUT_LIMIT = ("killed-unnoticed", "failed-unnoticed", "far-killed-unnoticed", "far-store-killed")
+WITHOUT_LIMIT = (
+    "left",
+    "left-alone",
+    "killed-unnoticed",
+    "failed-unnoticed",
+    "far-killed-unnoticed",
+    "far-store-killed",
+)
 
 
 def run(scenario: str, rank: int, port: int) -> None:
@@ -99,11 +119,18 @@ def run(scenario: str, rank: int, port: int) -> None:
     peers.SILENT_S, peers.SUSPECT_S, peers.ANSWER_S = 4.0, 2.0, 2.0
     if distinct:
         socket.gethostname = lambda: "ab"[rank]
+    watchdog.PATIENCE_S, waits.TOGETHER_S = 1.0, 3.0
+    stop = StopRequest()
+    stop.name = "SIGTERM" if scenario.startswith("left") and rank == 1 else None
     limit = 0.0 if scenario in WITHOUT_LIMIT else 4.0
     dist.init_process_group("gloo", timeout=timedelta(seconds=100))
     world, clock = World(rank, 2, rank, torch.device("cpu")), Clock(1, 10)
     here = Path(".")
-    with cli.one_line(), ending(here, world, clock), watching(here, world, clock, limit) as told:
+    with (
+        cli.one_line(),
+        ending(here, world, clock),
+        watching(here, world, clock, limit, stop) as told,
+    ):
         own(world, told)
 
 
