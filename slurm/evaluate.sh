@@ -24,4 +24,4 @@ fi
 source "$root/slurm/environment.sh"
 
 layout=(--nodes=1 --ntasks=1 --cpus-per-task="$cpus") # one process, however many GPUs there are
-launch "${container[@]}" python -m taming_dist.evaluate "$@"
+until_finished launch "${container[@]}" python -m taming_dist.evaluate "$@"

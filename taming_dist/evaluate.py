@@ -5,7 +5,8 @@ python -m taming_dist.evaluate model=EXPORT data=SPEC out=DIR
 A VQGAN is measured on image shards by the quality of its reconstructions, a transformer on code
 shards by its predictions; the export says which of the two it is. <out> gets metrics.json last; for
 a VQGAN, before that, reconstructions.png and single images as images/000-input.png and
-images/000-reconstruction.png.
+images/000-reconstruction.png. On Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP it ends without metrics.json,
+and the same command begins anew.
 """
 
 import sys
@@ -26,6 +27,8 @@ from taming_dist.copies import to_device
 from taming_dist.data.codes import CodeBatch, CodeDataset, CodeReader
 from taming_dist.data.images import Preprocess
 from taming_dist.data.reader import MOST_THREADS, Batch, Reader, Reading
+from taming_dist.engine.outcome import forget_outcome, write_outcome
+from taming_dist.engine.stopping import Stopped, stoppable
 from taming_dist.engine.world import choose_device
 from taming_dist.errors import UserError
 from taming_dist.evaluation.label_maps import LabelMapMetrics
@@ -79,11 +82,24 @@ class EvaluateConfig:
 
 
 def main(config: EvaluateConfig) -> None:
-    """Measure and write the metrics to `config.out`.
+    """Measure and write the metrics to `config.out`, unless this process is asked to stop.
 
     Raises:
         UserError: an export, shards, settings or a folder that cannot be used.
     """
+    forget_outcome()
+    with stoppable():
+        try:
+            measure(config)
+        except Stopped as stopped:
+            write_outcome(0, 0, finished=False, reason=f"stopped by {stopped}")
+            print(
+                f"stopped by {stopped}: nothing is measured yet, and the same command begins anew"
+            )
+
+
+def measure(config: EvaluateConfig) -> None:
+    """Measure and write the metrics to `config.out`."""
     device = choose_device()
     evaluate = evaluate_vqgan if read_kind(config.model) == "vqgan" else evaluate_transformer
     path = Path(config.out) / "metrics.json"

@@ -3,8 +3,10 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from taming_dist import evaluate
 from taming_dist.errors import UserError
 from taming_dist.evaluate import EvaluateConfig, main
 from taming_dist.formats.code_shards import CodeShard, write_codes_manifest
@@ -233,3 +236,37 @@ def test_the_command_writes_metrics_and_refuses_a_mistyped_key(
     assert refused.stderr.startswith("error: ")
     assert "bach" in refused.stderr
     assert refused.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(("model", "data"), [("none", "codes"), ("vqgan", "images")])
+def test_an_evaluation_that_is_asked_to_stop_ends_between_batches_and_begins_anew(
+    inputs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    model: str,
+    data: str,
+) -> None:
+    def asked(batches: Iterator[Any], total: int) -> Iterator[Any]:
+        yield next(batches)
+        os.kill(os.getpid(), number)
+        yield from batches
+
+    monkeypatch.setenv("TAMING_DIST_END", str(tmp_path / "end"))
+    config = config_for(inputs, tmp_path / "out", model, data, batch=2)
+    handler = signal.signal(number, signal.default_int_handler)  # nohup may have it ignored
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(evaluate, "with_progress", asked)
+            main(config)
+    finally:
+        signal.signal(number, handler)
+    said = f"stopped by {number.name}"
+    assert capsys.readouterr().out.startswith(f"{said}: nothing is measured yet, and the same")
+    assert json.loads((tmp_path / "end").read_text())["reason"] == said
+    assert not (tmp_path / "out" / "metrics.json").exists()
+    main(config)
+    assert metrics(tmp_path / "out")
+    assert not (tmp_path / "end").exists()
