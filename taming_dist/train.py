@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from taming_dist.engine.world import World
     from taming_dist.stages.interface import Config, Opened, Start
     from taming_dist.training.best import Criterion
-    from taming_dist.training.loop import End, Run
+    from taming_dist.training.loop import End
+    from taming_dist.training.run import Run
 
 
 def main() -> None:
@@ -99,7 +100,8 @@ def fit_stage(
     from taming_dist.stages.context import Context
     from taming_dist.training.clock import Clock
     from taming_dist.training.ending import ending, tell
-    from taming_dist.training.loop import Run, fit
+    from taming_dist.training.loop import fit
+    from taming_dist.training.run import Run
     from taming_dist.training.sinks import Sinks
     from taming_dist.training.watchdog import watching
 

@@ -16,7 +16,7 @@ from taming_dist.stages.images import open_images, resolve_images
 from taming_dist.stages.interface import Config, Start, part
 from taming_dist.stages.online import Encoder
 from taming_dist.stages.opening import join
-from taming_dist.training.loop import Data
+from taming_dist.training.run import Data
 
 CodesT = TypeVar("CodesT", bound=Codes)
 

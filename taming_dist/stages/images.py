@@ -13,7 +13,7 @@ from taming_dist.errors import UserError
 from taming_dist.formats.manifest import Dataset, resolve
 from taming_dist.stages.interface import Config, Start, part
 from taming_dist.stages.opening import join
-from taming_dist.training.loop import Data
+from taming_dist.training.run import Data
 from taming_dist.training.sinks import append_line
 
 

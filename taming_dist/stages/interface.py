@@ -19,9 +19,9 @@ from taming_dist.models.export import ModelConfig
 from taming_dist.ranges import LARGEST_SEED, check_ranges, ranged
 from taming_dist.stages.context import Context
 from taming_dist.training.best import Criterion
-from taming_dist.training.loop import Data, LoopConfig
 from taming_dist.training.optimization import OptimConfig
 from taming_dist.training.recipe import Recipe
+from taming_dist.training.run import Data, LoopConfig
 from taming_dist.training.sinks import LogConfig
 
 

@@ -17,7 +17,7 @@ from taming_dist.models.discriminators import build_discriminator
 from taming_dist.models.export import Exported, ModelConfig
 from taming_dist.placeholders import refuse_placeholder
 from taming_dist.training.export import DISCRIMINATOR_FILE, check_tensors
-from taming_dist.training.loop import Data, EvaluatedSource, Source
+from taming_dist.training.run import Data, EvaluatedSource, Source
 
 
 def join(

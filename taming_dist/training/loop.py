@@ -1,145 +1,25 @@
 """The training loop: fetch, step, log, validate, save, stop. It knows a stage by `Recipe` only."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
-from taming_dist.data.plan import Plan
-from taming_dist.engine.checkpoint import Checkpoints
 from taming_dist.engine.finding import read_state
 from taming_dist.engine.meta import read_meta
-from taming_dist.engine.world import World
 from taming_dist.errors import UserError
-from taming_dist.ranges import check_ranges, ranged
-from taming_dist.training.best import Best, Criterion
+from taming_dist.training.best import Best
 from taming_dist.training.clock import Clock
-from taming_dist.training.metrics import Means, read, totals
-from taming_dist.training.recipe import Measured, Recipe
-from taming_dist.training.saving import Saver, keep_best, make_up_export
+from taming_dist.training.metrics import Means, prefixed, read, totals
+from taming_dist.training.run import Data, LoopConfig, Run
+from taming_dist.training.saving import Saver, make_up_export
 from taming_dist.training.signals import StopRequest
 from taming_dist.training.sinks import Sinks
 from taming_dist.training.skips import LATE, Skips, passes_over, sample_ranges
 from taming_dist.training.stopping import Interrupted, Stopping
 from taming_dist.training.timer import Timer
-from taming_dist.training.watchdog import Progress
-
-Number = TypeVar("Number")
-
-
-@dataclasses.dataclass
-class LoopConfig:
-    """Length and cadences in optimizer steps; 0 turns a cadence off.
-
-    `validate_images`: validation covers at most so many images (or codes of images), evenly spread
-    over data.val and the same each time; 0: all. With 2,000 the standard error of a mean is about a
-    45th of the spread between images (LPIPS: 0.002), in a 25th of the time that ImageNet's 50,000
-    take; taming_dist.evaluate covers all. `keep_last`, `keep_every`: see `Checkpoints`.
-
-    `best`: the metric of validation whose best model is kept as run.dir/export-best, such as
-    val/lpips; `auto`: the likelihood in stage 2, none in stage 1; null: none. `patience`: the run
-    ends after so many validations without a better one; 0: at `steps`.
-
-    `stuck_after`: a rank that makes no progress for so many seconds ends the run with a line, and
-    all ranks write the stacks of their threads (three times as long until the first step is done;
-    0: never).
-
-    `skip_spikes`: steps are skipped whose gradient's norm lies more than so many standard
-    deviations above the mean of the 128 before (0: none; 6 is usual). `skip_samples`: ranges of
-    samples in the order in which the run sees them, such as [120000-121000]: steps that have one of
-    them are passed over without training.
-
-    `preview_guidance`: how far previews of a prior that can be guided are guided in a row of their
-    own (`loss.condition_dropout`).
-    """
-
-    steps: int = ranged(100_000, at_least=1)
-    log_every: int = ranged(50, at_least=0)
-    checkpoint_every: int = ranged(5_000, at_least=0)
-    validate_every: int = ranged(5_000, at_least=0)
-    validate_images: int = ranged(2_000, at_least=0)
-    preview_every: int = ranged(1_000, at_least=0)
-    preview_images: int = ranged(8, at_least=1)
-    preview_guidance: float = ranged(2.0, at_least=0)
-    keep_last: int = ranged(2, at_least=1)
-    keep_every: int = ranged(0, at_least=0)
-    best: str | None = "auto"
-    patience: int = ranged(0, at_least=0)
-    stuck_after: float = ranged(600.0, at_least=0)
-    skip_spikes: float = ranged(0.0, at_least=0)
-    skip_samples: list[str] = dataclasses.field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "train")
-        sample_ranges(self.skip_samples)
-
-
-class Position(Protocol):
-    """Where a reader is in its data, after so many samples were consumed by all ranks."""
-
-    def check_start(self, from_sample: int) -> Any: ...
-    def state(self, samples: int) -> dict[str, Any]: ...
-    def check_state(self, state: dict[str, Any]) -> None: ...
-
-
-class Source(Protocol):
-    """A reader of training batches, endless from a sample on (taming_dist/data)."""
-
-    @property
-    def plan(self) -> Position: ...
-    def batches(self, from_sample: int) -> Iterator[Any]: ...
-    def keys(self, batch: Any) -> list[str]: ...
-    def counts(self) -> dict[str, int]: ...
-
-
-class EvaluatedSource(Protocol):
-    """A reader of each sample of a validation set once."""
-
-    @property
-    def plan(self) -> Plan: ...
-    def epoch_batches(self) -> Iterator[Any]: ...
-
-
-@dataclasses.dataclass
-class Data:
-    """Training and validation readers, the fixed preview batch, and how a step is cut."""
-
-    train: Source
-    val: EvaluatedSource
-    val_batches: int
-    preview: Any
-    accumulation: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What a run consists of: what is trained, on what, for how long, and where it is kept.
-
-    `folder` (run.dir) gets the exports; `criterion`: which of the validated models is the best,
-    None where that is not followed; `progress`: what the watchdog is told.
-    """
-
-    recipe: Recipe
-    data: Data
-    clock: Clock
-    config: LoopConfig
-    checkpoints: Checkpoints
-    sinks: Sinks
-    world: World
-    folder: Path
-    criterion: Criterion | None = None
-    progress: Progress = dataclasses.field(default_factory=Progress)
-
-    @property
-    def export(self) -> Path:
-        """The folder of the newest model."""
-        return self.folder / "export"
-
-    @property
-    def best_export(self) -> Path:
-        """The folder of the best model."""
-        return self.folder / "export-best"
+from taming_dist.training.validation import make_up_validation, validate, validation_due
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,58 +155,6 @@ def resume(run: Run) -> Best:
     return best if known else Best()
 
 
-def validation_due(clock: Clock, config: LoopConfig) -> bool:
-    """Whether the present step is one after which the model is validated."""
-    return clock.images > 0 and (clock.due(config.validate_every) or clock.finished)
-
-
-def validate(run: Run, best: Best, stopping: Stopping) -> Best:
-    """Log the metrics of the present step on the validation set, and keep its model if it is the
-    best so far; gives the best. Nothing is kept of a validation that a signal interrupts: the next
-    start makes up for it."""
-    data, clock = run.data, run.clock
-    batches = in_step(data.val, data.val_batches, data.preview)
-    try:
-        metrics = run.recipe.validate(stopping.each(run.progress.each("validating", batches)))
-    except Interrupted:
-        if not stopping.agreed:
-            stopping.leave()
-        run.sinks.note(f"the validation of step {clock.step} was interrupted")
-        return best
-    if run.criterion is not None:
-        run.criterion.check(metrics)
-    best = compare(run, best, metrics)
-    # last: a run that is killed before does all of it again
-    run.sinks.log(clock, prefixed("val", metrics))
-    return best
-
-
-def compare(run: Run, best: Best, metrics: Measured) -> Best:
-    """Export the model if these metrics of it are the best so far; gives the best."""
-    if run.criterion is None:
-        return best
-    # the first rank's, so that all ranks stop together
-    value = run.world.broadcast(run.criterion.of(metrics))
-    best = best.after(run.criterion, run.clock.images, value)
-    if best.is_at(run.clock.images):
-        run.progress.begin("exporting")
-        keep_best(run.recipe.export(), run.best_export, run.sinks, run.clock)
-        run.sinks.event("best", run.clock, metric=best.metric, value=best.value)
-    return best
-
-
-def make_up_validation(run: Run, best: Best, stopping: Stopping) -> Best:
-    """Validate the resumed step if that is due and the run ended before it was logged; gives the
-    best. (A checkpoint is older than the validation that follows it.)"""
-    if not validation_due(run.clock, run.config) or best.newest == run.clock.images:
-        return best
-    logged = run.world.broadcast(run.sinks.logged(run.clock, "val"))
-    if logged is not None:
-        return compare(run, best, logged)
-    run.sinks.note(f"step {run.clock.step} was not validated yet: that comes first")
-    return validate(run, best, stopping)
-
-
 def note_other_batch(clock: Clock, steps_then: int, sinks: Sinks) -> None:
     """Say what another global batch does to what is given in steps."""
     if steps_then and clock.images // steps_then != clock.global_batch:
@@ -361,20 +189,3 @@ def save(run: Run, saver: Saver, best: Best) -> None:
     if best.metric:
         state["best"] = best.state()
     saver.save(clock, recipe, state)
-
-
-def in_step(val: EvaluatedSource, count: int, spare: Any) -> Iterator[tuple[Any, bool]]:
-    """The validation batches, `count` on every rank: at ZeRO-3 all ranks must run alike, so a rank
-    that has fewer goes over its last batch again, without counting it; over the `spare` one if it
-    can read none of its own."""
-    batch = spare
-    batches = val.epoch_batches()
-    for _ in range(count):
-        fresh = next(batches, None)
-        batch = batch if fresh is None else fresh
-        yield batch, fresh is not None
-
-
-def prefixed(prefix: str, values: Mapping[str, Number]) -> dict[str, Number]:
-    """{"rec": 1.0} -> {"train/rec": 1.0}."""
-    return {f"{prefix}/{name}": value for name, value in values.items()}

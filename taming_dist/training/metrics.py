@@ -1,12 +1,14 @@
 """What training logs: numbers that stay on the device until a log point reads them all at once."""
 
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from taming_dist.engine.world import World
 
+Number = TypeVar("Number")
 Metrics = dict[str, float | Tensor]  # tensors are scalars on the device
 
 
@@ -18,6 +20,11 @@ def read(metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
         found = torch.stack([value.double() for value in there.values()]).tolist()
         here |= dict(zip(there, found, strict=True))
     return {name: here[name] for name in metrics}
+
+
+def prefixed(prefix: str, values: Mapping[str, Number]) -> dict[str, Number]:
+    """{"rec": 1.0} -> {"train/rec": 1.0}."""
+    return {f"{prefix}/{name}": value for name, value in values.items()}
 
 
 class Means:

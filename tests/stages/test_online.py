@@ -31,7 +31,7 @@ from taming_dist.stages.interface import Config, RunConfig, Start
 from taming_dist.stages.online import Encoder
 from taming_dist.stages.prior import PriorStage, TokenLossConfig
 from taming_dist.training.clock import Clock
-from taming_dist.training.loop import LoopConfig
+from taming_dist.training.run import LoopConfig
 from tests.data.shard_files import writing_shards
 
 TOOL = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "tokenize_dataset.py"))["main"]

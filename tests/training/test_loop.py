@@ -25,19 +25,14 @@ from taming_dist.errors import Diverged, UserError
 from taming_dist.training.best import Best, Criterion
 from taming_dist.training.clock import Clock
 from taming_dist.training.console import Console
-from taming_dist.training.loop import (
-    Data,
-    LoopConfig,
-    Run,
-    fit,
-    in_step,
-    make_up_validation,
-)
+from taming_dist.training.loop import fit
 from taming_dist.training.recipe import Preview
+from taming_dist.training.run import Data, LoopConfig, Run
 from taming_dist.training.signals import StopRequest
 from taming_dist.training.sinks import MetricsFile, Sinks
 from taming_dist.training.skips import MOST_SKIPPED
 from taming_dist.training.stopping import Stopping
+from taming_dist.training.validation import in_step, make_up_validation
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
 OFF = {"log_every": 0, "checkpoint_every": 0, "validate_every": 0, "preview_every": 0}
