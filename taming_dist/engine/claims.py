@@ -26,21 +26,23 @@ NOBODY = Process("", 0)
 
 @dataclass(frozen=True)
 class Claim:
-    """What is known of a claim that somebody has: the worker, since when by its own clock, and when
-    it was renewed by the file system's."""
+    """What is known of a claim that somebody has: the worker, since when by its own clock, when it
+    was renewed by the file system's, and the Slurm job that it is part of."""
 
     owner: Process
     since: str
     renewed: float
+    job: str = ""
 
 
 class Claims:
     """This worker's claims in `folder`, renewed by a thread while used as a context manager.
 
     `stale_s`: seconds without renewal after which a claim counts as abandoned. Ages are measured
-    by the file system's clock, so the nodes' clocks need not agree. A worker on this host whose
-    process is gone is known to be dead at once. `lost` is called by the thread, with the name of a
-    claim of ours that it finds to be somebody else's.
+    by the file system's clock, so the nodes' clocks need not agree (where it has one of its own;
+    `take` can be given a better judge). Of a worker on this host it is known whether it runs.
+    `lost` is called by the thread, with the name of a claim of ours that it finds to be somebody
+    else's.
     """
 
     def __init__(
@@ -54,7 +56,8 @@ class Claims:
         self._lost = lost
         self._folder, self.stale_s = folder, stale_s
         self._clock = folder / f"{self.worker}.clock"
-        self._held: set[Path] = set()
+        self._held: set[Path] = set()  # perhaps: those that `take` tries for are among them
+        self._taken: set[Path] = set()
         self._stop = threading.Event()
         self._renewing = threading.Thread(target=self._renew, name="claims", daemon=True)
 
@@ -78,8 +81,8 @@ class Claims:
                     path.unlink(missing_ok=True)
             self._clock.unlink(missing_ok=True)
 
-    def take(self, name: str) -> bool:
-        """Claim a piece of work; False if a live worker holds it."""
+    def take(self, name: str, is_dead: Callable[[Claim], bool] | None = None) -> bool:
+        """Claim a piece of work; False if a live worker holds it. `is_dead`: who judges that."""
         path = self._path(name)
         # before there is a file: a signal may raise between any two lines
         self._held.add(path)
@@ -87,10 +90,13 @@ class Claims:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         except FileExistsError:
             self._held.discard(path)
-            return self._bury(path) and self.take(name)
+            is_gone = self._bury(path, is_dead or self._is_abandoned)
+            return is_gone and self.take(name, is_dead)
         with os.fdopen(descriptor, "w") as file:
             since = datetime.now().astimezone().isoformat(" ", "seconds")
-            json.dump(asdict(self._here) | {"since": since}, file, allow_nan=False)
+            facts = {"since": since, "job": os.environ.get("SLURM_JOB_ID", "")}
+            json.dump(asdict(self._here) | facts, file, allow_nan=False)
+        self._taken.add(path)
         return True
 
     def find(self, name: str) -> Claim | None:
@@ -103,16 +109,17 @@ class Claims:
         if _owner(path) == self._here:
             path.unlink(missing_ok=True)
         self._held.discard(path)
+        self._taken.discard(path)
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.claim"
 
-    def _bury(self, path: Path) -> bool:
+    def _bury(self, path: Path, is_dead: Callable[[Claim], bool]) -> bool:
         """Remove a claim if it is abandoned, and no other; whether it is gone."""
         found = _read(path)
         if found is None:
             return True
-        if not self._is_abandoned(found):
+        if not is_dead(found):
             return False
         # Another worker may have buried it before us, and put its own there: a name of our own
         # for what we remove shows which it was.
@@ -130,8 +137,8 @@ class Claims:
         return True
 
     def _is_abandoned(self, claim: Claim) -> bool:
-        if claim.owner.is_here and not claim.owner.is_running:
-            return True
+        if claim.owner.is_here:
+            return not claim.owner.is_running
         self._clock.touch()
         return self._clock.stat().st_mtime - claim.renewed > self.stale_s
 
@@ -145,8 +152,10 @@ class Claims:
                 except OSError:
                     # It was removed, or the disk is briefly unavailable: work continues.
                     continue
-                self._held.discard(path)
-                self._lost(path.stem)
+                if path in self._taken:
+                    self._held.discard(path)
+                    self._taken.discard(path)
+                    self._lost(path.stem)
 
 
 def _read(path: Path) -> Claim | None:
@@ -159,7 +168,7 @@ def _read(path: Path) -> Claim | None:
     try:
         record = json.loads(text)
         owner = Process(str(record["host"]), int(record["pid"]), str(record.get("birth", "")))
-        return Claim(owner, str(record.get("since", "")), renewed)
+        return Claim(owner, str(record.get("since", "")), renewed, str(record.get("job", "")))
     except (ValueError, KeyError, TypeError, AttributeError):
         return Claim(NOBODY, "", renewed)
 

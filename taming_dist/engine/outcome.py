@@ -2,8 +2,9 @@
 finished or was asked to stop.
 
 If the environment variable TAMING_DIST_END names a file, the first rank writes one line of JSON to
-it: {"finished": false, "step": 120, "images": 480, "reason": "stopped by SIGUSR1"}. No file means
-that the run was killed or has never begun.
+it: {"finished": false, "step": 120, "images": 480, "reason": "stopped by SIGUSR1"}. It does so at
+each checkpoint as well ("saved images-..."), which stays where the run is killed later; no file
+means that it was killed before, or has never begun.
 """
 
 import json

@@ -2,7 +2,9 @@
 
 The first rank claims the folder (`engine/claims.py`): run.dir/run.claim says who has it. Of a run
 on this host it is known at once whether it still runs, however it ended. One on another host that
-was killed merely stops renewing its claim, so the next start watches that for a while.
+was killed merely stops renewing its claim, so the next start watches that for a while: by its own
+clock alone, which cannot jump, as those of hosts and file systems may. A job that Slurm has started
+again waits for its former start, which may still be ending.
 """
 
 import os
@@ -20,6 +22,7 @@ from taming_dist.formats.files import writing
 
 NAME = "run"
 LOOK_AGAIN_S = 1.0
+FORMER_S = 600.0  # for the former start of the same job to end
 
 
 @contextmanager
@@ -33,7 +36,7 @@ def locked(run_dir: Path, stale_s: float = STALE_S) -> Iterator[None]:
     """
     claims = Claims(run_dir, stale_s, lost=lambda _: end_at_once(run_dir))
     found = claims.find(NAME)
-    if found is not None and found.owner.is_running:
+    if found is not None and found.owner.is_running and not is_former(found):
         raise in_use(run_dir, found)  # before anything is touched
     is_new = not run_dir.exists()
     with ExitStack() as stack:
@@ -71,23 +74,53 @@ def remove_empty(folder: Path) -> None:
         folder.rmdir()
 
 
+class Watch:
+    """The claim of another run, as one sees it who looks again and again.
+
+    `renewed`: it was, meanwhile.
+    """
+
+    def __init__(self, stale_s: float) -> None:
+        self._stale_s = stale_s
+        self._seen: Claim | None = None
+        self._since = time.monotonic()
+        self.renewed = False
+
+    def is_dead(self, claim: Claim) -> bool:
+        """Whether the run has ended, as far as is known by now."""
+        if claim.owner.is_here:
+            return not claim.owner.is_running
+        if claim != self._seen:
+            self.renewed = self._seen is not None
+            self._seen, self._since = claim, time.monotonic()
+        return time.monotonic() - self._since > self._stale_s
+
+
 def wait_for(claims: Claims, run_dir: Path) -> None:
     """Claim the folder; UserError once another run is seen to be alive."""
-    seen: Claim | None = None
-    while not claims.take(NAME):
+    watch, start, told = Watch(claims.stale_s), time.monotonic(), False
+    while not claims.take(NAME, watch.is_dead):
         found = claims.find(NAME)
         if found is None:
             continue
-        if found.owner.is_running or seen not in (None, found):
+        waits = is_former(found) and time.monotonic() - start < FORMER_S
+        if (found.owner.is_running or watch.renewed) and not waits:
             raise in_use(run_dir, found)
-        if seen is None:
+        if not told:
+            limit = FORMER_S if waits else claims.stale_s
             print(
                 f"{run_dir} was left by a run on {found.owner.host or 'another host'}: waiting "
-                f"{claims.stale_s:.0f} s at most to see whether that still runs",
+                f"{limit:.0f} s at most to see whether that still runs",
                 flush=True,
             )
-        seen = found
+        told = True
         time.sleep(LOOK_AGAIN_S)
+
+
+def is_former(claim: Claim) -> bool:
+    """Whether a claim is of this very Slurm job, before Slurm has started it again."""
+    restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
+    return claim.job != "" and claim.job == os.environ.get("SLURM_JOB_ID") and restarts != "0"
 
 
 def in_use(run_dir: Path, claim: Claim) -> UserError:

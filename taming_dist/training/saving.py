@@ -14,6 +14,7 @@ from typing import Any
 from taming_dist.engine.checkpoint import Checkpoints, NotFinite
 from taming_dist.engine.draft import LONGEST_S, Draft, GivenUp, SaveFailed, failing
 from taming_dist.engine.finding import newest_valid
+from taming_dist.engine.outcome import write_outcome
 from taming_dist.engine.world import World
 from taming_dist.errors import Diverged, UserError
 from taming_dist.formats.files import writing
@@ -148,6 +149,8 @@ class Saver:
         name, seconds = job.draft.final.name, {"stall_s": job.stall, "duration_s": job.seconds}
         if not fault:
             self._sinks.event("save", job.clock, checkpoint=name, **seconds)
+            # what a script knows of a run that is killed later: how far it came
+            write_outcome(job.clock.step, job.clock.images, finished=False, reason=f"saved {name}")
             return
         self._sinks.event("save_failed", job.clock, checkpoint=name, reason=fault, **seconds)
         self._sinks.note(

@@ -59,6 +59,23 @@ def test_a_living_worker_renews_its_claims(tmp_path: Path) -> None:
             time.sleep(0.05)
 
 
+def test_a_worker_of_this_host_that_runs_is_alive_although_the_clock_has_jumped(
+    tmp_path: Path,
+) -> None:
+    with Claims(tmp_path) as one, Claims(tmp_path) as other:
+        assert one.take("a")
+        os.utime(tmp_path / "a.claim", (0, 0))
+        assert not other.take("a")
+
+
+def test_a_claim_that_is_merely_tried_for_is_none_that_was_lost(tmp_path: Path) -> None:
+    lost: list[str] = []
+    with Claims(tmp_path, stale_s=0.006, lost=lost.append) as claims:
+        foreign(tmp_path, "a", age_s=0)
+        assert not any(claims.take("a", lambda claim: False) for _ in range(2000))
+    assert lost == []
+
+
 def test_a_claim_that_was_taken_over_is_left_to_its_new_owner(tmp_path: Path) -> None:
     with Claims(tmp_path) as claims:
         assert claims.take("a")

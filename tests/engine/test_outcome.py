@@ -3,16 +3,22 @@
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from taming_dist import cli
+from taming_dist.engine.checkpoint import Checkpoints
 from taming_dist.engine.outcome import VARIABLE, forget_outcome, write_outcome
 from taming_dist.engine.world import World
 from taming_dist.errors import UserError
 from taming_dist.training.clock import Clock
 from taming_dist.training.ending import ending
+from taming_dist.training.saving import Job, Saver
+from taming_dist.training.sinks import Sinks
+from taming_dist.training.watchdog import Progress
 
 CLOCK = Clock(global_batch=4, total_steps=10, images=12)
 
@@ -78,3 +84,20 @@ def test_a_place_that_is_gone_at_the_end_changes_nothing(
     with caplog.at_level(logging.WARNING):
         write_outcome(3, 12, finished=True, reason="finished")
     assert "cannot be written" in caplog.text
+
+
+def test_a_run_that_is_killed_leaves_how_far_it_has_saved(file: Path, tmp_path: Path) -> None:
+    world = World(0, 1, 0, torch.device("cpu"))
+    checkpoints = Checkpoints(tmp_path / "checkpoints", world, keep_last=1, keep_every=0)
+    saver = Saver(checkpoints, tmp_path / "export", Sinks(None, []), Progress(), world)
+    draft: Any = SimpleNamespace(final=tmp_path / "checkpoints" / "images-000000000012")
+    saver._job = Job(draft, CLOCK, 0.0, lambda draft, given_up: None)
+    saver._job.wait(60)
+    saver.tell()
+    found = json.loads(file.read_text())
+    assert found == {
+        "finished": False,
+        "step": 3,
+        "images": 12,
+        "reason": "saved images-000000000012",
+    }

@@ -101,8 +101,8 @@ def test_a_run_on_another_host_that_is_no_longer_renewed_is_dead(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock, "LOOK_AGAIN_S", 0.02)
-    foreign(tmp_path, age_s=59.5)
-    with locked(tmp_path, stale_s=60):
+    foreign(tmp_path, age_s=1)
+    with locked(tmp_path, stale_s=0.3):
         pass
     assert "was left by a run on elsewhere: waiting" in capsys.readouterr().out
 
@@ -126,6 +126,48 @@ def test_the_clock_of_this_host_does_not_matter(
     monkeypatch.setattr(lock.time, "sleep", lambda _: os.utime(path))
     with pytest.raises(UserError, match="in use"), locked(tmp_path, stale_s=60):
         pass
+
+
+@pytest.mark.parametrize("hours", [-5, 5])
+def test_a_host_whose_clock_is_hours_off_is_neither_taken_for_dead_nor_waited_for_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    """As on file systems that take the time of a file from the host that writes it."""
+    path, then = foreign(tmp_path, age_s=3600 * hours), time.time() - 3600 * hours
+    monkeypatch.setattr(lock, "LOOK_AGAIN_S", 0.02)
+    with monkeypatch.context() as patch:
+        patch.setattr(lock.time, "sleep", lambda _: os.utime(path, (then + 20, then + 20)))
+        with pytest.raises(UserError, match="in use"), locked(tmp_path, stale_s=60):
+            pass
+    with locked(tmp_path, stale_s=0.3):  # now it is renewed no more
+        pass
+
+
+@pytest.mark.parametrize("host", ["here", "elsewhere"])
+def test_a_job_that_slurm_has_started_again_waits_for_its_former_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    owner = dataclasses.asdict(this_process()) if host == "here" else {"host": host, "pid": 7}
+    path = tmp_path / "run.claim"
+    path.write_text(json.dumps(owner | {"since": "noon", "job": "12"}))
+    looks = []
+
+    def former_ends(_: float) -> None:
+        looks.append(host)
+        os.utime(path)
+        if len(looks) == 3:
+            path.unlink()
+
+    monkeypatch.setattr(lock.time, "sleep", former_ends)
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    with pytest.raises(UserError, match="in use"), locked(tmp_path):
+        pass
+    looks.clear()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with locked(tmp_path):
+        assert json.loads(path.read_text())["job"] == "12"
+    assert len(looks) == 3
 
 
 def test_a_run_that_finds_its_folder_taken_over_ends(
