@@ -64,8 +64,10 @@ class Known:
         return self.rows(torch.arange(count) % len(self))
 
     def check(self, grid: tuple[int, int], vocabulary: int) -> None:
-        """Raise a UserError unless codes have this grid and are below the vocabulary where they are
-        known; those that lie on a device came from a VQGAN, and are not waited for."""
+        """Raise a UserError unless there are codes of this grid, below the vocabulary where they
+        are known; those that lie on a device came from a VQGAN, and are not waited for."""
+        if not len(self):
+            raise UserError("known: it is of no image, give the codes of at least one")
         if self.grid != grid:
             raise UserError(
                 f"known: codes of the grid {list(self.grid)}, but images have {list(grid)}"

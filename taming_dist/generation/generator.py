@@ -263,6 +263,8 @@ class Generator:
             UserError: a condition or setting that these models cannot serve; before the first code.
         """
         self._check(sampling, batch)
+        if not memory >= 0:  # nor is a number that is none
+            raise UserError(f"window_memory: {memory} GiB, give at least 0")
         known.check(placement.image, self.transformer.config.vocabulary)
         count, (height, width) = len(known), known.grid
         self.condition(placement).prefix(count, columns)

@@ -77,7 +77,7 @@ class Kept:
     def _take_memory(self, cache: KVCache, windows: int) -> None:
         self._halves = cache.keys.shape[1] // windows
         one = 2 * cache.keys[:, : self._halves].numel() * cache.keys.element_size()
-        slots = min(self._most, int(self._limit // one))
+        slots = int(min(self._limit, self._most * one) // one)  # a limit may be infinite
         layers, _, *rest = cache.keys.shape
         shape = (layers, slots * self._halves, *rest)
         # zeros: what is masked counts nothing, but times nothing of it may be infinite

@@ -11,6 +11,8 @@ from taming_dist.errors import UserError
 from taming_dist.models.prior.orders import Grid
 from taming_dist.models.prior.window import Window
 
+MOST_CODES = 2**24  # of an image; the numbers of all of them are in memory
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -21,7 +23,8 @@ class Placement:
     codes at once, in both directions, and a code is up to step - 1 places behind the middle.
 
     Raises:
-        UserError: an image smaller than the window, or a step that leaves the window's middle.
+        UserError: an image smaller than the window or of more than MOST_CODES codes, or a step that
+            leaves the window's middle.
     """
 
     sides: Grid
@@ -33,6 +36,11 @@ class Placement:
             raise UserError(
                 f"size: {self.image[0]}x{self.image[1]} codes are too few for the transformer's "
                 f"window of {self.sides[0]}x{self.sides[1]}: give a size of at least that"
+            )
+        if self.image[0] * self.image[1] > MOST_CODES:
+            raise UserError(
+                f"size: {self.image[0]}x{self.image[1]} codes are too many: give a size of at most "
+                f"{MOST_CODES} codes"
             )
         most = min(side - side // 2 for side in self.sides)
         if not 1 <= self.step <= most:

@@ -23,6 +23,7 @@ from taming_dist.ranges import check_ranges, ranged
 
 # images [b, 3, h, w] in [-1, 1] and their classes [b] int64 -> scores [b]; the larger, the better
 Classifier = Callable[[Tensor, Tensor], Tensor]
+LEAST_ACCEPTANCE = 1e-6  # a million candidates for each image
 NO_CLASS = (
     "classifier: this transformer is not class-conditional, so images have no class to be "
     "recognised as; leave it out to choose them by their likelihood"
@@ -41,7 +42,7 @@ class Rejection:
         UserError: a rate that is none.
     """
 
-    acceptance: float = ranged(1.0, above=0, at_most=1)
+    acceptance: float = ranged(1.0, at_least=LEAST_ACCEPTANCE, at_most=1)
     classifier: Classifier | None = None
 
     def __post_init__(self) -> None:
@@ -84,7 +85,22 @@ class Rejection:
         part = _class_part(transformer)
         assert part is not None, "it was checked"
         classes = prefix.parts[part][:, 0]
-        return lambda codes: classifier(decode(codes), classes)
+        return lambda codes: scored(classifier, decode(codes), classes)
+
+
+def scored(classifier: Classifier, images: Tensor, classes: Tensor) -> Tensor:
+    """Return the scores [b] of images.
+
+    Raises:
+        UserError: the classifier gives another number of them, which would mix the images up.
+    """
+    scores = classifier(images, classes)
+    if scores.shape != classes.shape:
+        raise UserError(
+            f"classifier: it gave scores {list(scores.shape)} for {len(classes)} images: let it "
+            f"give one for each, [{len(classes)}]"
+        )
+    return scores
 
 
 ALL = Rejection()  # that rejects nothing

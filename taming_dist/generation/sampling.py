@@ -20,6 +20,8 @@ from taming_dist.ranges import check_choice, check_ranges, ranged
 
 UNITS = 2**52  # of probability, in sums of 63 bits
 LOGITS = 2**22  # at once: 32 MiB in fp64
+LARGEST_SCALE = 10**6  # of guidance and noise, so that logits stay finite in fp32
+COLDEST = 1e-200  # below it logits that are divided by it may be infinite
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,11 @@ class Sampling:
     temperature: float = ranged(1.0, at_least=0)
     top_k: int | None = ranged(None, at_least=0)
     top_p: float | None = ranged(None, above=0, at_most=1)
-    guidance: float = ranged(1.0, at_least=0)
+    guidance: float = ranged(1.0, at_least=0, at_most=LARGEST_SCALE)
     guidance_schedule: str = "constant"
     guidance_power: float = ranged(1.0, above=0)
     steps: int | None = ranged(None, at_least=1)
-    choice_temperature: float | None = ranged(None, at_least=0)
+    choice_temperature: float | None = ranged(None, at_least=0, at_most=LARGEST_SCALE)
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -71,7 +73,7 @@ class Sampling:
 
     def choose(self, logits: Tensor, uniforms: Tensor) -> Tensor:
         """Return one token each [b] int64 from logits [b, v] and uniforms [b] in [0, 1)."""
-        if self.temperature == 0:
+        if self.temperature < COLDEST:  # the likeliest code has all of the probability
             return logits.argmax(dim=-1)
         rows = max(1, LOGITS // logits.shape[-1])
         parts = zip(logits.split(rows), uniforms.split(rows), strict=True)

@@ -40,8 +40,9 @@ def condition_pictures(config: SampleConfig, generator: Generator, shape: Shape)
     place = named_pictures(config.condition)
     if place is None:
         if config.condition_vqgan:
+            named = "null" if config.condition is None else config.condition
             raise UserError(
-                f"condition_vqgan: it encodes pictures, and condition={config.condition} names "
+                f"condition_vqgan: it encodes pictures, and condition={named} names "
                 f"none: give files or a folder of pictures (.png, .jpg, .webp), or leave it out"
             )
         return None

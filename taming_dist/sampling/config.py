@@ -5,6 +5,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from taming_dist.generation.rejection import LEAST_ACCEPTANCE
+from taming_dist.generation.sampling import LARGEST_SCALE
 from taming_dist.ranges import LARGEST_SEED, check_choice, check_ranges, ranged
 from taming_dist.sampling.writers import WRITERS
 
@@ -14,6 +16,7 @@ FILES = (
     "mask",
     "classifier_weights",
 )  # the keys that name files which decide the pictures
+MOST_IMAGES = 10**7  # of one run, whose names and units every rank has in memory
 
 
 @dataclass
@@ -53,7 +56,7 @@ class SampleConfig:
     out: str = MISSING
     from_: str = ""
     format: str = "png"
-    n: int | None = ranged(None, at_least=1)
+    n: int | None = ranged(None, at_least=1, at_most=MOST_IMAGES)
     seed: int = ranged(0, at_least=0, at_most=LARGEST_SEED)
     class_id: int | None = ranged(None, at_least=0)
     condition: Any = None
@@ -62,7 +65,7 @@ class SampleConfig:
     keep: Any = None
     mask: Any = None
     keep_codes: int | None = ranged(None, at_least=1)
-    acceptance: float = ranged(1.0, above=0, at_most=1)
+    acceptance: float = ranged(1.0, at_least=LEAST_ACCEPTANCE, at_most=1)
     classifier: str = ""
     classifier_weights: str = ""
     prompt: Any = None
@@ -71,11 +74,11 @@ class SampleConfig:
     temperature: float = ranged(1.0, at_least=0)
     top_k: int | None = ranged(None, at_least=0)
     top_p: float | None = ranged(None, above=0, at_most=1)
-    guidance: float = ranged(1.0, at_least=0)
+    guidance: float = ranged(1.0, at_least=0, at_most=LARGEST_SCALE)
     guidance_schedule: str = "constant"
     guidance_power: float = ranged(1.0, above=0)
     steps: int | None = ranged(None, at_least=1)
-    choice_temperature: float | None = ranged(None, at_least=0)
+    choice_temperature: float | None = ranged(None, at_least=0, at_most=LARGEST_SCALE)
     batch: int = ranged(16, at_least=1)
     window_step: int = ranged(1, at_least=1)
     window_memory: float = ranged(2.0, at_least=0)

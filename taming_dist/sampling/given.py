@@ -139,6 +139,8 @@ def paths_of(key: str, value: Any) -> tuple[Path, ...]:
         UserError: there is none.
     """
     parts = value if isinstance(value, list | tuple) else [value]
+    if not parts or "" in parts:  # which would be the current folder
+        raise UserError(f"{key}: name a picture or a folder of pictures")
     found: list[Path] = []
     for part in parts:
         path = Path(str(part))
@@ -155,8 +157,6 @@ def paths_of(key: str, value: Any) -> tuple[Path, ...]:
             found.append(path)
         else:
             raise UserError(f"{key}: there is no file {printable(str(path))}")
-    if not found:
-        raise UserError(f"{key}: name a picture or a folder of pictures")
     return tuple(found)
 
 

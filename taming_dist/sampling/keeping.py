@@ -119,11 +119,8 @@ def kept_pictures(config: SampleConfig, generator: Generator, shape: Shape) -> K
             raise UserError(f"{asked[0]}: of what? give image=PICTURE, or leave {asked[0]} out")
         return None
     if len(asked) != 1:
-        stated = " and ".join(asked) or "nothing"
-        raise UserError(
-            f"image: give one of keep=upper, mask=PICTURE and keep_codes=N to say what is kept of "
-            f"it, not {stated}"
-        )
+        fault = f"not both {asked[0]} and {asked[1]}" if asked else "which part of it is kept?"
+        raise UserError(f"image: {fault}: give one of keep=upper, mask=PICTURE and keep_codes=N")
     paths = paths_of("image", config.image)
     given = Given("image", paths, generator.vqgan, shape, shape)
     if config.mask is not None:
@@ -147,7 +144,7 @@ def kept_pictures(config: SampleConfig, generator: Generator, shape: Shape) -> K
 def _masks(config: SampleConfig, given: Given) -> tuple[Path, ...]:
     """One mask for all pictures; or a mask for each, from a folder by its name."""
     if not are_pictures(config.mask):
-        raise UserError(f"mask: {config.mask} is no picture and no folder of pictures")
+        raise UserError(f"mask={config.mask}: name a picture or a folder of pictures")
     masks = paths_of("mask", config.mask)
     if isinstance(config.mask, str) and not Path(config.mask).is_dir():
         return masks

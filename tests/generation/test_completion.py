@@ -85,6 +85,11 @@ def test_one_mask_serves_all_images_and_images_are_taken_in_turn() -> None:
         Known(codes, half("upper", (3, 2)))
 
 
+def test_what_is_known_of_no_image_is_refused() -> None:
+    with pytest.raises(UserError, match="known: it is of no image"):
+        Known(torch.zeros(0, 2, 2), torch.zeros(2, 2)).check((2, 2), 4)
+
+
 def test_a_masked_picture_is_flat_where_nothing_is_known() -> None:
     picture = torch.rand(3, 8, 4)
     shown = masked_picture(picture, half("upper", (4, 2)))

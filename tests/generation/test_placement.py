@@ -77,6 +77,7 @@ def test_waves_are_as_wide_as_windows_fit_beside_each_other() -> None:
         ((3, 9), 1, "size: 3x9 codes are too few for .* window of 4x5"),
         ((9, 9), 3, "window_step: a window of 4x5 codes moves by 1 to 2 of them at once, not by 3"),
         ((9, 9), 0, "window_step: .* not by 0"),
+        ((2**12 + 1, 2**12), 1, "size: 4097x4096 codes are too many: give .* at most 16777216"),
     ],
 )
 def test_placements_that_there_are_not_are_refused(

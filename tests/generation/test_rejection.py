@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from taming_dist.errors import UserError
-from taming_dist.generation.rejection import Rejection, best_of, log_likelihood
+from taming_dist.generation.rejection import Rejection, best_of, log_likelihood, scored
 from taming_dist.models.prior.orders import ZCurve, arrange
 from taming_dist.models.prior.schemes import Masked
 from tests.generation.test_generator import tiny_transformer, tiny_vqgan
@@ -32,6 +32,12 @@ def test_a_score_that_is_not_a_number_is_the_worst() -> None:
     best, highest = best_of([torch.zeros(2, 1, 1), torch.ones(2, 1, 1)], lambda _: next(scores))
     assert best.flatten().tolist() == [1, 0]
     assert highest.tolist() == [-9, -1]
+
+
+def test_a_classifier_that_gives_another_number_of_scores_is_refused() -> None:
+    images, classes = torch.zeros(2, 3, 4, 4), torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(UserError, match=r"classifier: it gave scores \[3\] for 2 images"):
+        scored(lambda *_: torch.zeros(3), images, classes)
 
 
 def test_the_likelihood_is_that_of_one_code_after_the_other() -> None:
@@ -66,7 +72,7 @@ def test_the_acceptance_rate_says_how_many_candidates_there_are(
     assert Rejection(acceptance).candidates == count
 
 
-@pytest.mark.parametrize("acceptance", [0.0, -1.0, 1.5])
+@pytest.mark.parametrize("acceptance", [0.0, -1.0, 1.5, 5e-324])
 def test_a_rate_that_is_none_is_refused(acceptance: float) -> None:
     with pytest.raises(UserError, match="acceptance="):
         Rejection(acceptance)

@@ -138,6 +138,13 @@ def test_temperature_zero_is_greedy() -> None:
     assert chosen.tolist() == [1, 0]
 
 
+def test_a_temperature_too_low_to_divide_by_takes_the_likeliest_code() -> None:
+    logits = torch.tensor([[1e30, 3e30, -1e30], [2.0, 0.0, 1.0]])
+    for temperature in (5e-324, 1e-199):
+        chosen = Sampling(temperature=temperature).choose(logits, torch.tensor([0.99, 0.99]))
+        assert chosen.tolist() == [1, 0]
+
+
 def test_each_filter_works_alone_and_zero_or_none_switches_it_off() -> None:
     logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]], dtype=torch.float64).log()
     late = torch.tensor([0.999], dtype=torch.float64)
@@ -159,6 +166,11 @@ def test_each_filter_works_alone_and_zero_or_none_switches_it_off() -> None:
         ({"top_p": 1.5}, "top_p=1.5"),
         ({"guidance_schedule": "sine"}, "guidance_schedule=sine: use constant or linear or cosine"),
         ({"guidance_power": 0.0}, "guidance_power=0.0"),
+        ({"guidance": 1e38}, r"guidance=1e\+38: use a number from 0 to 1000000"),
+        (
+            {"choice_temperature": 1e38},
+            r"choice_temperature=1e\+38: use a number from 0 to 1000000",
+        ),
     ],
 )
 def test_knobs_outside_their_range_are_refused(knobs: dict, message: str) -> None:

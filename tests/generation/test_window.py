@@ -1,5 +1,6 @@
 """Large images through a window: all at once against one code after the other, without a cache."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 from unittest import mock
@@ -217,7 +218,7 @@ def test_what_was_written_so_far_is_continued_as_if_nothing_had_been(step: int) 
 
 def test_windows_that_stand_still_read_each_code_once() -> None:
     """Of the tokens that a network reads, most come with the first look at a window."""
-    for step, memory, expected in ((1, 1.0, 3), (1, 0.0, 1), (3, 1.0, 8)):
+    for step, memory, expected in ((1, 1.0, 3), (1, 0.0, 1), (3, 1.0, 8), (3, math.inf, 8)):
         asked = request((6, 6), (11, 11), step)
         model = asked["transformer"]
         read = 0

@@ -217,7 +217,7 @@ def test_what_cannot_be_a_condition_is_refused_in_a_line_that_names_it(
         (one | {"condition_vqgan": ""}, r"condition: .*0.png is a picture, give condition_vqgan"),
         (one | {"condition_vqgan": tmp_path / "larger"}, r"condition_vqgan: .* 13 codes.* with 12"),
         (one | {"condition_vqgan": tmp_path / "other"}, r"condition_vqgan: its fingerprint is .*"),
-        ({}, r"condition_vqgan: it encodes pictures, and condition=None names none"),
+        ({}, r"condition_vqgan: it encodes pictures, and condition=null names none"),
         (
             {"condition": str(tmp_path / "empty")},
             r"condition_vqgan: .*condition=.*empty names none",

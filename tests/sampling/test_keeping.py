@@ -177,8 +177,11 @@ def test_what_contradicts_itself_is_refused(asked: Asked, tmp_path: Path) -> Non
         )
     }
     for settings, message in (
-        (given, "image: give one of keep=upper, mask=PICTURE and keep_codes=N .* not nothing"),
-        (given | {"keep": "upper", "mask": mask["other"]}, "image: .* not keep and mask"),
+        (given, "image: which part of it is kept.: give one of keep=upper, mask=PICTURE"),
+        (
+            given | {"keep": "upper", "mask": mask["other"]},
+            "image: not both keep and mask: give one of",
+        ),
         ({"keep": "upper"}, "keep: of what"),
         ({"keep_codes": 3}, "keep_codes: of what"),
         (given | {"keep": "middle"}, "keep=middle: use upper"),
@@ -189,7 +192,8 @@ def test_what_contradicts_itself_is_refused(asked: Asked, tmp_path: Path) -> Non
         (given | {"mask": mask["black"]}, r"mask: .* keeps every code"),
         (given | {"mask": mask["white"]}, r"mask: .* keeps no code: black is kept"),
         (given | {"mask": str(tmp_path / "no.png")}, "mask: there is no file"),
-        (given | {"mask": 3}, "mask: 3 is no picture"),
+        (given | {"mask": 3}, "mask=3: name a picture or a folder of pictures"),
+        ({"image": "", "keep": "left"}, "image: name a picture or a folder of pictures"),
         ({"image": str(tmp_path / "no.png"), "keep": "left"}, "image: there is no file"),
     ):
         with pytest.raises(UserError, match=message) as refused:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from taming_dist.errors import UserError
 from taming_dist.generation.generator import Generator
 from taming_dist.generation.pictures import to_uint8
 from taming_dist.generation.sampling import Sampling
@@ -42,6 +43,12 @@ def test_a_unit_has_the_codes_of_its_images(pair: Generator, tmp_path: Path) -> 
     found = large(pair).codes(pair, nothing, SAMPLING, 5, unit_of(tmp_path))
     expected = pair.sample(5, size=(12, 14), seed=5, temperature=0.9).codes
     assert torch.equal(found, expected[3:])
+
+
+@pytest.mark.parametrize("memory", [-1.0, float("nan")])
+def test_memory_that_is_no_amount_is_refused(pair: Generator, memory: float) -> None:
+    with pytest.raises(UserError, match="window_memory: .* GiB, give at least 0"):
+        pair.sample(1, size=(12, 14), window_memory=memory)
 
 
 def test_a_unit_that_is_stopped_continues_where_it_was(pair: Generator, tmp_path: Path) -> None:
