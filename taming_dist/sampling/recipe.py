@@ -120,12 +120,14 @@ def recipe_of(config: SampleConfig, plan: Plan, image: int | None = None) -> Rec
         models["condition_vqgan"] = plan.condition.vqgan
     settings = dataclasses.asdict(config) | {"n": plan.request.count}
     given = {name: getattr(config, name) for name in FILES}
+    device = plan.generator.transformer.device
     return Recipe(
         settings=json_safe({name: own for name, own in settings.items() if name not in OWN}),
         fingerprints={name: own.fingerprint for name, own in models.items()},
         inputs={name: hash_of(own) for name, own in given.items() if own},
         image=image,
-        device=device_name(plan.generator.transformer.device),
+        device=device_name(device),
+        threads=torch.get_num_threads() if device.type == "cpu" else 0,
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -35,6 +36,36 @@ def test_a_run_is_made_again_from_its_record(sample: Sample) -> None:
     again = sample("again", from_=str(out / "samples.json"))
     for path in out.iterdir():
         assert path.read_bytes() == (again / path.name).read_bytes()
+
+
+def test_a_run_is_made_again_and_continued_with_the_threads_that_it_began_with(
+    sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        out = sample()
+        assert record(out)["threads"] == threads + 1
+        with monkeypatch.context() as killing:
+            killing.setattr("taming_dist.sampling.work.Work._make", killed)
+            with pytest.raises(Killed):
+                sample("continued")
+        for name, given in (("again", {"from_": str(out)}), ("continued", {})):
+            torch.set_num_threads(threads)
+            sample(name, **given)
+            assert torch.get_num_threads() == threads + 1
+            for path in out.iterdir():
+                assert path.read_bytes() == (tmp_path / name / path.name).read_bytes()
+    finally:
+        torch.set_num_threads(threads)
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed(*_: Any) -> None:
+    raise Killed
 
 
 def test_one_picture_is_made_again_from_itself_alone(sample: Sample) -> None:
@@ -92,6 +123,7 @@ def test_another_version_or_device_is_noted(
         ({"settings": {"n": 2, "colour": "red"}}, "has colour=red, which .* cannot read"),
         ({"settings": {"n": "many"}}, "has n=many, which .* cannot read"),
         ({"settings": {"n": -2}}, "n=-2: use a whole number"),
+        ({"settings": {"n": 10**8}}, "n=100000000: use a whole number from 1 to 10000000"),
     ],
 )
 def test_a_record_that_is_no_recipe_is_refused(
