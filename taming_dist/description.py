@@ -25,7 +25,8 @@ def describe(config: Config, world: World, batch: BatchSizes, recipe: Recipe) ->
             f"batch     {batch_line(batch)}",
             f"lr        {config.optim.peak(batch.global_batch):.3g} ({config.optim.schedule})",
             f"engine    ZeRO {config.engine.zero}, {config.engine.precision}"
-            f"{' with TF32' if config.engine.allowed_tf32 != EXACT else ''}, {world.device.type}",
+            f"{' with TF32' if config.engine.allowed_tf32 != EXACT else ''}, {world.device.type}"
+            f"{', own kernels' if any(engine.lean for engine in recipe.engines.values()) else ''}",
         ]
     )
 

@@ -24,6 +24,12 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
     return [module for module in network.modules() if isinstance(module, kinds)]
 
 
+def run_lean(network: nn.Module) -> bool:
+    """Have a network run by kernels of our own if it can; gives whether it does."""
+    begin = getattr(network, "run_lean", None)
+    return begin is not None and bool(begin())
+
+
 def recompute_blocks(network: nn.Module) -> None:
     """Keep only what goes into each block, and run it again in the backward pass: arXiv 1604.06174.
 

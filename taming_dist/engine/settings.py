@@ -37,6 +37,9 @@ class EngineConfig:
     `offload`: none or optimizer: moments and the fp32 weights that the optimizer moves are on the
     host, whose CPU moves them (arXiv 2101.06840), at stages 1 to 3.
 
+    `fast`: on NVIDIA GPUs bf16 and fp16 take shorter ways where there are such: `runs_lean` and
+    `halves_losses`. Without it everything is computed as it is written in the models.
+
     `persist_below`: at stage 3 parameters of fewer elements stay whole on every rank. `recompute`:
     activation checkpointing of the networks' blocks; `compile`: torch.compile of each of them, of a
     prior as a whole."""
@@ -46,6 +49,7 @@ class EngineConfig:
     tf32: str = "auto"
     reduce: str = "fp32"
     deterministic: bool = False
+    fast: bool = True
     offload: str = "none"
     persist_below: int = ranged(100_000, at_least=0)
     recompute: bool = False
@@ -69,6 +73,20 @@ class EngineConfig:
     def at_stage(self, zero: int) -> "EngineConfig":
         """Return it at another stage of ZeRO; at 0 nothing is offloaded."""
         return dataclasses.replace(self, zero=zero, offload=self.offload if zero else "none")
+
+    def runs_lean(self, device: torch.device) -> bool:
+        """Whether networks that can are run by kernels of our own (`models.lean`): whole ones, as
+        their layers are not called, and neither compiled nor recomputed layer by layer."""
+        piecewise = self.zero == 3 or self.compile or self.recompute
+        return self._is_fast(device) and self.precision != "fp32" and not piecewise
+
+    def halves_losses(self, device: torch.device) -> bool:
+        """Whether LPIPS is computed in fp16 and the adaptive weight in bf16. At fp16 not: the
+        engine's own loss scale would come on top of that of LPIPS."""
+        return self._is_fast(device) and self.precision == "bf16"
+
+    def _is_fast(self, device: torch.device) -> bool:
+        return self.fast and device.type == "cuda"
 
     @property
     def allowed_tf32(self) -> TF32:

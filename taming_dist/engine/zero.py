@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from taming_dist.engine.average import WeightAverage
-from taming_dist.engine.blocks import blocks_of, compile_network, recompute_blocks
+from taming_dist.engine.blocks import blocks_of, compile_network, recompute_blocks, run_lean
 from taming_dist.engine.compiling import Recompilations
 from taming_dist.engine.former import former_average, load_former
 from taming_dist.engine.layouts import LAYOUTS, OFFLOADED, Layout, write_rows
@@ -97,6 +97,7 @@ class Engine:
                 gather_as_one(blocks_of(module))
         elif config.recompute:
             recompute_blocks(module)
+        self.lean = config.runs_lean(world.device) and run_lean(module)
         self._engine, *_ = load_deepspeed().initialize(
             model=module.to(world.device),
             optimizer=self._optimizer,

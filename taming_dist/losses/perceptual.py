@@ -6,7 +6,7 @@ part of the reconstruction loss in arXiv 2012.09841, section 3.1.
 Legend: b batch, c channels, h w pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float, Float32
@@ -65,9 +65,7 @@ class LPIPS(nn.Module):
         """
         with torch.autocast(y.device.type, enabled=False):
             ours = self._features(x) if x_features is None else x_features
-            layers = zip(ours, self._features(y), self.heads, strict=True)
-            distances = [((a - b).square() * head).sum(1).mean((1, 2)) for a, b, head in layers]
-            return torch.stack(distances).sum(0)
+            return distances(ours, self._features(y), self.heads)
 
     def _features(self, images: Float[Tensor, "b c h w"]) -> list[Float32[Tensor, "b _ _ _"]]:
         with torch.autocast(images.device.type, enabled=False):
@@ -75,11 +73,22 @@ class LPIPS(nn.Module):
             features = []
             for part in self.slices:
                 hidden = part(hidden)
-                features.append(_unit_length(hidden))
+                features.append(unit_length(hidden))
             return features
 
 
-def _unit_length(features: Float32[Tensor, "b c h w"]) -> Float32[Tensor, "b c h w"]:
+def distances(
+    ours: Sequence[Float32[Tensor, "b _ _ _"]],
+    theirs: Sequence[Float32[Tensor, "b _ _ _"]],
+    heads: Iterable[Float32[Tensor, "1 _ 1 1"]],
+) -> Float32[Tensor, "b"]:
+    """The sum over layers of what two images' features of length one differ by."""
+    layers = zip(ours, theirs, heads, strict=True)
+    each = [((a - b).square() * head).sum(1).mean((1, 2)) for a, b, head in layers]
+    return torch.stack(each).sum(0)
+
+
+def unit_length(features: Float32[Tensor, "b c h w"]) -> Float32[Tensor, "b c h w"]:
     """Scale each pixel's feature vector to length one; zero vectors stay zero, gradient zero.
 
     The plain formula has a NaN gradient at zero. Zero is the right one there: such features come

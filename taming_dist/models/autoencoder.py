@@ -190,7 +190,12 @@ class Middle(nn.Module):
 
 
 class Encoder(nn.Module):
-    """E: images -> latents, i = h/f and j = w/f with f = 2^(len(multipliers)-1)."""
+    """E: images -> latents, i = h/f and j = w/f with f = 2^(len(multipliers)-1).
+
+    `lean`: run it as `taming_dist.models.lean` does.
+    """
+
+    lean = False
 
     def __init__(
         self,
@@ -218,6 +223,10 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(width, latent_channels, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
+        if self.lean:
+            from taming_dist.models import lean
+
+            return lean.encoded(self, x)
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)
@@ -230,8 +239,10 @@ class Decoder(nn.Module):
     `features` ends before the last convolution `conv_out`, whose weight gradients set the adaptive
     weight of the GAN loss (equation 7); `forward` is `conv_out(features(z))`. Where a picture is
     too large, `coarse`, `layers` and `fine`, which make up `features`, are called one by one
-    (`generation.tiles`).
+    (`generation.tiles`). `lean`: as in `Encoder`.
     """
+
+    lean = False
 
     def __init__(
         self,
@@ -261,6 +272,10 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
 
     def features(self, z: Float[Tensor, "b d i j"]) -> Float[Tensor, "b c h w"]:
+        if self.lean:
+            from taming_dist.models import lean
+
+            return lean.features(self, z)
         h = self.coarse(z)
         for level in reversed(self.up):
             h = level(h)
@@ -288,15 +303,22 @@ class Decoder(nn.Module):
 
 
 def last_layer_gradients(
-    features: Float[Tensor, "b c h w"], at_image: Sequence[Float[Tensor, "b out h w"]]
+    features: Float[Tensor, "b c h w"],
+    at_image: Sequence[Float[Tensor, "b out h w"]],
+    dtype: torch.dtype = torch.float32,
 ) -> Float32[Tensor, "losses out c 3 3"]:
     """Gradients of several losses by the decoder's last convolution, from those at the image.
 
     features: the input of `Decoder.conv_out`; at_image: d loss / d image of each loss. Gives
     d loss / d weight without a walk through the network: the losses lie side by side as if they
     were more channels of one image, so that the features, the larger part by far, are read once.
+    `dtype`: what is multiplied is rounded to; in bf16 channels are filled up to a multiple of 8,
+    for tensor cores.
     """
-    beside = torch.cat([gradient.float() for gradient in at_image], 1)
+    beside = torch.cat([gradient.to(dtype) for gradient in at_image], 1)
+    channels = beside.shape[1]
+    if dtype == torch.bfloat16:
+        beside = F.pad(beside, (0, 0, 0, 0, 0, -channels % 8))
     shape = (beside.shape[1], features.shape[1], 3, 3)
-    found = conv2d_weight(features.float(), shape, beside, padding=1)
-    return found.unflatten(0, (len(at_image), -1))
+    found = conv2d_weight(features.to(dtype), shape, beside, padding=1)[:channels]
+    return found.float().unflatten(0, (len(at_image), -1))

@@ -7,6 +7,7 @@ Legend: b batch, c channels, h w pixels, d latent channels, i j latent grid, f p
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -121,6 +122,14 @@ class VQGAN(
         self.quantize = build_quantizer(config.quantizer)
         self.quant_conv = nn.Conv2d(config.latent_channels, config.quantizer.dim, 1)
         self.post_quant_conv = nn.Conv2d(config.quantizer.dim, config.latent_channels, 1)
+
+    def run_lean(self) -> bool:
+        """Run E and G by kernels of our own from now on, if these take their widths and there is
+        Triton (`taming_dist.models.lean`); gives whether they do."""
+        widths = (self.config.channels * multiplier for multiplier in (1, *self.config.multipliers))
+        able = all(width & (width - 1) == 0 for width in widths)  # powers of two
+        self.encoder.lean = self.decoder.lean = able and find_spec("triton") is not None
+        return self.encoder.lean
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Reconstruction:
         """Images in [-1,1] -> their reconstruction, with what training needs beside."""

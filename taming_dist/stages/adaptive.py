@@ -27,10 +27,13 @@ class Weighed:
 
 
 class AdaptiveWeight:
-    """What gives lambda, from `smallest` to `largest`; called once per micro-batch."""
+    """What gives lambda, from `smallest` to `largest`; called once per micro-batch. `dtype`: what
+    is multiplied for it is rounded to."""
 
-    def __init__(self, world: World, smallest: float, largest: float) -> None:
-        self.world, self.smallest, self.largest = world, smallest, largest
+    def __init__(
+        self, world: World, smallest: float, largest: float, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.world, self.smallest, self.largest, self.dtype = world, smallest, largest, dtype
 
     def __call__(self, features: Tensor, rec: Tensor, gan: Tensor) -> Weighed:
         """Lambda for one micro-batch.
@@ -59,7 +62,7 @@ class Global(AdaptiveWeight):
     """Averaged over all ranks for each micro-batch: one value everywhere, however many ranks."""
 
     def __call__(self, features: Tensor, rec: Tensor, gan: Tensor) -> Weighed:
-        gradients = last_layer_gradients(features, [rec, gan])
+        gradients = last_layer_gradients(features, [rec, gan], self.dtype)
         return Weighed(self._ratio(self.world.mean(gradients)))
 
 
@@ -67,19 +70,21 @@ class PerRank(AdaptiveWeight):
     """Each rank's own, as the original has it: depends on the number of ranks."""
 
     def __call__(self, features: Tensor, rec: Tensor, gan: Tensor) -> Weighed:
-        return Weighed(self._ratio(last_layer_gradients(features, [rec, gan])))
+        return Weighed(self._ratio(last_layer_gradients(features, [rec, gan], self.dtype)))
 
 
 class Lagged(AdaptiveWeight):
     """The previous optimizer step's, over its whole global batch: the same however the batch is cut
     into micro-batches and ranks. The first step has none yet; its GAN term gets weight 0."""
 
-    def __init__(self, world: World, smallest: float, largest: float) -> None:
-        super().__init__(world, smallest, largest)
+    def __init__(
+        self, world: World, smallest: float, largest: float, dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__(world, smallest, largest, dtype)
         self._weight = torch.zeros((), device=world.device)
 
     def __call__(self, features: Tensor, rec: Tensor, gan: Tensor) -> Weighed:
-        return Weighed(self._weight, last_layer_gradients(features, [rec, gan]))
+        return Weighed(self._weight, last_layer_gradients(features, [rec, gan], self.dtype))
 
     def update(self, parts: Sequence[Weighed], moved: Tensor) -> None:
         gradients = [part.gradients for part in parts if part.gradients is not None]

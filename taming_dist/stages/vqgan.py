@@ -19,6 +19,7 @@ from taming_dist.evaluation.reconstruction import ReconstructionMetrics
 from taming_dist.losses.perceptual import LPIPS
 from taming_dist.losses.reconstruction import ReconstructionLoss
 from taming_dist.losses.terms import TERMS
+from taming_dist.losses.terms.perceptual import Perceptual
 from taming_dist.models.choice import configs
 from taming_dist.models.discriminators import DISCRIMINATORS, DinoConfig, build_discriminator
 from taming_dist.models.discriminators.dino import DinoFeatures
@@ -122,7 +123,17 @@ class VQGANRecipe:
         self.reconstruction = ReconstructionLoss(loss.terms, pretrained).to(self.world.device)
         lpips = (m for m in self.reconstruction.modules() if isinstance(m, LPIPS))
         self.lpips = next(lpips, None)  # measures the validation set, too
-        self.adaptive = ADAPTIVE[loss.adaptive](self.world, loss.adaptive_min, loss.adaptive_max)
+        halves = context.engine.halves_losses(self.world.device)
+        if halves:
+            for term in self.reconstruction.terms:
+                if isinstance(term, Perceptual):
+                    term.run_in_half()
+        self.adaptive = ADAPTIVE[loss.adaptive](
+            self.world,
+            loss.adaptive_min,
+            loss.adaptive_max,
+            torch.bfloat16 if halves else torch.float32,
+        )
         self.adversary: Adversary | None = None
         if loss.discriminator is not None:
             features = pretrained.frozen_features(loss.discriminator)

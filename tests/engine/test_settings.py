@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import torch
 
 from taming_dist.engine.settings import BUCKET, EngineConfig, deepspeed_config
 from taming_dist.errors import UserError
@@ -80,3 +81,25 @@ def test_values_that_do_not_exist_are_the_users_mistake(
 ) -> None:
     with pytest.raises(UserError, match=message):
         EngineConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "lean", "halves"),
+    [
+        ({"precision": "bf16"}, "cuda", True, True),
+        ({"precision": "bf16", "zero": 2}, "cuda", True, True),
+        ({"precision": "fp16"}, "cuda", True, False),
+        ({"precision": "bf16", "zero": 3}, "cuda", False, True),
+        ({"precision": "bf16", "compile": True}, "cuda", False, True),
+        ({"precision": "bf16", "recompute": True}, "cuda", False, True),
+        ({"precision": "bf16", "fast": False}, "cuda", False, False),
+        ({"precision": "fp32"}, "cuda", False, False),
+        ({"precision": "bf16"}, "cpu", False, False),
+    ],
+)
+def test_shorter_ways_are_for_low_precision_on_gpus(
+    settings: dict[str, Any], device: str, lean: bool, halves: bool
+) -> None:
+    config = EngineConfig(**settings)
+    assert config.runs_lean(torch.device(device)) == lean
+    assert config.halves_losses(torch.device(device)) == halves

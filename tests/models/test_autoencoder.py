@@ -102,3 +102,15 @@ def test_the_last_layers_gradients_equal_autograds() -> None:
     found = last_layer_gradients(features.detach(), at_image)
     torch.testing.assert_close(found, torch.stack(expected), atol=1e-8, rtol=1e-5)
     assert torch.equal(images, decoder(z))
+
+
+def test_in_bf16_the_last_layers_gradients_are_near_those_of_fp32() -> None:
+    torch.manual_seed(0)
+    features = torch.randn(2, 32, 8, 8)
+    at_image = [torch.randn(2, 3, 8, 8) * 1e-6, torch.randn(2, 3, 8, 8)]  # of any size
+    exact = last_layer_gradients(features, at_image)
+    found = last_layer_gradients(features.bfloat16(), at_image, torch.bfloat16)
+    assert found.dtype == torch.float32
+    assert found.shape == exact.shape
+    for ours, expected in zip(found, exact, strict=True):
+        assert (ours - expected).norm() < 0.01 * expected.norm()

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from taming_dist.errors import UserError
 from taming_dist.losses.perceptual import LPIPS, NETS, WEIGHTS
+from taming_dist.losses.perceptual_half import HalfLPIPS
 from taming_dist.losses.terms.term import Networks, TermConfig
 from taming_dist.ranges import check_choice
 
@@ -19,10 +20,17 @@ class Perceptual(nn.Module):
     def __init__(self, lpips: LPIPS) -> None:
         super().__init__()
         self.lpips = lpips
+        self.in_half: HalfLPIPS | None = None
+
+    def run_in_half(self) -> None:
+        """Compute it in fp16 from now on, as `taming_dist.losses.perceptual_half` does."""
+        self.in_half = HalfLPIPS(self.lpips)
 
     def forward(
         self, images: Float[Tensor, "b c h w"], reconstructions: Float[Tensor, "b c h w"]
     ) -> Float32[Tensor, ""]:
+        if self.in_half is not None:
+            return self.in_half(images, reconstructions).mean()
         return self.lpips(images, reconstructions, self.lpips.features(images)).mean()
 
 

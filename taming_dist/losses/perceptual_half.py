@@ -1,0 +1,75 @@
+"""LPIPS with convolutions in fp16, for training on GPUs: half the bytes and tensor cores.
+
+fp16 rather than bf16: VGG's features need its 11 bits, without which the gradient of a blurred
+image points elsewhere. Its range suffices where gradients are scaled: those of a mean over all
+pixels of a batch are too small for it. Everything behind the convolutions is in fp32.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor, nn
+
+from taming_dist.losses.perceptual import LPIPS, distances, unit_length
+
+PIXELS_PER_SCALE = 16  # 2^16 for 16 images of 256 x 256, with which it was found to be right
+
+
+class _Enter(torch.autograd.Function):
+    """fp32 -> fp16; gradients go back unscaled."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Float[Tensor, "..."], scale: float) -> Float[Tensor, "..."]:
+        ctx.scale = scale
+        return x.half()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Float[Tensor, "..."]) -> tuple[Float[Tensor, "..."], None]:
+        return gradients[0].float() / ctx.scale, None
+
+
+class _Leave(torch.autograd.Function):
+    """fp16 -> fp32; gradients come in scaled."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Float[Tensor, "..."], scale: float) -> Float[Tensor, "..."]:
+        ctx.scale = scale
+        return x.float()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Float[Tensor, "..."]) -> tuple[Float[Tensor, "..."], None]:
+        return (gradients[0] * ctx.scale).half(), None
+
+
+class HalfLPIPS(nn.Module):
+    """The distance that an `LPIPS` gives, by a copy of its convolutions in fp16; frozen."""
+
+    def __init__(self, lpips: LPIPS) -> None:
+        super().__init__()
+        self.slices = copy.deepcopy(lpips.slices).half()
+        for layer in self.slices.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.heads, self.shift, self.scale = lpips.heads, lpips.shift, lpips.scale
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], y: Float[Tensor, "b c h w"]
+    ) -> Float32[Tensor, "b"]:
+        """Distance of x and y, both in [-1, 1], of 3 channels or of 1; no gradient reaches x."""
+        with torch.autocast(y.device.type, enabled=False):
+            with torch.no_grad():
+                ours = self._features(x)
+            return distances(ours, self._features(y), self.heads)
+
+    def _features(self, images: Float[Tensor, "b c h w"]) -> list[Float32[Tensor, "b _ _ _"]]:
+        b, _, h, w = images.shape
+        scale = b * h * w / PIXELS_PER_SCALE
+        whitened = (images.float() - self.shift) / self.scale
+        hidden = _Enter.apply(whitened.contiguous(memory_format=torch.channels_last), scale)
+        features = []
+        for part in self.slices:
+            hidden = part(hidden)
+            features.append(unit_length(_Leave.apply(hidden, scale)))
+        return features
