@@ -25,7 +25,7 @@ from taming_dist.kernels import group_norm
 from taming_dist.launch import environment_place
 from taming_dist.models.autoencoder import Decoder, Encoder
 
-STEPS = 3  # the GAN starts in the second
+STEPS = 2  # the GAN starts in the second
 SHAPE: dict[str, Any] = {
     "latent_channels": 32,
     "channels": 32,
@@ -86,7 +86,7 @@ def trained(world: World, zero: int, lean: bool) -> dict[str, Any]:
     """The figures of a few steps in bf16, by one form or the other."""
     EngineConfig._is_fast = lambda self, device: lean  # type: ignore[method-assign]
     if world.device.type == "cpu":  # the interpreter takes its time for each program
-        group_norm.TILE = 2**18
+        group_norm.TILE = 2**15
     recipe = build(world, Cell("vqgan", "bf16", zero))
     assert recipe.generator.lean == lean
     return {"lines": train(recipe, range(STEPS), STEPS, batches)}

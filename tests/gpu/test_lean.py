@@ -20,7 +20,7 @@ NETWORKS = pytest.mark.parametrize("network", ["encoder", "decoder"])
 def found(device: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("lean")
     how = {"TRITON_INTERPRET": "1"} if device == "cpu" else {}
-    finish(start([str(WORKER), "found.json"], device, folder, **how), 400)
+    finish(start([str(WORKER), "found.json"], device, folder, **how), 560)
     lines: dict[str, Any] = json.loads((folder / "found.json").read_text())
     return lines
 
