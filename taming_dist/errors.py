@@ -10,7 +10,7 @@ class UserError(Exception):
 
 class Diverged(Exception):
     """Too many consecutive steps were skipped for a loss or gradient that is not finite, or weights
-    that are to be saved are not.
+    that are to be saved are not, or not the same on all ranks.
 
     Raised on all ranks alike; exit code 1.
     """

@@ -4,8 +4,10 @@ Composes configuration, data, recipe and loop; computes nothing itself. The same
 run and resumes it, alone, under torchrun, or as one srun task per GPU.
 """
 
+import dataclasses
 import os
 import sys
+import time
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from taming_dist.training.best import Criterion
     from taming_dist.training.loop import End
     from taming_dist.training.run import Run
+
+BEGAN = time.monotonic()
 
 
 def main() -> None:
@@ -135,10 +139,12 @@ def fit_stage(
             folder=run_dir,
             criterion=criterion,
             progress=progress,
+            began=BEGAN,
         )
         end = fit(run, stop)
         stop.last_words = None
-        sinks.event("exit", clock, finished=end.finished, reason=end.reason)
+        told = dataclasses.asdict(end.goodput) | {"goodput": end.goodput.share}
+        sinks.event("exit", clock, finished=end.finished, reason=end.reason, **told)
         if world.is_first:
             write_outcome(clock.step, clock.images, end.finished, end.reason)
     sinks.note(farewell(run, end))
@@ -148,10 +154,10 @@ def farewell(run: "Run", end: "End") -> str:
     """Where a run stands, and where its models are."""
     at = f"stopped at step {run.clock.step} of {run.clock.total_steps}"
     if not end.finished:
-        return f"{at}: the same command resumes from here"
+        return f"{at}: the same command resumes from here ({end.goodput})"
     why = "" if run.clock.finished else f" ({end.reason})"
     best = f", the best ({end.best}) in {run.best_export}" if end.best.metric else ""
-    return f"{at}{why}: the trained model is in {run.export}{best}"
+    return f"{at}{why}: the trained model is in {run.export}{best} ({end.goodput})"
 
 
 if __name__ == "__main__":

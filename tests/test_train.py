@@ -381,7 +381,16 @@ def test_metrics_wandb_and_console_agree(runs: Runs, outputs: dict[str, str]) ->
         {renamed.get(name, name): value for name, value in line.items() if name != "time"}
         for line in lines
     ]
-    assert wandb_history(runs.folder / "outputs" / "whole") == expected
+    history = wandb_history(runs.folder / "outputs" / "whole")
+    told = [line for line in history if any(name.startswith("events/") for name in line)]
+    assert [line for line in history if line not in told] == expected
+    saves = [line for line in runs.lines("whole", "events.jsonl") if line["event"] == "save"]
+    assert [
+        (line["trainer/samples"], line["events/save_stall_s"])
+        for line in told
+        if "events/save" in line
+    ] == [(line["samples"], line["stall_s"]) for line in saves]
+    assert any("events/exit_goodput" in line for line in told)
 
     said = [line for line in outputs["whole"].splitlines() if line.startswith("step ")]
     assert len(said) == len(lines)

@@ -37,6 +37,10 @@ class NotFinite(Exception):
     """Something that a checkpoint would keep is not finite; the message says what."""
 
 
+class NotTheSame(Exception):
+    """Ranks hold different weights; the message says which."""
+
+
 class Saved(Protocol):
     """What a checkpoint needs of an engine: see `taming_dist.engine.zero.Engine`."""
 
@@ -79,6 +83,7 @@ class Checkpoints:
 
         Raises:
             NotFinite: it is not worth keeping.
+            NotTheSame: ranks have come apart.
         """
         final = self.folder / f"images-{state['images']:012d}"
         if self.world.is_first:
@@ -93,6 +98,8 @@ class Checkpoints:
             snapshots[name] = engine.snapshot()
             if snapshots[name].not_finite is not None:
                 raise NotFinite(f"{snapshots[name].not_finite} of the {name}")
+            if snapshots[name].difference is not None:
+                raise NotTheSame(f"the {name}'s {snapshots[name].difference}")
         meta = Meta(step, self.world.world_size, state, kept_for_good=self._is_kept(step))
         return Draft(final, meta, snapshots, self.world.rank)
 

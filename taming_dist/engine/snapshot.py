@@ -20,13 +20,15 @@ SCALARS = "state.json"  # beside the tensors of an engine
 @dataclass(frozen=True)
 class Snapshot:
     """The pieces that a rank writes, and on the first one the `scalars` of the engine (None on the
-    others). `not_finite`: a tensor that has numbers on some rank that are not finite, or None."""
+    others). `not_finite`: a tensor that has numbers on some rank that are not finite, or None;
+    `difference`: in words, one that is not the same on all ranks as it should be, or None."""
 
     pieces: list[Piece]
     scalars: dict[str, Any] | None
     rank: int
     world_size: int
     not_finite: str | None = None
+    difference: str | None = None
 
     def write(self, folder: Path) -> dict[str, Written]:
         """Write it into an engine's folder; gives the files of this rank by name."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from taming_dist.engine.average import WeightAverage
-from taming_dist.engine.layouts import Layout, Part
+from taming_dist.engine.layouts import Layout, Part, Whole
 from taming_dist.engine.pieces import Piece, Pieces
 from taming_dist.errors import UserError
 
@@ -41,6 +41,20 @@ class EngineState:
                         here = slice(*(part.numel() * at // ranks for at in (rank, rank + 1)))
                     if here.stop > here.start:
                         yield Piece(f"{kind}/{name}", first + here.start, part[here])
+
+    def whole(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield what every rank has whole, and therefore the same: buffers at any stage, weights
+        but for those that ZeRO 3 cuts up, at ZeRO 0 moments and average, too."""
+        for name, parameter in self._trained():
+            # whole for the while only, others may just be on their way
+            if getattr(parameter, "ds_persist", True):
+                yield f"{WEIGHTS}/{name}", parameter.data
+        if isinstance(self.layout, Whole):
+            for piece in self.pieces(None):
+                if not piece.name.startswith(f"{WEIGHTS}/"):
+                    yield piece.name, piece.values
+        for piece in self.buffers():
+            yield piece.name, piece.values
 
     def buffers(self) -> Iterator[Piece]:
         """Yield the buffers, whole: all ranks have the same."""

@@ -24,6 +24,7 @@ from taming_dist.engine.former import former_average, load_former
 from taming_dist.engine.layouts import LAYOUTS, OFFLOADED, Layout, write_rows
 from taming_dist.engine.partition import gather_as_one, gathered
 from taming_dist.engine.pieces import Pieces, copied
+from taming_dist.engine.sameness import difference, digests
 from taming_dist.engine.scaling import LossScale
 from taming_dist.engine.settings import PRECISIONS, REDUCTIONS, EngineConfig, deepspeed_config
 from taming_dist.engine.snapshot import SCALARS, Snapshot, not_finite
@@ -274,25 +275,26 @@ class Engine:
 
     def snapshot(self) -> Snapshot:
         """Weights, moments, average and buffers as they are now, each rank what it has of them, in
-        memory that training does not touch (collective). Those that are not finite are not
-        copied."""
+        memory that training does not touch (collective). Those that are not finite, or
+        not the same on all ranks, are not copied."""
         self._publish_late()
         world, state = self.world, self._state
         share = (world.rank, world.world_size) if self.config.zero == 0 else None
         pieces = list(chain(state.pieces(share), state.buffers() if world.is_first else ()))
-        told = world.gather((state.steps(), not_finite(pieces)))
-        fault = next((name for _, name in told if name is not None), None)
+        told = world.gather((state.steps(), not_finite(pieces), digests(state.whole())))
+        fault = next((name for _, name, _ in told if name is not None), None)
+        apart = difference([sums for _, _, sums in told])
         scalars: dict[str, Any] = {
-            "steps": {k: v for steps, _ in told for k, v in steps.items()},
+            "steps": {k: v for steps, _, _ in told for k, v in steps.items()},
             "spikes": self._spikes.state_dict(),
         }
         if self._average is not None:
             scalars["average_steps"] = int(self._average.steps)
         if self._scale is not None:
             scalars["loss_scale"] = self._scale.state_dict()
-        copies = copied(pieces) if fault is None else []
+        copies = copied(pieces) if fault is None and apart is None else []
         firsts = scalars if world.is_first else None
-        return Snapshot(copies, firsts, world.rank, world.world_size, fault)
+        return Snapshot(copies, firsts, world.rank, world.world_size, fault, apart)
 
     def load(self, folder: Path, name: str) -> None:
         """Read what snapshots wrote, by any number of ranks and any stage (collective).

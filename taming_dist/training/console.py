@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -51,6 +52,9 @@ class Console:
         self.note(f"step {clock.step}/{clock.total_steps}  {text}")
         if self._bar is not None:
             self._bar.update(self._task, completed=clock.step)
+
+    def event(self, name: str, clock: Clock, details: dict[str, Any]) -> None:
+        pass
 
     def image(self, clock: Clock, path: Path, caption: str) -> None:
         pass

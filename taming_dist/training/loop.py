@@ -11,6 +11,7 @@ from taming_dist.engine.meta import read_meta
 from taming_dist.errors import UserError
 from taming_dist.training.best import Best
 from taming_dist.training.clock import Clock
+from taming_dist.training.goodput import GOODPUT, RUNNING, Goodput, Past, read_past
 from taming_dist.training.metrics import Means, prefixed, read, totals
 from taming_dist.training.run import Data, LoopConfig, Run
 from taming_dist.training.saving import Saver, make_up_export
@@ -29,6 +30,7 @@ class End:
     finished: bool
     reason: str
     best: Best
+    goodput: Goodput
 
 
 def fit(run: Run, stop: StopRequest) -> End:
@@ -43,7 +45,8 @@ def steps(run: Run, stop: StopRequest, saver: Saver) -> End:
     recipe, data, clock, config = run.recipe, run.data, run.clock, run.config
     sinks, world, progress = run.sinks, run.world, run.progress
     stopping = Stopping(stop, world)
-    best = make_up_validation(run, resume(run), stopping)
+    best, past = resume(run)
+    best = make_up_validation(run, best, stopping)
     batches = data.train.batches(from_sample=clock.images)
     skips = Skips(recipe.engines, data.train.keys, sinks, world)
     means, timer, stopped = Means(), Timer(), False  # asked or not, a start makes a step
@@ -55,7 +58,6 @@ def steps(run: Run, stop: StopRequest, saver: Saver) -> End:
         progress.begin("in the step")
         train_step(run, micro_batches, skips, means)
         progress.steps += 1
-        timer.count(clock.global_batch)
         stopped = stopping()
         saver.tell()
         last = clock.finished or stopped
@@ -64,8 +66,9 @@ def steps(run: Run, stop: StopRequest, saver: Saver) -> End:
         # A run that is asked to stop has no time for it: it is made up for at the next start.
         validating = clock.finished or (validation_due(clock, config) and not stopped)
         skips.tell(late=0 if logging else LATE)
+        timer.count(clock.global_batch)  # now that the step before it, or this one, is over
         if logging:
-            log(run, means, timer)
+            log(run, means, timer, past)
         if saving:
             save(run, saver, best)
         # after the checkpoint, as they may take long
@@ -78,11 +81,12 @@ def steps(run: Run, stop: StopRequest, saver: Saver) -> End:
         if logging or validating:
             timer.restart()  # validation, previews and saving are not training time
     if not logging:
-        log(run, means, timer)
+        log(run, means, timer, past)
     if not saving:  # a validation or a wait for data was the end of it
         save(run, saver, best)
     saver.finish()
-    return end_of(run, best, stopping, stop.name)
+    goodput = past.until_now(timer.trained, run.began)
+    return end_of(run, best, stopping, stop.name, goodput)
 
 
 def fetch(run: Run, batches: Iterator[Any], timer: Timer, stopping: Stopping) -> list[Any] | None:
@@ -95,12 +99,14 @@ def fetch(run: Run, batches: Iterator[Any], timer: Timer, stopping: Stopping) ->
         return None
 
 
-def log(run: Run, means: Means, timer: Timer) -> None:
+def log(run: Run, means: Means, timer: Timer, past: Past) -> None:
     """Log what training was since the last time."""
     world = run.world
     metrics = prefixed("train", means.take(world) | run.recipe.window_metrics())
     record = read(metrics | prefixed("data", totals(run.data.train.counts(), world)))
-    run.sinks.log(run.clock, record | prefixed("throughput", timer.take()))
+    goodput = past.until_now(timer.trained, run.began)
+    spent = {GOODPUT: goodput.share, RUNNING: goodput.running_s}
+    run.sinks.log(run.clock, record | prefixed("throughput", timer.take()) | spent)
 
 
 def train_step(run: Run, micro_batches: list[Any], skips: Skips, means: Means) -> None:
@@ -120,39 +126,41 @@ def is_stale(best: Best, config: LoopConfig) -> bool:
     return 0 < config.patience <= best.since
 
 
-def end_of(run: Run, best: Best, stopping: Stopping, signal: str | None) -> End:
+def end_of(run: Run, best: Best, stopping: Stopping, signal: str | None, goodput: Goodput) -> End:
     """Why a run has ended: it is finished, or ranks have agreed to stop for a `signal` (None: one
     to another rank), or its models no longer get better."""
     if stopping.agreed:
         run.sinks.event("signal", run.clock, signal=signal)
     if run.clock.finished and not stopping.interrupted:
-        return End(True, "finished", best)
+        return End(True, "finished", best, goodput)
     if stopping.agreed:
-        return End(False, f"stopped by {signal or 'a signal to another rank'}", best)
+        return End(False, f"stopped by {signal or 'a signal to another rank'}", best, goodput)
     reason = f"no better {best.metric} in {best.since} validations (train.patience): best {best}"
-    return End(True, reason, best)
+    return End(True, reason, best, goodput)
 
 
-def resume(run: Run) -> Best:
+def resume(run: Run) -> tuple[Best, Past]:
     """Continue from the newest valid checkpoint, if there is one; gives the best validation until
-    then."""
+    then, and what it took."""
     clock, checkpoints, sinks = run.clock, run.checkpoints, run.sinks
     path = checkpoints.latest_valid(sinks.note)
     if path is None:
+        past = read_past(sinks.run_dir, clock.images)
         sinks.rewind(clock)  # a run that died before its first checkpoint may have logged already
-        sinks.event("start", clock)
-        return Best()
+        sinks.event("start", clock, running_s=past.running_s)
+        return Best(), past
     check_resumable(path, run.data, clock.global_batch, checkpoints.world.world_size)
     state = checkpoints.load(path, run.recipe.engines)
     clock.images = state["images"]
     run.recipe.load_state_dict(state["recipe"])
     make_up_export(run.recipe, run.export, run.world)
+    past = read_past(sinks.run_dir, clock.images)
     sinks.rewind(clock)
-    sinks.event("resume", clock, checkpoint=path.name)
+    sinks.event("resume", clock, checkpoint=path.name, running_s=past.running_s)
     note_other_batch(clock, read_meta(path).step, sinks)
     best = Best(**state.get("best", {}))
     known = run.criterion is not None and best.metric == run.criterion.metric
-    return best if known else Best()
+    return best if known else Best(), past
 
 
 def note_other_batch(clock: Clock, steps_then: int, sinks: Sinks) -> None:

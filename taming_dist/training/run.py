@@ -1,6 +1,7 @@
 """What a run consists of: its configuration, its data, and what the training loop works with."""
 
 import dataclasses
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -106,7 +107,8 @@ class Run:
     """What a run consists of: what is trained, on what, for how long, and where it is kept.
 
     `folder` (run.dir) gets the exports; `criterion`: which of the validated models is the best,
-    None where that is not followed; `progress`: what the watchdog is told.
+    None where that is not followed; `progress`: what the watchdog is told; `began`: when this
+    start did, by time.monotonic().
     """
 
     recipe: Recipe
@@ -119,6 +121,7 @@ class Run:
     folder: Path
     criterion: Criterion | None = None
     progress: Progress = dataclasses.field(default_factory=Progress)
+    began: float = dataclasses.field(default_factory=time.monotonic)
 
     @property
     def export(self) -> Path:

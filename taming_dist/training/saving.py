@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from taming_dist.engine.checkpoint import Checkpoints, NotFinite
+from taming_dist.engine.checkpoint import Checkpoints, NotFinite, NotTheSame
 from taming_dist.engine.draft import LONGEST_S, Draft, GivenUp, SaveFailed, failing
 from taming_dist.engine.finding import newest_valid
 from taming_dist.engine.outcome import write_outcome
@@ -114,7 +114,16 @@ class Saver:
         try:
             draft = self._checkpoints.begin(clock.step, recipe.engines, state)
         except NotFinite as error:
-            raise Diverged(self._diverged(clock, error)) from error
+            raise Diverged(
+                f"step {clock.step}: {error} is not finite, so nothing was saved; {self._last()}. "
+                f"Try a smaller optim.lr, engine.precision=fp32 or optim.clip=1"
+            ) from error
+        except NotTheSame as error:
+            raise Diverged(
+                f"step {clock.step}: {error}, so nothing was saved; {self._last()}. The same "
+                f"command resumes there; if it comes back, the memory or network of that node is "
+                f"at fault"
+            ) from error
         export = recipe.export()
         if export is not None:
             exported = next(iter(recipe.engines))
@@ -127,15 +136,11 @@ class Saver:
         with failing(self._export):
             export.write(self._export)
 
-    def _diverged(self, clock: Clock, error: NotFinite) -> str:
-        """What to say of it, the same on all ranks."""
+    def _last(self) -> str:
+        """Which checkpoint there is, the same on all ranks."""
         last = newest_valid(self._checkpoints.folder, lambda _: None)
         last = self._world.broadcast(last)
-        known = f"the last good checkpoint is {last.name}" if last else "there is no checkpoint yet"
-        return (
-            f"step {clock.step}: {error} is not finite, so nothing was saved; {known}. Try a "
-            f"smaller optim.lr, engine.precision=fp32 or optim.clip=1"
-        )
+        return f"the last good checkpoint is {last.name}" if last else "there is no checkpoint yet"
 
     def tell(self) -> None:
         """Tell what became of the save in flight, if this rank knows already."""

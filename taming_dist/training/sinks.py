@@ -27,6 +27,7 @@ class Sink(Protocol):
 
     def log(self, clock: Clock, record: Measured) -> None: ...
     def image(self, clock: Clock, path: Path, caption: str) -> None: ...
+    def event(self, name: str, clock: Clock, details: dict[str, Any]) -> None: ...
     def note(self, text: str) -> None: ...
     def rewind(self, clock: Clock) -> None: ...
     def close(self, failed: bool) -> None: ...
@@ -65,6 +66,8 @@ class Sinks:
             return
         line = {"event": name, "step": clock.step, "samples": clock.images, "time": time.time()}
         append_line(self.run_dir / "events.jsonl", line | details)
+        for sink in self._sinks:
+            sink.event(name, clock, details)
 
     def note(self, text: str) -> None:
         """A line for the person at the terminal."""
@@ -108,6 +111,9 @@ class MetricsFile:
     def log(self, clock: Clock, record: Measured) -> None:
         stamp = {"step": clock.step, "samples": clock.images, "time": time.time()}
         append_line(self.path, {**stamp, **record})
+
+    def event(self, name: str, clock: Clock, details: dict[str, Any]) -> None:
+        pass
 
     def image(self, clock: Clock, path: Path, caption: str) -> None:
         pass

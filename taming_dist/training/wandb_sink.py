@@ -70,6 +70,18 @@ class WandB:
         values = numbers(record) | stamp(clock)
         self._call(lambda run: run.log(values))
 
+    def event(self, name: str, clock: Clock, details: dict[str, Any]) -> None:
+        """An event as numbers: events/save is 1 where there was a save, events/save_stall_s what it
+        cost; of a list, such as the keys of skipped samples, how many there are."""
+        values: dict[str, float] = {f"events/{name}": 1}
+        for key, value in details.items():
+            if isinstance(value, list):
+                values[f"events/{name}_{key}"] = len(value)
+            elif isinstance(value, int | float):
+                values[f"events/{name}_{key}"] = value
+        values |= stamp(clock)
+        self._call(lambda run: run.log(values))
+
     def image(self, clock: Clock, path: Path, caption: str) -> None:
         values = stamp(clock)
 

@@ -30,6 +30,7 @@ class FakeSnapshot:
 
     def __init__(self, value: str, not_finite: str | None) -> None:
         self.value, self.not_finite = value, not_finite
+        self.difference: str | None = None
 
     def write(self, folder: Path) -> dict[str, Written]:
         folder.mkdir(exist_ok=True)

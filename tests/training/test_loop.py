@@ -25,6 +25,7 @@ from taming_dist.errors import Diverged, UserError
 from taming_dist.training.best import Best, Criterion
 from taming_dist.training.clock import Clock
 from taming_dist.training.console import Console
+from taming_dist.training.goodput import GOODPUT, RUNNING, lines, read_past
 from taming_dist.training.loop import fit
 from taming_dist.training.recipe import Preview
 from taming_dist.training.run import Data, LoopConfig, Run
@@ -65,6 +66,7 @@ class Weights:
     def __init__(self) -> None:
         self.value = 0.0
         self.not_finite: str | None = None
+        self.difference: str | None = None
         self.moved, self.spiked = torch.tensor(True), torch.tensor(False)
 
     def skip(self, skipped: bool) -> None:
@@ -72,7 +74,7 @@ class Weights:
         self.moved = torch.tensor(not skipped)
 
     def snapshot(self) -> Snapshot:
-        return Snapshot([], {"value": self.value}, 0, 1, self.not_finite)
+        return Snapshot([], {"value": self.value}, 0, 1, self.not_finite, self.difference)
 
     def load(self, folder: Path, name: str) -> None:
         self.value = json.loads((folder / name / "state.json").read_text())["value"]
@@ -773,3 +775,45 @@ def test_a_metric_that_validation_does_not_have_is_named(tmp_path: Path) -> None
     whole = made(tmp_path, followed(), Clock(4, 5), validate_every=1)
     with pytest.raises(UserError, match=r"train\.best=val/psnr: .* has only val/count, val/mea"):
         fit(dataclasses.replace(whole, criterion=Criterion("val/psnr")), StopRequest())
+
+
+def test_ranks_whose_weights_have_come_apart_end_the_run_and_save_nothing(tmp_path: Path) -> None:
+    recipe = Counter()
+
+    def flips(clock: Clock) -> None:
+        if clock.step == 3:
+            recipe.weights.difference = "weights/head on rank 3 is not what it is on the others"
+
+    recipe.on_step = flips
+    said = (
+        r"step 4: the only's weights/head on rank 3 is not what it is on the others, so nothing "
+        r"was saved; the last good checkpoint is images-000000000008\. The same command resumes"
+    )
+    with pytest.raises(Diverged, match=said):
+        run(tmp_path, recipe, 6, checkpoint_every=2)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["images-000000000008"]
+    assert run(tmp_path, Counter(), 6, checkpoint_every=2)
+
+
+def test_time_in_steps_that_were_lost_by_a_kill_is_not_good(tmp_path: Path) -> None:
+    def dies(clock: Clock) -> None:
+        if clock.step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, Counter(dies), 6, log_every=1, checkpoint_every=2)
+    before = list(lines(tmp_path / "metrics.jsonl"))
+    kept = [line for line in before if line["samples"] <= 8 and GOODPUT in line][-1]
+    past = read_past(tmp_path, images=8)
+    assert past.trained_s == kept[GOODPUT] * kept[RUNNING]
+    assert past.running_s == before[-1][RUNNING] > kept[RUNNING]
+    with pytest.raises(KeyboardInterrupt):  # and that it ran is not forgotten by a start in vain
+        run(tmp_path, Counter(dies), 6)
+    assert read_past(tmp_path, images=8).running_s == past.running_s
+    whole = made(tmp_path, Counter(), Clock(4, 6), log_every=1)
+    end = fit(whole, StopRequest())
+    assert end.goodput.restarts == 2
+    assert past.trained_s < end.goodput.trained_s < end.goodput.running_s
+    assert past.running_s < end.goodput.running_s <= end.goodput.since_s
+    newest = [line for line in lines(tmp_path / "metrics.jsonl") if RUNNING in line][-1]
+    assert past.running_s < newest[RUNNING] <= end.goodput.running_s
