@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import matplotlib
@@ -248,14 +249,31 @@ def training(run: Path, summary: Mapping[str, Any]) -> str:
 
 
 def remarks(best: Mapping[str, Any] | None, told: Records) -> str:
-    """The best validation in words, and why the run ended if it is not the usual end."""
+    """The best validation in words, why the run ended if that is unusual, and its course."""
     said = []
     if best is not None:
         said.append(f"Best {best['metric']}: {best['value']:.4g}, after {best['samples']} images.")
     ends = [event for event in told if event["event"] == "exit"]
     if ends and ends[-1].get("reason") != "finished":
         said.append(f"It ended with: {ends[-1].get('reason', 'no reason given')}.")
+    said += [course(told)] if ends else []
     return f"<p>{escape(' '.join(said))}</p>" if said else ""
+
+
+def course(told: Records) -> str:
+    """What a run went through: goodput, restarts, skipped steps and samples, saves."""
+    shares = [event["goodput"] for event in told if "goodput" in event]
+    starts = sum(event["event"] in ("start", "resume") for event in told)
+    # a run that was sent back to an earlier step has skipped the same one again
+    skips = {event["samples"]: event for event in told if event["event"] == "skip"}
+    samples = sum(len(event.get("keys", ())) for event in skips.values())
+    stalls = [event["stall_s"] for event in told if event["event"] == "save" and "stall_s" in event]
+    goodput = f"Goodput {shares[-1]:.1%}, " if shares else ""
+    saves = f"{len(stalls)} saves" + (f" (median stall {median(stalls):.2g} s)" if stalls else "")
+    return (
+        f"{goodput}{max(0, starts - 1)} restarts, {len(skips)} skipped steps "
+        f"(with {samples} samples), {saves}."
+    )
 
 
 def last_preview(run: Path) -> str:

@@ -269,3 +269,20 @@ def test_a_browser_shows_it_without_a_sideways_scroll_on_a_phone(
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert "wide 390, images true" in browser.stdout, browser.stderr[-2000:]
+
+
+def test_the_course_of_a_run_counts_a_step_that_was_skipped_twice_once(report: ModuleType) -> None:
+    told = [
+        {"event": "start", "samples": 0},
+        {"event": "save", "samples": 4, "stall_s": 0.5},
+        {"event": "skip", "samples": 8, "keys": ["a", "b"]},
+        {"event": "resume", "samples": 4},
+        {"event": "skip", "samples": 8, "keys": ["a", "b"]},
+        {"event": "save", "samples": 12, "stall_s": 0.1},
+        {"event": "save", "samples": 16, "stall_s": 0.2},
+        {"event": "exit", "samples": 16, "reason": "finished", "goodput": 0.934},
+    ]
+    assert report.remarks(None, told) == (
+        "<p>Goodput 93.4%, 1 restarts, 1 skipped steps (with 2 samples), "
+        "3 saves (median stall 0.2 s).</p>"
+    )
