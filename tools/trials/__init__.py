@@ -1,0 +1,1 @@
+"""The trials of tools/chaos.py."""
