@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-GRACE_S = 30.0  # that torchrun gives ranks to end, once one is lost
-
 
 @dataclass(frozen=True)
 class Shape:

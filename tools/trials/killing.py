@@ -8,11 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trials.group import GRACE_S, Group, Shape
+from trials.group import Group, Shape
 from trials.training import SAVED_EVERY
 
 LOOK_S = 0.002
 LONGEST_S = 300.0  # that a start may take
+GRACE_S = 10.0  # that ranks have to end once the launcher has asked them; torchrun gives them 30 s
+ALONE_S = 90.0  # that ranks may need to end by themselves after one is lost
 UNFINISHED = ("checkpoints/images-*.tmp", ".export-*")  # folders that are there while a save is
 
 
@@ -22,7 +24,8 @@ class Kill:
 
     `when`: "start", `delay` seconds after its beginning; "step", so long after `steps` of its
     steps; "save", so long after the `steps`-th folder of a save has appeared. `victim`: a rank;
-    None: all at once. `told`: as torchrun does it, the other ranks are then sent SIGTERM.
+    None: all at once. `told`: the other ranks are then sent SIGTERM, and killed if that does not
+    end them, as torchrun does it; else they have to find out.
     """
 
     when: str
@@ -35,7 +38,8 @@ class Kill:
 @dataclass
 class Start:
     """What became of a start. `done`: the last step that was logged when it was killed; `resumed`:
-    the step that the next one resumed at; `outlived_s`: how long the other ranks needed to end."""
+    the step that the next one resumed at; `outlived_s`: how long ranks that nobody told needed to
+    end."""
 
     shape: Shape
     kill: Kill | None
@@ -162,9 +166,11 @@ def strike(group: Group, start: Start, kill: Kill) -> bool:
     start.done = last_step(group.run_dir)
     if kill.told:
         group.kill(None, signal.SIGTERM)
-    if not group.wait(2 * GRACE_S):
+        if not group.wait(GRACE_S):
+            group.kill(None)
+    if not group.wait(ALONE_S):
         raise Broken(f"{group.run_dir}: ranks outlived a lost one, {kill}\n{group.output}")
-    start.outlived_s = time.monotonic() - struck
+    start.outlived_s = 0.0 if kill.told else time.monotonic() - struck
     return True
 
 

@@ -65,7 +65,7 @@ SETTINGS = {
         "optim.ema_half_life=20",
     ],
 }
-# What must be off so that numbers do not depend on how a batch is cut: each rank draws its own masks.
+# What is off where ranks change: each draws its own masks.
 UNCUT = {
     "vqgan": [],
     "prior": [f"model.dropout_{kind}=0" for kind in ("embedding", "attention", "residual")],
