@@ -14,8 +14,8 @@ class Figures:
 
     `lost`: steps made again, by kill. `productive_s`: the time of the steps that count (from one
     line of metrics.jsonl to the next of the same start), of `wall_s`. `outlived_s`: how long
-    ranks that nobody told needed to end after one was lost, at most. `stalls_s`, `saves_s`: see the event
-    `save`.
+    ranks that nobody told needed to end after one was lost, at most. `stalls_s`, `saves_s`: see the
+    event `save`.
     """
 
     kills: int

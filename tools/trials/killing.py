@@ -11,6 +11,9 @@ from pathlib import Path
 from trials.group import Group, Shape
 from trials.training import SAVED_EVERY
 
+from taming_dist.engine.finding import newest_valid
+from taming_dist.engine.meta import read_meta
+
 LOOK_S = 0.002
 LONGEST_S = 300.0  # that a start may take
 GRACE_S = 10.0  # that ranks have to end once the launcher has asked them; torchrun gives them 30 s
@@ -37,21 +40,20 @@ class Kill:
 
 @dataclass
 class Start:
-    """What became of a start. `done`: the last step that was logged when it was killed; `resumed`:
-    the step that the next one resumed at; `outlived_s`: how long ranks that nobody told needed to
-    end."""
+    """What became of a start. `done`: the last step that was logged when it was killed; `saved`: that of
+    the newest checkpoint; `outlived_s`: how long ranks that nobody told needed to end."""
 
     shape: Shape
     kill: Kill | None
     is_saving: bool = False
     done: int = 0
-    resumed: int = 0
+    saved: int = 0
     outlived_s: float = 0.0
 
     @property
     def lost(self) -> int:
         """Steps to be made again."""
-        return max(0, self.done - self.resumed)
+        return max(0, self.done - self.saved)
 
 
 @dataclass
@@ -137,8 +139,6 @@ def run_disturbed(
         finally:
             group.kill(None)
             group.wait(GRACE_S)
-        if found.starts:
-            found.starts[-1].resumed = resumed_at(run_dir, found.starts[-1].done)
         found.starts.append(start)
     found.wall_s = time.monotonic() - began
     return found
@@ -170,6 +170,7 @@ def strike(group: Group, start: Start, kill: Kill) -> bool:
             group.kill(None)
     if not group.wait(ALONE_S):
         raise Broken(f"{group.run_dir}: ranks outlived a lost one, {kill}\n{group.output}")
+    start.saved = step_saved(group.run_dir)
     start.outlived_s = 0.0 if kill.told else time.monotonic() - struck
     return True
 
@@ -218,11 +219,7 @@ def last_step(run_dir: Path) -> int:
     return json.loads(line)["step"] if line else 0
 
 
-def resumed_at(run_dir: Path, before: int) -> int:
-    """The step at which the last start began; `before` where it did not come to that."""
-    file = run_dir / "events.jsonl"
-    events = (
-        [json.loads(line) for line in file.read_text().split("\n")[:-1]] if file.is_file() else []
-    )
-    begun = [event["step"] for event in events if event["event"] in ("start", "resume")]
-    return begun[-1] if begun else before
+def step_saved(run_dir: Path) -> int:
+    """The step of the newest whole checkpoint: the next start resumes there."""
+    found = newest_valid(run_dir / "checkpoints", report=lambda _: None)
+    return read_meta(found).step if found else 0
