@@ -15,6 +15,7 @@ from taming_dist.ranges import LARGEST_SEED, Kind, Range
 
 EXIT_USER_ERROR = 2
 EXIT_ERROR = 1  # as for uncaught exceptions in Python
+EXIT_AGAIN = 75  # BSD's EX_TEMPFAIL: the same command may well succeed
 
 
 class Parser(argparse.ArgumentParser):

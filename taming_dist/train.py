@@ -45,6 +45,7 @@ def main() -> None:
 
 def train(config: "Config", stop: StopRequest) -> None:
     """Check everything, then train; or, with `dry_run`, only tell what the run would be."""
+    from taming_dist.cli import EXIT_AGAIN
     from taming_dist.config import check
     from taming_dist.dry_run import dry_run, is_dry
     from taming_dist.engine.finding import newest_valid
@@ -83,8 +84,10 @@ def train(config: "Config", stop: StopRequest) -> None:
             stack.enter_context(locked_for_all(run_dir, world))
         if world.is_first:
             remove_leftovers(run_dir)
-        fit_stage(config, start, opened, criterion, world, stop)
+        end = fit_stage(config, start, opened, criterion, world, stop)
     shutdown()
+    if end.lost:
+        sys.exit(EXIT_AGAIN)
 
 
 def fit_stage(
@@ -94,8 +97,8 @@ def fit_stage(
     criterion: "Criterion | None",
     world: "World",
     stop: StopRequest,
-) -> None:
-    """Build the stage, and run the loop."""
+) -> "End":
+    """Build the stage, and run the loop; gives why it ended."""
     from taming_dist.description import describe
     from taming_dist.engine.checkpoint import Checkpoints
     from taming_dist.engine.outcome import write_outcome
@@ -141,13 +144,14 @@ def fit_stage(
             progress=progress,
             began=BEGAN,
         )
-        end = fit(run, stop)
+        end = fit(run, stop).without(world.gather(stop.is_orphan))
         stop.last_words = None
         told = dataclasses.asdict(end.goodput) | {"goodput": end.goodput.share}
         sinks.event("exit", clock, finished=end.finished, reason=end.reason, **told)
         if world.is_first:
             write_outcome(clock.step, clock.images, end.finished, end.reason)
     sinks.note(farewell(run, end))
+    return end
 
 
 def farewell(run: "Run", end: "End") -> str:

@@ -15,11 +15,13 @@ can be overridden. Ends with a table, OUT/figures.json, and exit status 1 if any
 
 import argparse
 import dataclasses
+import gc
 import itertools
 import os
 import random
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -125,31 +127,39 @@ def main(argv: Sequence[str] | None = None) -> None:
     out: Path = given.out.resolve()
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out={given.out} is not empty: remove it, or name another folder")
-    load()
     made = []
-    print(HEADER, flush=True)
-    for trial in trials(given, out):
-        made.append(trial)
-        tell(trial)
-        write_json(out / "figures.json", {one.name: one.record() for one in made})
+    with imported():
+        print(HEADER, flush=True)
+        for trial in trials(given, out):
+            made.append(trial)
+            tell(trial)
+            write_json(out / "figures.json", {one.name: one.record() for one in made})
     if len(made) > 1:
         print(row("all", together([one for trial in made for one in trial.figures])))
     if any(trial.wrong for trial in made):
         sys.exit(cli.EXIT_ERROR)
 
 
-def load() -> None:
-    """Import all that training does, once for all ranks; they are single-threaded."""
+@contextmanager
+def imported() -> Iterator[None]:
+    """Import all that training does, once for all ranks; they have a thread each. What is there by
+    then is no garbage, for which DeepSpeed looks at every start."""
     import torch
 
     from taming_dist import train  # noqa: F401
     from taming_dist.engine.start import load_deepspeed
-    from taming_dist.stages import schemas
+    from taming_dist.stages import prior, schemas, vqgan  # noqa: F401
 
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     torch.set_num_threads(1)
     load_deepspeed()
+    torch.compile(lambda: None)  # compiles nothing, but imports what DeepSpeed decorates with
     schemas()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def tell(trial: Trial) -> None:

@@ -25,12 +25,22 @@ from taming_dist.training.validation import make_up_validation, validate, valida
 
 @dataclasses.dataclass(frozen=True)
 class End:
-    """Why a run ended. `finished`: there is nothing left to do; else a signal has stopped it."""
+    """Why a run ended. `finished`: there is nothing left to do; else a signal has stopped it, or
+    the end of a launcher, and with it of some ranks (`lost`)."""
 
     finished: bool
     reason: str
     best: Best
     goodput: Goodput
+    lost: bool = False
+
+    def without(self, orphans: list[bool]) -> "End":
+        """The same, where the launchers of these ranks have ended before the run was finished: what
+        is left of torchrun's nodes has to go on without them, so it must not look like success."""
+        if self.finished or not any(orphans):
+            return self
+        reason = f"the launcher of rank {orphans.index(True)} has ended"
+        return dataclasses.replace(self, reason=reason, lost=True)
 
 
 def fit(run: Run, stop: StopRequest) -> End:

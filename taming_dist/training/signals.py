@@ -34,6 +34,7 @@ class StopRequest:
         self.name: str | None = None
         self.abandons = False  # threads that still wait for data: the process ends without them
         self.last_words: Callable[[str], None] | None = None  # for a process that ends at once
+        self._parent = os.getppid()
 
     def install(self) -> "StopRequest":
         for number in STOP_SIGNALS:
@@ -65,6 +66,11 @@ class StopRequest:
     @property
     def asked(self) -> bool:
         return self.name is not None
+
+    @property
+    def is_orphan(self) -> bool:
+        """Whether the torchrun that has started this rank is gone: that asks it to stop, too."""
+        return by_torchrun() and os.getppid() != self._parent
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.name = self.name or signal.Signals(number).name

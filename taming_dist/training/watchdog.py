@@ -20,6 +20,7 @@ from typing import IO, NamedTuple, TypeVar
 
 import taming_dist
 from taming_dist.announce import announce, announced
+from taming_dist.cli import EXIT_AGAIN
 from taming_dist.engine.peers import STOPPED, Peer, Peers, meet
 from taming_dist.engine.world import World, is_lost_connection, set_timeout
 from taming_dist.errors import LostRank
@@ -31,7 +32,6 @@ from taming_dist.training.waits import PATIENCE_S, Leaving, Waits
 
 Item = TypeVar("Item")
 
-EXIT_STUCK = 75  # BSD's EX_TEMPFAIL: the same command may well succeed
 PERIOD_S = 0.5
 EARLY = 3  # times as long may pass before the first step is done: it compiles
 FIRST_TO_SPEAK_S = 5.0  # for ranks that do not wait for another: theirs is the cause
@@ -218,7 +218,7 @@ class Watchdog:
         tell(self._run_dir, self._world, self._clock, line)
         if not announced():  # a rank that has ended may have said why
             announce(line, f"; stacks of all threads are in {self._run_dir / 'logs'}")
-        os._exit(EXIT_STUCK)
+        os._exit(EXIT_AGAIN)
 
 
 class Place(NamedTuple):

@@ -1,6 +1,5 @@
 """Checkpoints are whole or not there: broken ones, crashes at any moment, pruning, other worlds."""
 
-import builtins
 import errno
 import json
 import math
@@ -23,6 +22,7 @@ from taming_dist.engine.finding import all_checkpoints, find_fault, remove_unfin
 from taming_dist.engine.meta import read_meta
 from taming_dist.engine.written import Written, write_file
 from taming_dist.errors import UserError
+from tests.cutting import Cut
 
 
 class FakeSnapshot:
@@ -180,51 +180,8 @@ def test_what_dead_runs_left_is_removed_and_nothing_else(
     assert names(folder) == ["images-000000000072", "mine.tmp"]
 
 
-class Cut:
-    """Kills the process at its `last`-th call of the file system: of a write half is done."""
-
-    CALLS = ("mkdir", "rename", "replace", "unlink", "rmdir", "fsync")
-
-    def __init__(self, last: int, patched: pytest.MonkeyPatch) -> None:
-        self.left = last
-        for name in self.CALLS:
-            patched.setattr(os, name, self.counted(getattr(os, name)))
-        patched.setattr(builtins, "open", self.opened(builtins.open))
-
-    def counted(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def counting(*given: Any, **named: Any) -> Any:
-            self.count()
-            return call(*given, **named)
-
-        return counting
-
-    def count(self) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise Killed
-
-    def opened(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def opening(path: Any, mode: str = "r", **named: Any) -> Any:
-            file = call(path, mode, **named)
-            if "w" not in mode:
-                return file
-            self.count()
-            cut = mock.MagicMock(wraps=file)
-            cut.__enter__.return_value = cut
-            cut.__exit__.side_effect = lambda *_: file.close()
-            cut.write.side_effect = lambda data: self.write(file, data)
-            return cut
-
-        return opening
-
-    def write(self, file: Any, data: Any) -> None:
-        try:
-            self.count()
-        except Killed:
-            file.write(data[: len(data) // 2])
-            file.flush()
-            raise
-        file.write(data)
+def kill() -> None:
+    raise Killed
 
 
 @pytest.mark.parametrize("step", [3, 9], ids=["the same step again", "a later step"])
@@ -236,7 +193,7 @@ def test_a_run_killed_anywhere_while_saving_has_a_whole_checkpoint_at_every_mome
         checkpoints = Checkpoints(folder, Alone(), keep_last=1)
         save(checkpoints, 3)
         with monkeypatch.context() as patched:
-            cut = Cut(last, patched)
+            cut = Cut(last, patched.setattr, kill)
             with suppress(Killed):
                 saved(checkpoints, step, {"generator": FakeEngine("new")}, {"images": 8 * step})
         found = checkpoints.latest_valid(lambda text: None)

@@ -14,16 +14,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from taming_dist.cli import EXIT_AGAIN
 from taming_dist.engine.peers import Peer, Peers
 from taming_dist.engine.world import World
 from taming_dist.processes import Process, birth_of, state_of, this_process
 from taming_dist.training import watchdog
 from taming_dist.training.clock import Clock
 from taming_dist.training.signals import StopRequest
-from taming_dist.training.watchdog import EXIT_STUCK, Progress, watching
+from taming_dist.training.watchdog import Progress, watching
 
 WORKER = Path(__file__).with_name("watchdog_worker.py")
-STUCK = str(EXIT_STUCK)
+STUCK = str(EXIT_AGAIN)
 CLOCK = Clock(global_batch=4, total_steps=10, images=12)
 ALONE = World(0, 1, 0, torch.device("cpu"))
 
@@ -58,7 +59,7 @@ def test_a_single_rank_that_makes_no_progress_ends_and_leaves_its_stacks(tmp_pat
             wait_for_nothing()
         os._exit(0)
     _, status = os.waitpid(process, 0)
-    assert os.waitstatus_to_exitcode(status) == EXIT_STUCK
+    assert os.waitstatus_to_exitcode(status) == EXIT_AGAIN
     (line,) = (tmp_path / "err").read_text().splitlines()
     assert line.startswith(f"error: rank 0 (process {process} on ")
     assert "s (train.stuck_after) at step 4, waiting for data" in line

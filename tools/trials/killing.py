@@ -8,11 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trials.group import Group, Shape
-from trials.training import SAVED_EVERY
-
 from taming_dist.engine.finding import newest_valid
 from taming_dist.engine.meta import read_meta
+from trials.group import Group, Shape
+from trials.training import SAVED_EVERY
 
 LOOK_S = 0.002
 LONGEST_S = 300.0  # that a start may take
@@ -40,8 +39,8 @@ class Kill:
 
 @dataclass
 class Start:
-    """What became of a start. `done`: the last step that was logged when it was killed; `saved`: that of
-    the newest checkpoint; `outlived_s`: how long ranks that nobody told needed to end."""
+    """What became of a start. `done`: the last step that was logged when it was killed; `saved`:
+    that of the newest checkpoint; `outlived_s`: how long ranks that nobody told needed to end."""
 
     shape: Shape
     kill: Kill | None
