@@ -53,7 +53,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=cli.SEED, default=0, help="of the kills")
     parser.add_argument("--out", type=Path, default=Path("outputs/chaos"), help="a new folder")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the training")
-    return parser.parse_intermixed_args(argv)
+    return parser.parse_args(argv)
 
 
 @dataclasses.dataclass
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             made.append(trial)
             tell(trial)
             write_json(out / "figures.json", {one.name: one.record() for one in made})
-    if len(made) > 1:
+    if len(made) > 1 and any(trial.figures for trial in made):
         print(row("all", together([one for trial in made for one in trial.figures])))
     if any(trial.wrong for trial in made):
         sys.exit(cli.EXIT_ERROR)
