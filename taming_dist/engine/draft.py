@@ -131,7 +131,7 @@ class Draft:
             self._tell({"fault": fault})
 
     def _tell(self, what: dict[str, Any]) -> None:
-        write_bytes(self._part(self.rank), json.dumps(what).encode())
+        write_bytes(self._part(self.rank), json.dumps(what, allow_nan=False).encode())
 
     def _part(self, rank: int) -> Path:
         return self.folder / f"part-{rank:05d}.json"

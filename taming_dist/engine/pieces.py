@@ -127,7 +127,7 @@ def write_tensors(path: Path, pieces: Iterable[Piece]) -> Written:
             "shape": [values.numel()],
             "data_offsets": [begin, end],
         }
-    text = json.dumps(header, separators=(",", ":")).encode()
+    text = json.dumps(header, separators=(",", ":"), allow_nan=False).encode()
     text += b" " * (-len(text) % ALIGNMENT)
     data = (piece.values.view(torch.uint8).numpy().data for piece in ordered)
     return write_file(path, chain([struct.pack("<Q", len(text)), text], data))

@@ -103,6 +103,9 @@ class LabelMapRecipe:
             yield {"loss": loss.detach(), "bce": bce.detach(), "codebook": out.codebook_loss}
         self.autoencoder.codebook.update(statistics, clock)
 
+    def depends_on_the_cut(self) -> str | None:
+        return None
+
     def window_metrics(self) -> Metrics:
         return self.autoencoder.window_metrics()
 

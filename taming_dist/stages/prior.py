@@ -270,6 +270,9 @@ class TransformerRecipe:
         prefix = self.network.condition.prefix(len(batch), {**batch.columns, **draws})
         return prefix.to(self.world.device)
 
+    def depends_on_the_cut(self) -> str | None:
+        return None
+
     def window_metrics(self) -> Metrics:
         return self.transformer.window_metrics()
 

@@ -199,6 +199,14 @@ class VQGANRecipe:
         with self.generator.autocast():
             return self.generator.module(x).images
 
+    def depends_on_the_cut(self) -> str | None:
+        if self.adversary is None or self.loss.adaptive in ("lagged", "fixed"):
+            return None
+        return (
+            f"once the GAN is on, its adaptive weight is taken of each micro-batch "
+            f"(loss.adaptive={self.loss.adaptive}; lagged takes it of the global batch)"
+        )
+
     def window_metrics(self) -> Metrics:
         metrics = self.autoencoder.window_metrics()
         if self.adversary is not None:

@@ -6,11 +6,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from taming_dist.cli import count
 from taming_dist.engine.finding import read_state
 from taming_dist.engine.meta import read_meta
 from taming_dist.errors import UserError
 from taming_dist.training.best import Best
 from taming_dist.training.clock import Clock
+from taming_dist.training.collapse import PERPLEXITY, USAGE, CollapseAlarm
 from taming_dist.training.goodput import GOODPUT, RUNNING, Goodput, Past, read_past
 from taming_dist.training.metrics import Means, prefixed, read, totals
 from taming_dist.training.run import Data, LoopConfig, Run
@@ -59,7 +61,8 @@ def steps(run: Run, stop: StopRequest, saver: Saver) -> End:
     best = make_up_validation(run, best, stopping)
     batches = data.train.batches(from_sample=clock.images)
     skips = Skips(recipe.engines, data.train.keys, sinks, world)
-    means, timer, stopped = Means(), Timer(), False  # asked or not, a start makes a step
+    means, timer, alarm = Means(), Timer(), CollapseAlarm()
+    stopped = False  # asked or not, a start makes a step
     logging = saving = True  # there is nothing yet
     while not clock.finished and not stopped and not is_stale(best, config):
         micro_batches = fetch(run, batches, timer, stopping)
@@ -78,7 +81,7 @@ def steps(run: Run, stop: StopRequest, saver: Saver) -> End:
         skips.tell(late=0 if logging else LATE)
         timer.count(clock.global_batch)  # now that the step before it, or this one, is over
         if logging:
-            log(run, means, timer, past)
+            log(run, means, timer, past, alarm)
         if saving:
             save(run, saver, best)
         # after the checkpoint, as they may take long
@@ -91,7 +94,7 @@ def steps(run: Run, stop: StopRequest, saver: Saver) -> End:
         if logging or validating:
             timer.restart()  # validation, previews and saving are not training time
     if not logging:
-        log(run, means, timer, past)
+        log(run, means, timer, past, alarm)
     if not saving:  # a validation or a wait for data was the end of it
         save(run, saver, best)
     saver.finish()
@@ -109,14 +112,18 @@ def fetch(run: Run, batches: Iterator[Any], timer: Timer, stopping: Stopping) ->
         return None
 
 
-def log(run: Run, means: Means, timer: Timer, past: Past) -> None:
-    """Log what training was since the last time."""
-    world = run.world
+def log(run: Run, means: Means, timer: Timer, past: Past, alarm: CollapseAlarm) -> None:
+    """Log what training was since the last time, and say so if its codebook collapses."""
+    world, clock, sinks = run.world, run.clock, run.sinks
     metrics = prefixed("train", means.take(world) | run.recipe.window_metrics())
     record = read(metrics | prefixed("data", totals(run.data.train.counts(), world)))
     goodput = past.until_now(timer.trained, run.began)
     spent = {GOODPUT: goodput.share, RUNNING: goodput.running_s}
-    run.sinks.log(run.clock, record | prefixed("throughput", timer.take()) | spent)
+    sinks.log(clock, record | prefixed("throughput", timer.take()) | spent)
+    if line := alarm.look(clock.step, record):
+        usage, perplexity = record[USAGE], record[PERPLEXITY]
+        sinks.event("collapse", clock, usage=usage, perplexity=perplexity)
+        sinks.note(line)
 
 
 def train_step(run: Run, micro_batches: list[Any], skips: Skips, means: Means) -> None:
@@ -167,7 +174,9 @@ def resume(run: Run) -> tuple[Best, Past]:
     past = read_past(sinks.run_dir, clock.images)
     sinks.rewind(clock)
     sinks.event("resume", clock, checkpoint=path.name, running_s=past.running_s)
-    note_other_batch(clock, read_meta(path).step, sinks)
+    meta = read_meta(path)
+    note_other_batch(clock, meta.step, sinks)
+    note_other_ranks(meta.world_size, run)
     best = Best(**state.get("best", {}))
     known = run.criterion is not None and best.metric == run.criterion.metric
     return best if known else Best(), past
@@ -180,6 +189,16 @@ def note_other_batch(clock: Clock, steps_then: int, sinks: Sinks) -> None:
             f"data.global_batch was {clock.images // steps_then} and is {clock.global_batch}: "
             f"{clock.images} images seen are step {clock.step} of {clock.total_steps} now; all "
             f"that is given in steps counts steps of {clock.global_batch} images"
+        )
+
+
+def note_other_ranks(ranks_then: int, run: Run) -> None:
+    """Say what another number of ranks does."""
+    ranks, cut = run.world.world_size, run.recipe.depends_on_the_cut()
+    if ranks != ranks_then:
+        run.sinks.note(
+            f"resumed on {count(ranks, 'rank')}, saved on {ranks_then}: the samples of each step "
+            f"are the same, and losses but for rounding{f', except that {cut}' if cut else ''}"
         )
 
 

@@ -46,6 +46,11 @@ class Recipe(Protocol):
         """One optimizer step; gives the scalars of each micro-batch, on the device."""
         ...
 
+    def depends_on_the_cut(self) -> str | None:
+        """What of a step depends on how its images are cut into ranks and micro-batches, by more
+        than rounding; None if nothing does."""
+        ...
+
     def window_metrics(self) -> Metrics:
         """Metrics over everything since the last call, already over all ranks; on the device
         what is known there."""

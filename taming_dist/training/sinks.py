@@ -7,10 +7,12 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from taming_dist.errors import UserError
 from taming_dist.formats.files import write_bytes, writing
 from taming_dist.formats.png import save_png
 from taming_dist.formats.strict_json import json_safe
@@ -39,11 +41,28 @@ class Sinks:
     def __init__(self, run_dir: Path | None, sinks: list[Sink]) -> None:
         self.run_dir = run_dir
         self._sinks = sinks
+        self._failing: set[str] = set()  # what the disk has not taken the last time
 
     def log(self, clock: Clock, record: Measured) -> None:
         """Numbers by name, such as train/rec, at the present step; curves go to the file only."""
         for sink in self._sinks:
-            sink.log(clock, record)
+            self._write(type(sink).__name__, partial(sink.log, clock, record))
+
+    def _write(self, what: str, write: Callable[[], None]) -> None:
+        """Write something that a run can do without: if the disk does not take it, say so once, and
+        go on. A checkpoint that is not taken is a failure of its own."""
+        try:
+            write()
+        except (OSError, UserError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__
+            why = cause.strerror if isinstance(cause, OSError) else cause
+            if not self._failing:
+                self.note(
+                    f"{self.run_dir} does not take all that is logged ({why}); the run goes on"
+                )
+            self._failing.add(what)
+        else:
+            self._failing.discard(what)
 
     def logged(self, clock: Clock, group: str) -> Measured | None:
         """What metrics.jsonl has of a group, such as val, of the present moment, by names without
@@ -55,17 +74,18 @@ class Sinks:
         if self.run_dir is None or preview is None:
             return
         path = self.run_dir / "images" / f"images-{clock.images:012d}.png"
-        save_png(preview.picture, path, preview.caption)
-        for sink in self._sinks:
-            sink.image(clock, path, preview.caption)
+        self._write("images", partial(save_png, preview.picture, path, preview.caption))
+        if path.is_file():
+            for sink in self._sinks:
+                sink.image(clock, path, preview.caption)
 
     def event(self, name: str, clock: Clock, **details: Any) -> None:
-        """A line of events.jsonl: start, resume, save, save_failed, best, signal, skip,
+        """A line of events.jsonl: start, resume, save, save_failed, best, signal, skip, collapse,
         error, exit."""
         if self.run_dir is None:
             return
         line = {"event": name, "step": clock.step, "samples": clock.images, "time": time.time()}
-        append_line(self.run_dir / "events.jsonl", line | details)
+        self._write("events", partial(append_line, self.run_dir / "events.jsonl", line | details))
         for sink in self._sinks:
             sink.event(name, clock, details)
 

@@ -12,7 +12,15 @@ SOURCES = sorted([*(ROOT / "taming_dist").rglob("*.py"), *(ROOT / "tools").rglob
 DUMPS = ("json.dump", "json.dumps")
 # What they make is hashed, compared, sent to a process of ours or given to Hydra as overrides; it
 # is written nowhere.
-NOT_WRITTEN = {"_stat", "describe", "fingerprint", "fingerprint_of", "flatten", "scaled"}
+NOT_WRITTEN = {
+    "_stat",
+    "checksum",
+    "describe",
+    "fingerprint",
+    "fingerprint_of",
+    "flatten",
+    "scaled",
+}
 NOT_WRITTEN |= {"source", "start_child"}
 
 

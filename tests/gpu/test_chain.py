@@ -28,7 +28,7 @@ from taming_dist.models.vqgan import VQGAN
 from tests.data.shard_files import writing_shards
 from tests.gpu.conftest import ROOT, finish, start
 
-STEPS, SAVED_EVERY, KILLED_AFTER, IMAGES, SAMPLES, LIMIT_S = 12, 3, 5, 24, 8, 500
+STEPS, SAVED_EVERY, KILLED_AFTER, IMAGES, SAMPLES, LIMIT_S = 18, 3, 5, 24, 8, 500
 COMMON = [
     "+scale=laptop",
     f"train.steps={STEPS}",
@@ -101,7 +101,10 @@ class Chain:
         """Once undisturbed, once killed after some steps and given again."""
         whole, killed = (self.train(f"{name}-{how}", settings) for how in ("whole", "killed"))
         deadline = time.monotonic() + LIMIT_S
-        while len(self.lines(f"{name}-killed")) < KILLED_AFTER:
+        checkpoints = self.folder / "outputs" / f"{name}-killed" / "checkpoints"
+        while len(self.lines(f"{name}-killed")) < KILLED_AFTER or not [
+            *checkpoints.glob("images-*[0-9]")  # whole; it is written while training continues
+        ]:
             assert killed.poll() is None, killed.communicate()[0][-3000:]
             assert time.monotonic() < deadline
             time.sleep(0.01)

@@ -125,6 +125,9 @@ class Counter:
         self.remembered = clock.step + 1
         self.on_step(clock)
 
+    def depends_on_the_cut(self) -> str | None:
+        return "the draw of each rank"
+
     def window_metrics(self) -> dict[str, float]:
         return {"lr": 1.0}
 
@@ -530,6 +533,33 @@ def test_a_run_resumes_the_same_in_the_middle_of_samples_to_be_skipped(tmp_path:
 def test_a_range_of_samples_that_is_none_is_named(text: str) -> None:
     with pytest.raises(UserError, match=re.escape(f"train.skip_samples: {text!r} is not")):
         LoopConfig(skip_samples=[text])
+
+
+def test_a_codebook_that_collapses_is_told_once_and_ends_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    recipe = Counter()
+    window = {"codebook_usage": 0.9, "codebook_perplexity": 500.0}
+    recipe.window_metrics = lambda: dict(window)  # type: ignore[method-assign]
+    recipe.on_step = lambda clock: window.update(codebook_perplexity=9.0 if clock.step > 1 else 500)
+    assert run(tmp_path, recipe, 6, log_every=1)
+    (told,) = [line for line in event_lines(tmp_path) if line["event"] == "collapse"]
+    assert told["perplexity"] == 9
+    assert capsys.readouterr().out.count("the codebook collapses") == 1
+
+
+def test_a_resume_on_other_ranks_says_what_changes(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run(tmp_path, Counter(), 2)
+    (folder,) = (tmp_path / "checkpoints").iterdir()
+    write_meta(folder, dataclasses.replace(read_meta(folder), world_size=4))
+    capsys.readouterr()
+    assert run(tmp_path, Counter(), 3)
+    said = (
+        "resumed on 1 rank, saved on 4: the samples of each step are the same, and losses but for"
+    )
+    assert said in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_another_global_batch_goes_on_where_it_divides_the_images_seen(

@@ -162,3 +162,29 @@ def test_a_line_after_a_torn_one_stands_on_its_own(tmp_path: Path) -> None:
     append_line(path, {"event": "resume"})
     lines = path.read_text().splitlines()
     assert [json.loads(lines[0]), json.loads(lines[2])] == [{"event": "start"}, {"event": "resume"}]
+
+
+def test_a_full_disk_costs_lines_and_pictures_and_is_told_once_until_there_is_room(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    sinks = Sinks(tmp_path, [MetricsFile(tmp_path), Console(CLOCK, "run")])
+    for name in ("metrics.jsonl", "events.jsonl"):
+        (tmp_path / name).symlink_to("/dev/full")
+    (tmp_path / "images").write_text("no folder")
+    sinks.log(at(1), {"train/loss": 1.0})
+    sinks.event("save", at(1))
+    sinks.image(at(1), BLACK)
+    said = capsys.readouterr().out
+    assert said.count("does not take all that is logged (No space left on device)") == 1
+    for name in ("metrics.jsonl", "events.jsonl", "images"):
+        (tmp_path / name).unlink()
+    sinks.log(at(2), {"train/loss": 1.0})
+    sinks.event("save", at(2))
+    sinks.image(at(2), BLACK)
+    assert steps(tmp_path) == [2]
+    assert (tmp_path / "images" / "images-000000000008.png").is_file()
+    assert "logged" not in capsys.readouterr().out
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    sinks.log(at(3), {"train/loss": 1.0})
+    assert "does not take all" in capsys.readouterr().out

@@ -197,7 +197,7 @@ from taming_dist.training.sinks import open_sinks
 if core := os.environ.get("CORE"):
     from wandb.sdk.lib.service import service_process
     service_process.get_core_path = lambda: core
-wandb_sink.LAST_S = 2.0
+wandb_sink.LAST_S = float(os.environ.get("LAST_S", 2))
 folder, what, calls = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 with open_sinks(wandb_sink.LogConfig("offline"), folder, "a", Clock(4, 10), {}) as sinks:
     service = []
@@ -258,4 +258,4 @@ def test_a_process_of_wandb_that_does_not_start_costs_a_line_and_seconds(tmp_pat
 def test_slurms_warning_to_all_processes_of_a_job_does_not_end_that_of_wandb(
     tmp_path: Path,
 ) -> None:
-    assert run(tmp_path, "SIGUSR1") == []
+    assert run(tmp_path, "SIGUSR1", LAST_S="60") == []
