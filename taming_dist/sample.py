@@ -12,7 +12,9 @@ import sys
 from pathlib import Path
 
 from taming_dist.config import hydra_entry
-from taming_dist.engine.workers import environment_worker
+from taming_dist.engine.outcome import write_outcome
+from taming_dist.engine.stopping import Stopped, stoppable
+from taming_dist.engine.workers import Worker, environment_worker
 from taming_dist.engine.world import choose_device
 from taming_dist.errors import UserError
 from taming_dist.generation.generator import Generator
@@ -26,12 +28,25 @@ from taming_dist.sampling.work import complete
 
 
 def main(config: SampleConfig) -> None:
-    """Sample, and write the images into `config.out`.
+    """Sample, and write the images into `config.out`, unless this process is asked to stop.
 
     Raises:
         UserError: exports, settings or a folder that cannot be used; nothing is written then.
     """
     worker = environment_worker()
+    with stoppable():
+        try:
+            last = sample(config, worker)
+        except Stopped as stopped:  # while models were loaded; later `complete` sees to it
+            last = f"stopped by {stopped}: nothing new was made, and the same command continues"
+            if worker.rank == 0:
+                write_outcome(0, 0, finished=False, reason=f"stopped by {stopped}")
+    if worker.number == 0:
+        print(last)
+
+
+def sample(config: SampleConfig, worker: Worker) -> str:
+    """Do so; gives what to say at the end."""
     source = config.from_
     asked = read_recipe(source) if source else None
     if asked is not None:
@@ -44,9 +59,7 @@ def main(config: SampleConfig) -> None:
     if worker.number == 0:
         for note in filter(None, (same, *plan.notes)):
             print(note, file=sys.stderr)
-    last = complete(Path(config.out), plan, recipe, worker)
-    if worker.number == 0:
-        print(last)
+    return complete(Path(config.out), plan, recipe, worker)
 
 
 def load_generator(config: SampleConfig, local_rank: int = 0) -> Generator:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -179,6 +180,25 @@ def test_a_run_that_ends_early_is_continued_by_the_same_command_alone(
     main(config_for(exports, tmp_path / "out", seed=1, batch=2))
     assert (tmp_path / "out" / "000001.png").stat().st_mtime_ns == kept
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_stopped_while_models_are_loaded_says_so(
+    exports: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    number: signal.Signals,
+) -> None:
+    monkeypatch.setenv("TAMING_DIST_END", str(tmp_path / "end"))
+    monkeypatch.setattr(
+        "taming_dist.sample.load_generator", lambda *_: os.kill(os.getpid(), number)
+    )
+    main(config_for(exports, tmp_path / "out"))
+    said = f"stopped by {number.name}: nothing new was made, and the same command continues\n"
+    assert capsys.readouterr().out == said
+    assert json.loads((tmp_path / "end").read_text())["finished"] is False
+    assert not (tmp_path / "out").exists()
 
 
 def test_files_of_nobodys_are_not_replaced(exports: Path, tmp_path: Path) -> None:
