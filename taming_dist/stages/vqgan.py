@@ -21,7 +21,12 @@ from taming_dist.losses.reconstruction import ReconstructionLoss
 from taming_dist.losses.terms import TERMS
 from taming_dist.losses.terms.perceptual import Perceptual
 from taming_dist.models.choice import configs
-from taming_dist.models.discriminators import DISCRIMINATORS, DinoConfig, build_discriminator
+from taming_dist.models.discriminators import (
+    DISCRIMINATORS,
+    DinoConfig,
+    build_discriminator,
+    sees_batches,
+)
 from taming_dist.models.discriminators.dino import DinoFeatures
 from taming_dist.models.modalities import LabelMap
 from taming_dist.models.vqgan import VQGAN, Reconstruction, VQGANConfig, check_size
@@ -200,12 +205,15 @@ class VQGANRecipe:
             return self.generator.module(x).images
 
     def depends_on_the_cut(self) -> str | None:
-        if self.adversary is None or self.loss.adaptive in ("lagged", "fixed"):
+        found, adaptive = [], self.loss.adaptive
+        if self.adversary is not None and adaptive not in ("lagged", "fixed"):
+            lagged = "lagged takes it of the global batch"
+            found.append(f"its adaptive weight (loss.adaptive={adaptive}; {lagged})")
+        if self.adversary is not None and sees_batches(self.adversary.engine.module):
+            found.append("its discriminator's batch statistics")
+        if not found:
             return None
-        return (
-            f"once the GAN is on, its adaptive weight is taken of each micro-batch "
-            f"(loss.adaptive={self.loss.adaptive}; lagged takes it of the global batch)"
-        )
+        return f"once the GAN is on, {' and '.join(found)} are of each micro-batch"
 
     def window_metrics(self) -> Metrics:
         metrics = self.autoencoder.window_metrics()

@@ -159,5 +159,6 @@ def test_it_continues_on_one_node_instead_of_two(cluster, folder, runs, comparin
         assert trial.job.wait(600) == 0, trial.job.text
         assert trial.steps() == steps
     assert "batch     4 images = 1 rank x 4 x 1 micro-batch" in alone.job.text
+    assert "resumed on 1 rank, saved on 2: the samples of each step are the same" in alone.job.text
     rounding = comparing.Distance(losses=1e-5, weights=1e-4)
     assert comparing.distance(alone.run, pair.run).above(rounding) == []

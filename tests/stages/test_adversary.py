@@ -148,6 +148,26 @@ def test_lagged_lecam_and_augmentation_do_not_notice_how_the_batch_is_cut(
         assert cut.state_dict()[name] == pytest.approx(value, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("adaptive", "discriminator", "named"),
+    [
+        ("global", PLAIN, ["adaptive weight"]),
+        ("lagged", PatchGANConfig(norm="batch", channels=8, layers=1), ["batch statistics"]),
+        ("fixed", StyleGANConfig(size=16, channels=8), ["batch statistics"]),
+        ("per_rank", StyleGANConfig(size=16, channels=8), ["adaptive weight", "batch statistics"]),
+        ("lagged", PatchGANConfig(norm="actnorm", channels=8, layers=1), []),
+        ("global", None, []),
+    ],
+)
+def test_what_is_taken_of_each_micro_batch_is_named(
+    recipe: Make, adaptive: str, discriminator: Any, named: list[str]
+) -> None:
+    said = recipe(adaptive=adaptive, discriminator=discriminator).depends_on_the_cut()
+    assert (said is None) == (named == [])
+    for what in ("adaptive weight", "batch statistics"):
+        assert (what in (said or "")) == (what in named)
+
+
 def test_the_adaptive_weight_stays_within_its_clamps(recipe: Make, batch: Make) -> None:
     assert step(recipe(adaptive_min=50.0), batch())["adaptive_weight"] == 50
     assert step(recipe(adaptive_max=1e-6), batch())["adaptive_weight"] == pytest.approx(1e-6)

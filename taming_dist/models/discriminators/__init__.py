@@ -11,6 +11,7 @@ from taming_dist.models.discriminators.norms import (
     BatchNorm,
     average_statistics,
     initialize_actnorm,
+    sees_batches,
     track_statistics,
 )
 from taming_dist.models.discriminators.patchgan import PatchGAN, PatchGANConfig
@@ -30,6 +31,7 @@ __all__ = [
     "average_statistics",
     "build_discriminator",
     "initialize_actnorm",
+    "sees_batches",
     "track_statistics",
 ]
 

@@ -107,6 +107,13 @@ def average_statistics(network: nn.Module, average: Average) -> None:
             module.average = average
 
 
+def sees_batches(network: nn.Module) -> bool:
+    """Whether what it says of an image depends on the others of the micro-batch (ActNorm's first
+    one apart)."""
+    modules = network.modules()
+    return any(isinstance(m, Averaged) and not isinstance(m, ActNorm) for m in modules)
+
+
 def track_statistics(network: nn.Module, track: bool) -> None:
     """Whether numbers that follow the batches (BatchNorm's, spectral norm's) move."""
     for module in network.modules():
