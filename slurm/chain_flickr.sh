@@ -10,5 +10,5 @@ stage2=(+experiment=flickr_segmentation_transformer)
 views=flip
 workers=8
 sample=(n=64 top_k=100)
-# options=(--partition=gpu --account=me --gpus-per-node=4)
+# options=(--partition=gpu --account=me --gpus-per-node=4 --ntasks-per-node=4)
 # training_options=(--nodes=4)
