@@ -40,6 +40,15 @@ def _rows(first, pixels, C: tl.constexpr, ROWS: tl.constexpr):
 
 
 @triton.jit
+def _leave(PARTS, one, two, C: tl.constexpr):
+    """Leave the sums over rows of two tables for the program that adds up those of an image."""
+    program = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+    to = PARTS + program * 2 * C + tl.arange(0, C)
+    tl.store(to, tl.sum(one, 0))
+    tl.store(to + C, tl.sum(two, 0))
+
+
+@triton.jit
 def _sum_kernel(
     H, BIAS, RESIDUAL, V, PARTS, pixels, each,
     C: tl.constexpr, ROWS: tl.constexpr, ADDS: tl.constexpr, WRITES: tl.constexpr,
@@ -62,9 +71,7 @@ def _sum_kernel(
         v = tl.where(exists, v, 0.0)
         sums += v
         squares += v * v
-    to = PARTS + (tl.program_id(1).to(tl.int64) * tl.num_programs(0) + part) * 2 * C + columns
-    tl.store(to, tl.sum(sums, 0))
-    tl.store(to + C, tl.sum(squares, 0))
+    _leave(PARTS, sums, squares, C)
 
 
 @triton.jit
@@ -141,7 +148,7 @@ def _gradient_sum_kernel(
     C: tl.constexpr, ROWS: tl.constexpr, SILU: tl.constexpr, ADDED: tl.constexpr,
 ):  # fmt: skip
     """Add up dz and dz * v: PARTS [n,programs,2,c]."""
-    part, columns = tl.program_id(0), tl.arange(0, C)
+    part = tl.program_id(0)
     sums = tl.zeros([ROWS, C], tl.float32)
     products = tl.zeros([ROWS, C], tl.float32)
     for first in range(0, each, ROWS):
@@ -152,9 +159,7 @@ def _gradient_sum_kernel(
             dz = _silu_gradient(z, dz)
         sums += dz
         products += dz * v
-    to = PARTS + (tl.program_id(1).to(tl.int64) * tl.num_programs(0) + part) * 2 * C + columns
-    tl.store(to, tl.sum(sums, 0))
-    tl.store(to + C, tl.sum(products, 0))
+    _leave(PARTS, sums, products, C)
 
 
 @triton.jit

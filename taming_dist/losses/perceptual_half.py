@@ -17,30 +17,21 @@ from taming_dist.losses.perceptual import LPIPS, distances, unit_length
 PIXELS_PER_SCALE = 16  # 2^16 for 16 images of 256 x 256, with which it was found to be right
 
 
-class _Enter(torch.autograd.Function):
-    """fp32 -> fp16; gradients go back unscaled."""
+class _Cast(torch.autograd.Function):
+    """Another dtype. Gradients come back in the former one, times a factor, multiplied in fp32."""
 
     @staticmethod
-    def forward(ctx: Any, x: Float[Tensor, "..."], scale: float) -> Float[Tensor, "..."]:
-        ctx.scale = scale
-        return x.half()
+    def forward(
+        ctx: Any, x: Float[Tensor, "..."], dtype: torch.dtype, factor: float
+    ) -> Float[Tensor, "..."]:
+        ctx.dtype, ctx.factor = x.dtype, factor
+        return x.to(dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Float[Tensor, "..."]) -> tuple[Float[Tensor, "..."], None]:
-        return gradients[0].float() / ctx.scale, None
-
-
-class _Leave(torch.autograd.Function):
-    """fp16 -> fp32; gradients come in scaled."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Float[Tensor, "..."], scale: float) -> Float[Tensor, "..."]:
-        ctx.scale = scale
-        return x.float()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Float[Tensor, "..."]) -> tuple[Float[Tensor, "..."], None]:
-        return (gradients[0] * ctx.scale).half(), None
+    def backward(
+        ctx: Any, *gradients: Float[Tensor, "..."]
+    ) -> tuple[Float[Tensor, "..."], None, None]:
+        return (gradients[0].float() * ctx.factor).to(ctx.dtype), None, None
 
 
 class HalfLPIPS(nn.Module):
@@ -67,9 +58,10 @@ class HalfLPIPS(nn.Module):
         b, _, h, w = images.shape
         scale = b * h * w / PIXELS_PER_SCALE
         whitened = (images.float() - self.shift) / self.scale
-        hidden = _Enter.apply(whitened.contiguous(memory_format=torch.channels_last), scale)
+        whitened = whitened.contiguous(memory_format=torch.channels_last)
+        hidden = _Cast.apply(whitened, torch.float16, 1 / scale)
         features = []
         for part in self.slices:
             hidden = part(hidden)
-            features.append(unit_length(_Leave.apply(hidden, scale)))
+            features.append(unit_length(_Cast.apply(hidden, torch.float32, scale)))
         return features

@@ -1,6 +1,5 @@
 """W&B cannot stop a run nor keep it waiting: what fails in it, hangs or dies is told once."""
 
-import json
 import os
 import re
 import subprocess
@@ -11,25 +10,11 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from taming_dist.errors import UserError
-from taming_dist.training.clock import Clock
-from taming_dist.training.recipe import Preview
 from taming_dist.training.sinks import open_sinks
 from taming_dist.training.wandb_sink import LogConfig, WandB, wandb_mode
-
-CLOCK = Clock(global_batch=4, total_steps=10, images=12)
-BLACK = Preview(torch.zeros(3, 2, 2, dtype=torch.uint8), ("nothing",))
-
-
-def at(step: int) -> Clock:
-    return Clock(global_batch=4, total_steps=10, images=4 * step)
-
-
-def steps(folder: Path) -> list[int]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["step"] for line in lines]
+from tests.training.test_sinks import BLACK, CLOCK, at, steps
 
 
 class Broken:
