@@ -15,20 +15,17 @@ can be overridden. Ends with a table, OUT/figures.json, and exit status 1 if any
 
 import argparse
 import dataclasses
-import gc
 import itertools
-import os
 import random
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from trials.comparing import Distance, differing_bits, differing_samples, distance
 from trials.figures import HEADER, Figures, figures_of, row, together
-from trials.group import Shape
+from trials.group import Shape, imported
 from trials.killing import Broken, run_disturbed, run_undisturbed
 from trials.training import MAKERS, UNCUT, arguments
 
@@ -139,28 +136,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(row("all", together([one for trial in made for one in trial.figures])))
     if any(trial.wrong for trial in made):
         sys.exit(cli.EXIT_ERROR)
-
-
-@contextmanager
-def imported() -> Iterator[None]:
-    """Import all that training does, once for all ranks; they have a thread each. What is there by
-    then is no garbage, for which DeepSpeed looks at every start."""
-    import torch
-
-    from taming_dist import train  # noqa: F401
-    from taming_dist.engine.start import load_deepspeed
-    from taming_dist.stages import prior, schemas, vqgan  # noqa: F401
-
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    torch.set_num_threads(1)
-    load_deepspeed()
-    torch.compile(lambda: None)  # compiles nothing, but imports what DeepSpeed decorates with
-    schemas()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def tell(trial: Trial) -> None:

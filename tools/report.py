@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from taming_dist import cli
+from taming_dist.cli import count
 from taming_dist.errors import UserError
 
 Records = list[dict[str, Any]]
@@ -269,10 +270,13 @@ def course(told: Records) -> str:
     samples = sum(len(event.get("keys", ())) for event in skips.values())
     stalls = [event["stall_s"] for event in told if event["event"] == "save" and "stall_s" in event]
     goodput = f"Goodput {shares[-1]:.1%}, " if shares else ""
-    saves = f"{len(stalls)} saves" + (f" (median stall {median(stalls):.2g} s)" if stalls else "")
+    restarts = count(max(0, starts - 1), "restart")
+    saves = count(len(stalls), "save") + (
+        f" (median stall {median(stalls):.2g} s)" if stalls else ""
+    )
     return (
-        f"{goodput}{max(0, starts - 1)} restarts, {len(skips)} skipped steps "
-        f"(with {samples} samples), {saves}."
+        f"{goodput}{restarts}, {count(len(skips), 'skipped step')} "
+        f"(with {count(samples, 'sample')}), {saves}."
     )
 
 

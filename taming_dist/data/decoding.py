@@ -133,7 +133,7 @@ class Decoder:
         """Decode samples into rows; `replace` broken ones by the next good one of their shard."""
         # Decoding evicts Python's code from the CPU caches, which makes it three times as slow. So
         # all samples are opened before the first is decoded, and noted after the last.
-        samples = [self._open_at(t.id, t.epoch, t.take()) for t in tickets]
+        samples = [self._open_at(t.id, t.epoch, t.take(self._shards)) for t in tickets]
         good: list[Sample] = []
         filled = Filled(len(samples), [], [], {}, [])
         for sample in samples:

@@ -6,10 +6,11 @@ run is read once, in the order of first use, and its samples are kept until they
 samples are read as are taken, so memory is bounded and reading is even.
 """
 
+import logging
 import resource
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, wait
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -19,6 +20,9 @@ from taming_dist.data.plan import Selection
 from taming_dist.formats.manifest import Dataset
 from taming_dist.formats.storage import Bytes, Source, shown
 
+logger = logging.getLogger(__name__)
+
+SLOW_S = 30.0  # after so long a read is told of; stores whose reads have time limits end them later
 OPEN_SHARDS = 512  # enough for all lanes of a rank to keep their shards open
 
 
@@ -72,6 +76,16 @@ class Run:
     def __init__(self, shard: int, first: int, count: int) -> None:
         self.shard, self.first, self.count = shard, first, count
         self.read: Future[list[Bytes]] | None = None
+        self._told = False
+
+    def result(self, shards: Shards) -> list[Bytes]:
+        """Wait for its samples, and say so if that takes long; raises what reading raised."""
+        assert self.read is not None
+        if not self.read.done() and not self._told and not wait([self.read], SLOW_S).done:
+            self._told = True
+            where = shards.location(self.shard)
+            logger.warning("no answer from %s for %.0f s: still waiting", where, SLOW_S)
+        return self.read.result()
 
 
 class Ticket(NamedTuple):
@@ -82,10 +96,9 @@ class Ticket(NamedTuple):
     run: Run
     place: int
 
-    def take(self) -> Bytes:
+    def take(self, shards: Shards) -> Bytes:
         """Take the bytes of the sample, once, waiting for them; raises what reading raised."""
-        assert self.run.read is not None
-        samples = self.run.read.result()
+        samples = self.run.result(shards)
         data = samples[self.place]
         samples[self.place] = b""
         return data

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from taming_dist.cli import count
+
 GOODPUT, RUNNING = "throughput/goodput", "throughput/running_s"
 
 
@@ -34,7 +36,7 @@ class Goodput:
         of_all = self.trained_s / self.since_s if self.since_s > 0 else 0.0
         return (
             f"goodput {self.share:.1%} of the {self.running_s:.0f} s that it ran, {of_all:.1%} of "
-            f"the {self.since_s:.0f} s since its first start, {self.restarts} restarts"
+            f"the {self.since_s:.0f} s since its first start, {count(self.restarts, 'restart')}"
         )
 
 

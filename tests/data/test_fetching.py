@@ -1,5 +1,7 @@
+import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from taming_dist.data import fetching
 from taming_dist.data.fetching import Shards, fetch, plan_runs
 from taming_dist.data.plan import Plan, Selection
 from taming_dist.formats.manifest import resolve
@@ -67,7 +70,7 @@ def test_every_byte_is_read_once_and_every_sample_gets_its_own(
     mine = plan(shards, world_size=world_size)
     rounds = mine.rounds(0, longest=1000)
     tickets = list(islice(fetch(rounds, watched, AtOnce(), 32 // world_size, 8), 64 // world_size))
-    samples = [ticket.take() for ticket in tickets]
+    samples = [ticket.take(watched) for ticket in tickets]
     selections = mine.training(0)
     expected = np.concatenate([next(selections).ids for _ in range(11)])[: len(tickets)]
     assert [ticket.id for ticket in tickets] == expected.tolist()
@@ -86,7 +89,7 @@ def test_no_more_is_held_than_was_allowed_and_reading_never_waits_for_itself(
     rounds = plan(shards).rounds(12, longest)  # from the middle of a round
     tickets = fetch(rounds, watched, AtOnce(), ahead=longest, longest=8)
     for taken, ticket in enumerate(islice(tickets, 200)):
-        ticket.take()
+        ticket.take(watched)
         assert sum(count for _, _, count in watched.reads) - taken <= longest + 1
 
 
@@ -95,7 +98,7 @@ def test_reading_is_even_over_a_round(shards: Shards) -> None:
     tickets = fetch(plan(shards).rounds(0, 1000), watched, AtOnce(), ahead=32, longest=8)
     read = []
     for ticket in islice(tickets, 96):
-        ticket.take()
+        ticket.take(watched)
         read.append(sum(count for _, _, count in watched.reads))
     grown = np.diff([read[k] for k in range(32, 96, 16)])
     assert grown.min() >= 8  # about as much is read as is taken
@@ -117,9 +120,35 @@ def test_what_reading_raises_comes_out_where_the_sample_is_taken(shards: Shards)
         def read(self, shard: int, first: int, count: int) -> list[Bytes]:
             raise OSError("the disk is gone")
 
-    tickets = fetch(plan(shards).rounds(0, 32), Unreadable(shards.dataset), AtOnce(), 32, 8)
+    unreadable = Unreadable(shards.dataset)
+    tickets = fetch(plan(shards).rounds(0, 32), unreadable, AtOnce(), 32, 8)
     with pytest.raises(OSError, match="the disk is gone"):
-        next(tickets).take()
+        next(tickets).take(unreadable)
+
+
+def test_a_shard_that_does_not_answer_is_named_once_and_its_samples_still_come(
+    shards: Shards, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = threading.Event()
+
+    class Hanging(Shards):
+        def read(self, shard: int, first: int, count: int) -> list[Bytes]:
+            answer.wait()
+            return super().read(shard, first, count)
+
+    monkeypatch.setattr(fetching, "SLOW_S", 0.01)
+    hanging, ids = Hanging(shards.dataset), np.arange(3)
+    window = Selection(ids, np.zeros_like(ids))
+    with ThreadPoolExecutor(1) as pool, ThreadPoolExecutor(3) as takers:
+        tickets = fetch([window], hanging, pool, ahead=8, longest=8)
+        taken = [takers.submit(ticket.take, hanging) for ticket in tickets]
+        while not caplog.messages:
+            time.sleep(0.01)
+        answer.set()
+        expected = shards.read(0, 0, 3)
+        assert [future.result() for future in taken] == expected
+    named = {f"no answer from {shards.location(0)} for 0 s: still waiting"}
+    assert set(caplog.messages) == named
 
 
 def test_more_shards_than_files_may_be_open_are_read_by_two_readers(

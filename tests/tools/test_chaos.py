@@ -1,7 +1,9 @@
-"""`tools/chaos.py`: real training that is killed ends as if nobody had disturbed it; and it would
-be noticed if it did not."""
+"""`tools/chaos.py` and `tools/chaos_calls.py`: real training that is killed ends as if nobody had
+disturbed it; and it would be noticed if it did not."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -99,3 +101,58 @@ def test_a_folder_that_is_in_use_is_refused(tmp_path: Path) -> None:
     assert done.stderr == (
         f"error: --out={tmp_path} is not empty: remove it, or name another folder\n"
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [["--zero", "1"], ["--stage", "vqgan", "--zero", "3"]])
+def test_training_killed_in_a_call_of_the_file_system_ends_as_an_undisturbed_run(
+    tmp_path: Path, options: list[str]
+) -> None:
+    command = [sys.executable, str(TOOLS / "chaos_calls.py"), *options]
+    command += ["--most", "6", "--out", str(tmp_path / "chaos")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "chaos" / "figures.json").read_text())
+    assert found["wrong"] == []
+    assert found["calls"] > 100
+    assert found["tried"] - len(found["missed"]) >= 4
+
+
+def test_each_call_that_concerns_a_folder_is_told_from_all_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(TOOLS))
+    from trials.cutting import Cut
+
+    mine = tmp_path / "mine"
+    with monkeypatch.context() as patched:
+        cut = Cut(mine, lambda _: False, patched.setattr, pytest.fail)
+        (tmp_path / "other").mkdir()
+        mine.mkdir()
+        for _ in range(2):
+            with open(mine / "file.tmp", "wb") as file:
+                file.write(b"one")
+                file.write(b"two")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(mine / "file.tmp", mine / "file")
+        shutil.rmtree(mine)
+    once = ["open file.tmp", "write file.tmp", "fsync file.tmp", "replace file.tmp"]
+    twice = [f"{name} (2)" for name in once]
+    assert list(map(str, cut.calls)) == ["mkdir mine", *once, *twice, "unlink file", "rmdir mine"]
+
+
+def test_a_write_is_cut_in_its_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(TOOLS))
+    from trials.cutting import Call, Cut
+
+    def end() -> None:
+        raise KeyboardInterrupt
+
+    last = Call("write", "file", 2)
+    with monkeypatch.context() as patched:
+        Cut(tmp_path, lambda call: call == last, patched.setattr, end)
+        (tmp_path / "file").write_text("whole")
+        with pytest.raises(KeyboardInterrupt):
+            (tmp_path / "file").write_text("12345678")
+    assert (tmp_path / "file").read_text() == "1234"

@@ -283,6 +283,6 @@ def test_the_course_of_a_run_counts_a_step_that_was_skipped_twice_once(report: M
         {"event": "exit", "samples": 16, "reason": "finished", "goodput": 0.934},
     ]
     assert report.remarks(None, told) == (
-        "<p>Goodput 93.4%, 1 restarts, 1 skipped steps (with 2 samples), "
+        "<p>Goodput 93.4%, 1 restart, 1 skipped step (with 2 samples), "
         "3 saves (median stall 0.2 s).</p>"
     )

@@ -5,14 +5,15 @@ rather than ten: what runs in them is the command itself, `taming_dist.train`. A
 they have its variables, and are asked to end when the launcher is gone.
 """
 
+import gc
 import os
 import signal
 import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,23 @@ class Shape:
         return f"ZeRO {self.zero}, {self.ranks} rank{'s' * (self.ranks > 1)}"
 
 
+def _nothing(rank: int) -> None:
+    pass
+
+
 class Group:
     """The ranks of one start, from the moment it is made."""
 
-    def __init__(self, run_dir: Path, shape: Shape, arguments: Sequence[str], number: int) -> None:
-        """`number`: that of the start; the ranks' output and samples are kept under it."""
+    def __init__(
+        self,
+        run_dir: Path,
+        shape: Shape,
+        arguments: Sequence[str],
+        number: int,
+        before: Callable[[int], None] = _nothing,
+    ) -> None:
+        """`number`: that of the start; the ranks' output and samples are kept under it. `before`:
+        what each rank, whose number it is given, does first."""
         self.run_dir, self.shape = run_dir, shape
         self._kept = run_dir.parent / f"{run_dir.name}-starts"
         self._kept.mkdir(parents=True, exist_ok=True)
@@ -42,6 +55,7 @@ class Group:
         port = free_port()
         command = [*arguments, f"engine.zero={shape.zero}", f"run.dir={run_dir}"]
         command.append(f"data.micro_batch={micro_batch(arguments, shape.ranks)}")
+        self._before = before
         self.pids = [self._fork(rank, command, port) for rank in range(shape.ranks)]
         self._left = dict(enumerate(self.pids))
         self.statuses: dict[int, int] = {}
@@ -81,6 +95,7 @@ class Group:
         }
         sys.argv = ["taming_dist.train", *command]
         record_samples(self._kept / f"{self._name}-{rank}.samples")
+        self._before(rank)
         train.main()
 
     def poll(self) -> bool:
@@ -141,3 +156,25 @@ def record_samples(file: Path) -> None:
         os.write(record, f"{run.clock.images} {' '.join(keys)}\n".encode())
 
     loop.train_step = recorded  # type: ignore[assignment]
+
+
+@contextmanager
+def imported() -> Iterator[None]:
+    """Import all that training does, once for all ranks; they have a thread each. What is there by
+    then is no garbage, for which DeepSpeed looks at every start."""
+    import torch
+
+    from taming_dist import train  # noqa: F401
+    from taming_dist.engine.start import load_deepspeed
+    from taming_dist.stages import prior, schemas, vqgan  # noqa: F401
+
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    torch.set_num_threads(1)
+    load_deepspeed()
+    torch.compile(lambda: None)  # compiles nothing, but imports what DeepSpeed decorates with
+    schemas()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
