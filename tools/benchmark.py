@@ -6,6 +6,7 @@
     python tools/benchmark.py data [--images 4096] [--out FILE]
     python tools/benchmark.py decoding [--size 1024] [--rows 16 64 256] [--out FILE]
     python tools/benchmark.py sampling [--threads 2] [--layers 6] [--width 512] [--out FILE]
+    python tools/benchmark.py saving [--saves 3] [--size "25 M"] [--out FILE]
     python tools/benchmark.py window [--codes 64] [--steps 1 2 4] [--out FILE]
 
 Every module of tools/benchmarks is a benchmark, named by the first argument. It prints a table;
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # this folder is on the path of a script that lies in it
-from benchmarks import codes, data, decoding, making, memory, sampling, steps, window
+from benchmarks import codes, data, decoding, making, memory, sampling, saving, steps, window
 
 from taming_dist import cli
 from taming_dist.formats.strict_json import write_json
@@ -28,6 +29,7 @@ BENCHMARKS = {
     "making": making,
     "memory": memory,
     "sampling": sampling,
+    "saving": saving,
     "steps": steps,
     "window": window,
 }
