@@ -28,6 +28,7 @@ from taming_dist.models.quantizers import (
     build_quantizer,
     keep_used,
 )
+from taming_dist.models.quantizers.interface import StaysFloat32
 from taming_dist.ranges import check_ranges, ranged
 
 
@@ -124,12 +125,18 @@ class VQGAN(
         self.post_quant_conv = nn.Conv2d(config.quantizer.dim, config.latent_channels, 1)
 
     def run_lean(self) -> bool:
-        """Run E and G by kernels of our own from now on, if these take their widths and there is
-        Triton (`taming_dist.models.lean`); gives whether they do."""
+        """Run by kernels of our own from now on, if there is Triton: the search for codes, and E
+        and G if the kernels take their widths (`taming_dist.models.lean`); gives whether it does.
+        """
+        if find_spec("triton") is None:
+            return False
+        for module in self.quantize.modules():
+            if isinstance(module, StaysFloat32):
+                module.lean = True
         widths = (self.config.channels * multiplier for multiplier in (1, *self.config.multipliers))
-        able = all(width & (width - 1) == 0 for width in widths)  # powers of two
-        self.encoder.lean = self.decoder.lean = able and find_spec("triton") is not None
-        return self.encoder.lean
+        powers_of_two = all(width & (width - 1) == 0 for width in widths)
+        self.encoder.lean = self.decoder.lean = powers_of_two
+        return True
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Reconstruction:
         """Images in [-1,1] -> their reconstruction, with what training needs beside."""

@@ -24,6 +24,7 @@ from taming_dist.engine.world import World
 from taming_dist.kernels import group_norm
 from taming_dist.launch import environment_place
 from taming_dist.models.autoencoder import Decoder, Encoder
+from taming_dist.models.quantizers import nearest
 
 STEPS = 2  # the GAN starts in the second
 SHAPE: dict[str, Any] = {
@@ -82,6 +83,25 @@ def errors(name: str, device: torch.device) -> dict[str, dict[str, float]]:
     return found
 
 
+def searched(device: torch.device) -> dict[str, Any]:
+    """What the search for codes finds: by how much its codes are farther than the nearest ones, of
+    exact distances and relative to them; where codes tie; and whether NaN gets a code at all."""
+    torch.manual_seed(0)
+    farther = 0.0
+    for vectors, codes, dim in [(70, 300, 8), (33, 129, 48), (5, 3, 4), (65, 128, 32)]:
+        z, entries = torch.randn(vectors, dim), torch.randn(codes, dim)
+        found = nearest(z.to(device), entries.to(device), lean=True).cpu()
+        exact = torch.cdist(z.double(), entries.double())
+        least = exact.min(1).values
+        chosen = exact.gather(1, found[:, None])[:, 0]
+        farther = max(farther, float(((chosen - least) / least).max()))
+    same, lost = torch.ones(3, 8), torch.full((2, 8), torch.nan)
+    ties = nearest(same.to(device), torch.ones(300, 8, device=device), lean=True)
+    of_nan = nearest(lost.to(device), torch.randn(300, 8, device=device), lean=True)
+    is_code = ((of_nan >= 0) & (of_nan < 300)).all()
+    return {"farther": farther, "ties": ties.tolist(), "nan": bool(is_code)}
+
+
 def trained(world: World, zero: int, lean: bool) -> dict[str, Any]:
     """The figures of a few steps in bf16, by one form or the other."""
     EngineConfig._is_fast = lambda self, device: lean  # type: ignore[method-assign]
@@ -95,6 +115,7 @@ def trained(world: World, zero: int, lean: bool) -> dict[str, Any]:
 def main() -> None:
     world = init_world(environment_place())
     found: dict[str, Any] = {name: errors(name, world.device) for name in NETWORKS}
+    found["searched"] = searched(world.device)
     for form in ("plain", "lean"):
         found[f"trained {form}"] = trained(world, 2, form == "lean")
     Path(sys.argv[1]).write_text(json.dumps(found))

@@ -1,9 +1,10 @@
-"""Kernels of our own for E and G: as exact as the plain form, under every engine that uses them. On
-the CPU Triton interprets them."""
+"""Kernels of our own for E, G and the search for codes: as exact as the plain form, under every
+engine that uses them. On the CPU Triton interprets them."""
 
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -40,8 +41,19 @@ def test_in_bf16_they_are_as_near_to_fp64_as_those_of_the_plain_form(
 ) -> None:
     plain, lean = (found[network][f"bf16 {form}"] for form in ("plain", "lean"))
     assert lean["output"] < 1.5 * plain["output"]
-    for name, error in plain.items():
-        assert lean[name] < 2 * error + 5e-3, name
+    assert median(lean[name] / error for name, error in plain.items()) < 1.3
+    for name, error in plain.items():  # of a single small tensor chance decides
+        assert lean[name] < 3 * error + 5e-3, name
+
+
+@needs_triton
+def test_the_search_finds_the_nearest_codes_the_first_of_those_that_tie(
+    found: dict[str, Any],
+) -> None:
+    searched = found["searched"]
+    assert searched["farther"] < 1e-6
+    assert searched["ties"] == [0, 0, 0]
+    assert searched["nan"]
 
 
 @needs_triton

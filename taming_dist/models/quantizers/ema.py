@@ -87,7 +87,7 @@ class EMAQuantizer(Quantizer):
     def forward(self, z: Float[Tensor, "b d i j"]) -> Quantized:
         with full_precision(z) as z32:
             flat = as_vectors(z32, self.normalized)
-            codes = nearest(flat.detach(), self.entries)
+            codes = nearest(flat.detach(), self.entries, self.lean)
             entries = F.embedding(codes, self.entries)
             return Quantized(
                 z_q=as_grid(straight_through(flat, entries), z),
@@ -97,7 +97,7 @@ class EMAQuantizer(Quantizer):
             )
 
     def _codes_of(self, z: Float32[Tensor, "b d i j"]) -> Int64[Tensor, "b i j"]:
-        return as_code_grid(nearest(as_vectors(z, self.normalized), self.entries), z)
+        return as_code_grid(nearest(as_vectors(z, self.normalized), self.entries, self.lean), z)
 
     def _statistics(
         self, latents: Float32[Tensor, "b n d"], codes: Int64[Tensor, "b*n"]

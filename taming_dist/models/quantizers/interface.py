@@ -74,7 +74,10 @@ class StaysFloat32(nn.Module):
     """A module whose numbers stay fp32 when the model around it is cast to bf16 or fp16.
 
     Rounded entries would give other codes than those that stage 2 was trained on.
+    `lean`: it searches for codes by a kernel of our own (see `nearest`).
     """
+
+    lean = False
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "StaysFloat32":
         def keeping_dtype(tensor: Tensor) -> Tensor:
@@ -175,12 +178,19 @@ def rows_per_block(codes: int) -> int:
     return max(1, SEARCH_BYTES // (4 * codes))
 
 
-def nearest(z: Float32[Tensor, "N d"], entries: Float32[Tensor, "K d"]) -> Int64[Tensor, "N"]:
+def nearest(
+    z: Float32[Tensor, "N d"], entries: Float32[Tensor, "K d"], lean: bool = False
+) -> Int64[Tensor, "N"]:
     """Index of the nearest entry for every vector.
 
-    The distances are taken in blocks of rows, so that N*K numbers are never held at once. Ties go
-    to the lowest index.
+    The distances are taken in blocks of rows, so that N*K numbers are never held at once; `lean`:
+    by `taming_dist.kernels.nearest`, which needs a GPU and never holds them. Ties go to the lowest
+    index.
     """
+    if lean:
+        from taming_dist.kernels.nearest import nearest as by_kernel
+
+        return by_kernel(z, entries)
     squared = entries.square().sum(1)
     # |z|^2 is the same for every entry and is left out
     return torch.cat(

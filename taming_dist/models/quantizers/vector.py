@@ -60,7 +60,7 @@ class Codebook(StaysFloat32):
         entries = self.entries()
         if codes is None:
             assert z is not None
-            codes = nearest(z.detach(), entries.detach())
+            codes = nearest(z.detach(), entries.detach(), self.lean)
         return codes, F.embedding(codes, entries)
 
 

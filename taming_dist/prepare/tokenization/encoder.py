@@ -60,6 +60,8 @@ class Encoder:
         )
         for model in self.models:
             model.to(device).eval()
+            if job.precision == "bf16" and device.type == "cuda":
+                model.run_lean()
         if job.texts is not None and job.texts.encoder is not None:
             job.texts.encoder.to(device)
         self._bad: list[dict[str, Any]] = []
