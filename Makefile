@@ -25,9 +25,11 @@ test: env
 	@CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
 		-m 'not slow and not gpu'
 
+# a Slurm has the machine for itself
 test-slow: env
-	@CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m 'slow and not gpu' || \
-		test $$? -eq 5  # 5: there are none
+	@CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+		-m 'slow and not gpu' --ignore tests/slurm
+	@CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m 'slow and not gpu' tests/slurm
 
 test-gpu: env
 	@$(BIN)/python -m pytest -m gpu tests/gpu

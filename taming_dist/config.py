@@ -63,7 +63,7 @@ def hydra_entry(
         line = parse(sys.argv[1:])
         overrides = [kept_as_typed(override, schema, groups or {}) for override in line.overrides]
         for override in overrides:
-            check_readable(override)
+            check_readable(override, Path(path))
         if line.config_dir:
             overrides.append(search_path(Path(line.config_dir)))
         if any(override.startswith("+scale=") for override in overrides):

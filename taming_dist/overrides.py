@@ -11,6 +11,7 @@ import re
 import shlex
 import types
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hydra._internal.utils import get_args_parser
@@ -145,11 +146,12 @@ def split(text: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def check_readable(override: str) -> None:
-    """Raise `UserError` with the correct form unless Hydra reads the override as one value."""
+def check_readable(override: str, conf: Path) -> None:
+    """Raise `UserError` with the correct form unless Hydra reads the override as one value, and as
+    a name where it chooses for a group, a folder of `conf`."""
     match = OVERRIDE.fullmatch(override)
     try:
-        several = OverridesParser.create().parse_override(override).is_sweep_override()
+        parsed = OverridesParser.create().parse_override(override)
     except HydraException as error:
         if match is None:
             raise UserError(f"cannot read {override!r}: settings are written key=value") from error
@@ -158,7 +160,15 @@ def check_readable(override: str) -> None:
             f"mappings {{name:value}}; for text with special characters type "
             f"{as_text(*match.groups())}"
         ) from error
-    if several and match is not None:
+    chosen, group = parsed.value(), parsed.key_or_group
+    if (conf / group).is_dir() and not (parsed.is_delete() or isinstance(chosen, str | list)):
+        fix = (
+            f"its keys are set one by one, {group.replace('/', '.')}.KEY=VALUE"
+            if isinstance(chosen, dict)
+            else f"to leave it out, where that can be, type ~{parsed.get_key_element()}"
+        )
+        raise UserError(f"{override!r}: {group}= chooses a name, as in conf/{group}; {fix}")
+    if parsed.is_sweep_override() and match is not None:
         plus, key, value = match.groups()
         raise UserError(
             f"{override!r} gives several values, and one command is one run: for a list type "

@@ -234,6 +234,27 @@ def test_shard_specs_are_texts_lists_and_mixtures_as_typed(
     assert compose("+experiment=flickr", f"data.train={value}").data.train == expected
 
 
+@pytest.mark.parametrize(
+    ("override", "group", "fix"),
+    [
+        (
+            "loss/terms@loss.terms.perceptual=null",
+            "loss/terms",
+            "~loss/terms@loss.terms.perceptual",
+        ),
+        ("model=null", "model", "~model"),
+        ("engine=3", "engine", "~engine"),
+        ("engine={zero:1}", "engine", "engine.KEY=VALUE"),
+    ],
+)
+def test_a_group_for_which_no_name_is_chosen_is_refused(
+    refused: Refuse, override: str, group: str, fix: str
+) -> None:
+    error = refused("+experiment=flickr", override)
+    assert error.startswith(f"error: {override!r}: {group}= chooses a name, as in conf/{group}; ")
+    assert error.endswith(f"{fix}\n")
+
+
 def test_references_to_other_keys_still_work_and_home_is_expanded(compose: Compose) -> None:
     config = compose("+experiment=flickr", "run.dir=~/runs/${run.name}-a", "run.name=1e3")
     assert config.run.dir == str(Path.home() / "runs/1e3-a")

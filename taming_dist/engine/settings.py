@@ -40,6 +40,9 @@ class EngineConfig:
     `fast`: on NVIDIA GPUs bf16 and fp16 take shorter ways where there are such: `runs_lean` and
     `halves_losses`. Without it everything is computed as it is written in the models.
 
+    `graphs`: what a network names by `passes` (E and G) is recorded once in CUDA graphs and then
+    replayed, at stages 0 to 2; on the CPU it is run the same way, without a graph.
+
     `persist_below`: at stage 3 parameters of fewer elements stay whole on every rank. `recompute`:
     activation checkpointing of the networks' blocks; `compile`: torch.compile of each of them, of a
     prior as a whole."""
@@ -54,6 +57,7 @@ class EngineConfig:
     persist_below: int = ranged(100_000, at_least=0)
     recompute: bool = False
     compile: bool = False
+    graphs: bool = False
 
     def __post_init__(self) -> None:
         check_ranges(self, "engine")
@@ -67,6 +71,11 @@ class EngineConfig:
             raise UserError(f"engine.offload={self.offload}: use none or optimizer")
         if self.offload == "optimizer" and self.zero == 0:
             raise UserError("engine.offload=optimizer needs ZeRO: use engine=zero1, zero2 or zero3")
+        if self.graphs and (self.zero == 3 or self.compile or self.recompute):
+            raise UserError(
+                "engine.graphs=true is for ZeRO 0 to 2 without engine.compile and "
+                "engine.recompute: leave it out"
+            )
         if self.compile:
             check_compiler(torch.cuda.is_available())
 

@@ -21,6 +21,7 @@ from taming_dist.engine.average import WeightAverage
 from taming_dist.engine.blocks import blocks_of, compile_network, recompute_blocks, run_lean
 from taming_dist.engine.compiling import Recompilations
 from taming_dist.engine.former import former_average, load_former
+from taming_dist.engine.graphs import record_passes
 from taming_dist.engine.layouts import LAYOUTS, OFFLOADED, Layout, write_rows
 from taming_dist.engine.partition import gather_as_one, gathered
 from taming_dist.engine.pieces import Pieces, copied
@@ -99,6 +100,8 @@ class Engine:
         elif config.recompute:
             recompute_blocks(module)
         self.lean = config.runs_lean(world.device) and run_lean(module)
+        if config.graphs:
+            record_passes(module)
         self._engine, *_ = load_deepspeed().initialize(
             model=module.to(world.device),
             optimizer=self._optimizer,

@@ -105,6 +105,7 @@ class VQGAN(
 
     kind = "vqgan"
     block_types = (ResnetBlock, AttnBlock)
+    passes = ("latents", "decoded")  # the search for codes between them may wait for the device
 
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
@@ -141,16 +142,23 @@ class VQGAN(
     def forward(self, images: Float[Tensor, "b c h w"]) -> Reconstruction:
         """Images in [-1,1] -> their reconstruction, with what training needs beside."""
         quantized = self.quantize(self.latents(images))
-        features = self.decoder.features(self.post_quant_conv(quantized.z_q.to(images.dtype)))
+        decoded, features = self.decoded(quantized.z_q.to(images.dtype))
         return Reconstruction(
-            images=self.decoder.conv_out(features),
-            # attached, it would be a second output on the same path, and DeepSpeed would divide
-            # the gradient by the number of micro-batches twice
-            features=features.detach(),
+            images=decoded,
+            features=features,
             codebook_loss=quantized.loss,
             codes=quantized.codes,
             statistics=quantized.statistics,
         )
+
+    def decoded(
+        self, z: Float[Tensor, "b d i j"]
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b width h w"]]:
+        """G(z), and the input of its last convolution. That one is detached: attached, it would be
+        a second output on the same path, and DeepSpeed would divide the gradient by the number of
+        micro-batches twice."""
+        features = self.decoder.features(self.post_quant_conv(z))
+        return self.decoder.conv_out(features), features.detach()
 
     def latents(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
         """Vectors before quantisation; i = h/f, j = w/f."""

@@ -7,20 +7,19 @@ import dataclasses
 class Cell:
     """Which stage (vqgan, or a kind of prior in `small_prior.KINDS`), under which engine, and what
     is looked at: `train` (its losses) or `steady` (whether the host waits for the device once a run
-    has found its pace)."""
+    has found its pace). `how`: eager, compile (`engine.compile`) or graphs (`engine.graphs`)."""
 
     stage: str
     precision: str = "fp32"
     zero: int = 0
-    compile: bool = False
+    how: str = "eager"
     look: str = "train"
 
     @property
     def name(self) -> str:
-        how = "compile" if self.compile else "eager"
-        return f"{self.look}-{self.stage}-{self.precision}-zero{self.zero}-{how}"
+        return f"{self.look}-{self.stage}-{self.precision}-zero{self.zero}-{self.how}"
 
     @classmethod
     def parse(cls, name: str) -> "Cell":
         look, stage, precision, zero, how = name.split("-")
-        return cls(stage, precision, int(zero.removeprefix("zero")), how == "compile", look)
+        return cls(stage, precision, int(zero.removeprefix("zero")), how, look)

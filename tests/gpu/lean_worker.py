@@ -102,12 +102,12 @@ def searched(device: torch.device) -> dict[str, Any]:
     return {"farther": farther, "ties": ties.tolist(), "nan": bool(is_code)}
 
 
-def trained(world: World, zero: int, lean: bool) -> dict[str, Any]:
+def trained(world: World, zero: int, lean: bool, how: str = "eager") -> dict[str, Any]:
     """The figures of a few steps in bf16, by one form or the other."""
     EngineConfig._is_fast = lambda self, device: lean  # type: ignore[method-assign]
     if world.device.type == "cpu":  # the interpreter takes its time for each program
         group_norm.TILE = 2**15
-    recipe = build(world, Cell("vqgan", "bf16", zero))
+    recipe = build(world, Cell("vqgan", "bf16", zero, how))
     assert recipe.generator.lean == lean
     return {"lines": train(recipe, range(STEPS), STEPS, batches)}
 
@@ -118,6 +118,7 @@ def main() -> None:
     found["searched"] = searched(world.device)
     for form in ("plain", "lean"):
         found[f"trained {form}"] = trained(world, 2, form == "lean")
+    found["trained graphs"] = trained(world, 2, lean=True, how="graphs")
     Path(sys.argv[1]).write_text(json.dumps(found))
     shutdown()
 

@@ -63,3 +63,15 @@ def test_training_by_them_gives_the_figures_of_the_plain_form(found: dict[str, A
     losses, norms, _ = BOUNDS["bf16"]
     assert difference(lean, plain, LOSSES) < losses
     assert difference(lean, plain, NORMS) < norms
+
+
+@needs_triton
+def test_training_by_them_in_recorded_passes_gives_the_figures_of_the_same_kernels(
+    device: str, found: dict[str, Any]
+) -> None:
+    lean, graphs = (found[f"trained {form}"]["lines"] for form in ("lean", "graphs"))
+    if device == "cpu":
+        assert graphs == lean
+    losses, norms, _ = BOUNDS["bf16"]
+    assert difference(graphs, lean, LOSSES) < losses
+    assert difference(graphs, lean, NORMS) < norms

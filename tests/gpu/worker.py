@@ -40,9 +40,8 @@ LIMIT_S = 150
 
 def build(world: World, cell: Cell) -> Any:
     micro_batch = GLOBAL_BATCH // (ACCUMULATION * world.world_size)
-    engine = EngineConfig(
-        zero=cell.zero, precision=cell.precision, compile=cell.compile, persist_below=0
-    )
+    how = {} if cell.how == "eager" else {cell.how: True}
+    engine = EngineConfig(zero=cell.zero, precision=cell.precision, persist_below=0, **how)
     cut = (engine, world, micro_batch, ACCUMULATION)
     if cell.stage != "vqgan":
         optim = OptimConfig(name="adamw", lr=1e-3, weight_decay=0.01, clip=1.0)
