@@ -233,6 +233,12 @@ DINO_UNUSED = ("norm.weight", "norm.bias")  # the last norm: features are read b
 RANDOM_SIDE = 32  # pixels; random features are for tests, which need not wait for 224
 
 
+def blank_features(discriminator: DinoConfig) -> DinoFeatures:
+    """The frozen network of a discriminator without its weights."""
+    random = discriminator.weights == "random"
+    return DinoFeatures(discriminator.depths, RANDOM_SIDE if random else SIDE)
+
+
 def frozen_features(discriminator: DiscriminatorConfig) -> DinoFeatures | None:
     """The frozen network that a discriminator of this config stands on, or None.
 
@@ -244,7 +250,7 @@ def frozen_features(discriminator: DiscriminatorConfig) -> DinoFeatures | None:
     weights = discriminator.weights
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = DinoFeatures(discriminator.depths, RANDOM_SIDE if weights == "random" else SIDE)
+        network = blank_features(discriminator)
     if weights == "random":
         _log.warning("DINO with random weights: its features mean nothing, use it for tests only")
         return network

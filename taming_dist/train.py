@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from taming_dist.training.best import Criterion
     from taming_dist.training.loop import End
     from taming_dist.training.run import Run
+    from taming_dist.training.workload import Speed
 
 BEGAN = time.monotonic()
 
@@ -127,7 +128,9 @@ def fit_stage(
         if world.is_first:
             sinks = stack.enter_context(first_rank_sinks(config, clock, run_dir))
             stop.last_words = partial(tell, run_dir, world, clock)
+        speed = speed_of(config, opened, world) if world.is_first else None
         sinks.note(describe(config, world, batch, recipe))
+        sinks.note(f"work      {speed}")
         checkpoints = Checkpoints(
             run_dir / "checkpoints", world, config.train.keep_last, config.train.keep_every
         )
@@ -143,6 +146,7 @@ def fit_stage(
             criterion=criterion,
             progress=progress,
             began=BEGAN,
+            speed=speed,
         )
         end = fit(run, stop).without(world.gather(stop.is_orphan))
         stop.last_words = None
@@ -152,6 +156,16 @@ def fit_stage(
             write_outcome(clock.step, clock.images, end.finished, end.reason)
     sinks.note(farewell(run, end))
     return end
+
+
+def speed_of(config: "Config", opened: "Opened", world: "World") -> "Speed":
+    """By what the speed of this run is judged."""
+    from taming_dist.engine.peak import peak_of
+    from taming_dist.stages import stage_of
+    from taming_dist.training.workload import Speed
+
+    workload = stage_of(config).workload(config, opened)
+    return Speed(workload, peak_of(world.device, config.engine), world.world_size)
 
 
 def farewell(run: "Run", end: "End") -> str:

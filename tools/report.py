@@ -328,6 +328,14 @@ LABEL_MAP_CHARTS = (
     *VQGAN_CHARTS[-2:],
 )
 
+SPEED_CHARTS = (
+    Chart("Images per second", {"throughput/images_per_s": "training"}),
+    Chart("Model FLOPs utilization, share of the peak", {"throughput/mfu": "training"}),
+    Chart("Waits for data, share of the time", {"throughput/data_wait_fraction": "first rank",
+                                                "ranks/data_wait_max": "the longest of a rank"}),
+    Chart("Peak of memory, GiB", {"throughput/memory_peak_gib": "largest of a rank"}),
+)  # fmt: skip
+
 
 def token_charts(measure: str) -> tuple[Chart, ...]:
     """Those of a prior, by the name of its negative log-likelihood: `nll` unless it is another."""
@@ -376,6 +384,11 @@ def charts(rows: Records, summary: Mapping[str, Any], best: Mapping[str, Any] | 
 
 
 def charts_of(rows: Records) -> tuple[Chart, ...]:
+    """The charts of the stage that a run is of, and those of its speed."""
+    return (*stage_charts(rows), *SPEED_CHARTS)
+
+
+def stage_charts(rows: Records) -> tuple[Chart, ...]:
     """The charts of the stage that a run is of."""
     names = set().union(*rows)
     if "train/rec" in names:

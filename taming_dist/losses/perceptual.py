@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
+from taming_dist.exact import without_autocast
+
 NETS = ("vgg", "alex")  # the networks that there are heads for
 WEIGHTS = ("pretrained", "random")
 
@@ -63,12 +65,12 @@ class LPIPS(nn.Module):
 
         `x_features`, from `features(x)`, saves the pass over x; no gradient reaches x then.
         """
-        with torch.autocast(y.device.type, enabled=False):
+        with without_autocast(y.device):
             ours = self._features(x) if x_features is None else x_features
             return distances(ours, self._features(y), self.heads)
 
     def _features(self, images: Float[Tensor, "b c h w"]) -> list[Float32[Tensor, "b _ _ _"]]:
-        with torch.autocast(images.device.type, enabled=False):
+        with without_autocast(images.device):
             hidden = (images.float() - self.shift) / self.scale
             features = []
             for part in self.slices:

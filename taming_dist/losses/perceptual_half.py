@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
+from taming_dist.exact import without_autocast
 from taming_dist.losses.perceptual import LPIPS, distances, unit_length
 
 PIXELS_PER_SCALE = 16  # 2^16 for 16 images of 256 x 256, with which it was found to be right
@@ -49,7 +50,7 @@ class HalfLPIPS(nn.Module):
         self, x: Float[Tensor, "b c h w"], y: Float[Tensor, "b c h w"]
     ) -> Float32[Tensor, "b"]:
         """Distance of x and y, both in [-1, 1], of 3 channels or of 1; no gradient reaches x."""
-        with torch.autocast(y.device.type, enabled=False):
+        with without_autocast(y.device):
             with torch.no_grad():
                 ours = self._features(x)
             return distances(ours, self._features(y), self.heads)

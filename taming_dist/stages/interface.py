@@ -23,6 +23,7 @@ from taming_dist.training.optimization import OptimConfig
 from taming_dist.training.recipe import Recipe
 from taming_dist.training.run import Data, LoopConfig
 from taming_dist.training.sinks import LogConfig
+from taming_dist.training.workload import Workload
 
 
 @dataclasses.dataclass
@@ -175,6 +176,10 @@ class Stage(Generic[OpenedT]):
         Raises:
             UserError: they are missing, or are not those of this configuration.
         """
+        raise NotImplementedError
+
+    def workload(self, config: Config, opened: OpenedT) -> Workload:
+        """What training has to compute, for an image of the configured size."""
         raise NotImplementedError
 
     def recipe(self, config: Config, opened: OpenedT, context: Context) -> Recipe:

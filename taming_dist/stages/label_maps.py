@@ -24,12 +24,14 @@ from taming_dist.stages.autoencoder import (
     other_loss,
 )
 from taming_dist.stages.context import Context
+from taming_dist.stages.counting import generator_workload
 from taming_dist.stages.interface import Config, LossConfig, Plan, Planned, Stage, Start, part
 from taming_dist.stages.trained import begin_step
 from taming_dist.training.clock import Clock
 from taming_dist.training.export import Export
 from taming_dist.training.metrics import Metrics
 from taming_dist.training.recipe import Measured, Preview, Scalars
+from taming_dist.training.workload import Workload
 
 
 @dataclasses.dataclass
@@ -63,6 +65,10 @@ class LabelMapStage(Stage[OpenedAutoencoder]):
 
     def open_data(self, config: Config, start: Start) -> OpenedAutoencoder:
         return open_autoencoder(config, start)
+
+    def workload(self, config: Config, opened: OpenedAutoencoder) -> Workload:
+        size = part(config.data, ImagesConfig).size
+        return generator_workload(part(config.model, VQGANConfig), size)
 
     def recipe(
         self, config: Config, opened: OpenedAutoencoder, context: Context

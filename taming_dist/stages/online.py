@@ -13,6 +13,7 @@ from torch import Tensor
 from taming_dist.data.codes import CodeBatch
 from taming_dist.data.online import known_columns
 from taming_dist.data.reader import Batch
+from taming_dist.engine.flops import Flops
 from taming_dist.engine.tf32 import EXACT, TF32, use_tf32
 from taming_dist.formats.code_shards import CODES, CONDITIONS
 from taming_dist.models.quantizers import NO_CODE
@@ -44,6 +45,19 @@ class Encoder:
     def reads(self) -> list[str]:
         """The columns of images that it reads."""
         return [model.config.modality.column for model in self._models.values()]
+
+    def flops(self, size: int | None) -> int:
+        """Those of the codes of an image of `size` pixels across (None: as the VQGAN learned)."""
+        found = 0
+        for model in self._models.values():
+            config, side = model.config, size or model.config.resolution
+            with torch.device("meta"):
+                network = VQGAN(config)
+                image = torch.empty(1, config.modality.channels, side, side)
+            with Flops() as flops:
+                network.encode(image)
+            found += flops.forward
+        return found
 
     def to(self, device: torch.device, allowed: TF32) -> "Encoder":
         """Bring the networks to the rank's device, where training may use TF32 as `allowed`."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from taming_dist.copies import to_device
 from taming_dist.data.codes import CodeBatch, CodesConfig
 from taming_dist.data.online import OnlineConfig
+from taming_dist.engine.flops import Flops
 from taming_dist.errors import UserError
 from taming_dist.evaluation.tokens import token_metrics
 from taming_dist.formats.code_shards import CONDITIONS as CONDITION_CODES
@@ -53,6 +54,7 @@ from taming_dist.training.export import Export
 from taming_dist.training.metrics import Metrics
 from taming_dist.training.optimization import mix
 from taming_dist.training.recipe import Measured, Preview, Scalars
+from taming_dist.training.workload import Workload
 
 # the draws of the order, and of which conditions are dropped, among those of the scheme
 ORDER, DROPPED = "order", "dropped"
@@ -138,6 +140,13 @@ class PriorStage(Stage[OpenedCodes]):
         decoders = source.decoder(), source.condition_decoder()
         return OpenedCodes(opened, model, decoders[0], initial, size, source.encoder, decoders[1])
 
+    def workload(self, config: Config, opened: OpenedCodes) -> Workload:
+        counted = prior_workload(opened.model)
+        if opened.encoder is None:
+            return counted
+        encoder = opened.encoder.flops(opened.image_size)
+        return Workload({**counted.parts, "encoder": encoder})
+
     def recipe(self, config: Config, opened: OpenedCodes, context: Context) -> "TransformerRecipe":
         loss = part(config.loss, TokenLossConfig)
         return TransformerRecipe(
@@ -151,6 +160,17 @@ class PriorStage(Stage[OpenedCodes]):
             opened.encoder,
             opened.condition_decoder,
         )
+
+
+def prior_workload(model: TransformerConfig) -> Workload:
+    """That of a step: prefix and codes of an image through the transformer, both ways."""
+    with torch.device("meta"):
+        network = Transformer(model)
+        tokens = torch.zeros(1, model.num_tokens, dtype=torch.int64)
+    prefix = Prefix(tuple(each.blank() for each in model.condition.conditions))
+    with Flops() as flops:
+        network(tokens, prefix, None, tokens)
+    return Workload({"transformer": flops.total})
 
 
 def model_of(config: Config) -> TransformerConfig:

@@ -40,6 +40,7 @@ from taming_dist.stages.autoencoder import (
     other_loss,
 )
 from taming_dist.stages.context import Context
+from taming_dist.stages.counting import vqgan_workload
 from taming_dist.stages.interface import Config, Plan, Planned, Stage, Start, part
 from taming_dist.stages.opening import discriminator_weights
 from taming_dist.stages.trained import begin_step
@@ -48,6 +49,7 @@ from taming_dist.training.clock import Clock
 from taming_dist.training.export import Export
 from taming_dist.training.metrics import Metrics
 from taming_dist.training.recipe import Measured, Preview, Scalars
+from taming_dist.training.workload import Workload
 
 __all__ = ["VQGANLossConfig", "VQGANRecipe", "VQGANStage"]
 
@@ -104,6 +106,10 @@ class VQGANStage(Stage[OpenedVQGAN]):
         opened, channels = open_autoencoder(config, start), model.modality.channels
         judge = discriminator_weights(start.init, loss.discriminator, channels)
         return OpenedVQGAN(opened.data, opened.initial, judge)
+
+    def workload(self, config: Config, opened: OpenedVQGAN) -> Workload:
+        model, loss = part(config.model, VQGANConfig), part(config.loss, VQGANLossConfig)
+        return vqgan_workload(model, loss, part(config.data, ImagesConfig).size)
 
     def recipe(self, config: Config, opened: OpenedVQGAN, context: Context) -> "VQGANRecipe":
         model, loss = part(config.model, VQGANConfig), part(config.loss, VQGANLossConfig)

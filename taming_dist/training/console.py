@@ -14,7 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from taming_dist.training.clock import Clock
 from taming_dist.training.recipe import Measured, numbers
 
-ORDER = {"train": 0, "val": 1, "throughput": 2}  # of the groups in a line
+ORDER = {"train": 0, "val": 1, "ranks": 2, "throughput": 3}  # of the groups in a line
+LEFT = "throughput/time_left_s"
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,20 @@ class Terminal(RichConsole):
 
     def on_broken_pipe(self) -> None:
         raise
+
+
+def left(seconds: float | None) -> str:
+    """The time that is left of a run, behind its step: ", 2 h 05 min left"."""
+    if seconds is None:
+        return ""
+    if seconds < 60:
+        return f", {seconds:.0f} s left"
+    minutes = round(seconds / 60)
+    return (
+        f", {minutes} min left"
+        if minutes < 60
+        else f", {minutes // 60} h {minutes % 60:02d} min left"
+    )
 
 
 class Console:
@@ -47,9 +62,10 @@ class Console:
 
     def log(self, clock: Clock, record: Measured) -> None:
         values = numbers(record)
+        remaining = values.pop(LEFT, None)
         names = sorted(values, key=lambda name: (ORDER.get(name.split("/")[0], 0), name))
         text = "  ".join(f"{name} {values[name]:.6g}" for name in names)
-        self.note(f"step {clock.step}/{clock.total_steps}  {text}")
+        self.note(f"step {clock.step}/{clock.total_steps}{left(remaining)}  {text}")
         if self._bar is not None:
             self._bar.update(self._task, completed=clock.step)
 

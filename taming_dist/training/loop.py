@@ -15,6 +15,7 @@ from taming_dist.training.clock import Clock
 from taming_dist.training.collapse import PERPLEXITY, USAGE, CollapseAlarm
 from taming_dist.training.goodput import GOODPUT, RUNNING, Goodput, Past, read_past
 from taming_dist.training.metrics import Means, prefixed, read, totals
+from taming_dist.training.ranks import WAIT, Memory, beside_each_other
 from taming_dist.training.run import Data, LoopConfig, Run
 from taming_dist.training.saving import Saver, make_up_export
 from taming_dist.training.signals import StopRequest
@@ -61,7 +62,8 @@ def steps(run: Run, stop: StopRequest, saver: Saver) -> End:
     best = make_up_validation(run, best, stopping)
     batches = data.train.batches(from_sample=clock.images)
     skips = Skips(recipe.engines, data.train.keys, sinks, world)
-    means, timer, alarm = Means(), Timer(), CollapseAlarm()
+    means, timer, alarm = Means(), Timer(run.speed), CollapseAlarm()
+    memory = Memory(world.device)
     stopped = False  # asked or not, a start makes a step
     logging = saving = True  # there is nothing yet
     while not clock.finished and not stopped and not is_stale(best, config):
@@ -79,9 +81,9 @@ def steps(run: Run, stop: StopRequest, saver: Saver) -> End:
         # A run that is asked to stop has no time for it: it is made up for at the next start.
         validating = clock.finished or (validation_due(clock, config) and not stopped)
         skips.tell(late=0 if logging else LATE)
-        timer.count(clock.global_batch)  # now that the step before it, or this one, is over
+        timer.count(clock)  # now that the step before it, or this one, is over
         if logging:
-            log(run, means, timer, past, alarm)
+            log(run, means, timer, memory, past, alarm)
         if saving:
             save(run, saver, best)
         # after the checkpoint, as they may take long
@@ -94,7 +96,7 @@ def steps(run: Run, stop: StopRequest, saver: Saver) -> End:
         if logging or validating:
             timer.restart()  # validation, previews and saving are not training time
     if not logging:
-        log(run, means, timer, past, alarm)
+        log(run, means, timer, memory, past, alarm)
     if not saving:  # a validation or a wait for data was the end of it
         save(run, saver, best)
     saver.finish()
@@ -112,14 +114,17 @@ def fetch(run: Run, batches: Iterator[Any], timer: Timer, stopping: Stopping) ->
         return None
 
 
-def log(run: Run, means: Means, timer: Timer, past: Past, alarm: CollapseAlarm) -> None:
+def log(
+    run: Run, means: Means, timer: Timer, memory: Memory, past: Past, alarm: CollapseAlarm
+) -> None:
     """Log what training was since the last time, and say so if its codebook collapses."""
     world, clock, sinks = run.world, run.clock, run.sinks
-    metrics = prefixed("train", means.take(world) | run.recipe.window_metrics())
+    found, ranks = means.take_beside(world, {WAIT: timer.waited} | memory.take())
+    metrics = prefixed("train", found | run.recipe.window_metrics()) | beside_each_other(ranks)
     record = read(metrics | prefixed("data", totals(run.data.train.counts(), world)))
     goodput = past.until_now(timer.trained, run.began)
     spent = {GOODPUT: goodput.share, RUNNING: goodput.running_s}
-    sinks.log(clock, record | prefixed("throughput", timer.take()) | spent)
+    sinks.log(clock, record | prefixed("throughput", timer.take(clock)) | spent)
     if line := alarm.look(clock.step, record):
         usage, perplexity = record[USAGE], record[PERPLEXITY]
         sinks.event("collapse", clock, usage=usage, perplexity=perplexity)

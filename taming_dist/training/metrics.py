@@ -6,10 +6,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from taming_dist.copies import to_device
 from taming_dist.engine.world import World
 
 Number = TypeVar("Number")
 Metrics = dict[str, float | Tensor]  # tensors are scalars on the device
+LOSS = "loss"  # the scalar of every recipe whose ranks are told apart
 
 
 def read(metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
@@ -45,8 +47,17 @@ class Means:
 
     def take(self, world: World) -> Metrics:
         """The means over all ranks, and start anew (collective); NaN where all was skipped."""
+        means, _ = self.take_beside(world, {})
+        return means
+
+    def take_beside(
+        self, world: World, own: Mapping[str, float]
+    ) -> tuple[Metrics, dict[str, Tensor]]:
+        """The same, and beside them, by the same collective, what each of the R ranks has for
+        itself [R]: its `own` numbers, the same names on all, and its mean loss. Nothing of either
+        where nothing was added."""
         if not self._sums:
-            return {}
+            return {}, {}
         found = {}
         for name in sorted(set().union(*self._sums)):
             rows = [
@@ -55,8 +66,17 @@ class Means:
             total, count = torch.stack(rows).sum(0)
             found[name] = total / count
         self._sums = {}
-        means = world.mean(torch.stack(list(found.values())))
-        return dict(zip(found, means.unbind(), strict=True))
+        values = torch.stack(list(found.values()))
+        told = to_device(torch.tensor([*own.values()], dtype=values.dtype), world.device)
+        names = [*own]
+        if LOSS in found:
+            told, names = torch.cat([told, found[LOSS][None]]), [*names, LOSS]
+        table = values.new_zeros(world.world_size, len(names))
+        table[world.rank] = told
+        sums = world.sum(torch.cat([values, table.flatten()]))
+        means = sums[: len(values)] / world.world_size
+        ranks = sums[len(values) :].view(table.shape).unbind(1)
+        return dict(zip(found, means.unbind(), strict=True)), dict(zip(names, ranks, strict=True))
 
 
 def totals(counts: Mapping[str, int], world: World) -> Metrics:

@@ -16,6 +16,7 @@ from taming_dist.training.recipe import Recipe
 from taming_dist.training.sinks import Sinks
 from taming_dist.training.skips import sample_ranges
 from taming_dist.training.watchdog import Progress
+from taming_dist.training.workload import Speed
 
 
 @dataclasses.dataclass
@@ -108,7 +109,7 @@ class Run:
 
     `folder` (run.dir) gets the exports; `criterion`: which of the validated models is the best,
     None where that is not followed; `progress`: what the watchdog is told; `began`: when this
-    start did, by time.monotonic().
+    start did, by time.monotonic(); `speed`: by what its speed is judged, None where nobody logs.
     """
 
     recipe: Recipe
@@ -122,6 +123,7 @@ class Run:
     criterion: Criterion | None = None
     progress: Progress = dataclasses.field(default_factory=Progress)
     began: float = dataclasses.field(default_factory=time.monotonic)
+    speed: Speed | None = None
 
     @property
     def export(self) -> Path:

@@ -1,5 +1,6 @@
 """Averages and codebook usage against slow versions."""
 
+import dataclasses
 import math
 import random
 
@@ -8,6 +9,7 @@ import torch
 
 from taming_dist.engine.world import World
 from taming_dist.training.metrics import CodeUsage, Means, read
+from taming_dist.training.ranks import MEMORY, WAIT, Memory, beside_each_other
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
 MOVED = torch.tensor(True)
@@ -35,6 +37,39 @@ def test_the_mean_of_skipped_steps_alone_is_no_number() -> None:
     means = Means()
     means.add_all([{"loss": torch.tensor(1.0)}], ~MOVED)
     assert math.isnan(read(means.take(ALONE))["loss"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair(World):
+    """The second of two ranks; `first` is what the other adds in the next collective."""
+
+    first: list[float] = dataclasses.field(default_factory=list)
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor + torch.tensor(self.first)
+
+
+def test_what_each_rank_has_for_itself_comes_in_the_collective_of_the_means() -> None:
+    means = Means()
+    means.add_all([{"loss": torch.tensor(3.0), "rec": torch.tensor(1.0)}], MOVED)
+    # means of loss and rec, then the table of wait, memory and loss by rank
+    world = Pair(1, 2, 0, torch.device("cpu"), [1.0, 0.0, 0.25, 5.0, 1.0, 0.0, 0.0, 0.0])
+    found, ranks = means.take_beside(world, {WAIT: 0.5, MEMORY: 4.0})
+    assert read(found) == {"loss": 2.0, "rec": 0.5}
+    assert read(beside_each_other(ranks)) == {
+        "throughput/memory_peak_gib": 5.0,
+        "ranks/data_wait_max": 0.5,
+        "ranks/data_wait_longest": 1.0,
+        "ranks/loss_max": 3.0,
+    }
+
+
+def test_a_rank_alone_is_beside_no_other() -> None:
+    means = Means()
+    means.add_all([{"loss": torch.tensor(3.0)}], MOVED)
+    _, ranks = means.take_beside(ALONE, {WAIT: 0.5} | Memory(ALONE.device).take())
+    (name,) = beside_each_other(ranks)
+    assert name == "throughput/memory_peak_gib"
 
 
 def test_means_are_taken_in_fp32_and_hold_no_graph() -> None:

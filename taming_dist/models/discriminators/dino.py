@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from taming_dist.copies import to_device
 from taming_dist.errors import UserError
+from taming_dist.exact import without_autocast
 from taming_dist.models.discriminators.config import DiscriminatorConfig
 from taming_dist.models.discriminators.norms import NORMS
 from taming_dist.ranges import check_ranges, ranged
@@ -96,7 +97,7 @@ class DinoFeatures(nn.Module):
         rows, columns = (
             resizing(length, self.side, area, images.device) for length in images.shape[2:]
         )
-        with torch.autocast(images.device.type, enabled=False):
+        with without_autocast(images.device):
             return rows @ images @ columns.T
 
 
@@ -163,7 +164,7 @@ class SpectralConv(nn.Module):
 
     def _largest(self) -> Float32[Tensor, ""]:
         """The largest singular value of the weight as a matrix [outputs, -1]."""
-        with torch.autocast(self.weight.device.type, enabled=False):
+        with without_autocast(self.weight.device):
             matrix = self.weight.float().flatten(1)
             with torch.no_grad():
                 v = F.normalize(matrix.T @ self.u, dim=0)

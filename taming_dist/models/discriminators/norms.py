@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
+from taming_dist.exact import without_autocast
+
 Average = Callable[[Tensor], Tensor]
 Assign = Callable[[nn.Parameter, Tensor], None]
 
@@ -40,7 +42,7 @@ class BatchNorm(nn.BatchNorm2d, Averaged):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         if not self.training:
             return super().forward(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             return self._normalize(x.float()).to(x.dtype)
 
     def _normalize(self, x: Float32[Tensor, "b c h w"]) -> Float32[Tensor, "b c h w"]:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from taming_dist.errors import UserError
+from taming_dist.exact import without_autocast
 from taming_dist.models.constants import constant
 from taming_dist.models.discriminators.config import DiscriminatorConfig
 from taming_dist.models.discriminators.norms import Averaged
@@ -126,7 +127,7 @@ class MinibatchDeviation(Averaged):
     """
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c+1 h w"]:
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             x32 = x.float()
             mean = self.over_ranks(x32.mean(0))
             variance = self.over_ranks((x32 - mean).square().mean(0))

@@ -16,6 +16,8 @@ from einops import rearrange
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 
+from taming_dist.exact import without_autocast
+
 NO_CODE = -1
 MOST_CODES = 2**24  # how often each is used is held, and counted in fp32
 SEARCH_BYTES = 64 << 20  # the largest block of an N x K matrix that is ever held
@@ -142,7 +144,7 @@ def full_precision(z: Float[Tensor, "b d i j"]) -> Iterator[Float32[Tensor, "b d
     reconstruction is NaN there, infinity included, which some quantizers would bound. So the loss
     tells, and nobody waits for the device here.
     """
-    with torch.autocast(z.device.type, enabled=False):
+    with without_autocast(z.device):
         z = z.float()
         yield z.where(z.isfinite(), torch.nan)
 

@@ -130,6 +130,10 @@ class Condition(ABC):
             UserError: a column is missing, or has what the model knows no token for.
         """
 
+    def blank(self) -> Int64[Tensor, "1 m"] | Float[Tensor, "1 m w"]:
+        """Return its part of one image's prefix without values, as operations are counted by."""
+        return torch.empty(1, self.length, dtype=torch.int64, device="meta")
+
     def prefix(self, count: int, columns: Columns) -> Prefix:
         """Return the prefixes of `count` images from their columns, as `part` does."""
         return Prefix(tuple(each.part(count, columns) for each in self.conditions))

@@ -78,6 +78,9 @@ class TextCondition(Condition):
     def embedding(self, width: int) -> nn.Module:
         return TextProjection(self.width, width)
 
+    def blank(self) -> Float[Tensor, "1 m w"]:
+        return torch.empty(1, self.tokens, self.width, device="meta")
+
     def part(self, count: int, columns: Columns) -> Float[Tensor, "{count} m w"]:
         """Return embeddings [b, m, w] in their stored precision."""
         given = columns.get("txt")
