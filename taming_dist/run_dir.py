@@ -57,7 +57,8 @@ def check_run_dir(config: Config, run_dir: Path) -> None:
 
 def read_config(file: Path) -> dict[str, Any]:
     """The config.yaml of an earlier start as plain values; UserError if it is damaged."""
-    parts = {field.name for field in dataclasses.fields(Config)} - {"scale", "scaled", "dry_run"}
+    asides = {"scale", "scaled", "debug", "dry_run"}
+    parts = {field.name for field in dataclasses.fields(Config)} - asides
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -109,6 +109,7 @@ def fit_stage(
     from taming_dist.training.clock import Clock
     from taming_dist.training.ending import ending, tell
     from taming_dist.training.loop import fit
+    from taming_dist.training.profiling import profiled
     from taming_dist.training.run import Run
     from taming_dist.training.sinks import Sinks
     from taming_dist.training.watchdog import watching
@@ -147,6 +148,7 @@ def fit_stage(
             progress=progress,
             began=BEGAN,
             speed=speed,
+            step_done=stack.enter_context(profiled(config.debug, run_dir, world, sinks.note)),
         )
         end = fit(run, stop).without(world.gather(stop.is_orphan))
         stop.last_words = None

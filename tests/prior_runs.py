@@ -58,13 +58,13 @@ def kill_after_the_best() -> None:
     Export.write = killed  # type: ignore[method-assign]
 
 
-def run(name: str, killed: bool = False) -> int:
+def run(name: str, *more: str, killed: bool = False) -> int:
     """Train in a child; gives how it ended."""
     child = os.fork()
     if child == 0:
         if killed:
             kill_after_the_best()
-        sys.argv = ["train.py", *SETTINGS, f"run.name={name}"]
+        sys.argv = ["train.py", *SETTINGS, f"run.name={name}", *more]
         train.main()
         sys.stdout.flush()
         os._exit(0)
@@ -75,6 +75,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     os.chdir(sys.argv[1])
     load_deepspeed()
-    assert run("whole") == 0
+    assert run("whole", "+debug=profile", "debug.every_rank=true") == 0
     assert run("parts", killed=True) == -signal.SIGKILL
     assert run("parts") == 0

@@ -4,6 +4,7 @@ One run is interrupted and resumed, one goes through, one goes through on two ra
 same data; everything else reads what they left.
 """
 
+import gzip
 import io
 import json
 import math
@@ -70,7 +71,8 @@ SETTINGS = [
     "train.preview_images=2",
     "log.wandb=offline",
 ]
-UNSTABLE = re.compile("time$|throughput/")
+PROFILED = ["+debug=profile", "debug.after=2", "debug.steps=2"]
+UNSTABLE = re.compile("time$|throughput/|ranks/")
 Line = dict[str, Any]
 
 
@@ -187,10 +189,12 @@ def outputs(runs: Runs, stopped_at: int) -> dict[str, str]:
     """What `parts`, resumed, and `whole`, on one rank, and `pair`, on two, printed."""
     steps = f"train.steps={stopped_at + 3}"
     master = meeting_of_two()
-    alone = ("parts", "whole")
+    alone: dict[str, Sequence[str]] = {"parts": (), "whole": PROFILED}
     started = {
-        name: runs.start(*SETTINGS, f"run.name={name}", steps, TAMING_DIST_END=f"{name}.json")
-        for name in alone
+        name: runs.start(
+            *SETTINGS, f"run.name={name}", steps, *more, TAMING_DIST_END=f"{name}.json"
+        )
+        for name, more in alone.items()
     }
     found = {name: finish(started[name]) for name in alone}
     for rank in ("0", "1"):
@@ -611,3 +615,26 @@ def test_a_data_process_that_hangs_ends_the_run_in_one_line_that_says_so(runs: R
     assert f"waiting for data, where its process {child} is stopped (taming_dist/data/" in line
     assert is_gone(int(child))
     assert [event["event"] for event in runs.lines("hung", "events.jsonl")] == ["start", "exit"]
+
+
+def test_a_profiled_run_has_a_trace_of_its_steps_and_its_ten_most_expensive_operations(
+    runs: Runs, outputs: dict[str, str]
+) -> None:
+    """That its numbers are those of one that is not profiled is told by all that compares `whole`
+    with `parts`."""
+    folder = runs.folder / "outputs" / "whole" / "profile"
+    with gzip.open(folder / "rank-0.json.gz") as file:
+        names = [event.get("name", "") for event in json.load(file)["traceEvents"]]
+    assert sorted(name for name in names if name.startswith("ProfilerStep#")) == [
+        "ProfilerStep#2",
+        "ProfilerStep#3",
+    ]
+    table = (folder / "rank-0.txt").read_text()
+    heading, *rows, whole = table.splitlines()
+    assert heading.split() == ["ms", "a", "step", "share", "calls", "operation"]
+    spent = [float(row.split()[0]) for row in rows]
+    assert len(rows) == 10
+    assert spent == sorted(spent, reverse=True)
+    assert 0 < sum(spent) <= float(whole.split()[0])
+    assert "aten::mkldnn_convolution" in table
+    assert table in outputs["whole"]

@@ -91,3 +91,8 @@ def test_the_null_prefix_has_learned(runs: Path) -> None:
     torch.manual_seed(23)  # the experiment's
     assert trained.null_emb is not None
     assert not torch.equal(trained.null_emb, Transformer(trained.config).null_emb)
+
+
+def test_the_undisturbed_run_was_profiled(runs: Path) -> None:
+    """Its numbers are those of the other one, which was not: see above."""
+    assert "aten::addmm" in (runs / "whole" / "profile" / "rank-0.txt").read_text()

@@ -20,6 +20,7 @@ from taming_dist.ranges import LARGEST_SEED, check_ranges, ranged
 from taming_dist.stages.context import Context
 from taming_dist.training.best import Criterion
 from taming_dist.training.optimization import OptimConfig
+from taming_dist.training.profiling import ProfileConfig
 from taming_dist.training.recipe import Recipe
 from taming_dist.training.run import Data, LoopConfig
 from taming_dist.training.sinks import LogConfig
@@ -65,6 +66,7 @@ class Config:
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
     scale: dict[str, Any] | None = None  # what +scale=NAME stands for, until it is known for which
     scaled: list[str] = dataclasses.field(default_factory=list)  # stage; then what it changes
+    debug: ProfileConfig | None = None  # +debug=profile
     dry_run: bool | int | None = None  # only tell what the run would be, on so many ranks
 
 

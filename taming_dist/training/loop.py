@@ -72,6 +72,7 @@ def steps(run: Run, stop: StopRequest, saver: Saver) -> End:
             break
         progress.begin("in the step")
         train_step(run, micro_batches, skips, means)
+        run.step_done()
         progress.steps += 1
         stopped = stopping()
         saver.tell()

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -109,7 +109,8 @@ class Run:
 
     `folder` (run.dir) gets the exports; `criterion`: which of the validated models is the best,
     None where that is not followed; `progress`: what the watchdog is told; `began`: when this
-    start did, by time.monotonic(); `speed`: by what its speed is judged, None where nobody logs.
+    start did, by time.monotonic(); `speed`: by what its speed is judged, None where nobody logs;
+    `step_done` is called after each step.
     """
 
     recipe: Recipe
@@ -124,6 +125,7 @@ class Run:
     progress: Progress = dataclasses.field(default_factory=Progress)
     began: float = dataclasses.field(default_factory=time.monotonic)
     speed: Speed | None = None
+    step_done: Callable[[], None] = lambda: None
 
     @property
     def export(self) -> Path:

@@ -75,7 +75,7 @@ STAGE_2 = [
     "model.dropout_attention=0.1",
     "model.scheme.pkeep=0.9",
 ]
-UNSTABLE = re.compile("time$|throughput/")
+UNSTABLE = re.compile("time$|throughput/|ranks/")
 
 
 class Chain:

@@ -10,7 +10,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 Line = dict[str, Any]
-UNSTABLE = re.compile("time$|throughput/")  # what no two runs share
+UNSTABLE = re.compile("time$|throughput/|ranks/")  # what no two runs share
 EXPORTS = ("export", "export-best")
 
 
