@@ -31,6 +31,7 @@ from taming_dist.engine.tf32 import TF32_CHOICES, use_tf32
 from taming_dist.engine.world import choose_device
 from taming_dist.models.vqgan import VQGAN
 from taming_dist.processes import state_of
+from taming_dist.training.console import LEFT, left
 from tests.data.shard_files import writing_shards
 
 LAUNCHER = (
@@ -400,9 +401,10 @@ def test_metrics_wandb_and_console_agree(runs: Runs, outputs: dict[str, str]) ->
     assert len(said) == len(lines)
     for text, line in zip(said, lines, strict=True):
         head, *pairs = text.split("  ")
-        assert head == f"step {line['step']}/{lines[-1]['step']}"
+        remaining = left(line.get(LEFT))
+        assert head == f"step {line['step']}/{lines[-1]['step']}{remaining}"
         numbers = dict(pair.rsplit(" ", 1) for pair in pairs)
-        assert numbers.keys() == line.keys() - {"step", "samples", "time"}
+        assert numbers.keys() == line.keys() - {"step", "samples", "time", LEFT}
         for name, number in numbers.items():
             assert math.isclose(float(number), line[name], rel_tol=1e-5, abs_tol=1e-30), name
 
