@@ -30,14 +30,9 @@ from taming_dist.explaining import explain, similar
 from taming_dist.overrides import check_readable, kept_as_typed, parse, quoted
 from taming_dist.stages import STAGES, stage_of
 from taming_dist.stages.interface import Config
+from taming_dist.usage import conf_dir
 
 Schema = TypeVar("Schema")
-
-
-def conf_dir() -> Path:
-    """The folder of the YAML files: inside the package in a wheel, beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
 def hydra_entry(

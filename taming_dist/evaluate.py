@@ -22,7 +22,7 @@ import torch
 from omegaconf import MISSING
 from torch import Tensor
 
-from taming_dist.config import conf_dir, hydra_entry
+from taming_dist.config import hydra_entry
 from taming_dist.copies import to_device
 from taming_dist.data.codes import CodeBatch, CodeDataset, CodeReader
 from taming_dist.data.images import Preprocess
@@ -47,6 +47,7 @@ from taming_dist.models.prior.transformer import Transformer
 from taming_dist.models.vqgan import VQGAN, check_all_coded, check_size
 from taming_dist.pretrained import lpips_network
 from taming_dist.ranges import check_choice, check_ranges, ranged
+from taming_dist.usage import conf_dir
 
 GRID_COLUMNS = 8
 PROGRESS_PERIOD_S = 10.0

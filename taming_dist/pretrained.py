@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from taming_dist.access import require_readable
+from taming_dist.caches import cache_folder
 from taming_dist.errors import UserError
 from taming_dist.losses.perceptual import LPIPS
 from taming_dist.models.discriminators import DinoConfig, DiscriminatorConfig
@@ -71,9 +72,8 @@ class Backbone:
 
     @property
     def cache_file(self) -> Path:
-        """Where the weights are kept: `$TAMING_DIST_CACHE`, or ~/.cache/taming_dist."""
-        folder = os.environ.get("TAMING_DIST_CACHE") or Path.home() / ".cache" / "taming_dist"
-        return Path(folder) / f"lpips-{self.name}.safetensors"
+        """Where the weights are kept."""
+        return cache_folder() / f"lpips-{self.name}.safetensors"
 
     @property
     def fetch_command(self) -> str:

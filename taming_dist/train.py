@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from taming_dist.launch import end_with_launcher
 from taming_dist.training.signals import StopRequest
+from taming_dist.usage import usage
 
 if TYPE_CHECKING:
     from taming_dist.engine.world import World
@@ -28,6 +29,9 @@ BEGAN = time.monotonic()
 
 
 def main() -> None:
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(usage(), end="")
+        return
     # Before torch is imported, which takes seconds in which a signal would kill the process.
     stop = StopRequest().install()
     end_with_launcher()

@@ -15,7 +15,7 @@ from hydra.core.config_store import ConfigStore
 from PIL import Image
 
 import taming_dist.train as entry
-from taming_dist.config import check, conf_dir, hydra_entry, to_yaml
+from taming_dist.config import check, hydra_entry, to_yaml
 from taming_dist.data.batching import batch_sizes
 from taming_dist.description import describe
 from taming_dist.engine.world import World
@@ -31,6 +31,7 @@ from taming_dist.models.vqgan import VQGAN, VQGANConfig
 from taming_dist.sample import SampleConfig
 from taming_dist.stages import schemas, stage_of
 from taming_dist.stages.interface import Config, Start
+from taming_dist.usage import conf_dir
 from tests.data.shard_files import writing_shards
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from taming_dist.config import conf_dir
 from taming_dist.dry_run import dry_run, is_dry
 from taming_dist.errors import UserError
 from taming_dist.stages.interface import Config
+from taming_dist.usage import conf_dir
 
 Compose = Callable[..., Config]
 FILES = sorted((conf_dir() / "experiment").glob("*.yaml"))

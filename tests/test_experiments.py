@@ -17,11 +17,11 @@ import pytest
 import torch
 from PIL import Image
 
-from taming_dist.config import conf_dir
 from taming_dist.description import size
 from taming_dist.models.discriminators import build_discriminator
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
 from taming_dist.stages.interface import Config
+from taming_dist.usage import conf_dir
 from tests.data.shard_files import writing_shards
 
 Compose = Callable[..., Config]

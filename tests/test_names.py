@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from hydra.core.config_store import ConfigStore
 
-from taming_dist.config import conf_dir, hydra_entry
+from taming_dist.config import hydra_entry
 from taming_dist.evaluate import EvaluateConfig
 from taming_dist.sampling.config import SampleConfig
 from taming_dist.stages import schemas
 from taming_dist.stages.interface import Config
+from taming_dist.usage import conf_dir
 
 NAMES = [
     "two words",

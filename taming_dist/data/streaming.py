@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import webdataset as wds
 from braceexpand import braceexpand
 
 from taming_dist.data.decoding import Decoder, class_of, note
@@ -135,6 +134,8 @@ class StreamingReader(Batching):
 
     def batches(self, from_sample: int = 0) -> Iterator[Batch]:
         """Yield endless batches; another `from_sample` starts at another place of the plan."""
+        import webdataset as wds  # not at every start: few runs stream
+
         word = random_words(self.plan.seed, BUFFER, from_sample, self.plan.rank, count=1)[0]
         mixed = wds.shuffle(SHUFFLED, rng=random.Random(int(word)))
         with reading_threads(self.reading.threads) as pool:

@@ -11,7 +11,6 @@ from functools import cache, partial
 from typing import Any
 
 import torch
-import torch._dynamo
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -75,6 +74,8 @@ def compile_blocks(network: nn.Module, recompute: bool) -> bool:
     block, in which ZeRO gathers. Where no gradient is followed (previews, validation, sampling)
     blocks run as they are: other sizes would be compiled anew, for a few batches.
     """
+    import torch._dynamo  # takes seconds, and few runs need it before their first step
+
     blocks = blocks_of(network)
     # Past its limit of shapes for one function torch would silently run it as it is.
     limit = torch._dynamo.config.recompile_limit

@@ -6,7 +6,8 @@ waits for ever (2.8 to 2.13, pytorch/pytorch#189290). Children inherit which sig
 and end with this process all the same: their pipes to it end. Ctrl-C is not held back: two of them
 that wait would count as one, and the second has to end the run at once; torch's workers ignore it.
 
-`torch._dynamo.callback` and the metrics of compilations are private names of torch, used only here.
+`torch._dynamo.callback` and the metrics of compilations are private names of torch, used only here;
+its import takes seconds, which only a run that compiles has to wait for.
 """
 
 import logging
@@ -14,10 +15,6 @@ import signal
 from functools import cache
 from pathlib import Path
 from typing import Any
-
-import torch._dynamo.callback
-from torch._dynamo.callback import CallbackTrigger
-from torch._dynamo.utils import clear_compilation_metrics, get_compilation_metrics
 
 logger = logging.getLogger(__name__)
 HELD_BACK = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -28,14 +25,16 @@ class Compilations:
     """Those of this process; `forward` counts the compiled forward passes."""
 
     def __init__(self) -> None:
+        from torch._dynamo.callback import CallbackTrigger, callback_handler
+
         self.forward = 0
         self._before: set[int | signal.Signals] = set()
-        handler = torch._dynamo.callback.callback_handler
-        handler.register_start_callback(self._start)
-        handler.register_end_callback(self._end)
+        self._first = CallbackTrigger.DYNAMO
+        callback_handler.register_start_callback(self._start)
+        callback_handler.register_end_callback(self._end)
 
     def _start(self, compilation: Any) -> None:
-        self.forward += compilation.callback_trigger is CallbackTrigger.DYNAMO
+        self.forward += compilation.callback_trigger is self._first
         self._before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
 
     def _end(self, compilation: Any) -> None:
@@ -59,6 +58,8 @@ class Recompilations:
 
     def step_done(self) -> None:
         """Count from the end of the first optimizer step on."""
+        from torch._dynamo.utils import clear_compilation_metrics
+
         if self._counted is None:
             self._counted = self._compilations.forward
             clear_compilation_metrics()
@@ -74,6 +75,8 @@ class Recompilations:
         return found
 
     def _tell(self) -> None:
+        from torch._dynamo.utils import clear_compilation_metrics, get_compilation_metrics
+
         for made in get_compilation_metrics():
             if made.is_forward is False or made.co_name is None:  # of a backward pass
                 continue

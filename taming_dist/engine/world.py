@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d
 
+from taming_dist.caches import keep_compiled
 from taming_dist.copies import fetch
 from taming_dist.engine.determinism import use_deterministic
 from taming_dist.engine.tf32 import EXACT, TF32, use_tf32
@@ -138,6 +139,7 @@ def choose_device(
     """The GPU of this rank, or the CPU, with fp32 exact on it or as TF32 (`engine.tf32`), and with
     the same numbers every time or not (`engine.deterministic`). Under srun a rank may be shown its
     own GPU only."""
+    keep_compiled()
     use_tf32(tf32)
     use_deterministic(deterministic)
     if not torch.cuda.is_available():
