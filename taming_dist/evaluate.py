@@ -179,7 +179,8 @@ def evaluate_transformer(config: EvaluateConfig, device: torch.device) -> dict[s
         prefix = condition.prefix(len(batch), batch.columns).to(device)
         tokens = arrange(to_device(batch.codes, device), transformer.places)
         pair = transformer.scheme.evaluation_pair(tokens, vocabulary)
-        metrics.update(transformer(pair.inputs, prefix), pair.targets, pair.weights)
+        found = transformer(pair.inputs, prefix, None, pair.targets, hits=True)
+        metrics.update(found, pair.targets, pair.weights)
     facts = {"kind": Transformer.kind, "fingerprint": fingerprint, "images": dataset.num_samples}
     return facts | metrics.compute()
 

@@ -8,12 +8,12 @@ import math
 import torch
 from torch import Tensor
 
-from taming_dist.losses.tokens import nll_of, unigram_entropy
+from taming_dist.losses.tokens import unigram_entropy
+from taming_dist.models.prior.head import Judged
 from taming_dist.models.prior.schemes import LIKELIHOOD
 from taming_dist.models.prior.transformer import TransformerConfig
 
 COLOURS = 3  # numbers of a pixel
-AT_ONCE = 2**24  # logits of which a copy in fp32 is made: 64 MiB
 DIGITS = 5  # after the point, of what there are hundreds of
 
 
@@ -35,12 +35,12 @@ class TokenMetrics:
         self.sums = torch.zeros(1 + 2 * tokens + vocabulary, dtype=torch.float64)
 
     @torch.no_grad()
-    def update(self, logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
-        """Add the logits [b, n, v] that a model gave for targets [b, n] int64; weights [b, n]: how
-        much each token counts, None for all alike."""
-        self.sums = self.sums.to(logits.device)
+    def update(self, judged: Judged, targets: Tensor, weights: Tensor | None = None) -> None:
+        """Add how a model judged targets [b, n] int64; weights [b, n]: how much each token counts,
+        None for all alike."""
+        self.sums = self.sums.to(targets.device)
         right, nll, counts, codes = self._parts()
-        each, hits = judged(logits, targets)
+        each, hits = judged.nll.double(), judged.hits
         counted = torch.ones_like(each) if weights is None else weights.to(each.dtype)
         right += (hits * counted).sum()
         nll += (each * counted).sum(0)
@@ -86,15 +86,3 @@ def token_metrics(model: TransformerConfig, image_size: int | None) -> TokenMetr
     if measure == LIKELIHOOD and image_size is not None:
         dimensions = COLOURS * image_size**2
     return TokenMetrics(model.vocabulary, model.num_tokens, measure, dimensions)
-
-
-def judged(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return of each token the negative log-likelihood, fp64 [b, n], computed in fp32, and whether
-    its likeliest code is the target. No copy of all logits [b, n, v] is made."""
-    rows = max(1, AT_ONCE // logits.shape[-1])
-    parts = zip(logits.flatten(0, 1).split(rows), targets.flatten().split(rows), strict=True)
-    nll, hits = [], []
-    for part, wanted in parts:
-        nll.append(nll_of(part, wanted))
-        hits.append(part.argmax(-1) == wanted)
-    return torch.cat(nll).double().view(targets.shape), torch.cat(hits).view(targets.shape)

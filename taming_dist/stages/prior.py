@@ -304,8 +304,8 @@ class TransformerRecipe:
             batch = self._read(given)
             tokens = arrange(self._codes(batch), model.places)
             pair = model.scheme.evaluation_pair(tokens, config.vocabulary)
-            logits = _known(model(pair.inputs, self._prefix(batch)), batch)
-            return logits, pair.targets, pair.weights
+            found = model(pair.inputs, self._prefix(batch), None, pair.targets, hits=True)
+            return found._replace(nll=_known(found.nll, batch)), pair.targets, pair.weights
 
         return self.trained.validate(batches, metrics, measure)
 

@@ -23,7 +23,7 @@ from taming_dist.models.initial import StartsAtZero, draw_normal
 from taming_dist.models.prior import former_keys
 from taming_dist.models.prior.blocks import BLOCKS, Around, Block, KVCache
 from taming_dist.models.prior.config import TransformerConfig
-from taming_dist.models.prior.head import Head, ZeroHead
+from taming_dist.models.prior.head import Head, Judged, ZeroHead
 from taming_dist.models.prior.orders import ORDERS, Places
 from taming_dist.models.prior.prefix import Part, Prefix, as_prefix
 from taming_dist.models.prior.schemes import SCHEMES
@@ -76,9 +76,11 @@ class Transformer(Exported):
         prefix: Prefix | Part,
         places: Places | None = None,
         targets: Int64[Tensor, "b n"] | None = None,
-    ) -> Float[Tensor, "b n v"] | Float32[Tensor, "b n"]:
+        hits: bool = False,
+    ) -> Float[Tensor, "b n v"] | Float32[Tensor, "b n"] | Judged:
         """Return logits, those of each of the image's tokens; or with targets their negative
-        log-likelihood in nats.
+        log-likelihood in nats, and with `hits` beside it whether each is the likeliest code: of
+        neither all logits are held at once.
 
         The tokens have the `places` of the grid, those of the model's order if they are left out,
         and m + n - shift <= positions, where m >= 1 is the prefix's length and `shift` the
@@ -99,7 +101,7 @@ class Transformer(Exported):
         for block in self.blocks:
             x = block(x, around)
         # Positions inside the prefix predict no code, so the head skips them.
-        return self.head(self._normed(x[:, prefix.length - shift :], around), targets)
+        return self.head(self._normed(x[:, prefix.length - shift :], around), targets, hits)
 
     @property
     def device(self) -> torch.device:
