@@ -15,9 +15,9 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from benchmarks.original.stage2 import GPT, TOP_K
 from taming_dist import cli
 from taming_dist.generation.captured import Captured
 from taming_dist.generation.precision import in_bf16
@@ -27,7 +27,7 @@ from taming_dist.models.prior.conditions import CodesCondition
 from taming_dist.models.prior.prefix import Prefix
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 
-VOCABULARY, GRID, TOKENS, TOP_K = 1024, [16, 16], 256, 100
+VOCABULARY, GRID, TOKENS = 1024, [16, 16], 256
 COPIED = 2**28  # bytes of the copy that measures the memory's bandwidth
 GUIDANCE = 3.0
 WEIGHTS, LIMIT = "limit: fp32 weights are read", "limit: and the cache, on average"
@@ -86,7 +86,7 @@ def beside_original(
 ) -> dict[str, Callable[[], float]]:
     """Seconds per token of the sampler and of the original's ways, each once."""
     device, prefix = model.device, prefixes(batch, model.device)
-    original = Original(model)
+    original = GPT(model)
     check(model, original, prefix)
     ours = Sampler(model, Sampling(top_k=TOP_K))
 
@@ -182,78 +182,8 @@ def where(device: torch.device) -> str:
     return f"the CPU, {torch.get_num_threads()} threads"
 
 
-def check(model: Transformer, original: "Original", prefix: Prefix) -> None:
+def check(model: Transformer, original: GPT, prefix: Prefix) -> None:
     """Both compute the same, or there is nothing to compare."""
     tokens = torch.zeros(len(prefix), 2, dtype=torch.int64, device=prefix.device)
     expected = original(torch.cat([prefix.parts[0], tokens[:, :1]], dim=1))[:, -1]
     torch.testing.assert_close(model(tokens, prefix)[:, 1], expected, atol=1e-4, rtol=1e-4)
-
-
-class Original(nn.Module):
-    """The arithmetic of the original, with the weights of ours: three projections, scores under a
-    mask that lies in memory, logits of every position."""
-
-    mask: Tensor
-
-    def __init__(self, model: Transformer) -> None:
-        super().__init__()
-        assert model.pos_emb is not None
-        self.model, self.heads, self.pos_emb = model, model.config.heads, model.pos_emb
-        positions = model.config.positions
-        dense = torch.ones(positions, positions, device=model.device).tril()
-        self.register_buffer("mask", dense.view(1, 1, positions, positions))
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Logits [b, t, v] of all positions."""
-        x = self.model.tok_emb(ids) + self.pos_emb[:, : ids.shape[1]]
-        for block in self.model.blocks:
-            query, key, value = self.projected(block, x)
-            x = self.read(block, x, query, key, value, self.mask)
-        return self.model.head(self.model.ln_f(x))
-
-    def next(self, ids: Tensor) -> Tensor:
-        """The token after ids, drawn from the TOP_K best."""
-        return self.drawn(self(ids)[:, -1])
-
-    def sample_with_past(self, ids: Tensor, count: int) -> Tensor:
-        """So many tokens after ids, with keys and values of those before."""
-        pasts: list[tuple[Tensor, Tensor] | None] = [None] * len(self.model.blocks)
-        read, found, seen = ids, [], 0
-        for _ in range(count):
-            x = self.model.tok_emb(read) + self.pos_emb[:, seen : seen + read.shape[1]]
-            for layer, block in enumerate(self.model.blocks):
-                query, key, value = self.projected(block, x)
-                past = pasts[layer]
-                if past is not None:
-                    key = torch.cat([past[0], key], dim=2)
-                    value = torch.cat([past[1], value], dim=2)
-                pasts[layer] = key, value
-                mask = self.mask if past is None else None
-                x = self.read(block, x, query, key, value, mask)
-            seen += read.shape[1]
-            read = self.drawn(self.model.head(self.model.ln_f(x))[:, -1])
-            found.append(read)
-        return torch.cat(found, dim=1)
-
-    def projected(self, block: Any, x: Tensor) -> list[Tensor]:
-        b, t, c = x.shape
-        normed = block.ln1(x)
-        linears = (block.attn.query, block.attn.key, block.attn.value)
-        return [linear(normed).view(b, t, self.heads, -1).transpose(1, 2) for linear in linears]
-
-    def read(
-        self, block: Any, x: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
-    ) -> Tensor:
-        scores = query @ key.transpose(-2, -1) * (1.0 / key.shape[-1] ** 0.5)
-        if mask is not None:
-            t = scores.shape[-1]
-            scores = scores.masked_fill(mask[:, :, :t, :t] == 0, float("-inf"))
-        y = (F.softmax(scores, dim=-1) @ value).transpose(1, 2).contiguous().view(x.shape)
-        x = x + block.attn.proj(y)
-        return x + block.mlp(block.ln2(x))
-
-    def drawn(self, logits: Tensor) -> Tensor:
-        best, _ = logits.topk(TOP_K)
-        logits = logits.clone()
-        logits[logits < best[:, [-1]]] = -float("inf")
-        return F.softmax(logits, dim=-1).multinomial(1)

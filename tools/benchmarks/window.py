@@ -16,7 +16,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from benchmarks.sampling import Original
+from benchmarks.original.stage2 import GPT, TOP_K
 from taming_dist import cli
 from taming_dist.generation.completion import Known
 from taming_dist.generation.draws import uniforms
@@ -27,7 +27,7 @@ from taming_dist.models.prior.blocks import Around
 from taming_dist.models.prior.conditions import CodesCondition
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 
-VOCABULARY, TOP_K = 1024, 100
+VOCABULARY = 1024
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = network(arguments).to(device)
     whole = 2 * arguments.window**2 - 1
-    original = Original(model)
+    original = GPT(model)
     passes = [original_pass(original, device) for _ in range(arguments.passes)]
     figures: dict[str, Any] = {}
     for step in arguments.steps:
@@ -127,9 +127,9 @@ def write_rows(
         return clock(device) - start, positions
 
 
-def original_pass(original: Original, device: torch.device) -> float:
+def original_pass(original: GPT, device: torch.device) -> float:
     """Seconds in which the original chooses one code: a pass over the window and its condition."""
-    length = original.model.config.positions
+    length = original.positions
     ids = torch.arange(length, device=device)[None] % VOCABULARY
     start = clock(device)
     original.drawn(original(ids)[:, length // 2])
