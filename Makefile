@@ -43,7 +43,7 @@ check: env
 	else echo "error: shellcheck is missing (apt-get install shellcheck)" >&2; exit 2; fi
 
 bench: env
-	$(BIN)/python tools/benchmark.py steps
+	$(BIN)/python tools/benchmark.py all
 
 clean-demo:
 	rm -rf outputs/demo

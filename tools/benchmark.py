@@ -1,6 +1,10 @@
-"""Measure, each comparison within one run: `make bench` runs `steps`.
+"""Measure, each comparison within one run: `make bench` runs `all`.
 
-    python tools/benchmark.py steps [--steps 12] [--out FILE]
+    python tools/benchmark.py stage1 [--baseline] [--cases step encode] [--out FILE]
+    python tools/benchmark.py stage2 [--baseline] [--layers 6] [--width 512] [--out FILE]
+    python tools/benchmark.py all [--out FILE]
+    python tools/benchmark.py table FILE [--into docs/results.md]
+    python tools/benchmark.py allocator [--steps 12] [--out FILE]
     python tools/benchmark.py making [--images 2000] [--out FILE]
     python tools/benchmark.py codes [--shards 16] [--images 64] [--out FILE]
     python tools/benchmark.py data [--images 4096] [--out FILE]
@@ -9,20 +13,38 @@
     python tools/benchmark.py saving [--saves 3] [--size "25 M"] [--out FILE]
     python tools/benchmark.py window [--codes 64] [--steps 1 2 4] [--out FILE]
 
-Every module of tools/benchmarks is a benchmark, named by the first argument. It prints a table;
---out writes the results as JSON.
+Every module of tools/benchmarks that is listed here is a benchmark, named by the first argument. It
+prints a table; --out writes the results as JSON: rows (`benchmarks.rows`), which `table` makes
+Markdown of, or of some the figures by name.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 # this folder is on the path of a script that lies in it
-from benchmarks import codes, data, decoding, making, memory, sampling, saving, steps, window
+from benchmarks import (
+    allocator,
+    codes,
+    data,
+    decoding,
+    making,
+    memory,
+    sampling,
+    saving,
+    stage1,
+    stage2,
+    suite,
+    tables,
+    window,
+)
+from benchmarks.rows import Rows, save
 
 from taming_dist import cli
 from taming_dist.formats.strict_json import write_json
 
 BENCHMARKS = {
+    "all": suite,
+    "allocator": allocator,
     "codes": codes,
     "data": data,
     "decoding": decoding,
@@ -30,7 +52,9 @@ BENCHMARKS = {
     "memory": memory,
     "sampling": sampling,
     "saving": saving,
-    "steps": steps,
+    "stage1": stage1,
+    "stage2": stage2,
+    "table": tables,
     "window": window,
 }
 
@@ -41,12 +65,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = parser.add_subparsers(dest="benchmark", required=True)
     for name, module in BENCHMARKS.items():
         one = chosen.add_parser(name, help=str(module.__doc__).partition(": ")[2].splitlines()[0])
-        one.add_argument("--out", type=Path, help="also write the results as JSON")
+        if module is not tables:
+            one.add_argument("--out", type=Path, help="also write the results as JSON")
         module.add_arguments(one)
     arguments = parser.parse_args(argv)
-    figures = BENCHMARKS[arguments.benchmark].run(arguments)
-    if arguments.out is not None and figures is not None:
-        write_json(arguments.out, figures)
+    found = BENCHMARKS[arguments.benchmark].run(arguments)
+    if found is None or arguments.out is None:
+        return
+    if isinstance(found, Rows | list):
+        save(arguments.out, [found] if isinstance(found, Rows) else found)
+    else:
+        write_json(arguments.out, found)
 
 
 if __name__ == "__main__":

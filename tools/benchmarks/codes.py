@@ -15,11 +15,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.cases import shown
+from benchmarks.rows import Rows
 from taming_dist import cli
 from taming_dist.data.codes import CodeDataset, CodeReader
 from taming_dist.formats.code_shards import CodeShard, write_codes_manifest
@@ -28,6 +29,14 @@ from taming_dist.formats.shards import TarWriter, write_shard
 
 TOKENS, VOCABULARY, SHARD, BATCH = 256, 16384, 16384, 64
 MANY = 10_000_000
+READING = ("codes", "code_columns", "plan")
+PATHS = (
+    *(f"taming_dist/data/{name}.py" for name in READING),
+    "taming_dist/formats/code_shards.py",
+    "taming_dist/prepare/tokenization",
+    "tools/benchmarks/codes.py",
+)
+SHORT = ["--shards", "4", "--images", "16", "--repeats", "3"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=cli.COUNT, default=64, help="images that are tokenized")
 
 
-def run(arguments: argparse.Namespace) -> dict[str, Any]:
+def run(arguments: argparse.Namespace) -> Rows:
     """Measure everything and print a table."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
@@ -51,11 +60,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             lambda: memory(codes, folder / "many"),
             lambda: tokenizing(folder, arguments.images, arguments.repeats),
         ):
-            found = part()
-            for name, value in found.items():
-                print(f"{name:48} {value:14,.1f}", flush=True)
-            figures |= found
-    return figures
+            figures |= part()
+    return shown("codes", figures, PATHS)
 
 
 def write_codes(folder: Path, shards: int) -> Path:
@@ -103,7 +109,7 @@ def reading(folder: Path, repeats: int) -> dict[str, float]:
     return {
         "shuffled, M tokens/s": rate(shuffled, repeats) / 1e6,
         "single samples, reads/s": rate(single, repeats),
-        "bytes per sample of 256 tokens": size / dataset.num_samples,
+        "a sample of 256 tokens, bytes": size / dataset.num_samples,
     }
 
 
@@ -128,7 +134,7 @@ def stock(path: Path, repeats: int, samples: int = 8192) -> dict[str, float]:
 
     return {
         "stock webdataset, .npy per sample, M tokens/s": rate(batches, repeats) / 1e6,
-        "stock webdataset, bytes per sample": path.stat().st_size / samples,
+        "stock webdataset, a sample, bytes": path.stat().st_size / samples,
     }
 
 
@@ -152,7 +158,7 @@ def memory(codes: Path, folder: Path) -> dict[str, float]:
     for batch in islice(CodeReader(dataset, micro_batch=BATCH).batches(), 4096):
         assert len(batch) == BATCH
     return {
-        "samples in the memory test": float(dataset.num_samples),
+        "the reader of these, samples": float(dataset.num_samples),
         "memory of their reader, MB": (anonymous_bytes() - before) / 1e6,
     }
 

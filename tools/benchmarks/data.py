@@ -26,12 +26,16 @@ from typing import Any
 import numpy as np
 import psutil
 
+from benchmarks.cases import shown
+from benchmarks.rows import Rows
 from taming_dist import cli
 
 SIZE, BATCH, SHARD = 256, 64, 256
 CONSUMED_PER_S = 200
 FIRST = 1024  # images that are read before the clock starts
 TURN = 256  # images of the reader, then of simplejpeg alone, and so on
+PATHS = ("taming_dist/data", "taming_dist/formats", "tools/benchmarks/data.py")
+SHORT = ["--images", "2048", "--rounds", "1"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", type=Path, help=argparse.SUPPRESS)
 
 
-def run(arguments: argparse.Namespace) -> dict[str, Any] | None:
+def run(arguments: argparse.Namespace) -> Rows | None:
     """Run every case in a process of its own, in turn, and print the medians."""
     if arguments.case:
         from taming_dist.memory import keep_freed_memory
@@ -63,14 +67,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any] | None:
                 for name, value in json.loads(done.stdout.splitlines()[-1]).items():
                     found.setdefault(name, []).append(value)
     figures = {name: statistics.median(values) for name, values in found.items()}
-    figures["bytes of an image"] = mean_bytes
-    for other in ("bare simplejpeg, one thread", "webdataset", "webdataset, no workers"):
+    figures["an image, bytes"] = mean_bytes
+    for other in ("bare simplejpeg in one thread", "webdataset", "webdataset without workers"):
         figures[f"reader / {other}"] = (
             figures["reader, images per CPU-s"] / (figures[f"{other}, images per CPU-s"])
         )
-    for name, value in figures.items():
-        print(f"{name:46} {value:12.4g}")
-    return figures
+    return shown("data", figures, PATHS)
 
 
 def write_photographs(folder: Path, count: int) -> float:
@@ -127,8 +129,8 @@ def reader(arguments: argparse.Namespace) -> dict[str, float]:
     return {
         "bare simplejpeg, images per CPU-s": TURN / statistics.median(costs["bare"]),
         "reader, images per CPU-s": TURN / statistics.median(costs["reader"]),
-        "reader / bare simplejpeg, by turns": statistics.median(shares),
-        "reader's process, peak MB": peak_mb(processes[1:]),
+        "reader / bare simplejpeg by turns": statistics.median(shares),
+        "reader's process at its peak, MB": peak_mb(processes[1:]),
     }
 
 
@@ -136,7 +138,7 @@ def bare_alone(arguments: argparse.Namespace) -> dict[str, float]:
     """The limit in one thread, while the other cores idle and leave it their share of the chip."""
     decode, encoded = bare_work(arguments)
     speed, _ = measured(lambda: map(decode, encoded), arguments.images)
-    return {"bare simplejpeg, one thread, images per CPU-s": speed}
+    return {"bare simplejpeg in one thread, images per CPU-s": speed}
 
 
 def bare_work(
@@ -169,7 +171,10 @@ def consumed(arguments: argparse.Namespace) -> dict[str, float]:
         got = time.perf_counter()
         waited += got - asked
         time.sleep(max(0.0, start + number * 16 / CONSUMED_PER_S - got))
-    return {"wait of a consumer of 200 images/s": waited / (time.perf_counter() - start)}
+    return {
+        "share of its time that a consumer of 200 images/s waits": waited
+        / (time.perf_counter() - start)
+    }
 
 
 def read(arguments: argparse.Namespace, batch: int = BATCH) -> Iterator[Any]:
@@ -190,7 +195,7 @@ def stock(arguments: argparse.Namespace) -> dict[str, float]:
 
 def stock_alone(arguments: argparse.Namespace) -> dict[str, float]:
     """webdataset in the process that uses it: no transport, and the trainer waits meanwhile."""
-    return stock_with(arguments, 0, "webdataset, no workers")
+    return stock_with(arguments, 0, "webdataset without workers")
 
 
 def stock_with(arguments: argparse.Namespace, workers: int, name: str) -> dict[str, float]:

@@ -11,13 +11,17 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.machine import COPY, copy_rate, default_device, describe
 from benchmarks.original.stage2 import GPT, TOP_K
+from benchmarks.rows import Row, Rows, this_run
+from benchmarks.tables import heading, lines
 from taming_dist import cli
 from taming_dist.generation.captured import Captured
 from taming_dist.generation.precision import in_bf16
@@ -28,8 +32,10 @@ from taming_dist.models.prior.prefix import Prefix
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 
 VOCABULARY, GRID, TOKENS = 1024, [16, 16], 256
-COPIED = 2**28  # bytes of the copy that measures the memory's bandwidth
 GUIDANCE = 3.0
+PATHS = ("taming_dist/generation", "taming_dist/models/prior", "tools/benchmarks/sampling.py",
+         "tools/benchmarks/original")  # fmt: skip
+SHORT = ["--batches", "1", "8", "--repeats", "1", "--positions", "2"]
 WEIGHTS, LIMIT = "limit: fp32 weights are read", "limit: and the cache, on average"
 Figures = dict[str, float]
 
@@ -46,23 +52,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @torch.no_grad()
-def run(arguments: argparse.Namespace) -> dict[str, Figures]:
-    """Measure each batch size, all cases in turn; print and return medians."""
+def run(arguments: argparse.Namespace) -> Rows:
+    """Measure each batch size, all cases in turn; print and give medians."""
     torch.set_num_threads(arguments.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     model = network(arguments).to(device)
-    bandwidth = copy_bandwidth(device)
-    print(f"{model.config.layers} layers x {model.config.width} on {where(device)}")
-    print(f"memory: a copy reads and writes {bandwidth / 1e9:.1f} GB/s")
-    figures = {}
+    bandwidth = copy_rate(device)
+    found: list[Row] = []
     for batch in arguments.batches:
         cases = on_gpu(model, batch) if device.type == "cuda" else {}
         cases = beside_original(model, batch, arguments.positions) | cases
-        found = medians(cases, arguments.repeats)
-        name = f"batch {batch}"
-        figures[name] = found | limits(model, batch, bandwidth)
-        table(name, figures[name])
-    return figures
+        found += rows(model, batch, medians(cases, arguments.repeats), bandwidth)
+    everything = Rows(this_run(describe(device, {COPY: bandwidth / 1e9})), found)
+    print("\n".join([heading(everything.run), *lines(found)]), flush=True)
+    return everything
+
+
+def rows(model: Transformer, batch: int, seconds: Figures, bandwidth: float) -> list[Row]:
+    """A row for each way to write a token, and for the time in which what it needs is read."""
+    config, bounds = model.config, limits(model, batch, bandwidth)
+    case = f"{batch} x {TOKENS} tokens, {config.layers} layers x {config.width}"
+    found = []
+    for form, each in (seconds | bounds).items():
+        row = Row("sampling", case, form, batch / each, "tokens/s", ms=1e3 * each, paths=PATHS)
+        if form not in bounds:
+            bound = bounds[LIMIT] / (2 if "bf16" in form else 1)
+            times = seconds["original, with past"] / each
+            row = replace(row, peak=COPY, share=bound / each, times=times)
+        found.append(row)
+    return found
 
 
 def network(arguments: argparse.Namespace) -> Transformer:
@@ -146,25 +164,6 @@ def limits(model: Transformer, batch: int, bandwidth: float) -> Figures:
     }
 
 
-def table(name: str, found: Figures) -> None:
-    slowest, limit = found["original, a pass per token"], found[LIMIT]
-    print(f"\n{name:40} {'us/token':>10} {'times':>7} {'of limit':>9}")
-    for case, seconds in found.items():
-        if case in (LIMIT, WEIGHTS):
-            print(f"{case:40} {seconds * 1e6:10.0f}")
-            continue
-        share = (limit / 2 if "bf16" in case else limit) / seconds
-        print(f"{case:40} {seconds * 1e6:10.0f} {slowest / seconds:7.1f} {share:9.0%}")
-
-
-def copy_bandwidth(device: torch.device) -> float:
-    """Bytes per second that a large copy reads and writes together."""
-    source = torch.ones(COPIED // 4, device=device)
-    target = torch.empty_like(source)
-    seconds = [timed(lambda: target.copy_(source), device) for _ in range(9)]
-    return 2 * COPIED / statistics.median(seconds)
-
-
 def timed(work: Callable[[], Any], device: torch.device) -> float:
     """Seconds until the device has done it."""
     if device.type == "cuda":
@@ -174,12 +173,6 @@ def timed(work: Callable[[], Any], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
-
-
-def where(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"the CPU, {torch.get_num_threads()} threads"
 
 
 def check(model: Transformer, original: GPT, prefix: Prefix) -> None:

@@ -1,7 +1,7 @@
-"""`tools/benchmark.py steps`: stage 1's step and encoding.
+"""`tools/benchmark.py allocator`: stage 1's step and encoding by settings of glibc (CPU only).
 
 The demo's step on random images, before and after the GAN counts, and encoding by the paper's f16
-model, with glibc's default allocator settings and with those that every command sets (CPU only).
+model, with glibc's default allocator settings and with those that every command sets.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any] | None:
         return None
     figures = {}
     for case in ("default", "kept"):
-        command = [sys.executable, sys.argv[0], "steps", "--case", case]
+        command = [sys.executable, sys.argv[0], "allocator", "--case", case]
         command += ["--steps", str(arguments.steps)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         figures[case] = json.loads(done.stdout.splitlines()[-1])
