@@ -11,6 +11,8 @@
     python tools/benchmark.py decoding [--size 1024] [--rows 16 64 256] [--out FILE]
     python tools/benchmark.py sampling [--threads 2] [--layers 6] [--width 512] [--out FILE]
     python tools/benchmark.py saving [--saves 3] [--size "25 M"] [--out FILE]
+    python tools/benchmark.py scaling [--ranks 1 2 4 8] [--zero 0 2] [--out FILE]
+    python tools/benchmark.py forecast [--overlap 0.8] [--into docs/scaling.md]
     python tools/benchmark.py window [--codes 64] [--steps 1 2 4] [--out FILE]
 
 Every module of tools/benchmarks that is listed here is a benchmark, named by the first argument. It
@@ -27,10 +29,12 @@ from benchmarks import (
     codes,
     data,
     decoding,
+    forecast,
     making,
     memory,
     sampling,
     saving,
+    scaling,
     stage1,
     stage2,
     suite,
@@ -48,10 +52,12 @@ BENCHMARKS = {
     "codes": codes,
     "data": data,
     "decoding": decoding,
+    "forecast": forecast,
     "making": making,
     "memory": memory,
     "sampling": sampling,
     "saving": saving,
+    "scaling": scaling,
     "stage1": stage1,
     "stage2": stage2,
     "table": tables,
@@ -65,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = parser.add_subparsers(dest="benchmark", required=True)
     for name, module in BENCHMARKS.items():
         one = chosen.add_parser(name, help=str(module.__doc__).partition(": ")[2].splitlines()[0])
-        if module is not tables:
+        if module not in (tables, forecast):  # which measure nothing
             one.add_argument("--out", type=Path, help="also write the results as JSON")
         module.add_arguments(one)
     arguments = parser.parse_args(argv)

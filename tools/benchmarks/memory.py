@@ -7,18 +7,16 @@ counts, beside what arXiv 1910.02054 (table 1) expects for weights in fp32.
 
 import argparse
 import gc
-import multiprocessing
-import os
 import resource
-import socket
 from collections.abc import Iterable, Iterator
-from multiprocessing.connection import Connection
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks import worlds
 from taming_dist import cli
 
 CHANNELS, SIZE, HALF_LIFE = 64, 32, 1000
@@ -33,17 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure every stage at every number of ranks, in processes of their own; print a table."""
-    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}  # ranks need no GPU each
-    from taming_dist.engine.start import load_deepspeed
-
-    load_deepspeed()  # once, for all ranks
+    worlds.prepare()
     head = " ".join(f"{name:>10}" for name in (*COLUMNS, "sum", "expected", "peak RSS"))
     print(f"MB on the fullest rank, {arguments.precision}; the sum is without the average")
     print(f"ranks zero {head}")
     figures = {}
     for ranks in arguments.ranks:
         for zero in range(4):
-            found = fullest(launch(ranks, zero, arguments.precision))
+            found = fullest(worlds.launch(partial(measure, zero, arguments.precision), ranks))
             figures[f"{ranks} ranks, ZeRO {zero}"] = found
             held = [found[name] for name in COLUMNS]
             numbers = (*held, sum(held[:-1]), expected(found["parameters"], ranks, zero))
@@ -62,30 +57,7 @@ def fullest(found: list[dict[str, float]]) -> dict[str, float]:
     return max(found, key=lambda rank: sum(rank[name] for name in COLUMNS))
 
 
-def launch(ranks: int, zero: int, precision: str) -> list[dict[str, float]]:
-    """What every rank of a new world found."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
-    place = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    context = multiprocessing.get_context("fork")
-    ends = []
-    for rank in range(ranks):
-        ours, theirs = context.Pipe(duplex=False)
-        mine = place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        context.Process(target=work, args=(theirs, mine, zero, precision), daemon=True).start()
-        theirs.close()  # so that a rank that dies ends the wait for it
-        ends.append(ours)
-    return [end.recv() for end in ends]
-
-
-def work(end: Connection, place: dict[str, str], zero: int, precision: str) -> None:
-    """One rank."""
-    os.environ |= place
-    end.send(measure(zero, precision))
-
-
-def measure(zero: int, precision: str) -> dict[str, float]:
+def measure(zero: int, precision: str, _: Any) -> dict[str, float]:
     """Bytes that this rank holds in the middle of a step of two micro-batches, by their use."""
     from taming_dist.engine.settings import EngineConfig
     from taming_dist.engine.start import init_world, shutdown

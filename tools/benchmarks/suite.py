@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import codes, data, sampling, stage1, stage2
+from benchmarks import codes, data, sampling, scaling, stage1, stage2
 from benchmarks.rows import Rows, load
 from taming_dist.errors import UserError
 
@@ -19,6 +19,7 @@ SHORT = {
     "codes": codes.SHORT,
     "stage2": stage2.SHORT,
     "sampling": sampling.SHORT,
+    "scaling": scaling.SHORT,
 }
 
 
