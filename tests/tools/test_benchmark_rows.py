@@ -31,7 +31,7 @@ class Repository:
         self.write("measured.py", "1")
         self.write("other.py", "1")
         self.commit = self.save()
-        self.run = Run(self.commit, False, "2026-11-27", MACHINE)
+        self.run = Run(self.commit, [], "2026-11-27", MACHINE)
 
     def git(self, *words: str) -> str:
         command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *words]
@@ -77,13 +77,14 @@ def test_a_row_is_as_old_as_the_code_that_it_measures(repository: Repository) ->
 @pytest.mark.parametrize(
     ("commit", "changed", "why"),
     [
-        ("", False, "of unknown code"),
-        ("0123456789", False, "of a commit that is not here"),
-        ("first", True, "with uncommitted changes"),
+        ("", [], "of unknown code"),
+        ("0123456789", [], "of a commit that is not here"),
+        ("first", ["measured.py"], "of changes that were not committed"),
+        ("first", ["measured.py.orig", "other.py"], ""),
     ],
 )
 def test_a_row_of_code_that_cannot_be_compared_says_so(
-    repository: Repository, commit: str, changed: bool, why: str
+    repository: Repository, commit: str, changed: list[str], why: str
 ) -> None:
     commit = repository.commit if commit == "first" else commit
     run = Run(commit, changed, "2026-11-27", MACHINE)

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import logging
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import DTYPES, better, default_device, describe, measured_peaks
-from benchmarks.rows import Row, Rows, rows_of, this_run
+from benchmarks.rows import Row, Rows, Run, rows_of, this_run
 from benchmarks.tables import heading, lines
 from benchmarks.timing import PeakMemory, Sample, by_turns, quartiles, ratio
 from taming_dist import cli
@@ -59,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser, cases: Sequence[str]) -> None
 
 def set_up(arguments: argparse.Namespace) -> torch.device:
     """Threads and precisions; gives the device."""
+    logging.getLogger("taming_dist.pretrained").setLevel(logging.ERROR)  # weights are random
     device = default_device()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -95,18 +97,19 @@ def measured(
 ) -> Rows:
     """Measure one case after the other between two measurements of the machine's peaks, and print
     a table."""
+    begun = this_run(describe(device, {}))
     before = measured_peaks(device, arguments.precisions)
     rows = [row for case in cases for row in measure(benchmark, case, arguments.rounds, device)]
     peaks = better(before, measured_peaks(device, arguments.precisions))
     rows = [dataclasses.replace(row, share=share(row, peaks)) for row in rows]
-    found = Rows(this_run(describe(device, peaks)), rows)
+    found = Rows(dataclasses.replace(begun, machine=describe(device, peaks)), rows)
     print("\n".join([heading(found.run), *lines(found.rows)]), flush=True)
     return found
 
 
-def shown(benchmark: str, figures: Mapping[str, float], paths: Sequence[str]) -> Rows:
+def shown(benchmark: str, figures: Mapping[str, float], paths: Sequence[str], run: Run) -> Rows:
     """Figures by name as rows, printed."""
-    found = Rows(this_run(describe(default_device(), {})), rows_of(benchmark, figures, paths))
+    found = Rows(run, rows_of(benchmark, figures, paths))
     print("\n".join([heading(found.run), *lines(found.rows)]), flush=True)
     return found
 

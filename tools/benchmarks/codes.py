@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from benchmarks.cases import shown
-from benchmarks.rows import Rows
+from benchmarks.machine import default_device, describe
+from benchmarks.rows import Rows, this_run
 from taming_dist import cli
 from taming_dist.data.codes import CodeDataset, CodeReader
 from taming_dist.formats.code_shards import CodeShard, write_codes_manifest
@@ -50,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> Rows:
     """Measure everything and print a table."""
     torch.set_num_threads(1)
+    begun = this_run(describe(default_device(), {}))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         codes = write_codes(folder / "codes", arguments.shards)
@@ -61,7 +63,7 @@ def run(arguments: argparse.Namespace) -> Rows:
             lambda: tokenizing(folder, arguments.images, arguments.repeats),
         ):
             figures |= part()
-    return shown("codes", figures, PATHS)
+    return shown("codes", figures, PATHS, begun)
 
 
 def write_codes(folder: Path, shards: int) -> Path:

@@ -27,7 +27,8 @@ import numpy as np
 import psutil
 
 from benchmarks.cases import shown
-from benchmarks.rows import Rows
+from benchmarks.machine import default_device, describe
+from benchmarks.rows import Rows, this_run
 from taming_dist import cli
 
 SIZE, BATCH, SHARD = 256, 64, 256
@@ -56,6 +57,7 @@ def run(arguments: argparse.Namespace) -> Rows | None:
         keep_freed_memory()  # as every command does
         print(json.dumps(CASES[arguments.case](arguments), allow_nan=False))
         return None
+    begun = this_run(describe(default_device(), {}))
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         mean_bytes = write_photographs(Path(folder), 4 * SHARD)
@@ -72,7 +74,7 @@ def run(arguments: argparse.Namespace) -> Rows | None:
         figures[f"reader / {other}"] = (
             figures["reader, images per CPU-s"] / (figures[f"{other}, images per CPU-s"])
         )
-    return shown("data", figures, PATHS)
+    return shown("data", figures, PATHS, begun)
 
 
 def write_photographs(folder: Path, count: int) -> float:

@@ -17,10 +17,10 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 @dataclasses.dataclass(frozen=True)
 class Run:
     """Of which code, when and on which machine rows were found. `commit` is "" where there is no
-    git repository; `changed`: tracked files differed from it."""
+    git repository; `changed`: the files that differed from it."""
 
     commit: str
-    changed: bool
+    changed: Sequence[str]
     date: str
     machine: Machine
 
@@ -78,11 +78,11 @@ def rows_of(
 
 
 def this_run(machine: Machine) -> Run:
-    """The run that is going on."""
-    commit = _git(REPOSITORY, "rev-parse", "--short=10", "HEAD")
-    changed = bool(commit) and _git(REPOSITORY, "status", "--porcelain", "-uno") != ""
+    """The run that begins now: what it measures is the code that there is now."""
+    commit = _git(REPOSITORY, "rev-parse", "--short=10", "HEAD") or ""
+    changed = _git(REPOSITORY, "diff", "--name-only", "HEAD") or ""
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-    return Run(commit or "", changed, today, machine)
+    return Run(commit, changed.splitlines(), today, machine)
 
 
 def save(path: Path, found: Iterable[Rows]) -> None:
@@ -118,8 +118,8 @@ def age(row: Row, run: Run, repository: Path = REPOSITORY) -> str:
     """
     if not run.commit:
         return "of unknown code"
-    if run.changed:
-        return "with uncommitted changes"
+    if any(Path(file).is_relative_to(path) for file in run.changed for path in row.paths):
+        return "of changes that were not committed"
     if _git(repository, "cat-file", "-t", run.commit) != "commit":
         return "of a commit that is not here"
     if _git(repository, "diff", "--name-only", run.commit, "--", *row.paths):

@@ -58,12 +58,13 @@ def run(arguments: argparse.Namespace) -> Rows:
     device = default_device()
     model = network(arguments).to(device)
     bandwidth = copy_rate(device)
+    begun = this_run(describe(device, {COPY: bandwidth / 1e9}))
     found: list[Row] = []
     for batch in arguments.batches:
         cases = on_gpu(model, batch) if device.type == "cuda" else {}
         cases = beside_original(model, batch, arguments.positions) | cases
         found += rows(model, batch, medians(cases, arguments.repeats), bandwidth)
-    everything = Rows(this_run(describe(device, {COPY: bandwidth / 1e9})), found)
+    everything = Rows(begun, found)
     print("\n".join([heading(everything.run), *lines(found)]), flush=True)
     return everything
 

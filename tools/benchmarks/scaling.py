@@ -56,14 +56,14 @@ def run(arguments: argparse.Namespace) -> Rows:
     """Measure every stage of training and of ZeRO at every number of ranks."""
     worlds.prepare()
     torch.set_num_threads(1)
-    rows: list[Row] = []
+    begun, rows = this_run(describe(CPU, {})), list[Row]()
     for stage in arguments.stages:
         for ranks in arguments.ranks:
             work = partial(measure, arguments, stage)
             together = worlds.launch(work, ranks)
             alone = worlds.launch(work, 1, worlds=ranks) if ranks > 1 else together
             rows += [row_of(arguments, stage, zero, together, alone) for zero in arguments.zero]
-    found = Rows(this_run(describe(CPU, {})), rows)
+    found = Rows(begun, rows)
     print("\n".join([heading(found.run), *lines(rows)]), flush=True)
     return found
 

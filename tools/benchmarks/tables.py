@@ -56,7 +56,7 @@ def heading(run: Run) -> str:
     """Where and when rows were found."""
     machine, peaks = run.machine, run.machine.peaks
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
-    code = f"commit {run.commit or 'unknown'}{' with changes' if run.changed else ''}"
+    code = f"commit {run.commit or 'unknown'}"
     host = f"{machine.cpu}, {machine.cores} cores, {machine.memory_gb:g} GB"
     where = host if machine.device == "CPU" else f"{machine.device} ({host})"
     found = [f"{name} {short(value)}" for name, value in peaks.items() if name != COPY]
