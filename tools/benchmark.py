@@ -1,7 +1,7 @@
 """Measure, each comparison within one run: `make bench` runs `all`.
 
     python tools/benchmark.py stage1 [--baseline] [--cases step encode] [--out FILE]
-    python tools/benchmark.py stage2 [--baseline] [--layers 6] [--width 512] [--out FILE]
+    python tools/benchmark.py stage2 [--baseline] [--engine zero=2 graphs=true] [--out FILE]
     python tools/benchmark.py all [--out FILE]
     python tools/benchmark.py table FILE [--into docs/results.md]
     python tools/benchmark.py allocator [--steps 12] [--out FILE]

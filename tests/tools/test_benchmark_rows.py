@@ -1,5 +1,6 @@
 """Rows of benchmarks: written, read, shown, and marked where their code has changed since."""
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from taming_dist.engine.settings import EngineConfig
 from taming_dist.errors import UserError
 
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -183,3 +185,15 @@ def test_the_code_that_rows_depend_on_is_there(name: str) -> None:
     assert [
         path for path in (*paths, *cases.BASELINE_PATHS) if not (REPOSITORY / path).exists()
     ] == []
+
+
+def test_settings_of_the_engine_are_those_of_the_configuration() -> None:
+    def engine(*words: str, precision: str = "bf16") -> EngineConfig:
+        return cases.engine_of(argparse.Namespace(engine=list(words)), precision)
+
+    assert engine("zero=2", "reduce=bf16") == EngineConfig(2, "bf16", "none", "bf16")
+    assert engine(precision="tf32") == EngineConfig(precision="fp32", tf32="all")
+    with pytest.raises(UserError, match="--engine zeor=2: Key 'zeor' not in 'EngineConfig'"):
+        engine("zeor=2")
+    with pytest.raises(UserError, match=r"engine\.zero=5"):
+        engine("zero=5")

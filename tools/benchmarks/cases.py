@@ -8,13 +8,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from benchmarks.machine import DTYPES, better, default_device, describe, measured_peaks
 from benchmarks.rows import Row, Rows, Run, rows_of, this_run
 from benchmarks.tables import heading, lines
 from benchmarks.timing import PeakMemory, Sample, by_turns, quartiles, ratio
 from taming_dist import cli
+from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.tf32 import EXACT, TF32_CHOICES, use_tf32
+from taming_dist.errors import UserError
 
 WARM_UP = 2  # calls: the second one has the optimizer's state
 BASELINE_PATHS = ("tools/benchmarks/original",)
@@ -85,6 +89,38 @@ def forms_of(
         build = lambda precision=precision: ours(precision)  # noqa: E731
         found.append(Form("ours", precision, build, notes))
     return found
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """What benchmarks of a training step take beside."""
+    parser.add_argument("--engine", nargs="+", default=[], metavar="KEY=VALUE",
+                        help="settings of ours, as zero=2 graphs=true")  # fmt: skip
+
+
+def engine_of(arguments: argparse.Namespace, precision: str) -> EngineConfig:
+    """The settings of an engine at a precision of these benchmarks.
+
+    Raises:
+        UserError: --engine names another, or a value that it does not take.
+    """
+    own = {
+        "precision": "fp32" if precision == "tf32" else precision,
+        "tf32": "all" if precision == "tf32" else "none",
+    }
+    try:
+        asked = OmegaConf.from_dotlist(arguments.engine)
+        merged = OmegaConf.merge(OmegaConf.structured(EngineConfig), own, asked)
+        found = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--engine {' '.join(arguments.engine)}: {reason}") from error
+    assert isinstance(found, EngineConfig)
+    return found
+
+
+def engine_name(arguments: argparse.Namespace) -> str:
+    """The settings that were asked for, at the end of a case's name."""
+    return "".join(f", {setting}" for setting in arguments.engine)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

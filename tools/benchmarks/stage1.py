@@ -6,6 +6,7 @@ step is that of 128 px and 64 channels in batches of 2, on a GPU the paper's in 
 """
 
 import argparse
+import copy
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
@@ -17,18 +18,19 @@ from torch import Tensor
 from benchmarks import flops, original
 from benchmarks.cases import (
     Case,
+    Form,
     Work,
+    add_engine,
     autocast,
+    engine_name,
+    engine_of,
     forms_of,
     measured,
     set_up,
 )
-from benchmarks.cases import (
-    add_arguments as add_common,
-)
+from benchmarks.cases import add_arguments as add_common
 from benchmarks.rows import Rows
 from taming_dist import cli, pretrained
-from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.start import init_world, shutdown
 from taming_dist.engine.world import World
 from taming_dist.launch import environment_place
@@ -67,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=cli.COUNT, help="that are encoded and decoded at once")
     parser.add_argument("--coded-size", type=cli.COUNT, default=256, help="pixels across of them")
     parser.add_argument("--coded-channels", type=cli.COUNT, default=128, help="of their VQGAN")
-    parser.add_argument("--zero", type=int, choices=range(4), default=0, help="stage of ours")
+    add_engine(parser)
 
 
 def run(arguments: argparse.Namespace) -> Rows:
@@ -93,9 +95,7 @@ def step(arguments: argparse.Namespace, world: World) -> Case:
     pixels = torch.randint(256, (batch, 3, size, size), dtype=torch.uint8)
 
     def ours(precision: str) -> Work:
-        tf32 = "all" if precision == "tf32" else "none"
-        within = "bf16" if precision == "bf16" else "fp32"
-        engine = EngineConfig(zero=arguments.zero, precision=within, tf32=tf32)
+        engine = engine_of(arguments, precision)
         recipe = VQGANRecipe(config, loss, Context(OptimConfig(lr=LR), engine, world, batch))
         clock = Clock(batch, 2**31)
         images = SimpleNamespace(columns={"image": pixels})
@@ -122,8 +122,8 @@ def step(arguments: argparse.Namespace, world: World) -> Case:
         return call
 
     return Case(
-        f"step of {batch} images of {size} px, {arguments.channels} channels, GAN on, "
-        f"ZeRO {arguments.zero}",
+        f"step of {batch} images of {size} px, {arguments.channels} channels, GAN on"
+        f"{engine_name(arguments)}",
         "images/s",
         batch,
         flops.vqgan_step(config, loss, batch, size),
@@ -155,7 +155,8 @@ def encode(arguments: argparse.Namespace, world: World) -> Case:
             partial(inferring, ours.encode, images),
             partial(inferring, theirs.encode, images),
             agreement,
-        ),
+        )
+        + lean_form(ours, lambda network: inferring(network.encode, images, "bf16"), agreement),
     )
 
 
@@ -176,7 +177,8 @@ def decode(arguments: argparse.Namespace, world: World) -> Case:
             arguments,
             partial(inferring, ours.decode_codes, codes),
             partial(inferring, theirs.decode_codes, codes),
-        ),
+        )
+        + lean_form(ours, lambda network: inferring(network.decode_codes, codes, "bf16")),
     )
 
 
@@ -191,6 +193,8 @@ def codebook(arguments: argparse.Namespace, world: World) -> Case:
     def agreement(codes: Tensor) -> dict[str, float]:
         return {"codes as the original's, %": 100 * (codes == expected).double().mean().item()}
 
+    search = partial(nearest, z, entries, lean=True)
+    kernel = [Form("our kernel", "fp32", lambda: search, agreement)] if z.is_cuda else []
     return Case(
         f"nearest of {MANY_CODES:,} codes of {DIM} numbers for {VECTORS:,} vectors",
         "vectors/s",
@@ -203,7 +207,8 @@ def codebook(arguments: argparse.Namespace, world: World) -> Case:
             lambda precision: lambda: nearest(z, entries),
             lambda precision: lambda: original.nearest(z, entries),
             agreement,
-        ),
+        )
+        + kernel,
     )
 
 
@@ -233,6 +238,19 @@ def coded(arguments: argparse.Namespace, world: World) -> Tensor:
     torch.manual_seed(1)
     shape = (arguments.images, 3, arguments.coded_size, arguments.coded_size)
     return torch.rand(shape, device=world.device) * 2 - 1
+
+
+def lean_form(
+    ours: VQGAN,
+    work: Callable[[VQGAN], Work],
+    notes: Callable[[Any], dict[str, float]] | None = None,
+) -> list[Form]:
+    """On GPUs also by kernels of our own in bf16 (`taming_dist.models.lean`), with the same
+    weights."""
+    if ours.quant_conv.weight.device.type != "cuda":
+        return []
+    network = copy.deepcopy(ours)
+    return [Form("our kernels", "bf16", lambda: work(network), notes)] if network.run_lean() else []
 
 
 def inferring(function: Callable[[Tensor], Tensor], given: Tensor, precision: str) -> Work:

@@ -14,18 +14,18 @@ from benchmarks import flops, original
 from benchmarks.cases import (
     Case,
     Work,
+    add_engine,
     autocast,
+    engine_name,
+    engine_of,
     forms_of,
     measured,
     set_up,
 )
-from benchmarks.cases import (
-    add_arguments as add_common,
-)
+from benchmarks.cases import add_arguments as add_common
 from benchmarks.rows import Rows
 from taming_dist import cli
 from taming_dist.data.codes import CodeBatch
-from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.start import init_world, shutdown
 from taming_dist.engine.world import World
 from taming_dist.launch import environment_place
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name in DEFAULTS["cpu"]:
         parser.add_argument(f"--{name}", type=cli.COUNT)
     parser.add_argument("--vocabulary", type=cli.COUNT, default=1024)
-    parser.add_argument("--zero", type=int, choices=range(4), default=0, help="stage of ours")
+    add_engine(parser)
 
 
 def run(arguments: argparse.Namespace) -> Rows:
@@ -77,9 +77,7 @@ def step(arguments: argparse.Namespace, world: World) -> Case:
 
     def ours(precision: str) -> Work:
         optim = OptimConfig("adamw", lr=LR, betas=[0.9, 0.95], weight_decay=DECAY)
-        tf32 = "all" if precision == "tf32" else "none"
-        within = "bf16" if precision == "bf16" else "fp32"
-        engine = EngineConfig(zero=arguments.zero, precision=within, tf32=tf32)
+        engine = engine_of(arguments, precision)
         recipe = TransformerRecipe(config, TokenLossConfig(), Context(optim, engine, world, batch))
         given = CodeBatch({"codes": codes, "cls": classes}, torch.arange(batch))
         clock = Clock(batch, 2**31)
@@ -103,8 +101,8 @@ def step(arguments: argparse.Namespace, world: World) -> Case:
         return call
 
     return Case(
-        f"step of {batch} x {block} tokens, {arguments.layers} layers x {arguments.width}, "
-        f"ZeRO {arguments.zero}",
+        f"step of {batch} x {block} tokens, {arguments.layers} layers x {arguments.width}"
+        f"{engine_name(arguments)}",
         "tokens/s",
         batch * block,
         flops.prior_step(config, batch),
