@@ -220,7 +220,7 @@ def stock_with(arguments: argparse.Namespace, workers: int, name: str) -> dict[s
 
     speed, memory = measured(batches, arguments.images)
     return {f"{name}, images per CPU-s": speed} | (
-        {f"{name}, a worker's peak MB": memory} if workers else {}
+        {f"{name}, a worker at its peak, MB": memory} if workers else {}
     )
 
 

@@ -27,7 +27,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One form of a case: `ours`, `original` or another that the benchmark names.
+    """One form of a case: `ours`, `original` or another name, "" where there are no forms.
 
     `value` in `unit`, such as images/s; `ms` of one call, the median, and its quartiles `low_ms`
     and `high_ms`; `cpu_ms`: processor time of a call, of all threads; `memory_mb`: the peak above
@@ -65,14 +65,12 @@ class Rows:
     rows: Sequence[Row]
 
 
-def rows_of(
-    benchmark: str, figures: Mapping[str, float], paths: Sequence[str], form: str = "ours"
-) -> list[Row]:
+def rows_of(benchmark: str, figures: Mapping[str, float], paths: Sequence[str]) -> list[Row]:
     """A row for each figure; its unit is what follows the last comma of its name."""
     found = []
     for name, value in figures.items():
         case, comma, unit = name.rpartition(", ")
-        row = Row(benchmark, case, form, value, unit, paths=paths)
+        row = Row(benchmark, case, "", value, unit, paths=paths)
         found.append(row if comma else dataclasses.replace(row, case=name, unit=""))
     return found
 
