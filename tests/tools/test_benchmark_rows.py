@@ -1,6 +1,7 @@
 """Rows of benchmarks: written, read, shown, and marked where their code has changed since."""
 
 import argparse
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -197,3 +198,12 @@ def test_settings_of_the_engine_are_those_of_the_configuration() -> None:
         engine("zeor=2")
     with pytest.raises(UserError, match=r"engine\.zero=5"):
         engine("zero=5")
+
+
+def test_the_page_of_results_shows_the_rows_that_are_kept() -> None:
+    """But for the marks, which depend on the day."""
+    docs = REPOSITORY / "docs"
+    page = (docs / "results.md").read_text().partition(BEGIN)[2].partition(END)[0].strip()
+    shown, rows = (re.sub(r" \*\*\[.*?]\*\*", "", text)
+                   for text in (page, markdown(load(docs / "speed.json"))))  # fmt: skip
+    assert shown == rows, "run tools/benchmark.py table docs/speed.json --into docs/results.md"
