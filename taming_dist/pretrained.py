@@ -27,6 +27,7 @@ from taming_dist.access import require_readable
 from taming_dist.caches import cache_folder
 from taming_dist.errors import UserError
 from taming_dist.losses.perceptual import LPIPS
+from taming_dist.models.convolution import Convolution
 from taming_dist.models.discriminators import DinoConfig, DiscriminatorConfig
 from taming_dist.models.discriminators.dino import SIDE, DinoFeatures
 from taming_dist.placeholders import refuse_placeholder
@@ -42,7 +43,7 @@ def _vgg16_slices() -> list[nn.Module]:
     for widths in ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)):
         layers: list[nn.Module] = [nn.MaxPool2d(2)] if slices else []
         for width in widths:
-            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
+            layers += [Convolution(channels, width), nn.ReLU(inplace=True)]
             channels = width
         slices.append(nn.Sequential(*layers))
     return slices
@@ -53,9 +54,9 @@ def _alexnet_slices() -> list[nn.Module]:
     return [
         nn.Sequential(nn.Conv2d(3, 64, 11, stride=4, padding=2), nn.ReLU(inplace=True)),
         nn.Sequential(nn.MaxPool2d(3, 2), nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(inplace=True)),
-        nn.Sequential(nn.MaxPool2d(3, 2), nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(inplace=True)),
-        nn.Sequential(nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(inplace=True)),
-        nn.Sequential(nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(inplace=True)),
+        nn.Sequential(nn.MaxPool2d(3, 2), Convolution(192, 384), nn.ReLU(inplace=True)),
+        nn.Sequential(Convolution(384, 256), nn.ReLU(inplace=True)),
+        nn.Sequential(Convolution(256, 256), nn.ReLU(inplace=True)),
     ]
 
 

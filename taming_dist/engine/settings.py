@@ -38,7 +38,8 @@ class EngineConfig:
     host, whose CPU moves them (arXiv 2101.06840), at stages 1 to 3.
 
     `fast`: on NVIDIA GPUs bf16 and fp16 take shorter ways where there are such: `runs_lean` and
-    `halves_losses`. Without it everything is computed as it is written in the models.
+    `halves_losses`; on CPUs convolutions in fp32 do (`models.convolution`). Without it everything
+    is computed as it is written in the models.
 
     `graphs`: what a network names by `passes` (E and G) is recorded once in CUDA graphs and then
     replayed, at stages 0 to 2; on the CPU it is run the same way, without a graph.

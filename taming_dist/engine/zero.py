@@ -34,6 +34,7 @@ from taming_dist.engine.start import load_deepspeed
 from taming_dist.engine.state import EngineState
 from taming_dist.engine.world import World
 from taming_dist.formats.strict_json import read_json
+from taming_dist.models.convolution import run_plainly
 
 
 class Optimizer(Protocol):
@@ -99,6 +100,8 @@ class Engine:
                 gather_as_one(blocks_of(module))
         elif config.recompute:
             recompute_blocks(module)
+        if not config.fast:
+            run_plainly(module)
         self.lean = config.runs_lean(world.device) and run_lean(module)
         if config.graphs:
             record_passes(module)

@@ -14,6 +14,8 @@ from jaxtyping import Float, Float32, Float64
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
+from taming_dist.models.convolution import Convolution, laid_out
+
 GROUPS = 32  # of every GroupNorm, as in the original
 
 
@@ -52,10 +54,10 @@ class ResnetBlock(nn.Module):
     def __init__(self, channels: int, out: int, dropout: float) -> None:
         super().__init__()
         self.norm1 = Norm(channels)
-        self.conv1 = nn.Conv2d(channels, out, 3, padding=1)
+        self.conv1 = Convolution(channels, out)
         self.norm2 = Norm(out)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(out, out, 3, padding=1)
+        self.conv2 = Convolution(out, out)
         self.nin_shortcut = nn.Conv2d(channels, out, 1) if channels != out else nn.Identity()
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h w"]:
@@ -116,10 +118,10 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Convolution(channels, channels, upsampled=True)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c 2*h 2*w"]:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv(x)
 
 
 class Level(nn.Module):
@@ -209,7 +211,7 @@ class Encoder(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.conv_in = Convolution(in_channels, channels)
         levels: list[DownLevel] = []
         width, last = channels, len(multipliers) - 1
         for index, multiplier in enumerate(multipliers):
@@ -220,14 +222,14 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList(levels)
         self.mid = Middle(width, dropout)
         self.norm_out = Norm(width)
-        self.conv_out = nn.Conv2d(width, latent_channels, 3, padding=1)
+        self.conv_out = Convolution(width, latent_channels)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
         if self.lean:
             from taming_dist.models import lean
 
             return lean.encoded(self, x)
-        h = self.conv_in(x)
+        h = self.conv_in(laid_out(x))
         for level in self.down:
             h = level(h)
         return self.conv_out(F.silu(self.norm_out(self.mid(h))))
@@ -258,7 +260,7 @@ class Decoder(nn.Module):
         super().__init__()
         last = len(multipliers) - 1
         width = channels * multipliers[-1]
-        self.conv_in = nn.Conv2d(latent_channels, width, 3, padding=1)
+        self.conv_in = Convolution(latent_channels, width)
         self.mid = Middle(width, dropout)
         levels: list[UpLevel] = []
         for index in range(last, -1, -1):
@@ -269,7 +271,7 @@ class Decoder(nn.Module):
             width = out
         self.up = nn.ModuleList(levels)
         self.norm_out = Norm(width)
-        self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
+        self.conv_out = Convolution(width, out_channels)
 
     def features(self, z: Float[Tensor, "b d i j"]) -> Float[Tensor, "b c h w"]:
         if self.lean:
@@ -290,7 +292,7 @@ class Decoder(nn.Module):
 
     def coarse(self, z: Float[Tensor, "b d i j"]) -> Float[Tensor, "b c i j"]:
         """Before the levels: what has the size of the latents, attention over all of them."""
-        return self.mid(self.conv_in(z))
+        return self.mid(self.conv_in(laid_out(z)))
 
     def fine(
         self, h: Float[Tensor, "b c h w"], moments: Moments | None = None

@@ -21,6 +21,7 @@ from taming_dist.losses.reconstruction import ReconstructionLoss
 from taming_dist.losses.terms import TERMS
 from taming_dist.losses.terms.perceptual import Perceptual
 from taming_dist.models.choice import configs
+from taming_dist.models.convolution import run_plainly
 from taming_dist.models.discriminators import (
     DISCRIMINATORS,
     DinoConfig,
@@ -139,6 +140,8 @@ class VQGANRecipe:
             for term in self.reconstruction.terms:
                 if isinstance(term, Perceptual):
                     term.run_in_half()
+        if not context.engine.fast:
+            run_plainly(self.reconstruction)
         self.adaptive = ADAPTIVE[loss.adaptive](
             self.world,
             loss.adaptive_min,

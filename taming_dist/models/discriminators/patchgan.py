@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from taming_dist.errors import UserError
+from taming_dist.models.convolution import laid_out
 from taming_dist.models.discriminators.config import DiscriminatorConfig
 from taming_dist.models.discriminators.norms import NORMS
 from taming_dist.models.initial import draw_normal
@@ -66,7 +67,7 @@ class PatchGAN(nn.Module):
         self.apply(_initialize)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 _ _"]:
-        return self.main(images)
+        return self.main(laid_out(images))
 
 
 def _initialize(module: nn.Module) -> None:

@@ -1,0 +1,45 @@
+"""3x3 convolutions that take the shorter way on the CPU, and the layout that they are read in.
+
+Parameters, their names and their values are those of `nn.Conv2d`.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from taming_dist.kernels import winograd
+
+
+class Convolution(nn.Conv2d):
+    """A 3x3 convolution that keeps the size. `fast`: on the CPU by `taming_dist.kernels.winograd`
+    where that pays, equal to rounding; everywhere else torch's own.
+
+    `upsampled`: its input is doubled before, by nearest neighbours.
+    """
+
+    fast = True
+
+    def __init__(self, channels: int, out: int, upsampled: bool = False) -> None:
+        super().__init__(channels, out, 3, padding=1)
+        self.upsampled = upsampled
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out i j"]:
+        if self.fast and winograd.pays(x, self.weight, self.upsampled):
+            return winograd.convolution(x, self.weight, self.bias, self.upsampled)
+        if self.upsampled:
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return super().forward(x)
+
+
+def run_plainly(network: nn.Module) -> None:
+    """Have all convolutions of a network be torch's own from now on."""
+    for module in network.modules():
+        if isinstance(module, Convolution):
+            module.fast = False
+
+
+def laid_out(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    """Images as convolutions read them best: channels_last on the CPU, where all that stands
+    between convolutions keeps it. On GPUs as they are: torch's GroupNorm would change it back."""
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
