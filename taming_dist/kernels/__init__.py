@@ -1,5 +1,4 @@
-"""Kernels of our own, each beside the plain formula that it is tested against: Triton for NVIDIA
-GPUs, and `winograd` for CPUs.
+"""Kernels of our own for NVIDIA GPUs (Triton) and CPUs, each tested against the plain formula.
 
 Tensors are channels_last; everything is added up in fp32, whatever the dtype of what is read.
 """
