@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from taming_dist.errors import UserError
+from taming_dist.models.convolution import run_plainly
 
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:
@@ -23,10 +24,13 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
     return [module for module in network.modules() if isinstance(module, kinds)]
 
 
-def run_lean(network: nn.Module) -> bool:
-    """Have a network run by kernels of our own if it can; gives whether it does."""
+def choose_way(network: nn.Module, fast: bool, lean: bool) -> bool:
+    """Have a network run by kernels for GPUs if `lean` and it can, which is what it gives; without
+    `fast` by torch's own everywhere."""
+    if not fast:
+        run_plainly(network)
     begin = getattr(network, "run_lean", None)
-    return begin is not None and bool(begin())
+    return lean and begin is not None and bool(begin())
 
 
 def recompute_blocks(network: nn.Module) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from taming_dist.engine.average import WeightAverage
-from taming_dist.engine.blocks import blocks_of, compile_network, recompute_blocks, run_lean
+from taming_dist.engine.blocks import blocks_of, choose_way, compile_network, recompute_blocks
 from taming_dist.engine.compiling import Recompilations
 from taming_dist.engine.former import former_average, load_former
 from taming_dist.engine.graphs import record_passes
@@ -34,7 +34,6 @@ from taming_dist.engine.start import load_deepspeed
 from taming_dist.engine.state import EngineState
 from taming_dist.engine.world import World
 from taming_dist.formats.strict_json import read_json
-from taming_dist.models.convolution import run_plainly
 
 
 class Optimizer(Protocol):
@@ -100,9 +99,7 @@ class Engine:
                 gather_as_one(blocks_of(module))
         elif config.recompute:
             recompute_blocks(module)
-        if not config.fast:
-            run_plainly(module)
-        self.lean = config.runs_lean(world.device) and run_lean(module)
+        self.lean = choose_way(module, config.fast, config.runs_lean(world.device))
         if config.graphs:
             record_passes(module)
         self._engine, *_ = load_deepspeed().initialize(
