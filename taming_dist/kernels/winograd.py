@@ -30,7 +30,7 @@ T = TypeVar("T")
 TILE = 4  # outputs across
 CHUNK = 128  # tiles: 36 numbers of each channel, in and out, 4.7 MB at 128 channels
 CHANNELS = 128  # fewer than these, in or out, are not worth the way there and back
-LEAST = 32  # tiles of a batch: the weights have a way to go as well
+LEAST = 32  # tiles of an image: the weights have a way to go as well
 
 A = [
     [1, 1, 1, 1, 1, 0],
@@ -75,8 +75,9 @@ def _matrices(doubled: bool) -> _Matrices:
 
 def pays(x: Tensor, weight: Tensor, doubled: bool = False) -> bool:
     """Whether `convolution` takes them, and faster than torch's own: on the CPU in fp32, many
-    channels, sides of a multiple of 4. Not while torch compiles."""
-    n, _, h, w = x.shape
+    channels, sides of a multiple of 4. Not while torch compiles. How many images there are does
+    not count, so that none depends on those beside it."""
+    _, _, h, w = x.shape
     tile = TILE // 2 if doubled else TILE
     return (
         x.device.type == "cpu"
@@ -85,7 +86,7 @@ def pays(x: Tensor, weight: Tensor, doubled: bool = False) -> bool:
         and not torch.compiler.is_compiling()
         and min(weight.shape[:2]) >= CHANNELS
         and h % tile == w % tile == 0
-        and n * h * w >= LEAST * tile * tile
+        and h * w >= LEAST * tile * tile
     )
 
 
@@ -189,14 +190,12 @@ def _outputs(y: Tensor) -> Tensor:
 
 
 def _chunks(outputs: Tensor) -> Iterator[tuple[slice, ...]]:
-    """Whole rows of tiles of one image, or whole images."""
+    """Whole rows of tiles of one image: products of the same sizes, however many images."""
     _, _, n, rows, columns, _ = outputs.shape
-    step = max(1, CHUNK // columns)
-    images, step = max(1, step // rows), min(step, rows)
-    everything = slice(None)
-    for image in range(0, n, images):
+    step, everything = max(1, CHUNK // columns), slice(None)
+    for image in range(n):
         for row in range(0, rows, step):
-            yield everything, everything, slice(image, image + images), slice(row, row + step)
+            yield everything, everything, slice(image, image + 1), slice(row, row + step)
 
 
 def _size(tiles: Tensor) -> int:

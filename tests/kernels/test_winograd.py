@@ -23,7 +23,7 @@ def error(found: Tensor, exact: Tensor) -> float:
 @pytest.mark.parametrize(
     ("images", "channels", "out", "height", "width", "doubled"),
     [
-        (3, 16, 24, 8, 12, False),  # several images in a chunk
+        (3, 16, 24, 8, 12, False),  # several images
         (1, 16, 24, 64, 48, False),  # several chunks of an image, the last one shorter
         (2, 24, 16, 6, 10, True),
         (2, 128, 160, 12, 20, False),
@@ -93,11 +93,20 @@ def test_what_is_behind_it_may_write_into_its_output() -> None:
 
 def test_it_is_for_many_channels_in_fp32_and_whole_tiles() -> None:
     weight, few = torch.zeros(128, 128, 3, 3), torch.zeros(128, 64, 3, 3)
-    assert winograd.pays(torch.zeros(2, 128, 16, 16), weight)
-    assert winograd.pays(torch.zeros(8, 128, 6, 6), weight, doubled=True)
-    assert not winograd.pays(torch.zeros(8, 128, 6, 6), weight)  # 1.5 tiles across
-    assert not winograd.pays(torch.zeros(1, 128, 8, 8), weight)  # too little work
-    assert not winograd.pays(torch.zeros(2, 64, 16, 16), few)
-    assert not winograd.pays(torch.zeros(2, 128, 16, 16).bfloat16(), weight.bfloat16())
+    assert winograd.pays(torch.zeros(1, 128, 24, 24), weight)
+    assert winograd.pays(torch.zeros(1, 128, 14, 14), weight, doubled=True)
+    assert not winograd.pays(torch.zeros(8, 128, 26, 26), weight)  # 6.5 tiles across
+    assert not winograd.pays(torch.zeros(8, 128, 16, 16), weight)  # too little work on each
+    assert not winograd.pays(torch.zeros(2, 64, 24, 24), few)
+    assert not winograd.pays(torch.zeros(2, 128, 24, 24).bfloat16(), weight.bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
-        assert not winograd.pays(torch.zeros(2, 128, 16, 16), weight)
+        assert not winograd.pays(torch.zeros(2, 128, 24, 24), weight)
+
+
+def test_an_image_gets_the_same_bits_in_any_batch() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(5, 32, 12, 20), torch.randn(32, 32, 3, 3)
+    together = winograd.convolution(x, weight, None)
+    for number in range(5):
+        alone = winograd.convolution(x[number : number + 1], weight, None)
+        assert torch.equal(together[number : number + 1], alone)

@@ -30,9 +30,9 @@ def taken() -> Iterator[Any]:
 
 
 def images() -> Tensor:
-    """Smooth ones, as photographs are, in a batch of 2."""
+    """Smooth ones of 64 pixels, as photographs are, in a batch of 2."""
     coarse = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    return torch.nn.functional.interpolate(coarse, (32, 32), mode="bicubic").tanh()
+    return torch.nn.functional.interpolate(coarse, (64, 64), mode="bicubic").tanh()
 
 
 def test_codes_are_the_same_and_images_and_gradients_within_rounding(taken: Any) -> None:
