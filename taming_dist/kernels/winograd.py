@@ -80,7 +80,8 @@ def pays(x: Tensor, weight: Tensor, doubled: bool = False) -> bool:
     _, _, h, w = x.shape
     tile = TILE // 2 if doubled else TILE
     return (
-        x.device.type == "cpu"
+        type(x) is Tensor  # none that only stands for one, as where operations are counted
+        and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
