@@ -21,6 +21,7 @@ from taming_dist import cli
 from taming_dist.generation.completion import Known
 from taming_dist.generation.draws import uniforms
 from taming_dist.generation.placement import Placement
+from taming_dist.generation.precision import PRECISIONS, in_bf16
 from taming_dist.generation.sampling import Sampling
 from taming_dist.generation.window import write_codes
 from taming_dist.models.prior.blocks import Around
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=cli.COUNT, default=4, help="between the borders")
     parser.add_argument("--passes", type=cli.COUNT, default=5, help="of the original, around ours")
     parser.add_argument("--batch", type=cli.COUNT, default=16, help="windows at a time")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of ours")
     parser.add_argument("--layers", type=cli.COUNT, default=6)
     parser.add_argument("--width", type=cli.COUNT, default=512)
     parser.add_argument("--heads", type=cli.COUNT, default=8)
@@ -51,10 +53,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     model = network(arguments).to(device)
     whole = 2 * arguments.window**2 - 1
     original = GPT(model)
+    ours = in_bf16(model) if arguments.precision == "bf16" else model
     passes = [original_pass(original, device) for _ in range(arguments.passes)]
     figures: dict[str, Any] = {}
     for step in arguments.steps:
-        seconds, read = per_code(model, arguments, step)
+        seconds, read = per_code(ours, arguments, step)
         passes += [original_pass(original, device) for _ in range(arguments.passes)]
         figures[f"step {step}"] = {"codes_per_s": 1 / seconds, "positions_per_code": read}
     slow = statistics.median(passes)
