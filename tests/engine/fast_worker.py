@@ -19,7 +19,7 @@ from taming_dist.models.vqgan import VQGAN, VQGANConfig
 from taming_dist.training.optimization import OptimConfig
 
 CONFIG = VQGANConfig(
-    VectorQuantizerConfig(codes=24, dim=8), resolution=16, channels=128, multipliers=[1, 1],
+    VectorQuantizerConfig(codes=24, dim=8), resolution=24, channels=128, multipliers=[1, 1],
     blocks=1, attention_resolutions=[], latent_channels=16,
 )  # fmt: skip
 LEARNING_RATE = 1e-4
@@ -31,13 +31,13 @@ def steps(world: World, zero: int, fast: bool) -> dict[str, Any]:
     torch.manual_seed(0)
     network = build_network(lambda: VQGAN(CONFIG), config, world)
     groups = [{"params": list(network.parameters())}]
-    engine = Engine(network, groups, OptimConfig(lr=LEARNING_RATE), config, world, 8, 1)
+    engine = Engine(network, groups, OptimConfig(lr=LEARNING_RATE), config, world, 4, 1)
     engine.set_lr(LEARNING_RATE)
     losses = []
     with mock.patch.object(winograd, "convolution", wraps=winograd.convolution) as kernel:
         for step in range(3):
             torch.manual_seed(step)
-            images = torch.rand(8, 3, 16, 16) * 2 - 1
+            images = torch.rand(4, 3, 24, 24) * 2 - 1
             out = engine(images)
             loss = (out.images - images).square().mean() + out.codebook_loss
             engine.backward(loss)
