@@ -25,11 +25,13 @@ test: env
 	@CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
 		-m 'not slow and not gpu'
 
-# a Slurm has the machine for itself
+# Slurm's nodes, and the ranks of the longest file, have the machine for themselves
+ALONE := tests/slurm tests/engine/test_matrix.py
+
 test-slow: env
 	@CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
-		-m 'slow and not gpu' --ignore tests/slurm
-	@CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m 'slow and not gpu' tests/slurm
+		-m 'slow and not gpu' $(ALONE:%=--ignore %)
+	@CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m 'slow and not gpu' $(ALONE)
 
 test-gpu: env
 	@$(BIN)/python -m pytest -m gpu tests/gpu
