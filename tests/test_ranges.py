@@ -32,8 +32,9 @@ def config_classes() -> Iterator[tuple[str, type]]:
     for group, classes in schemas().items():
         yield from ((group.replace("/", ".") + ".", schema) for schema in classes.values())
     for name, hint in typing.get_type_hints(Config).items():
-        if dataclasses.is_dataclass(hint):
-            yield f"{name}.", hint  # type: ignore[misc]
+        for kind in typing.get_args(hint) or (hint,):  # some may be None
+            if dataclasses.is_dataclass(kind):
+                yield f"{name}.", kind
 
 
 @dataclasses.dataclass(frozen=True)

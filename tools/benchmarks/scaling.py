@@ -37,8 +37,9 @@ SHORT = ["--stages", "2", "--ranks", "1", "2", "--steps", "5"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--stages", type=int, choices=(1, 2), nargs="+", default=[1, 2])
-    parser.add_argument("--zero", type=int, choices=range(4), nargs="+", default=[0, 1, 2, 3])
+    stage, zero = cli.number(int, at_least=1, at_most=2), cli.number(int, at_least=0, at_most=3)
+    parser.add_argument("--stages", type=stage, nargs="+", default=[1, 2], help="of the chain")
+    parser.add_argument("--zero", type=zero, nargs="+", default=[0, 1, 2, 3], help="stages of ZeRO")
     parser.add_argument(
         "--ranks", type=cli.COUNT, nargs="+", default=[1, 2, 4], help="up to 8, say"
     )

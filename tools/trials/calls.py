@@ -30,7 +30,7 @@ def record_calls(run_dir: Path, file: Path) -> None:
     record = os.open(file, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o666)
 
     def noted(call: Call) -> bool:
-        os.write(record, f"{json.dumps(call)}\n".encode())
+        os.write(record, f"{json.dumps(call, allow_nan=False)}\n".encode())
         return False
 
     Cut(run_dir, noted, setattr, die)
