@@ -52,6 +52,13 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def duration(seconds: float) -> str:
+    """Hours, minutes or seconds, whichever reads best."""
+    if seconds >= 5400:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
 def file_prefix(text: str) -> str:
     """The `type` of an argument that starts file names: it cannot lead into another folder."""
     if not re.fullmatch(r"[\w-]+", text, re.ASCII):

@@ -4,6 +4,8 @@ import sys
 import time
 from collections.abc import Callable
 
+from taming_dist.cli import duration
+
 PERIOD_S = 10.0
 TERMINAL_PERIOD_S = 0.2
 
@@ -44,10 +46,3 @@ class Progress:
             line += f", {duration((self.total - done) / speed)} left"
         end = "\r" if self._terminal and done < self.total else "\n"
         print(line, end=end, file=sys.stderr, flush=True)
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes or seconds, whichever reads best."""
-    if seconds >= 5400:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

@@ -19,6 +19,7 @@ from taming_dist import cli
 from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.tf32 import EXACT, TF32_CHOICES, use_tf32
 from taming_dist.errors import UserError
+from taming_dist.training.clock import Clock
 
 WARM_UP = 2  # calls: the second one has the optimizer's state
 BASELINE_PATHS = ("tools/benchmarks/original",)
@@ -62,15 +63,31 @@ def add_arguments(parser: argparse.ArgumentParser, cases: Sequence[str]) -> None
     parser.add_argument("--precisions", choices=DTYPES, nargs="+", help="default: fp32, bf16")
 
 
-def set_up(arguments: argparse.Namespace) -> torch.device:
-    """Threads and precisions; gives the device."""
+def set_up(arguments: argparse.Namespace, sizes: Mapping[str, Mapping[str, int]]) -> torch.device:
+    """Threads, precisions and, where none are given, the `sizes` of the kind of device; gives the
+    device."""
     logging.getLogger("taming_dist.pretrained").setLevel(logging.ERROR)  # weights are random
     device = default_device()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     if arguments.precisions is None:
         arguments.precisions = ["fp32" if device.type == "cpu" else "tf32", "bf16"]
+    for name, value in sizes[device.type].items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
     return device
+
+
+def steps_of(recipe: Any, batch: Any, images: int) -> Work:
+    """An optimizer step of a recipe on one batch of so many images, again and again."""
+    clock = Clock(images, 2**31)
+
+    def call() -> None:
+        for _ in recipe.train_step([batch], clock):
+            pass
+        clock.tick()
+
+    return call
 
 
 def forms_of(

@@ -27,6 +27,7 @@ from benchmarks.cases import (
     forms_of,
     measured,
     set_up,
+    steps_of,
 )
 from benchmarks.cases import add_arguments as add_common
 from benchmarks.rows import Rows
@@ -41,7 +42,6 @@ from taming_dist.models.quantizers.interface import nearest
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
 from taming_dist.stages.context import Context
 from taming_dist.stages.vqgan import VQGANLossConfig, VQGANRecipe
-from taming_dist.training.clock import Clock
 from taming_dist.training.optimization import OptimConfig
 
 CODES, DIM, LR = 1024, 256, 1e-5
@@ -74,10 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Rows:
     """Measure the cases."""
-    device = set_up(arguments)
-    for name, value in DEFAULTS[device.type].items():
-        if getattr(arguments, name) is None:
-            setattr(arguments, name, value)
+    device = set_up(arguments, DEFAULTS)
     world = init_world(environment_place())
     try:
         cases = (CASES[name](arguments, world) for name in arguments.cases)
@@ -97,15 +94,8 @@ def step(arguments: argparse.Namespace, world: World) -> Case:
     def ours(precision: str) -> Work:
         engine = engine_of(arguments, precision)
         recipe = VQGANRecipe(config, loss, Context(OptimConfig(lr=LR), engine, world, batch))
-        clock = Clock(batch, 2**31)
         images = SimpleNamespace(columns={"image": pixels})
-
-        def call() -> None:
-            for _ in recipe.train_step([images], clock):
-                pass
-            clock.tick()
-
-        return call
+        return steps_of(recipe, images, batch)
 
     def theirs(precision: str) -> Work:
         torch.manual_seed(0)
@@ -133,16 +123,18 @@ def step(arguments: argparse.Namespace, world: World) -> Case:
     )
 
 
+def agreeing(expected: Tensor, codes: Tensor) -> dict[str, float]:
+    """How many of the codes are those that are expected."""
+    return {"codes as the original's, %": 100 * (codes == expected).double().mean().item()}
+
+
 def encode(arguments: argparse.Namespace, world: World) -> Case:
     """From images to codes."""
     size, images = arguments.coded_size, coded(arguments, world)
     ours, theirs = both(arguments, world)
     with torch.inference_mode():
         expected = theirs.encode(images)
-
-    def agreement(codes: Tensor) -> dict[str, float]:
-        return {"codes as the original's, %": 100 * (codes == expected).double().mean().item()}
-
+    agreement = partial(agreeing, expected)
     return Case(
         f"encode {len(images)} images of {size} px, f{ours.config.factor}",
         "images/s",
@@ -189,10 +181,7 @@ def codebook(arguments: argparse.Namespace, world: World) -> Case:
     entries = torch.randn(MANY_CODES, DIM, device=world.device)
     expected = original.nearest(z, entries)
     exact = argparse.Namespace(**vars(arguments) | {"precisions": arguments.precisions[:1]})
-
-    def agreement(codes: Tensor) -> dict[str, float]:
-        return {"codes as the original's, %": 100 * (codes == expected).double().mean().item()}
-
+    agreement = partial(agreeing, expected)
     search = partial(nearest, z, entries, lean=True)
     kernel = [Form("our kernel", "fp32", lambda: search, agreement)] if z.is_cuda else []
     return Case(

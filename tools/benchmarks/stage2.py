@@ -21,6 +21,7 @@ from benchmarks.cases import (
     forms_of,
     measured,
     set_up,
+    steps_of,
 )
 from benchmarks.cases import add_arguments as add_common
 from benchmarks.rows import Rows
@@ -33,7 +34,6 @@ from taming_dist.models.prior.conditions import ClassCondition
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.stages.context import Context
 from taming_dist.stages.prior import TokenLossConfig, TransformerRecipe
-from taming_dist.training.clock import Clock
 from taming_dist.training.optimization import OptimConfig
 
 CLASSES, ROW, LR, DECAY = 1000, 16, 1e-5, 0.01
@@ -56,10 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Rows:
     """Measure the step."""
-    device = set_up(arguments)
-    for name, value in DEFAULTS[device.type].items():
-        if getattr(arguments, name) is None:
-            setattr(arguments, name, value)
+    device = set_up(arguments, DEFAULTS)
     world = init_world(environment_place())
     try:
         return measured("stage2", iter([step(arguments, world)]), arguments, device)
@@ -80,14 +77,7 @@ def step(arguments: argparse.Namespace, world: World) -> Case:
         engine = engine_of(arguments, precision)
         recipe = TransformerRecipe(config, TokenLossConfig(), Context(optim, engine, world, batch))
         given = CodeBatch({"codes": codes, "cls": classes}, torch.arange(batch))
-        clock = Clock(batch, 2**31)
-
-        def call() -> None:
-            for _ in recipe.train_step([given], clock):
-                pass
-            clock.tick()
-
-        return call
+        return steps_of(recipe, given, batch)
 
     def theirs(precision: str) -> Work:
         gpt = original.GPT(Transformer(config).to(world.device))

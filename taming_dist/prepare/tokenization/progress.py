@@ -2,6 +2,8 @@
 
 import time
 
+from taming_dist.cli import duration
+
 REPORT_EVERY_S = 10.0
 
 
@@ -43,10 +45,3 @@ class Progress:
             f"{self._waited / elapsed:.0%} of the time waiting for data, {duration(left)} left",
             flush=True,
         )
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes or seconds, whichever reads best."""
-    if seconds >= 5400:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
