@@ -1,10 +1,9 @@
 """`tools/benchmark.py window`: a large image through the sliding window, beside the original's way.
 
 64 x 64 codes through a window of 16 x 16 with 256 codes of its condition, GPT of 6 layers x 512,
-fp32, one image. The original reads 511 positions for every code, all logits and a dense mask; it is
-plain PyTorch written for the purpose, with the same weights. Of ours some rows are written: all
-whose windows touch the upper or the lower border, and `--rows` of those between, which count for
-all of them.
+one image, which ours writes whole. The original reads 511 positions for every code, all logits and
+a dense mask; it is plain PyTorch in fp32 written for the purpose, with the same weights, and some
+of its passes are measured before and after each of ours.
 """
 
 import argparse
@@ -36,10 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--codes", type=cli.COUNT, default=64, help="codes of a side of the image")
     parser.add_argument("--window", type=cli.COUNT, default=16, help="codes of a side of it")
     parser.add_argument("--steps", type=cli.COUNT, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--rows", type=cli.COUNT, default=4, help="between the borders")
     parser.add_argument("--passes", type=cli.COUNT, default=5, help="of the original, around ours")
     parser.add_argument("--batch", type=cli.COUNT, default=16, help="windows at a time")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of ours")
+    parser.add_argument("--precision", choices=PRECISIONS, nargs="+", default=["fp32"], help="ours")
     parser.add_argument("--layers", type=cli.COUNT, default=6)
     parser.add_argument("--width", type=cli.COUNT, default=512)
     parser.add_argument("--heads", type=cli.COUNT, default=8)
@@ -53,13 +51,19 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     model = network(arguments).to(device)
     whole = 2 * arguments.window**2 - 1
     original = GPT(model)
-    ours = in_bf16(model) if arguments.precision == "bf16" else model
+    models = {"fp32": model, "bf16": in_bf16(model)}
     passes = [original_pass(original, device) for _ in range(arguments.passes)]
     figures: dict[str, Any] = {}
-    for step in arguments.steps:
-        seconds, read = per_code(ours, arguments, step)
-        passes += [original_pass(original, device) for _ in range(arguments.passes)]
-        figures[f"step {step}"] = {"codes_per_s": 1 / seconds, "positions_per_code": read}
+    sides, codes = (arguments.window,) * 2, arguments.codes**2
+    for precision in arguments.precision:
+        for step in arguments.steps:
+            placement = Placement(sides, (arguments.codes,) * 2, step)
+            seconds, read = write_image(models[precision], placement, arguments.batch)
+            passes += [original_pass(original, device) for _ in range(arguments.passes)]
+            figures[f"{precision}, step {step}"] = {
+                "codes_per_s": codes / seconds,
+                "positions_per_code": read / codes,
+            }
     slow = statistics.median(passes)
     print(f"{arguments.codes} x {arguments.codes} codes, {device}, {arguments.threads} threads")
     print(f"{'':16} {'codes/s':>9} {'times':>7} {'positions read per code':>24}")
@@ -84,32 +88,10 @@ def network(arguments: argparse.Namespace) -> Transformer:
     return Transformer(config).eval()
 
 
-def per_code(model: Transformer, arguments: argparse.Namespace, step: int) -> tuple[float, float]:
-    """Seconds and positions that the network reads, for each code of the image on average."""
-    side, window = arguments.codes, arguments.window
-    placement = Placement((window, window), (side, side), step)
-    tops = placement.tops.tolist()
-    upper, lower = tops.count(0), tops.count(side - window)
-    between = side - upper - lower
-    rows = -(-arguments.rows // step) * step if between else 0
-    bands = [(0, upper, 1.0), (side - lower, lower, 1.0)]
-    if between:
-        bands.append((upper, min(rows, between), between / min(rows, between)))
-    seconds = read = 0.0
-    for first, count, weight in bands:
-        took, positions = write_rows(model, placement, first, count, arguments.batch)
-        seconds, read = seconds + weight * took, read + weight * positions
-    return seconds / side**2, read / side**2
-
-
-def write_rows(
-    model: Transformer, placement: Placement, first: int, count: int, batch: int
-) -> tuple[float, int]:
-    """Seconds in which rows are written, and positions that are read for them."""
+def write_image(model: Transformer, placement: Placement, batch: int) -> tuple[float, int]:
+    """Seconds in which an image is written, and positions that the network reads for it."""
     device, (height, width) = model.device, placement.image
-    codes = torch.zeros(1, height, width, dtype=torch.int64)
-    mask = torch.ones(1, height, width, dtype=torch.bool)
-    mask[:, first : first + count] = False
+    nothing = torch.zeros(1, height, width, dtype=torch.int64)
     condition = torch.arange(height * width).view(1, height, width) % VOCABULARY
     drawn = uniforms(0, range(1), height * width, device)
     positions = 0
@@ -123,8 +105,8 @@ def write_rows(
     with mock.patch.object(model.blocks[0], "forward", counted):
         start = clock(device)
         for _ in write_codes(
-            model, {"cond": condition}, Known(codes, mask), drawn, Sampling(top_k=TOP_K),
-            placement, batch,
+            model, {"cond": condition}, Known(nothing, nothing.bool()), drawn,
+            Sampling(top_k=TOP_K), placement, batch,
         ):  # fmt: skip
             pass
         return clock(device) - start, positions

@@ -403,3 +403,17 @@ def test_its_export_says_which_block_it_has(toy: Transformer) -> None:
     assert written["block"] == {"name": "toy", "base": 100.0}
     again = TransformerConfig.present({name: written[name] for name in written if name != "kind"})
     assert TransformerConfig(**again) == toy.config
+
+
+def test_under_autocast_what_attention_reads_is_cast_once() -> None:
+    model = tiny(block=GPTBlockConfig(), condition=CodesCondition(7, [2, 2]))
+    read: list[Tensor] = []
+    attention = model.get_submodule("blocks.0.attn")
+    for name in ("query", "key", "value"):
+        layer = attention.get_submodule(name)
+        layer.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        model(some_tokens(), some_prefix(model))
+    assert len(read) == 3
+    assert all(x is read[0] for x in read)
+    assert read[0].dtype == torch.bfloat16

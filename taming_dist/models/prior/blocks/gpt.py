@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from taming_dist.exact import cast_once
 from taming_dist.models.prior.blocks.attention import attend
 from taming_dist.models.prior.blocks.cache import Around
 from taming_dist.models.prior.blocks.interface import Block, BlockSizes
@@ -41,6 +42,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "b t c"], around: Around) -> Float[Tensor, "b u c"]:
         """With a cache, x continues the positions in it."""
+        x = cast_once(x)
         query, key, value = (
             projected.unflatten(2, (self.heads, -1)).transpose(1, 2)
             for projected in (self.query(around.wanted(x)), self.key(x), self.value(x))
