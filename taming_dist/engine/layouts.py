@@ -5,6 +5,7 @@ A weight has a fp32 copy that the optimizer moves, its master, and moments besid
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain
 from typing import Any, Protocol
 
@@ -55,10 +56,28 @@ class Whole:
     """ZeRO 0: every rank has everything, in the parameters themselves."""
 
     def __init__(self, engine: Any) -> None:
-        self._module, self._optimizer = engine.module, engine.optimizer
+        self._optimizer = engine.optimizer
+        self._parameters = list(engine.module.parameters())  # a walk takes the host milliseconds
+        engine.zero_grad = self._drop_gradients
+        if engine.world_size > 1:
+            # It leaves the setting of the buckets' size aside.
+            size = engine.zero_reduce_bucket_size()
+            engine.allreduce_gradients = partial(engine.allreduce_gradients, bucket_size=size)
+        else:  # where it would copy all gradients to and fro
+            engine.allreduce_gradients = self._complete_gradients
+
+    def _drop_gradients(self) -> None:
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def _complete_gradients(self) -> None:
+        """Give those that had no part in the loss a gradient of zero, as sums over ranks have."""
+        for parameter in self._parameters:
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
 
     def masters(self) -> list[Tensor]:
-        return [parameter.data for parameter in self._module.parameters()]
+        return [parameter.data for parameter in self._parameters]
 
     def publish(self) -> None:
         pass
@@ -76,12 +95,12 @@ class Whole:
 
     def begin_state(self, kept: Callable[[Any], bool]) -> None:
         self._optimizer.state.clear()
-        for parameter in self._module.parameters():
+        for parameter in self._parameters:
             if parameter.requires_grad and kept(parameter):
                 self._optimizer.state[parameter] = no_moments(parameter)
 
     def gradients(self) -> list[Tensor]:
-        return [p.grad for p in self._module.parameters() if p.grad is not None]
+        return [p.grad for p in self._parameters if p.grad is not None]
 
 
 class CutOptimizer:

@@ -9,7 +9,6 @@ cut the graph at the reconstruction instead); its scaler of fp16 losses does not
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -130,11 +129,8 @@ class Engine:
         return self._engine(*args)
 
     def _set_up_reduction(self) -> None:
-        """The dtype and the size of the buckets in which gradients are added up over ranks."""
-        if self.config.zero == 0:  # where DeepSpeed leaves its setting of the size aside
-            self._engine.allreduce_gradients = partial(
-                self._engine.allreduce_gradients, bucket_size=self._engine.zero_reduce_bucket_size()
-            )
+        """The dtype in which gradients are added up over ranks."""
+        if self.config.zero == 0:
             return
         # Next to autocast its ZeRO optimizers leave the setting of the dtype aside.
         optimizer, dtype = self._engine.optimizer, REDUCTIONS[self.config.reduce]
