@@ -15,7 +15,7 @@ from taming_dist.generation.draws import uniforms
 from taming_dist.generation.sampling import Sampling
 from taming_dist.losses.tokens import corrupt, mean_of
 from taming_dist.models.prior.prefix import Prefix
-from taming_dist.models.prior.schemes import SCHEMES, KnownTokens, Masked, NextIndex, Scheme
+from taming_dist.models.prior.schemes import SCHEMES, KnownTokens, Masked, NextIndex, Scheme, masked
 from taming_dist.models.prior.schemes.masked import EVALUATED, ranks, still_masked
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 
@@ -260,6 +260,19 @@ def test_every_token_is_written_once_and_as_many_per_step_as_the_schedule_says(
         assert torch.equal(read[~masked], tokens[~masked])  # nothing is written over
     assert left == sorted(set(left), reverse=True)  # each step writes some
     assert left[-1] == 0
+
+
+def test_logits_of_a_few_images_are_held_at_once_and_the_tokens_are_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Twelve tokens of 24 codes: with room for 600 logits two of five images go together."""
+    model = tiny(Masked(steps=3))
+    whole = generated(model, [0, 1, 2, 3, 4])
+    read: list[int] = []
+    model.register_forward_pre_hook(lambda _, inputs: read.append(len(inputs[0])))
+    monkeypatch.setattr(masked, "LOGITS", 600)
+    assert torch.equal(generated(model, [0, 1, 2, 3, 4]), whole)
+    assert read == 3 * [2, 2, 1]
 
 
 def test_of_equal_values_the_first_has_the_lower_rank() -> None:

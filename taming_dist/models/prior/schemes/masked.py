@@ -27,6 +27,7 @@ from taming_dist.ranges import check_ranges, ranged
 
 EVALUATED = 16  # masks that images are evaluated with
 SMALLEST = 2.0**-53  # of the uniform numbers above 0
+LOGITS = 2**26  # at once, or those of an image: 256 MiB in fp32
 
 
 @dataclass
@@ -108,12 +109,23 @@ class Masked(Scheme):
         masked = torch.ones_like(tokens, dtype=torch.bool)
         if known is not None:
             tokens, masked = known.tokens, ~known.mask
+        images = max(1, LOGITS // (count * vocabulary))
+        parts = [slice(at, at + images) for at in range(0, len(prefix), images)]
+        prefixes = [prefix.rows(part) for part in parts]
+
+        def written(part: slice, prefix: Prefix, step: int) -> tuple[Tensor, Tensor]:
+            """The tokens of some images with the masked ones chosen, and their log-probability."""
+            before, hidden = tokens[part], masked[part]
+            logits = network(before.masked_fill(hidden, vocabulary), prefix)
+            chosen = choose(logits.flatten(0, 1), drawn[part, step, 0].flatten()).view_as(before)
+            after = torch.where(hidden, chosen, before)
+            return after, log_probability(logits, after)
+
         for step, left in enumerate(still_masked(masked.sum(1), steps)):
-            logits = network(tokens.masked_fill(masked, vocabulary), prefix)
-            chosen = choose(logits.flatten(0, 1), drawn[:, step, 0].flatten()).view_as(tokens)
-            tokens = torch.where(masked, chosen, tokens)
+            found = [written(*each, step) for each in zip(parts, prefixes, strict=True)]
+            tokens, sureness = (torch.cat(each) for each in zip(*found, strict=True))
             temperature = self.choice_temperature * (1 - (step + 1) / steps)
-            sureness = log_probability(logits, tokens) + temperature * gumbel(drawn[:, step, 1])
+            sureness = sureness + temperature * gumbel(drawn[:, step, 1])
             # what is no longer masked is the surest, and stays
             masked = ranks(sureness.masked_fill(~masked, torch.inf)) < left[:, None]
         return tokens
