@@ -40,10 +40,12 @@ class Guided:
         written = self.scheme.written(tokens, logits.shape[-1])
         return guided(logits, self.scales[written.clamp(max=len(self.scales) - 1)])
 
-    def begin(self, prefix: Prefix, tokens: Tensor | None = None) -> tuple[Tensor, KVCache]:
+    def begin(
+        self, prefix: Prefix, tokens: Tensor | None = None, once: bool = False
+    ) -> tuple[Tensor, KVCache]:
         """Return logits [b, v] of the code after tokens [b, t], and the cache of both halves."""
         both = None if tokens is None else tokens.repeat(2, 1)
-        logits, cache = self.network.begin(prefix.beside_null(), both)
+        logits, cache = self.network.begin(prefix.beside_null(), both, once)
         return guided(logits, cache.of_token(self.scales)), cache
 
     def step(self, tokens: Tensor, cache: KVCache) -> Tensor:

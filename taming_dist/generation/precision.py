@@ -43,10 +43,12 @@ class Autocast:
         with self._autocast():
             return self.network(tokens, prefix)
 
-    def begin(self, prefix: Prefix, tokens: Tensor | None = None) -> tuple[Tensor, KVCache]:
+    def begin(
+        self, prefix: Prefix, tokens: Tensor | None = None, once: bool = False
+    ) -> tuple[Tensor, KVCache]:
         """Return logits [b, v] of the code after tokens [b, t], and the cache."""
         with self._autocast():
-            return self.network.begin(prefix, tokens)
+            return self.network.begin(prefix, tokens, once)
 
     def step(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """Return logits [b, v] of the next code after tokens [b, t] more."""

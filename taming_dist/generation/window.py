@@ -103,8 +103,10 @@ def write_codes(
             if group.kept:
                 logits = network.step(flat[read], kept.extended(windows, group.tokens))
             else:
-                logits, cache = network.begin(prefixes.of(group.places), flat[read])
-                kept.keep(windows, [todo.left[window] > 1 for window in windows], cache)
+                wanted = [todo.left[window] > 1 for window in windows]
+                once = not any(wanted)
+                logits, cache = network.begin(prefixes.of(group.places), flat[read], once)
+                kept.keep(windows, wanted, cache)
             flat[chosen] = sampling.choose(logits, uniforms.flatten()[chosen])
             for window in todo.finished(group.places):
                 kept.drop(window)

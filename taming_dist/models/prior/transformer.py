@@ -21,7 +21,7 @@ from taming_dist.models.choice import configs
 from taming_dist.models.export import Exported
 from taming_dist.models.initial import StartsAtZero, draw_normal
 from taming_dist.models.prior import former_keys
-from taming_dist.models.prior.blocks import BLOCKS, Around, Block, KVCache
+from taming_dist.models.prior.blocks import BLOCKS, Around, Block, KVCache, ReadOnce
 from taming_dist.models.prior.config import TransformerConfig
 from taming_dist.models.prior.head import Head, Judged, ZeroHead
 from taming_dist.models.prior.orders import ORDERS, Places
@@ -116,17 +116,17 @@ class Transformer(Exported):
         return self._places
 
     def begin(
-        self, prefix: Prefix | Part, tokens: Int64[Tensor, "b t"] | None = None
+        self, prefix: Prefix | Part, tokens: Int64[Tensor, "b t"] | None = None, once: bool = False
     ) -> tuple[Float[Tensor, "b v"], KVCache]:
         """Read the prefixes and the first tokens, if some are known, in one pass; return logits of
-        the next one, and the cache that `step` extends.
+        the next one, and the cache that `step` extends (`once`: no step will follow).
 
         Raises:
             UserError: more tokens than positions.
         """
         prefix = as_prefix(prefix)
         front = self._prefix_embedded(prefix)
-        cache = self._cache(front)
+        cache = self._cache(front, once)
         if tokens is None:
             return self._continue(front, cache), cache
         return self._continue(torch.cat([front, self.tok_emb(tokens)], dim=1), cache), cache
@@ -153,12 +153,12 @@ class Transformer(Exported):
                 del values[part]
         return former_keys.former(values)
 
-    def _cache(self, front: Float[Tensor, "b m c"]) -> KVCache:
+    def _cache(self, front: Float[Tensor, "b m c"], once: bool) -> KVCache:
         """An empty cache for images with these prefixes, in the precision of their keys."""
         (batch, prefix, _), device, first = front.shape, front.device, cast(Block, self.blocks[0])
         heads, width = first.cached
         positions = self.config.positions
-        rounded = -(-positions // MASK_WIDTH) * MASK_WIDTH
+        rounded = 0 if once else -(-positions // MASK_WIDTH) * MASK_WIDTH
         shape = (len(self.blocks), batch, heads, rounded, width)
         dtype = front.dtype
         if torch.is_autocast_enabled(device.type):
@@ -166,7 +166,8 @@ class Transformer(Exported):
         keys, values = (torch.empty(shape, device=device, dtype=dtype) for _ in range(2))
         unplaced = front.new_zeros(min(positions, prefix + len(self.places)), front.shape[-1])
         learned = self._placed(unplaced, prefix, self.places)
-        return KVCache(keys, values, learned, self._around(front, self.places), prefix)
+        kind = ReadOnce if once else KVCache
+        return kind(keys, values, learned, self._around(front, self.places), prefix)
 
     def _continue(self, x: Float[Tensor, "b t c"], cache: KVCache) -> Float[Tensor, "b v"]:
         """Logits after the positions with the embeddings x, which follow those in the cache."""

@@ -405,6 +405,22 @@ def test_its_export_says_which_block_it_has(toy: Transformer) -> None:
     assert TransformerConfig(**again) == toy.config
 
 
+@each_kind
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_where_no_step_follows_nothing_is_kept_and_the_logits_are_the_same(
+    kind: str, precision: torch.dtype
+) -> None:
+    model = tiny(block=KINDS[kind], condition=CodesCondition(7, [2, 2]))
+    prefix, tokens = some_prefix(model), some_tokens()[:, :5]
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        kept, cache = model.begin(prefix, tokens)
+        logits, nothing = model.begin(prefix, tokens, once=True)
+    assert torch.equal(logits, kept)
+    assert cache.keys.numel() > 0
+    assert nothing.keys.numel() == nothing.values.numel() == 0
+
+
 def test_under_autocast_what_attention_reads_is_cast_once() -> None:
     model = tiny(block=GPTBlockConfig(), condition=CodesCondition(7, [2, 2]))
     read: list[Tensor] = []

@@ -5,7 +5,7 @@ A kind of block is a class with a config class, and one line in BLOCKS.
 
 from typing import Any
 
-from taming_dist.models.prior.blocks.cache import Around, KVCache, StaticCache
+from taming_dist.models.prior.blocks.cache import Around, KVCache, ReadOnce, StaticCache
 from taming_dist.models.prior.blocks.gpt import GPTBlock, GPTBlockConfig
 from taming_dist.models.prior.blocks.interface import Block, BlockSizes
 from taming_dist.models.prior.blocks.llama import LlamaBlock, LlamaBlockConfig
@@ -23,6 +23,7 @@ __all__ = [
     "LlamaBlockConfig",
     "RARBlock",
     "RARBlockConfig",
+    "ReadOnce",
     "StaticCache",
 ]
 

@@ -90,6 +90,18 @@ class KVCache:
         self.length += count
 
 
+class ReadOnce(KVCache):
+    """Stands for a cache where no step follows: nothing is copied to it, and it has no memory."""
+
+    def extend(
+        self,
+        layer: int,
+        key: Float[Tensor, "b heads t d"],
+        value: Float[Tensor, "b heads t d"],
+    ) -> tuple[Float[Tensor, "b heads t d"], Float[Tensor, "b heads t d"]]:
+        return key, value
+
+
 class StaticCache(KVCache):
     """A cache that is read whole at every step, and counts on the device.
 
