@@ -1,4 +1,5 @@
-"""Every command that the documents tell starts: read from README, docs/, conf/ and slurm/, and run.
+"""Every command that the documents tell starts: read from README, docs/, conf/, slurm/ and what the
+tools say of themselves, and run.
 
 Training, sampling and evaluation are composed and checked for the ranks that the command names; the
 tools parse their arguments; job scripts run under a stand-in for Slurm, which tells the ranks and
@@ -6,6 +7,7 @@ the command that they would start.
 """
 
 import argparse
+import ast
 import os
 import re
 import runpy
@@ -14,11 +16,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra.core.config_store import ConfigStore
+from packaging.requirements import Requirement
 
 import taming_dist.config
 from taming_dist.config import check
@@ -30,8 +34,14 @@ DOCUMENTS = [
     *sorted(path for path in REPOSITORY.glob("docs/*.md") if path.name != "extending.md"),
     *sorted((REPOSITORY / "conf").rglob("*.yaml")),
     *sorted((REPOSITORY / "slurm").glob("*.sh")),
+    *sorted((REPOSITORY / "tools").glob("*.py")),
+    *sorted((REPOSITORY / ".github/ISSUE_TEMPLATE").glob("*.md")),
 ]
-PROGRAMS = r"python (-m taming_dist|tools/)|torchrun |sbatch .*\.sh|make [a-z]|pytest |\.ci/run"
+PROGRAMS = (
+    r"python (-m (taming_dist|pytest)|tools/)|torchrun |sbatch .*\.sh|slurm/\w+\.sh \S|"
+    r"make [a-z]|pytest |pip install |\.ci/run"
+)
+OURS = r"\bpython3? .*(-m taming_dist|\btools/)|\b(bash|sbatch|srun) .*\bslurm/\w+\.sh"
 PLACEHOLDERS = {
     "+experiment=NAME": "+experiment=custom",
     "key=value": None,
@@ -58,8 +68,11 @@ def lines_of(path: Path) -> Iterator[tuple[int, str]]:
     """What may be a command: lines of code and `spans` of it; of other files, their comments."""
     text = re.sub(r"\\\n[# ]*", lambda found: " " * 1, path.read_text())
     fenced = False
+    if path.suffix == ".py":
+        text = ast.get_docstring(ast.parse(path.read_text())) or ""
+        text = re.sub(r" \\?\n {5,}", " ", text)
     for number, line in enumerate(text.splitlines(), 1):
-        if path.suffix != ".md":
+        if path.suffix not in (".md", ".py"):
             if line.startswith("#"):
                 yield number, re.sub(r"^#+ *(Command: )?", "", line)
             continue
@@ -74,13 +87,14 @@ def lines_of(path: Path) -> Iterator[tuple[int, str]]:
 def typed(text: str) -> list[str]:
     """The words of a command: [what may be left out] is given, of this|that the first is taken."""
     words = shlex.split(re.sub(r"(^| )\[([^]]*)\](?=$| )", r"\1\2", text), comments=True)
-    words = [re.sub(r"^([A-Z]+)\|[A-Z|]+$", r"\1", word) for word in words]
+    words = [re.sub(r"^([\w.]+)\|[\w.|]+$", r"\1", word) for word in words]
     return [word for word in (PLACEHOLDERS.get(word, word) for word in words) if word]
 
 
 def commands_of(path: Path) -> Iterator[Command]:
     """The commands of a document."""
     for number, line in lines_of(path):
+        line = re.sub(r"^\w+=\$\((.*)\)$", r"\1", line)  # its output is kept in a variable
         if re.match(PROGRAMS, line):
             yield Command(f"{path.relative_to(REPOSITORY)}:{number}", tuple(typed(line)))
 
@@ -112,14 +126,29 @@ def start(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         kind = words[0]
         if kind == "make":
             subprocess.run(["make", "-n", *words[1:]], cwd=REPOSITORY, check=True)
-        elif kind in ("pytest", ".ci/run"):
+        elif kind in ("pytest", ".ci/run") or words[:3] == ["python", "-m", "pytest"]:
             assert (REPOSITORY / words[-1]).exists()
+        elif kind.startswith("slurm/"):  # tests/slurm runs it
+            scripts = [REPOSITORY / word for word in words if word.endswith(".sh")]
+            subprocess.run(["bash", "-n", *scripts], check=True)
+        elif kind == "pip":
+            assert all(can_be_installed(word) for word in words[2:])
         else:
             assert kind == "python"
             with monkeypatch.context() as patched, pytest.raises(Started):
                 run_python(words[1:], ranks, patched)
 
     return call
+
+
+def can_be_installed(word: str) -> bool:
+    """Whether it is this repository, one of our extras or a package that we know."""
+    if word == ".":
+        return True
+    asked, ours = Requirement(word), metadata("taming_dist")
+    if asked.name == "taming-dist":
+        return asked.extras <= set(ours.get_all("Provides-Extra") or ())
+    return asked.name in {Requirement(text).name for text in ours.get_all("Requires-Dist") or ()}
 
 
 def run_python(words: list[str], ranks: int, patched: pytest.MonkeyPatch) -> None:
@@ -141,12 +170,14 @@ def run_python(words: list[str], ranks: int, patched: pytest.MonkeyPatch) -> Non
     patched.setattr(taming_dist.config, "hydra_entry", composed)
     store = ConfigStore.instance()  # as in a process of its own
     patched.setattr(store, "repo", {name: store.repo[name] for name in HYDRAS_OWN})
+    if words[:2] == ["-m", "taming_dist"] or words[0] != "-m":  # else Hydra parses
+        patched.setattr(argparse.ArgumentParser, "parse_args", parsed)
     if words[0] == "-m":
         patched.setattr(sys, "argv", words[1:])
-        patched.delitem(sys.modules, words[1], raising=False)
+        module = "taming_dist.__main__" if words[1] == "taming_dist" else words[1]
+        patched.delitem(sys.modules, module, raising=False)
         runpy.run_module(words[1], run_name="__main__")
     else:
-        patched.setattr(argparse.ArgumentParser, "parse_args", parsed)
         patched.syspath_prepend(REPOSITORY / "tools")
         patched.setattr(sys, "argv", words)
         runpy.run_path(str(REPOSITORY / words[0]), run_name="__main__")
@@ -212,6 +243,16 @@ def test_commands_are_found_in_all_kinds_of_documents() -> None:
     assert any("--nodes=4" in command.words for command in COMMANDS)
 
 
+def test_no_command_hides_behind_other_words() -> None:
+    lines = [
+        f"{path.relative_to(REPOSITORY)}:{number} {line}"
+        for path in DOCUMENTS
+        for number, line in lines_of(path)
+        if re.search(OURS, line) and not re.match(rf"(\w+=\$\()?({PROGRAMS})", line)
+    ]
+    assert lines == []
+
+
 @pytest.mark.parametrize("script", ["train_vqgan.sh", "train_transformer.sh"])
 def test_a_training_job_starts_by_its_defaults(start: Any, script: str) -> None:
     start(["sbatch", f"slurm/{script}"])
@@ -223,8 +264,10 @@ def test_a_training_job_starts_by_its_defaults(start: Any, script: str) -> None:
         "torchrun --nproc_per_node=8 -m taming_dist.train +experiment=flickr data.global_batch=12",
         "python tools/make_shards.py --images DIR --oout DIR",
         "python -m taming_dist.sample transformer=A vqgan=B out=C m=3",
+        "python -m taming_dist --versions-of-all",
+        "pip install taming-dist[texts]",
     ],
 )
 def test_a_command_that_would_not_start_is_noticed(start: Any, words: str) -> None:
-    with pytest.raises((SystemExit, taming_dist.config.UserError)):
+    with pytest.raises((SystemExit, AssertionError, taming_dist.config.UserError)):
         start(words.split())
