@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The metrics of an export, on one GPU or on the CPU.
+# The metrics of an export. One rank per GPU; without GPUs, one per task.
 #
 #   sbatch slurm/evaluate.sh model=EXPORT data=SPEC out=DIR [key=value ...]
 #   sbatch --gpus-per-node=0 --cpus-per-task=16 slurm/evaluate.sh model=EXPORT data=SPEC out=DIR
@@ -23,5 +23,4 @@ fi
 # shellcheck source=slurm/environment.sh
 source "$root/slurm/environment.sh"
 
-layout=(--nodes=1 --ntasks=1 --cpus-per-task="$cpus") # one process, however many GPUs there are
 until_finished launch "${container[@]}" python -m taming_dist.evaluate "$@"

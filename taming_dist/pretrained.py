@@ -5,22 +5,17 @@ The backbone comes from our cache folder, which `tools/fetch_lpips.py` fills fro
 index, or else from torchvision's own download.
 """
 
-import hashlib
-import importlib
 import importlib.util
 import logging
-import os
 import pickle
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from urllib.error import URLError
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from taming_dist.access import require_readable
@@ -31,9 +26,10 @@ from taming_dist.models.convolution import Convolution
 from taming_dist.models.discriminators import DinoConfig, DiscriminatorConfig
 from taming_dist.models.discriminators.dino import SIDE, DinoFeatures
 from taming_dist.placeholders import refuse_placeholder
+from taming_dist.vision import torchvision_models
+from taming_dist.weights import load_weights
 
 _log = logging.getLogger(__name__)
-_declared: list[torch.library.Library] = []
 
 
 def _vgg16_slices() -> list[nn.Module]:
@@ -117,7 +113,7 @@ def lpips_network(net: str = "vgg", weights: str = "pretrained") -> LPIPS:
     assert weights == "pretrained", weights
     with torch.device("meta"):
         slices = backbone.slices()
-    tensors = load_backbone(backbone) or _download(backbone)
+    tensors = load_weights(backbone) or _download(backbone)
     for index, convolution in zip(backbone.layers, _convolutions(slices), strict=True):
         convolution.weight = nn.Parameter(tensors[f"features.{index}.weight"])
         convolution.bias = nn.Parameter(tensors[f"features.{index}.bias"])
@@ -129,43 +125,6 @@ class Blank:
 
     def lpips_network(self, net: str, weights: str) -> LPIPS:
         return _random(BACKBONES[net])
-
-
-def load_backbone(backbone: Backbone) -> dict[str, Tensor] | None:
-    """Read the cached weights, None if there are none; `UserError` if they are not right."""
-    if not backbone.cache_file.exists():
-        return None
-    try:
-        tensors = load_file(backbone.cache_file)
-    except (SafetensorError, OSError):
-        tensors = {}
-    if digest(tensors) != backbone.digest:
-        raise UserError(
-            f"{backbone.cache_file} is damaged: fetch it anew with {backbone.fetch_command}"
-        )
-    return tensors
-
-
-def save_backbone(backbone: Backbone, tensors: Mapping[str, Tensor]) -> None:
-    """Write verified weights to the cache, whole or not at all."""
-    assert digest(tensors) == backbone.digest
-    backbone.cache_file.parent.mkdir(parents=True, exist_ok=True)
-    partial = backbone.cache_file.with_name(f"{backbone.cache_file.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_bytes(save(dict(tensors)))
-        os.replace(partial, backbone.cache_file)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return the sha256 over names, shapes and bytes; it does not depend on the file's writer."""
-    sha = hashlib.sha256()
-    for name in sorted(tensors):
-        array = tensors[name].contiguous().numpy()
-        sha.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        sha.update(array.data)
-    return sha.hexdigest()
 
 
 def _convolutions(slices: list[nn.Module]) -> list[nn.Conv2d]:
@@ -203,28 +162,6 @@ def _download(backbone: Backbone) -> dict[str, Tensor]:
             f"({error}): run {backbone.fetch_command} (needs a package index), or give this "
             "machine internet access"
         ) from error
-
-
-def torchvision_models() -> ModuleType:
-    """Import torchvision.models, also where torchvision's compiled operators do not load.
-
-    That is so on a CPU-only torch: torchvision then stumbles over two operators that are not
-    there. Declaring their schemas is enough, no model here calls them.
-    """
-    try:
-        return importlib.import_module("torchvision.models")
-    except ImportError as error:
-        raise UserError(f"LPIPS weights need torchvision: {error}") from error
-    except RuntimeError as error:
-        if "torchvision::" not in str(error):
-            raise
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _declared.append(library)  # dropping the object would undeclare them
-        return importlib.import_module("torchvision.models")
 
 
 DINO_URL = (

@@ -15,10 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
-from taming_dist import evaluate
+import taming_dist
 from taming_dist.errors import UserError
 from taming_dist.evaluate import EvaluateConfig, main
+from taming_dist.evaluation import first_stage, second_stage
+from taming_dist.evaluation.features import compared
 from taming_dist.formats.code_shards import CodeShard, write_codes_manifest
+from taming_dist.formats.manifest import resolve
+from taming_dist.inception import inception
 from taming_dist.models.prior.conditions import ClassCondition, Unconditional
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
@@ -125,6 +129,7 @@ def test_a_vqgan_gets_its_figures_and_pictures_whatever_the_batch(
     assert found["kind"] == "vqgan"
     assert found["images"] == IMAGES
     assert {"val_lpips", "val_lpips_mean_colour", "codebook_perplexity"} < found.keys()
+    assert -1 < found["val_ssim"] < 1
     assert 0 < found["codebook_usage"] <= 1
     assert_same_figures(found, metrics(tmp_path / "11"))
 
@@ -170,6 +175,52 @@ def test_an_image_that_cannot_be_read_is_counted(inputs: Path, tmp_path: Path) -
     assert (found["images"], found["bad_images"]) == (IMAGES - 1, 1)
 
 
+def test_features_compare_what_went_in_with_what_came_out(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(config_for(inputs, tmp_path, "vqgan", "images", features="random"))
+    found, said = metrics(tmp_path), capsys.readouterr().out
+    shown, made = (
+        torch.from_numpy(np.stack([pixels(file) for file in sorted(files)])).permute(0, 3, 1, 2)
+        for files in ((tmp_path / "images").glob(f"*-{n}.png") for n in ("input", "reconstruction"))
+    )
+    network = inception("random")
+    for name, value in compared(network(made), network(shown), "r").items():
+        assert found[name] == pytest.approx(value, rel=1e-4, abs=1e-7), name
+    assert found["rfid"] > 0
+    (protocol,) = (each for each in found["protocols"] if "rfid" in each["figures"])
+    dataset = resolve(str(inputs / "images"))
+    assert protocol["reference"] == dataset.fingerprint
+    assert (protocol["images"], protocol["size"], protocol["network"]) == (IMAGES, SIZE, "random")
+    assert (protocol["crop"], protocol["filter"], protocol["dtype"]) == (
+        "centre",
+        "lanczos",
+        "uint8",
+    )
+    (line,) = (line for line in said.splitlines() if line.startswith("rfid "))
+    assert line.endswith(f"protocol {protocol['hash']}")
+
+
+def test_every_figure_has_a_protocol_and_other_images_another(inputs: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "others", bad=5)
+    for name, model, data in (
+        ("one", "vqgan", "images"),
+        ("other", "vqgan", str(tmp_path / "others")),
+        ("tokens", "class", "codes"),
+    ):
+        main(config_for(inputs, tmp_path / name, model, data, pictures=0))
+    hashes = []
+    for name in ("one", "other", "tokens"):
+        found = metrics(tmp_path / name)
+        named = {figure: each["hash"] for each in found["protocols"] for figure in each["figures"]}
+        figures = {key for key in found if key.startswith(("val_", "codebook_"))}
+        assert figures <= named.keys() <= found.keys()
+        assert found["version"] == taming_dist.__version__
+        hashes.append(named)
+    assert hashes[0]["val_psnr"] != hashes[0]["val_lpips"]  # which depends on its network
+    assert hashes[0]["val_psnr"] == hashes[0]["codebook_usage"] != hashes[1]["val_psnr"]
+
+
 @pytest.mark.parametrize("model", ["class", "none"])
 def test_a_transformer_gets_its_figures_whatever_the_batch(
     model: str, inputs: Path, tmp_path: Path
@@ -194,11 +245,12 @@ def test_a_transformer_gets_its_figures_whatever_the_batch(
     [
         ("vqgan", "images", {"size": 60}, "multiple of 8"),
         ("vqgan", "images", {"batch": 0}, "batch=0"),
-        ("vqgan", "images", {"lpips_net": "resnet"}, "lpips_net=resnet: use vgg or alex"),
+        ("vqgan", "images", {"lpips_net": "resnet"}, "lpips_net=resnet: use vgg or alex or both"),
         ("vqgan", "images", {"lpips_weights": "none"}, "lpips_weights=none: use pretrained or"),
         ("vqgan", "codes", {}, "taming_dist.images"),
         ("vqgan", "nothing-*.tar", {}, "no file matches .*nothing"),
         ("images", "images", {}, "is no export"),
+        ("vqgan", "images", {"features": "clip"}, "features=clip: use none or inception or"),
         ("class", "other-codes", {}, "trained on others, .*f{64}"),
         ("class", "codes-without-classes", {}, "have no classes"),
         ("class", "images", {}, "taming_dist.codes"),
@@ -230,12 +282,33 @@ def test_the_command_writes_metrics_and_refuses_a_mistyped_key(
     assert done.returncode == 0, done.stderr
     assert "val_nll" in done.stdout
     assert metrics(tmp_path / "out")["kind"] == "transformer"
+    assert "protocol" in done.stdout
     wrong = [*command, "bach=3"]
     refused = subprocess.run(wrong, env=environment, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: ")
     assert "bach" in refused.stderr
     assert refused.stderr.count("\n") == 1
+
+
+def test_without_inception_weights_one_line_names_the_tool_that_fetches_them(
+    inputs: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "taming_dist.evaluate", f"model={inputs / 'vqgan'}"]
+    command += [f"data={inputs / 'images'}", f"out={tmp_path / 'out'}", "lpips_weights=random"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TAMING_DIST_CACHE": str(tmp_path)}
+    refused = subprocess.run(
+        [*command, "features=inception"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode == 2
+    (line,) = (line for line in refused.stderr.splitlines() if not line.startswith("LPIPS with"))
+    assert line.startswith("error: no Inception weights: ")
+    assert "python tools/fetch_inception.py" in line
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -249,7 +322,7 @@ def test_an_evaluation_that_is_asked_to_stop_ends_between_batches_and_begins_ane
     model: str,
     data: str,
 ) -> None:
-    def asked(batches: Iterator[Any], total: int) -> Iterator[Any]:
+    def asked(batches: Iterator[Any], *_: Any) -> Iterator[Any]:
         yield next(batches)
         os.kill(os.getpid(), number)
         yield from batches
@@ -259,7 +332,8 @@ def test_an_evaluation_that_is_asked_to_stop_ends_between_batches_and_begins_ane
     handler = signal.signal(number, signal.default_int_handler)  # nohup may have it ignored
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(evaluate, "with_progress", asked)
+            for module in (first_stage, second_stage):
+                patch.setattr(module, "with_progress", asked)
             main(config)
     finally:
         signal.signal(number, handler)

@@ -19,10 +19,10 @@ from taming_dist.pretrained import (
     BACKBONES,
     check_frozen_features,
     frozen_features,
-    load_backbone,
     lpips_network,
-    torchvision_models,
 )
+from taming_dist.vision import torchvision_models
+from taming_dist.weights import load_weights
 
 FETCH_TOOL = Path(__file__).parents[1] / "tools" / "fetch_lpips.py"
 
@@ -110,7 +110,7 @@ def test_a_damaged_cache_file_is_named_and_not_used(
     else:
         save_file({"features.0.weight": torch.zeros(64, 3, 3, 3)}, file)
     with pytest.raises(UserError, match=r"lpips-vgg16\.safetensors is damaged.*fetch_lpips"):
-        load_backbone(BACKBONES["vgg"])
+        load_weights(BACKBONES["vgg"])
 
 
 def test_there_is_a_backbone_for_each_name_that_configs_take() -> None:

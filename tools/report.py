@@ -3,7 +3,10 @@
 The page needs no network and no other file; it follows the reader's light or dark setting.
 
     python tools/report.py outputs/demo/vqgan outputs/demo/transformer --out report.html \
-        [--summary summary.json] [--evaluation DIR] [--samples DIR]
+        [--summary summary.json] [--evaluation DIR ...] [--samples DIR]
+
+Figures of several evaluations stand side by side, each with the hash of its protocol
+(docs/evaluation.md); figures of different protocols are refused.
 """
 
 import base64
@@ -26,6 +29,7 @@ from PIL import Image
 from taming_dist import cli
 from taming_dist.cli import count
 from taming_dist.errors import UserError
+from taming_dist.evaluation.comparison import side_by_side
 
 Records = list[dict[str, Any]]
 
@@ -36,7 +40,9 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="run directories (run.dir)")
     parser.add_argument("--out", type=Path, required=True, help="the page to write")
     parser.add_argument("--summary", type=Path, help="summary.json of the demo")
-    parser.add_argument("--evaluation", type=Path, help="out folder of taming_dist.evaluate")
+    parser.add_argument(
+        "--evaluation", type=Path, nargs="+", default=[], help="out folders of taming_dist.evaluate"
+    )
     parser.add_argument("--samples", type=Path, help="out folder of taming_dist.sample")
     parser.add_argument("--title", default="taming_dist: a report")
     args = parser.parse_args()
@@ -51,7 +57,7 @@ def write_report(
     summary: Mapping[str, Any],
     vqgan_run: Path,
     transformer_run: Path,
-    evaluation: Path | None,
+    evaluations: Sequence[Path],
     samples: Path | None,
     title: str = "taming_dist: from photographs to new images",
 ) -> None:
@@ -60,7 +66,7 @@ def write_report(
         "Training, stage 1: VQGAN": vqgan_run,
         "Training, stage 2: transformer": transformer_run,
     }
-    write_page(out, title, summary, runs, evaluation, samples)
+    write_page(out, title, summary, runs, evaluations, samples)
 
 
 def write_page(
@@ -68,25 +74,30 @@ def write_page(
     title: str,
     summary: Mapping[str, Any],
     runs: Mapping[str, Path],
-    evaluation: Path | None = None,
+    evaluations: Sequence[Path] = (),
     samples: Path | None = None,
 ) -> None:
     """Write the page for `runs` (heading -> run directory) atomically.
 
     `summary` holds metrics by name (see FIGURES), `seconds` (phase -> seconds) and `classes`
-    (names in the order of the class ids); missing parts are left out. `evaluation` and `samples`
-    are the out folders of taming_dist.evaluate and taming_dist.sample.
+    (names in the order of the class ids); missing parts are left out. `evaluations` and `samples`
+    are out folders of taming_dist.evaluate and taming_dist.sample.
 
     Raises:
-        UserError: a run without metrics.jsonl.
+        UserError: a run without metrics.jsonl, or evaluations that do not compare.
     """
+    compared = comparison(evaluations)  # refuses before anything is drawn
     curves = [section(heading, training(run, summary)) for heading, run in runs.items()]
     parts = [
         headline(summary),
-        section("Validation images and their reconstructions", reconstructions(evaluation)),
+        *(
+            section(f"Validation images and their reconstructions{of}", reconstructions(folder))
+            for folder, of in zip(evaluations, named(evaluations), strict=True)
+        ),
         section("Samples", sample_rows(samples, summary.get("classes", []))),
         *curves,
         section("Figures", figure_table(summary)),
+        section("Evaluations side by side", compared),
         section("Where the time went", time_bars(summary.get("seconds", {}))),
     ]
     page = PAGE.format(title=escape(title), style=STYLE, body="\n".join(filter(None, parts)))
@@ -170,6 +181,30 @@ def figure_table(summary: Mapping[str, Any]) -> str:
     return f"<table>{body}</table>" if rows else ""
 
 
+def comparison(evaluations: Sequence[Path]) -> str:
+    """A table of the figures of several evaluations; nothing for one alone."""
+    if len(evaluations) < 2:
+        return ""
+    heads = "".join(f"<th>{escape(str(folder))}</th>" for folder in evaluations)
+    rows = [
+        f"<tr><th>{escape(name)}</th>{''.join(f'<td>{shown(value)}</td>' for value in values)}</tr>"
+        for name, values in side_by_side(evaluations).items()
+    ]
+    note = "<p>In brackets: the hash of the protocol, which all of a row have in common.</p>"
+    table = f"<table><tr><th></th>{heads}</tr>{''.join(rows)}</table>"
+    return f"{note}<div style='overflow-x:auto'>{table}</div>"
+
+
+def shown(value: Any) -> str:
+    """A figure in a table; nothing where there is none."""
+    return "" if value is None else f"<b>{value:.6g}</b>"
+
+
+def named(evaluations: Sequence[Path]) -> list[str]:
+    """What tells the pictures of several evaluations apart, after their heading."""
+    return [f": {folder}" if len(evaluations) > 1 else "" for folder in evaluations]
+
+
 def time_bars(seconds: Mapping[str, float]) -> str:
     """One bar per phase, as long as its share of the total time."""
     total = sum(seconds.values())
@@ -198,10 +233,9 @@ def duration(seconds: float) -> str:
 # ---- pictures ----
 
 
-def reconstructions(evaluation: Path | None) -> str:
+def reconstructions(evaluation: Path) -> str:
     """Pairs of an input above its reconstruction, from the evaluation's folder."""
-    folder = evaluation / "images" if evaluation else None
-    inputs = sorted(folder.glob("*-input.png")) if folder else []
+    inputs = sorted((evaluation / "images").glob("*-input.png"))
     pairs = [
         f"<div class=pair>{picture(image, 'input')}"
         f"{picture(Path(str(image).replace('-input', '-reconstruction')), 'reconstruction')}</div>"

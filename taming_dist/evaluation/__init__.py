@@ -1,1 +1,1 @@
-"""How good a trained model is on a set of images or codes: sums over batches, and metrics."""
+"""How good a trained model, or a set of images, is; every figure has its protocol."""

@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from taming_dist.evaluation.ssim import ssim as similarity
 from taming_dist.losses.perceptual import LPIPS
 from taming_dist.losses.tokens import unigram_entropy
 from taming_dist.models.quantizers.interface import count
@@ -23,10 +24,11 @@ class ReconstructionMetrics:
     """Sums over batches, and the metrics that follow from them.
 
     Each rank feeds its own images; `sums` is one fp64 tensor, so that adding it over the ranks
-    (one all-reduce) makes `compute` give the metrics of the whole set. Without `lpips` the
-    perceptual metrics are left out; without `mean_colour`, the floor, which is the same every
-    time that a fixed set is evaluated. `higher_is_better`: of the metrics that can tell models
-    apart, by name.
+    (one all-reduce) makes `compute` give the metrics of the whole set. Without `lpips`, a network
+    or several by the names of their metrics, the perceptual metrics are left out; without
+    `mean_colour` the floor, which is the same every time that a fixed set is evaluated; without
+    `ssim`, which images of fewer than 11 pixels do not have, the structural similarity.
+    `higher_is_better`: of the metrics that can tell models apart, by name.
     """
 
     higher_is_better: ClassVar[Mapping[str, bool]] = {
@@ -37,12 +39,20 @@ class ReconstructionMetrics:
     }
 
     def __init__(
-        self, vocabulary: int, lpips: LPIPS | None = None, mean_colour: bool = True
+        self,
+        vocabulary: int,
+        lpips: LPIPS | Mapping[str, LPIPS] | None = None,
+        mean_colour: bool = True,
+        ssim: bool = False,
     ) -> None:
-        self.lpips = lpips
-        self.mean_colour = mean_colour
-        # images, pixel values, then per prediction: squared error, distance; then uses per code
-        self.sums = torch.zeros(6 + vocabulary, dtype=torch.float64)
+        networks = {"lpips": lpips} if isinstance(lpips, LPIPS) else lpips
+        self.networks: Mapping[str, LPIPS] = networks or {}
+        self.mean_colour, self.ssim = mean_colour, ssim
+        # images, pixel values, then per prediction: squared error, similarity, and the distance by
+        # each network; then uses per code
+        self._facts = 2 + len(self.networks)
+        self._codes = 2 + 2 * self._facts
+        self.sums = torch.zeros(self._codes + vocabulary, dtype=torch.float64)
 
     @torch.no_grad()
     def update(self, images: Tensor, reconstructions: Tensor, codes: Tensor) -> None:
@@ -55,33 +65,45 @@ class ReconstructionMetrics:
         predictions = [reconstructions.float().clamp(-1, 1)]
         if self.mean_colour:
             predictions.append(images.mean((2, 3), keepdim=True).expand_as(images))
-        features = None if self.lpips is None else self.lpips.features(images)
+        features = [network.features(images) for network in self.networks.values()]
         self.sums[0] += len(images)
         self.sums[1] += images.numel()
-        for slot, prediction in zip((2, 4), predictions, strict=False):
+        for sums, prediction in zip(self._predictions(), predictions, strict=False):
             # the error of pixels in [0, 1] is half of that in [-1, 1]
-            self.sums[slot] += ((images - prediction) / 2).square().sum(dtype=torch.float64)
-            if self.lpips is not None:
-                distances = self.lpips(images, prediction, features)
-                self.sums[slot + 1] += distances.sum(dtype=torch.float64)
-        self.sums[6:] += count(codes, len(self.sums) - 6)
+            sums[0] += ((images - prediction) / 2).square().sum(dtype=torch.float64)
+            if self.ssim:
+                sums[1] += similarity((images + 1) / 2, (prediction + 1) / 2).sum()
+            for slot, network in enumerate(self.networks.values()):
+                distances = network(images, prediction, features[slot])
+                sums[2 + slot] += distances.sum(dtype=torch.float64)
+        used = self.sums[self._codes :]
+        used += count(codes, len(used))
 
     def compute(self) -> dict[str, float]:
-        """Return the metrics of all images seen: PSNR in dB, LPIPS per image, codebook usage.
+        """Return the metrics of all images seen: PSNR in dB, SSIM and LPIPS per image, codebook
+        usage.
 
         `codebook_usage` is the fraction of the codes that occur, `codebook_perplexity` the number
         of equally frequent codes with the same entropy.
         """
-        assert self.sums[0] > 0, "no batch was given"
+        images, values = self.sums[:2]
+        assert images > 0, "no batch was given"
         metrics = {}
-        for slot, name in ((2, ""), (4, "_mean_colour"))[: 1 + self.mean_colour]:
-            metrics[f"val_psnr{name}"] = _psnr(float(self.sums[slot] / self.sums[1]))
-            if self.lpips is not None:
-                metrics[f"val_lpips{name}"] = float(self.sums[slot + 1] / self.sums[0])
-        counts = self.sums[6:]
+        names = ("", "_mean_colour")[: 1 + self.mean_colour]
+        for sums, name in zip(self._predictions(), names, strict=False):
+            metrics[f"val_psnr{name}"] = _psnr(float(sums[0] / values))
+            if self.ssim:
+                metrics[f"val_ssim{name}"] = float(sums[1] / images)
+            for slot, metric in enumerate(self.networks):
+                metrics[f"val_{metric}{name}"] = float(sums[2 + slot] / images)
+        counts = self.sums[self._codes :]
         metrics["codebook_usage"] = float((counts > 0).double().mean())
         metrics["codebook_perplexity"] = math.exp(unigram_entropy(counts))
         return metrics
+
+    def _predictions(self) -> tuple[Tensor, ...]:
+        """The sums of each prediction, as views."""
+        return self.sums[2 : self._codes].split(self._facts)
 
 
 def _psnr(mean_squared_error: float) -> float:

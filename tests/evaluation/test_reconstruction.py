@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from taming_dist.evaluation.reconstruction import ReconstructionMetrics
+from taming_dist.evaluation.ssim import ssim
 from taming_dist.losses.perceptual import LPIPS
 
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -83,3 +84,18 @@ def test_a_perfect_reconstruction_is_infinitely_good() -> None:
     figures = ReconstructionMetrics(8)
     figures.update(images, images, codes)
     assert figures.compute()["val_psnr"] == math.inf
+
+
+def test_each_network_has_its_own_figure_and_similarity_is_asked_for() -> None:
+    networks = {"lpips": small_lpips(), "lpips_alex": small_lpips()}
+    networks["lpips_alex"].heads[0].mul_(2)
+    figures = ReconstructionMetrics(8, networks, mean_colour=False, ssim=True)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 3, 12, 12, generator=generator) * 2 - 1
+    made = torch.rand(2, 3, 12, 12, generator=generator) * 2 - 1
+    for part in (slice(0, 1), slice(1, 2)):
+        figures.update(images[part], made[part], torch.zeros(1, 2, 2, dtype=torch.int64))
+    found = figures.compute()
+    assert found["val_lpips_alex"] == pytest.approx(2 * found["val_lpips"])
+    similar = ssim((images + 1) / 2, (made + 1) / 2)
+    assert found["val_ssim"] == pytest.approx(float(similar.mean()))

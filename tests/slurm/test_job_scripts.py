@@ -152,16 +152,14 @@ def test_every_rank_of_a_sampling_job_runs_the_command(cluster, repository, rank
     assert [rank["SLURM_PROCID"] for rank in ranks()] == ["0", "1"]
 
 
-def test_an_evaluation_is_one_process_however_many_gpus_there_are(
-    cluster, repository, ranks, tmp_path
-):
+def test_an_evaluation_has_a_rank_for_each_gpu(cluster, repository, ranks, tmp_path):
     given = ["model=my export", "data=val", "out=out"]
     options = ("--gpus-per-node=4", "--ntasks-per-node=4")
     script = REPOSITORY / "slurm/evaluate.sh"
     job = cluster.submit(*options, script, *given, cwd=tmp_path, repository=repository)
     assert job.wait() == 0, job.text
-    assert [rank["argv"] for rank in ranks()] == [["-m", "taming_dist.evaluate", *given]]
-    assert [rank["SLURM_NTASKS"] for rank in ranks()] == ["1"]
+    assert [rank["argv"] for rank in ranks()] == [["-m", "taming_dist.evaluate", *given]] * 4
+    assert [rank["SLURM_PROCID"] for rank in ranks()] == ["0", "1", "2", "3"]
 
 
 SCRIPTS = ["train_vqgan.sh", "train_transformer.sh", "tokenize.sh", "sample.sh", "evaluate.sh"]

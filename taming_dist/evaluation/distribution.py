@@ -1,0 +1,80 @@
+"""How far a set of images is from another, by features of each: one distance for all of them.
+
+Frechet distance (FID): arXiv 1706.08500; kernel distance (KID): arXiv 1801.01401; precision and
+recall: arXiv 1904.06991; these are computed by `torch-fidelity`, with its settings. Density and
+coverage, which outliers of the real images sway less: arXiv 2002.09797.
+
+Legend: n images made, m real ones, d features.
+"""
+
+import torch
+from torch import Tensor
+
+from taming_dist.vision import torchvision_models
+
+LEAST = 6  # images of either set: the fifth neighbour of each
+KID_SUBSETS, KID_SUBSET, KID_SEED = 100, 1000, 2020
+NEIGHBOURS, WIDER = 3, 5  # of precision and recall; of density and coverage
+ROWS = 1024  # of a block of distances
+HIGHER_IS_BETTER = {
+    "fid": False,
+    "kid": False,
+    "precision": True,
+    "recall": True,
+    "density": True,
+    "coverage": True,
+}
+
+
+def distances(made: Tensor, real: Tensor) -> dict[str, float]:
+    """The figures of `HIGHER_IS_BETTER` from features [n,d] and [m,d], on the CPU.
+
+    Fewer than d images leave the covariances of FID without full rank, and fewer than 1,000 of
+    either set make KID's subsets smaller: figures of different numbers of images do not compare.
+    """
+    torchvision_models()  # which torch-fidelity imports, where its operators may not load
+    from torch_fidelity.metric_fid import (
+        KEY_METRIC_FID,
+        fid_features_to_statistics,
+        fid_statistics_to_metric,
+    )
+    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    made, real = made.cpu(), real.cpu()
+    statistics = [fid_features_to_statistics(features) for features in (made, real)]
+    fid = fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID]
+    kid = kid_features_to_metric(
+        made,
+        real,
+        kid_subsets=KID_SUBSETS,
+        kid_subset_size=min(KID_SUBSET, len(made), len(real)),
+        rng_seed=KID_SEED,
+        verbose=False,
+    )[KEY_METRIC_KID_MEAN]
+    neighbours = {"prc_neighborhood": NEIGHBOURS, "save_cpu_ram": True, "verbose": False}
+    found = prc_features_to_metric(made, real, **neighbours)
+    density, coverage = density_and_coverage(made, real)
+    return {
+        "fid": float(fid),
+        "kid": float(kid),
+        "precision": float(found["precision"]),
+        "recall": float(found["recall"]),
+        "density": density,
+        "coverage": coverage,
+    }
+
+
+def density_and_coverage(
+    made: Tensor, real: Tensor, neighbours: int = WIDER
+) -> tuple[float, float]:
+    """Of features [n,d] and [m,d]: in how many of the balls around real images an image that was
+    made lies, as a share of `neighbours`; and the share of these balls in which any lies. A ball
+    reaches to the `neighbours`-th of the other real images."""
+    inside, covered = torch.zeros(len(made)), 0
+    for rows in real.split(ROWS):
+        radii = torch.cdist(rows, real).kthvalue(neighbours + 1).values
+        holds = torch.cdist(rows, made) < radii[:, None]
+        inside += holds.sum(0)
+        covered += int(holds.any(1).sum())
+    return float(inside.mean()) / neighbours, covered / len(real)

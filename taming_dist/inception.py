@@ -1,0 +1,94 @@
+"""The Inception network whose features FID and its kin compare: that of 2015-12-05 (arXiv
+1706.08500), as `torch-fidelity` has it, bilinear resizing to 299 pixels as TensorFlow 1 did it
+included.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from taming_dist.caches import cache_folder
+from taming_dist.errors import UserError
+from taming_dist.vision import torchvision_models
+from taming_dist.weights import load_weights
+
+LAYER = "2048"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The pinned weights."""
+
+    digest: str
+    fetch_command: str = "python tools/fetch_inception.py"
+
+    @property
+    def cache_file(self) -> Path:
+        return cache_folder() / "inception-2015-12-05.safetensors"
+
+
+INCEPTION = Weights("737ff4a91a89b749e4041cb811e513bbca64a05bc59574bc08fe8d8baae74e45")
+
+
+def blank_inception() -> Any:
+    """The network without its weights, nor the classifier that is not needed here.
+
+    Raises:
+        UserError: torch-fidelity is missing.
+    """
+    torchvision_models()  # which torch-fidelity imports, where its operators may not load
+    try:
+        from torch_fidelity import feature_extractor_inceptionv3 as module
+    except ImportError as error:
+        raise UserError("FID needs torch-fidelity: pip install 'taming_dist[eval]'") from error
+    # it fetches weights by itself, or unpickles a file
+    with (
+        torch.random.fork_rng(devices=[]),
+        mock.patch.object(module, "load_state_dict_from_url", return_value={}),
+        mock.patch.object(module.FeatureExtractorInceptionV3, "load_state_dict"),
+    ):
+        torch.manual_seed(0)
+        network = module.FeatureExtractorInceptionV3("inception", [LAYER], verbose=False)
+    network.fc = nn.Identity()
+    return network
+
+
+class Inception(nn.Module):
+    """Images uint8 [b,3,h,w] -> features [b,2048]. `digest` says which weights it has."""
+
+    dim = 2048
+    digest = "random"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = blank_inception()
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        (features,) = self.network(images)
+        return features
+
+
+def inception(weights: str) -> Inception:
+    """The network with its pretrained weights, or random ones (tests).
+
+    Raises:
+        UserError: the weights are not there, or not right.
+    """
+    found = Inception()
+    if weights == "random":
+        return found
+    tensors = load_weights(INCEPTION)
+    if tensors is None:
+        raise UserError(
+            f"no Inception weights: {INCEPTION.cache_file} is missing, run "
+            f"{INCEPTION.fetch_command} (needs a package index)"
+        )
+    ones = {n: t for n, t in found.network.state_dict().items() if n not in tensors}
+    found.network.load_state_dict(ones | tensors)
+    found.digest = INCEPTION.digest
+    return found

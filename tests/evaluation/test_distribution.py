@@ -1,0 +1,102 @@
+"""Distances between sets of images: those of torch-fidelity's own command, and of a slow form."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from taming_dist.evaluation.distribution import density_and_coverage, distances
+from taming_dist.evaluation.protocol import Protocol
+from taming_dist.inception import LAYER, inception
+
+
+def features(count: int, shift: float, dim: int = 16) -> Tensor:
+    generator = torch.Generator().manual_seed(count)
+    return torch.randn(count, dim, generator=generator) + shift
+
+
+def test_a_set_is_no_distance_away_from_itself() -> None:
+    same = features(60, 0.0)
+    found = distances(same, same)
+    assert found["fid"] == pytest.approx(0, abs=1e-3)
+    assert found["precision"] == found["recall"] == found["coverage"] == 1
+    near, far = distances(features(50, 0.1), same), distances(features(50, 3.0), same)
+    assert near["fid"] < far["fid"]
+    assert near["kid"] < far["kid"]
+    assert near["density"] > far["density"] == 0
+
+
+def test_density_and_coverage_are_those_of_a_loop_over_all_pairs() -> None:
+    made, real, neighbours = features(40, 0.3, dim=4), features(30, 0.0, dim=4), 5
+    held, covered = 0, 0
+    for center in real:
+        radius = sorted((center - other).norm() for other in real)[neighbours]
+        inside = sum(bool((center - one).norm() < radius) for one in made)
+        held += inside
+        covered += inside > 0
+    expected = held / len(made) / neighbours, covered / len(real)
+    assert density_and_coverage(made, real) == pytest.approx(expected)
+
+
+def save(folder: Path, images: np.ndarray) -> str:
+    folder.mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{number:03d}.png")
+    return str(folder)
+
+
+def test_figures_are_those_of_torch_fidelity_on_the_same_folders(tmp_path: Path) -> None:
+    """With random weights, which it is given by a file, as it fetches none here."""
+    network = inception("random")
+    import torch_fidelity
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    class Theirs(FeatureExtractorInceptionV3):
+        def __new__(cls, *_: Any, **__: Any) -> Any:
+            return network.network
+
+    torch_fidelity.register_feature_extractor("ours", Theirs)
+    generator = np.random.default_rng(0)
+    sets = [generator.integers(0, high, (12, 24, 24, 3), dtype=np.uint8) for high in (256, 200)]
+    folders = [save(tmp_path / name, images) for name, images in zip("ab", sets, strict=True)]
+    expected = torch_fidelity.calculate_metrics(
+        input1=folders[0],
+        input2=folders[1],
+        feature_extractor="ours",
+        feature_layer_fid=LAYER,
+        feature_layer_kid=LAYER,
+        feature_layer_prc=LAYER,
+        fid=True,
+        kid=True,
+        prc=True,
+        kid_subset_size=12,
+        cuda=False,
+        cache=False,
+        verbose=False,
+    )
+    made, real = (network(torch.from_numpy(images).permute(0, 3, 1, 2)) for images in sets)
+    found = distances(made, real)
+    names = {
+        "fid": "frechet_inception_distance",
+        "kid": "kernel_inception_distance_mean",
+        "precision": "precision",
+        "recall": "recall",
+    }
+    for ours, theirs in names.items():
+        assert found[ours] == pytest.approx(expected[theirs], rel=1e-4, abs=1e-9), ours
+
+
+def test_protocols_differ_in_their_hash_wherever_they_differ() -> None:
+    one = Protocol(50, 60, "f" * 64, 64, "centre", "lanczos", "uint8", "d" * 64, LAYER)
+    others = [
+        Protocol(51, 60, "f" * 64, 64, "centre", "lanczos", "uint8", "d" * 64, LAYER),
+        Protocol(50, 60, "e" * 64, 64, "centre", "lanczos", "uint8", "d" * 64, LAYER),
+        Protocol(50, 60, "f" * 64, 64, "centre", "bicubic", "uint8", "d" * 64, LAYER),
+    ]
+    assert len({protocol.hash for protocol in [one, *others]}) == 4
+    assert len(one.hash) == 8
+    assert one.record()["hash"] == one.hash
