@@ -16,7 +16,8 @@ from taming_dist.errors import UserError
 from taming_dist.vision import torchvision_models
 from taming_dist.weights import load_weights
 
-LAYER = "2048"
+LAYER = "2048"  # as its features are called, by their number
+RANDOM_LAYER, RANDOM_SIDE = "64", 75  # random features are for tests, which need not wait for more
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Weights:
 INCEPTION = Weights("737ff4a91a89b749e4041cb811e513bbca64a05bc59574bc08fe8d8baae74e45")
 
 
-def blank_inception() -> Any:
-    """The network without its weights, nor the classifier that is not needed here.
+def blank_inception(layer: str = LAYER) -> Any:
+    """The network up to a layer without its weights, nor the classifier that is not needed here.
 
     Raises:
         UserError: torch-fidelity is missing.
@@ -52,20 +53,18 @@ def blank_inception() -> Any:
         mock.patch.object(module.FeatureExtractorInceptionV3, "load_state_dict"),
     ):
         torch.manual_seed(0)
-        network = module.FeatureExtractorInceptionV3("inception", [LAYER], verbose=False)
+        network = module.FeatureExtractorInceptionV3("inception", [layer], verbose=False)
     network.fc = nn.Identity()
     return network
 
 
 class Inception(nn.Module):
-    """Images uint8 [b,3,h,w] -> features [b,2048]. `digest` says which weights it has."""
+    """Images uint8 [b,3,h,w] -> features [b,d] of a layer. `digest` says which weights it has."""
 
-    dim = 2048
-    digest = "random"
-
-    def __init__(self) -> None:
+    def __init__(self, network: Any, layer: str, digest: str) -> None:
         super().__init__()
-        self.network = blank_inception()
+        self.network, self.layer, self.digest = network, layer, digest
+        self.dim = int(layer)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
@@ -79,16 +78,27 @@ def inception(weights: str) -> Inception:
     Raises:
         UserError: the weights are not there, or not right.
     """
-    found = Inception()
     if weights == "random":
-        return found
+        return random_inception()
+    network = blank_inception()
     tensors = load_weights(INCEPTION)
     if tensors is None:
         raise UserError(
             f"no Inception weights: {INCEPTION.cache_file} is missing, run "
             f"{INCEPTION.fetch_command} (needs a package index)"
         )
-    ones = {n: t for n, t in found.network.state_dict().items() if n not in tensors}
-    found.network.load_state_dict(ones | tensors)
-    found.digest = INCEPTION.digest
-    return found
+    ones = {n: t for n, t in network.state_dict().items() if n not in tensors}
+    network.load_state_dict(ones | tensors)
+    return Inception(network, LAYER, INCEPTION.digest)
+
+
+def random_inception() -> Inception:
+    """A small part of the network, on small images, with weights that are the same everywhere."""
+    network = blank_inception(RANDOM_LAYER)
+    network.INPUT_IMAGE_SIZE = RANDOM_SIDE
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):  # features as large as those of trained ones
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    return Inception(network, RANDOM_LAYER, "random")

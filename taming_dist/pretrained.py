@@ -120,6 +120,11 @@ def lpips_network(net: str = "vgg", weights: str = "pretrained") -> LPIPS:
     return LPIPS(slices, _heads(backbone))
 
 
+def lpips_digest(net: str, weights: str) -> str:
+    """What tells the weights of a network of LPIPS apart from others."""
+    return BACKBONES[net].digest if weights == "pretrained" else weights
+
+
 class Blank:
     """The networks that terms of a loss stand on, without their weights: to be counted."""
 

@@ -1,39 +1,83 @@
 """The keys of `python -m taming_dist.evaluate`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import MISSING
 
 from taming_dist.data.reader import MOST_THREADS
+from taming_dist.errors import UserError
+from taming_dist.generation.sampling import LARGEST_SCALE
 from taming_dist.losses.perceptual import NETS, WEIGHTS
-from taming_dist.ranges import check_choice, check_ranges, ranged
+from taming_dist.ranges import LARGEST_SEED, check_choice, check_ranges, ranged
 
 BOTH = "both"
+MOST_SAMPLES = 10**7
+SAMPLING = (
+    "seed",
+    "class_id",
+    "condition",
+    "temperature",
+    "top_k",
+    "top_p",
+    "guidance",
+    "guidance_schedule",
+    "guidance_power",
+    "steps",
+    "choice_temperature",
+    "precision",
+)  # the keys that the sampling command has, too
 FEATURES = ("none", "inception", "random")
 
 
 @dataclass
 class EvaluateConfig:
-    """What to measure; `model` is an export folder, `data` a shard spec or a list of them, `out`
-    gets the results.
+    """What to measure, and `out`, which gets the results: the export folder `model` on `data`, a
+    shard spec or a list of them; or `images`, a folder of pictures, an npz file or shards, against
+    a `reference`, which is such a set or an npz file of its statistics. `n`: as many samples of a
+    transformer with the decoder of the export `vqgan` are measured like given images; `condition`,
+    `class_id`, `seed` and the settings of decoding are those of `python -m taming_dist.sample`,
+    whose images these are.
 
-    `size`: pixels of the centre crops (the model's resolution if left out). `pictures`: images
-    shown beside their reconstructions. `lpips_net`: vgg, alex, or both, the second of which is then
+    `size`: pixels of the centre crops (if left out the model's resolution; of given images their
+    own size). `pictures`: images shown beside their reconstructions. `training`, a set of images as
+    above, is searched for the `neighbours` that look most like each of the first `examined` samples
+    or given images. `lpips_net`: vgg, alex, or both, the second of which is then
     another figure, lpips_alex. `lpips_weights`: pretrained, or random (tests only).
-    `features`: none, or inception, for rFID, rKID and the like of a VQGAN of photographs (random:
-    tests only). `max_bad_fraction`: more images that cannot be read end the evaluation.
+    `features`: none, or inception, for FID, KID and the like (random: tests only); null: inception
+    for sets of images, and none for reconstructions, which have rFID with it. `max_bad_fraction`:
+    more images that cannot be read end the evaluation.
     """
 
-    model: str = MISSING
-    data: Any = MISSING
+    model: str = ""
+    data: Any = None
+    images: Any = None
+    reference: Any = None
     out: str = MISSING
     batch: int = ranged(16, at_least=1)
     size: int | None = ranged(None, at_least=1)
     pictures: int = ranged(24, at_least=0)
     lpips_net: str = "vgg"
     lpips_weights: str = "pretrained"
-    features: str = "none"
+    features: str | None = None
+    vqgan: str = ""
+    n: int | None = ranged(None, at_least=1, at_most=MOST_SAMPLES)
+    seed: int = ranged(0, at_least=0, at_most=LARGEST_SEED)
+    class_id: int | None = ranged(None, at_least=0)
+    condition: Any = None
+    temperature: float = ranged(1.0, at_least=0)
+    top_k: int | None = ranged(None, at_least=0)
+    top_p: float | None = ranged(None, above=0, at_most=1)
+    guidance: float = ranged(1.0, at_least=0, at_most=LARGEST_SCALE)
+    guidance_schedule: str = "constant"
+    guidance_power: float = ranged(1.0, above=0)
+    steps: int | None = ranged(None, at_least=1)
+    choice_temperature: float | None = ranged(None, at_least=0, at_most=LARGEST_SCALE)
+    precision: str = "fp32"
+    training: Any = None
+    examined: int = ranged(16, at_least=1)
+    neighbours: int = ranged(4, at_least=1)
     max_bad_fraction: float = ranged(0.001, at_least=0, at_most=1)
     threads: int = ranged(2, at_least=1, at_most=MOST_THREADS)
 
@@ -41,7 +85,8 @@ class EvaluateConfig:
         check_ranges(self)
         check_choice("lpips_net", self.lpips_net, (*NETS, BOTH))
         check_choice("lpips_weights", self.lpips_weights, WEIGHTS)
-        check_choice("features", self.features, FEATURES)
+        if self.features is not None:
+            check_choice("features", self.features, FEATURES)
 
     @property
     def lpips_nets(self) -> dict[str, str]:
@@ -49,3 +94,10 @@ class EvaluateConfig:
         if self.lpips_net == BOTH:
             return {"lpips": "vgg", "lpips_alex": "alex"}
         return {"lpips": self.lpips_net}
+
+
+def refuse(config: EvaluateConfig, keys: Sequence[str], why: str) -> None:
+    """Raise a `UserError` for the first of `keys` that is given."""
+    for key in keys:
+        if getattr(config, key):
+            raise UserError(f"{key}: {why}")

@@ -7,9 +7,13 @@ coverage, which outliers of the real images sway less: arXiv 2002.09797.
 Legend: n images made, m real ones, d features.
 """
 
+from collections.abc import Mapping
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from taming_dist.errors import UserError
 from taming_dist.vision import torchvision_models
 
 LEAST = 6  # images of either set: the fifth neighbour of each
@@ -26,24 +30,47 @@ HIGHER_IS_BETTER = {
 }
 
 
-def distances(made: Tensor, real: Tensor) -> dict[str, float]:
+def distances(
+    made: Tensor, real: Tensor | None = None, statistics: Mapping[str, np.ndarray] | None = None
+) -> dict[str, float]:
     """The figures of `HIGHER_IS_BETTER` from features [n,d] and [m,d], on the CPU.
 
-    Fewer than d images leave the covariances of FID without full rank, and fewer than 1,000 of
-    either set make KID's subsets smaller: figures of different numbers of images do not compare.
+    `statistics`, `mu` [d] and `sigma` [d,d], are those that FID is taken from instead of `real`'s;
+    without `real` there is no other figure. Fewer than d images leave the covariances of FID
+    without full rank, and fewer than 1,000 of either set make KID's subsets smaller: figures of
+    different numbers of images do not compare.
+
+    Raises:
+        UserError: there are too few images.
     """
+    fewest = min(len(features) for features in (made, real) if features is not None)
+    if fewest < LEAST:
+        raise UserError(f"{fewest} images are too few to be compared, use {LEAST} or more")
     torchvision_models()  # which torch-fidelity imports, where its operators may not load
     from torch_fidelity.metric_fid import (
         KEY_METRIC_FID,
         fid_features_to_statistics,
         fid_statistics_to_metric,
     )
+
+    made = made.cpu()
+    if statistics is None:
+        assert real is not None
+        statistics = fid_features_to_statistics(real)
+    both = [
+        {name: part[name].astype(np.float64) for name in ("mu", "sigma")}  # others have either
+        for part in (fid_features_to_statistics(made), statistics)
+    ]
+    fid = fid_statistics_to_metric(*both, verbose=False)[KEY_METRIC_FID]
+    found = {"fid": float(fid)}
+    return found if real is None else found | neighbourhoods(made, real.cpu())
+
+
+def neighbourhoods(made: Tensor, real: Tensor) -> dict[str, float]:
+    """The figures that need the features of both sets, and not their statistics only."""
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
     from torch_fidelity.metric_prc import prc_features_to_metric
 
-    made, real = made.cpu(), real.cpu()
-    statistics = [fid_features_to_statistics(features) for features in (made, real)]
-    fid = fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID]
     kid = kid_features_to_metric(
         made,
         real,
@@ -56,7 +83,6 @@ def distances(made: Tensor, real: Tensor) -> dict[str, float]:
     found = prc_features_to_metric(made, real, **neighbours)
     density, coverage = density_and_coverage(made, real)
     return {
-        "fid": float(fid),
         "kid": float(kid),
         "precision": float(found["precision"]),
         "recall": float(found["recall"]),

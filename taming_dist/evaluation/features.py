@@ -1,14 +1,10 @@
-"""Features of images that ranks have a part of each, and what compares two sets of them."""
-
-from collections.abc import Mapping
+"""Features of a set of images, of which every rank has a part."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from taming_dist.engine.world import World
-from taming_dist.errors import UserError
-from taming_dist.evaluation.distribution import LEAST, distances
 from taming_dist.inception import Inception
 
 
@@ -32,15 +28,3 @@ class Features:
         parts = world.gather((ids.numpy(), found.numpy()))
         order = np.argsort(np.concatenate([part for part, _ in parts]), kind="stable")
         return torch.from_numpy(np.concatenate([part for _, part in parts])[order])
-
-
-def compared(made: Tensor, real: Tensor, prefix: str = "") -> Mapping[str, float]:
-    """The figures of `distribution.distances`, each name after a `prefix`.
-
-    Raises:
-        UserError: there are too few images.
-    """
-    fewest = min(len(made), len(real))
-    if fewest < LEAST:
-        raise UserError(f"features: {fewest} images are too few, use {LEAST} or more")
-    return {f"{prefix}{name}": value for name, value in distances(made, real).items()}

@@ -7,8 +7,9 @@ from taming_dist.data.images import COLUMNS, Preprocess
 from taming_dist.data.reader import Reader, Reading
 from taming_dist.engine.world import World
 from taming_dist.errors import UserError
-from taming_dist.evaluation.config import EvaluateConfig
-from taming_dist.evaluation.features import Features, compared
+from taming_dist.evaluation.config import EvaluateConfig, refuse
+from taming_dist.evaluation.distribution import distances
+from taming_dist.evaluation.features import Features
 from taming_dist.evaluation.folder import prepare_folder
 from taming_dist.evaluation.label_maps import LabelMapMetrics
 from taming_dist.evaluation.pictures import Pictures
@@ -18,10 +19,10 @@ from taming_dist.evaluation.reconstruction import ReconstructionMetrics
 from taming_dist.evaluation.ssim import WINDOW
 from taming_dist.formats.manifest import resolve
 from taming_dist.generation.pictures import to_uint8
-from taming_dist.inception import LAYER, Inception, inception
+from taming_dist.inception import Inception, inception
 from taming_dist.models.modalities import RGB, LabelMap, Modality
 from taming_dist.models.vqgan import VQGAN, check_all_coded, check_size
-from taming_dist.pretrained import BACKBONES, lpips_network
+from taming_dist.pretrained import lpips_digest, lpips_network
 
 
 def evaluate_vqgan(config: EvaluateConfig, world: World) -> Measured:
@@ -31,6 +32,8 @@ def evaluate_vqgan(config: EvaluateConfig, world: World) -> Measured:
     Raises:
         UserError: an export, shards, settings or a folder that cannot be used.
     """
+    why = "reconstructions are compared with their inputs, leave it out"
+    refuse(config, ("reference", "training", "vqgan", "n"), why)
     vqgan = VQGAN.from_pretrained(config.model)
     facts = {"kind": VQGAN.kind, "fingerprint": vqgan.fingerprint}
     size = config.size or vqgan.config.resolution
@@ -82,7 +85,8 @@ def evaluate_vqgan(config: EvaluateConfig, world: World) -> Measured:
     if network is not None and real is not None and made is not None:
         sets = made.gathered(world), real.gathered(world)
         if world.is_first:
-            measured.add(compared(*sets, "r"), Protocol(*asked, "uint8", network.digest, LAYER))
+            found = {f"r{name}": value for name, value in distances(*sets).items()}
+            measured.add(found, Protocol(*asked, "uint8", network.digest, network.layer))
     return measured
 
 
@@ -112,14 +116,14 @@ def feature_network(modality: Modality, config: EvaluateConfig, world: World) ->
     Raises:
         UserError: these are no photographs, or the network is not there.
     """
-    if config.features == "none":
+    if config.features in (None, "none"):
         return None
     if not isinstance(modality, RGB):
         raise UserError(
             f"features={config.features}: {config.model} is a model of {modality.name}, and the "
             f"features are those of photographs; leave it out"
         )
-    return inception(config.features).to(world.device)
+    return inception("random" if config.features == "random" else "pretrained").to(world.device)
 
 
 def by_network(
@@ -129,7 +133,6 @@ def by_network(
     rest = dict(figures)
     for name, net in config.lpips_nets.items():
         names = {f"val_{name}", f"val_{name}_mean_colour"} & rest.keys()
-        pretrained = config.lpips_weights == "pretrained"
-        digest = BACKBONES[net].digest if pretrained else config.lpips_weights
-        yield {each: rest.pop(each) for each in sorted(names)}, digest
+        found = {each: rest.pop(each) for each in sorted(names)}
+        yield found, lpips_digest(net, config.lpips_weights)
     yield rest, ""

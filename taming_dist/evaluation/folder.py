@@ -5,6 +5,7 @@ from pathlib import Path
 
 from taming_dist.engine.world import World
 from taming_dist.errors import UserError
+from taming_dist.evaluation.nearest import PICTURE
 
 
 def prepare_folder(out: Path, world: World) -> None:
@@ -20,7 +21,8 @@ def prepare_folder(out: Path, world: World) -> None:
         with tempfile.TemporaryFile(dir=out):
             pass
         (out / "metrics.json").unlink(missing_ok=True)  # its presence means that all is complete
-        (out / "reconstructions.png").unlink(missing_ok=True)
+        for name in ("reconstructions.png", PICTURE):
+            (out / name).unlink(missing_ok=True)
         for name in ("input", "reconstruction"):
             for picture in (out / "images").glob(f"[0-9]*-{name}.png"):
                 picture.unlink()

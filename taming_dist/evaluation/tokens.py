@@ -79,6 +79,39 @@ class TokenMetrics:
         return [right, nll, counts, codes]
 
 
+class NllByClass:
+    """Negative log-likelihoods by the class of the images; `sums` as those of `TokenMetrics`, whose
+    `measure`, `tokens` and `dimensions` these are."""
+
+    def __init__(self, classes: int, metrics: TokenMetrics) -> None:
+        self.metrics = metrics
+        # summed negative log-likelihoods of each class, and how many
+        self.sums = torch.zeros(2, classes, dtype=torch.float64)
+
+    @torch.no_grad()
+    def update(self, judged: Judged, classes: Tensor, weights: Tensor | None = None) -> None:
+        """Add how a model judged images of classes [b] int64; weights as in `TokenMetrics`."""
+        each = judged.nll.double()
+        counted = torch.ones_like(each) if weights is None else weights.to(each.dtype)
+        of_images = torch.stack([(each * counted).sum(1), counted.sum(1)])
+        self.sums = self.sums.to(each.device)
+        self.sums.index_add_(1, classes.to(each.device), of_images)
+
+    def compute(self) -> dict[str, list[float]]:
+        """Return `val_nll_by_class` (or as the measure is called), nats per token of each class in
+        the order of their numbers (NaN of one that does not occur), and, where there is one for all
+        of them, `val_bits_per_dim_by_class`."""
+        nll = self.sums[0] / self.sums[1]
+        found = {f"val_{self.metrics.measure}_by_class": nll}
+        if self.metrics.dimensions is not None:
+            bits = self.metrics.tokens / (self.metrics.dimensions * math.log(2))
+            found["val_bits_per_dim_by_class"] = nll * bits
+        return {
+            name: [round(value, DIGITS) for value in values.tolist()]
+            for name, values in found.items()
+        }
+
+
 def token_metrics(model: TransformerConfig, image_size: int | None) -> TokenMetrics:
     """Return what is measured of a model; its images are square, of so many pixels a side (None:
     that is not known)."""

@@ -67,9 +67,9 @@ def test_figures_are_those_of_torch_fidelity_on_the_same_folders(tmp_path: Path)
         input1=folders[0],
         input2=folders[1],
         feature_extractor="ours",
-        feature_layer_fid=LAYER,
-        feature_layer_kid=LAYER,
-        feature_layer_prc=LAYER,
+        feature_layer_fid=network.layer,
+        feature_layer_kid=network.layer,
+        feature_layer_prc=network.layer,
         fid=True,
         kid=True,
         prc=True,
@@ -86,6 +86,7 @@ def test_figures_are_those_of_torch_fidelity_on_the_same_folders(tmp_path: Path)
         "precision": "precision",
         "recall": "recall",
     }
+    assert found["fid"] > 1
     for ours, theirs in names.items():
         assert found[ours] == pytest.approx(expected[theirs], rel=1e-4, abs=1e-9), ours
 

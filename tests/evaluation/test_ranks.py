@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from taming_dist.evaluate import main
+from taming_dist.evaluate import EvaluateConfig, main
 from tests.engine.ranks import free_port
-from tests.test_evaluate import config_for, inputs  # noqa: F401  (a fixture)
+from tests.evaluation.test_samples import models  # noqa: F401  (a fixture)
+from tests.test_evaluate import inputs  # noqa: F401  (a fixture)
 
 pytestmark = pytest.mark.slow
+ALIKE = {"features": "random", "lpips_weights": "random", "lpips_net": "alex", "batch": 2}
 
 
 def evaluate(ranks: int, *words: str) -> list[str]:
@@ -41,32 +43,50 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
     for name, value in one.items():
         if isinstance(value, float):
             assert other[name] == pytest.approx(value, rel=1e-4, abs=1e-7), name
-        elif name.endswith("_by_position"):
-            assert np.allclose(value, other[name], atol=2e-5)
+        elif isinstance(value, list) and isinstance(value[0], float):
+            assert np.allclose(value, other[name], atol=2e-5), name
+        elif name == "nearest":
+            found = [[row["numbers"] for row in rows] for rows in (value, other[name])]
+            assert found[0] == found[1]
         else:
             assert other[name] == value, name
 
 
-@pytest.mark.parametrize(("model", "data"), [("vqgan", "images"), ("class", "codes")])
-def test_figures_and_pictures_are_those_of_one_rank(
-    inputs: Path,  # noqa: F811
-    tmp_path: Path,
-    model: str,
-    data: str,
-) -> None:
-    settings: dict[str, Any] = {"batch": 2, "pictures": 5}
-    if model == "vqgan":
-        settings["features"] = "random"
-    main(config_for(inputs, tmp_path / "1", model, data, **settings))
-    words = [f"{name}={value}" for name, value in settings.items()]
-    words += [f"model={inputs / model}", f"data={inputs / data}", f"out={tmp_path / '2'}"]
-    told = evaluate(2, *words, "lpips_weights=random", "lpips_net=alex")
-    assert "wrote" in told[0]
-    assert not any(told[1:])
+def assert_ranks_agree(tmp_path: Path, settings: dict[str, Any], monkeypatch: Any) -> list[Path]:
+    """The pictures of one rank, which are those of two, whose figures are alike, too."""
+    for ranks in ("1", "2"):
+        monkeypatch.setenv("TAMING_DIST_CACHE", str(tmp_path / f"cache-{ranks}"))
+        asked = ALIKE | settings | {"out": str(tmp_path / ranks)}
+        if ranks == "1":
+            main(EvaluateConfig(**asked))
+            continue
+        told = evaluate(2, *(f"{name}={value}" for name, value in asked.items()))
+        assert "wrote" in told[0]
+        assert not any(told[1:])
     one, two = (tmp_path / name for name in ("1", "2"))
-    found = [json.loads((out / "metrics.json").read_text()) for out in (one, two)]
-    assert_same(*found)
+    assert_same(*(json.loads((out / "metrics.json").read_text()) for out in (one, two)))
     files = sorted(file.relative_to(one) for file in one.rglob("*.png"))
-    assert len(files) == (11 if model == "vqgan" else 0)
     for file in files:
         assert (one / file).read_bytes() == (two / file).read_bytes()
+    return files
+
+
+def test_reconstructions_are_those_of_one_rank(
+    inputs: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = {"model": str(inputs / "vqgan"), "data": str(inputs / "images"), "pictures": 5}
+    assert len(assert_ranks_agree(tmp_path, settings, monkeypatch)) == 2 * 5 + 1
+
+
+def test_likelihoods_samples_and_nearest_images_are_those_of_one_rank(
+    models: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = {"model": "transformer", "data": "codes", "vqgan": "vqgan"}
+    names |= {"reference": "images", "training": "images"}
+    settings = {name: str(models / place) for name, place in names.items()}
+    pictures = assert_ranks_agree(tmp_path, settings | {"n": 7, "examined": 3}, monkeypatch)
+    assert pictures == [Path("nearest.png")]

@@ -1,0 +1,157 @@
+"""Measuring a set of images: its distance from a reference, and the training images that look most
+like it."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from taming_dist.engine.world import World
+from taming_dist.errors import UserError
+from taming_dist.evaluation.config import EvaluateConfig, refuse
+from taming_dist.evaluation.distribution import distances
+from taming_dist.evaluation.features import Features
+from taming_dist.evaluation.folder import prepare_folder
+from taming_dist.evaluation.nearest import Nearest, save_nearest
+from taming_dist.evaluation.protocol import CENTRE, LANCZOS, Measured, Protocol
+from taming_dist.evaluation.reference import Reference, open_reference
+from taming_dist.evaluation.sources import Intake, Source, open_source, read
+from taming_dist.inception import Inception, inception
+from taming_dist.losses.perceptual import LPIPS
+from taming_dist.pretrained import lpips_digest, lpips_network
+
+
+def evaluate_images(config: EvaluateConfig, world: World) -> Measured:
+    """The figures of given images, on the first rank (collective).
+
+    Raises:
+        UserError: images, reference, settings or a folder that cannot be used.
+    """
+    refuse(config, ("model", "data", "vqgan", "n"), "given images need none, leave it out")
+    images = open_source("images", config.images)
+    comparison = Comparison(config, world)
+    prepare_folder(Path(config.out), world)
+    measured = Measured({"kind": "images"})
+    comparison.add_to(measured, images)
+    return measured
+
+
+class Comparison:
+    """What sets of images are compared with, opened and checked before any of them is read."""
+
+    def __init__(self, config: EvaluateConfig, world: World) -> None:
+        """Open what `config` names.
+
+        Raises:
+            UserError: it names nothing, or a set or a network is not there.
+        """
+        self.config, self.world = config, world
+        self.network: Inception | None = None
+        self.lpips: LPIPS | None = None
+        if config.reference is None and config.training is None:
+            raise UserError(
+                "reference=... is missing: a folder of pictures, an npz file or image shards that "
+                "the images are compared with"
+            )
+        if config.reference is not None:
+            if config.features == "none":
+                raise UserError("features=none: images are compared by features, leave it out")
+            weights = "random" if config.features == "random" else "pretrained"
+            self.network = inception(weights).to(world.device)
+        if config.training is not None:
+            self.training = open_source("training", config.training)
+            asked = config.lpips_nets["lpips"], config.lpips_weights
+            self.lpips = lpips_network(*asked).to(world.device)
+            self.digest = lpips_digest(*asked)
+
+    def add_to(self, measured: Measured, images: Source) -> None:
+        """Have the first rank add the figures of a set of images (collective).
+
+        The others are cut to their size unless `size` says another for all.
+        """
+        made = None if self.network is None else Features(self.network)
+        examined: dict[int, Tensor] = {}
+        sides: set[tuple[int, ...]] = set()
+        count = 0
+        for pixels, ids in read(images, self._intake(self.config.size), self.world):
+            sides.add(tuple(pixels.shape[2:]))
+            count += len(pixels)
+            for row, number in enumerate(ids.tolist()):
+                if self.lpips is not None and number < self.config.examined:
+                    examined[number] = pixels[row].clone()
+            if made is not None:
+                made.add(pixels.to(self.world.device), ids)
+        size = common_side(sides, images, self.world)
+        count = sum(self.world.gather(count))
+        if self.world.is_first:
+            name = "images" if "images" not in measured.facts else "samples"
+            measured.facts |= {name: count, f"{name}_fingerprint": images.fingerprint}
+        if made is not None and self.network is not None:
+            self._add_distances(measured, made, self.network, size)
+        if self.lpips is not None:
+            self._add_nearest(measured, examined, self.lpips, size)
+
+    def _intake(self, size: int | None) -> Intake:
+        config = self.config
+        return Intake(config.batch, size, config.threads, config.max_bad_fraction)
+
+    def _add_distances(
+        self, measured: Measured, made: Features, network: Inception, size: int | None
+    ) -> None:
+        found = made.gathered(self.world)
+        intake = self._intake(size)
+        reference = open_reference(self.config.reference, network, intake, self.world)
+        if self.world.is_first:
+            add_distances(measured, found, reference, size, network)
+
+    def _add_nearest(
+        self, measured: Measured, examined: dict[int, Tensor], lpips: LPIPS, size: int | None
+    ) -> None:
+        known: dict[int, Tensor] = {}
+        for part in self.world.gather({number: own.numpy() for number, own in examined.items()}):
+            known |= {number: torch.from_numpy(own) for number, own in part.items()}
+        given = torch.stack([known[number] for number in sorted(known)])
+        nearest = Nearest(lpips, given, self.config.neighbours)
+        seen = 0
+        for pixels, ids in read(self.training, self._intake(size), self.world):
+            seen += len(pixels)
+            nearest.update(pixels, ids)
+        nearest.gather(self.world)
+        seen = sum(self.world.gather(seen))
+        if self.world.is_first:
+            asked = (len(given), seen, self.training.fingerprint, size, *how(size), "float32")
+            measured.add(nearest.figures(sorted(known)), Protocol(*asked, self.digest))
+            save_nearest(nearest, Path(self.config.out))
+
+
+def common_side(sides: set[tuple[int, ...]], images: Source, world: World) -> int | None:
+    """The side of images that are square; None of others (collective).
+
+    Raises:
+        UserError: their sizes differ, or there are no images.
+    """
+    found: set[tuple[int, ...]] = set().union(*world.gather(sides))
+    if len(found) != 1:
+        shapes = " and ".join("x".join(map(str, shape)) for shape in sorted(found)[:2])
+        fix = f"has {shapes} pixels: give size=, to which all are cut" if found else "has no images"
+        raise UserError(f"{images.key}: it {fix}")
+    ((height, width),) = found
+    return height if height == width else None
+
+
+def how(size: int | None) -> tuple[str, str]:
+    """The crop and filter of a protocol."""
+    return ("", "") if size is None else (CENTRE, LANCZOS)
+
+
+def add_distances(
+    measured: Measured, made: Tensor, reference: Reference, size: int | None, network: Inception
+) -> None:
+    """Add the distances of features [n, d] from a reference.
+
+    Raises:
+        UserError: there are too few images.
+    """
+    found = distances(made, reference.features, reference.statistics)
+    asked = (len(made), reference.images, reference.fingerprint, size, *how(size), "uint8")
+    measured.add(found, Protocol(*asked, network.digest, network.layer))

@@ -1,0 +1,84 @@
+"""What sets of images are compared with: features that are kept between evaluations, or statistics
+that others have published."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from taming_dist.caches import cache_folder
+from taming_dist.engine.world import World
+from taming_dist.evaluation import archives
+from taming_dist.evaluation.features import Features
+from taming_dist.evaluation.sources import Intake, Source, open_source, read
+from taming_dist.formats.files import write_bytes
+from taming_dist.inception import Inception
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The features fp32 [m, d] of the images compared with, and, where a file has them, the
+    statistics `mu` and `sigma` that FID is taken from; either may be missing. `features` are on the
+    first rank only."""
+
+    fingerprint: str
+    features: Tensor | None = None
+    statistics: dict[str, np.ndarray] | None = None
+
+    @property
+    def images(self) -> int:
+        """How many there are; 0 where a file does not say."""
+        return 0 if self.features is None else len(self.features)
+
+
+def open_reference(value: Any, network: Inception, intake: Intake, world: World) -> Reference:
+    """What `reference=` names: images as in `sources`, or an npz file with statistics (collective).
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    statistics = None
+    if isinstance(value, str) and value.endswith(".npz"):
+        path = Path(value)
+        statistics = archives.statistics("reference", path, network.dim)
+        if statistics is not None and not archives.has_images("reference", path):
+            return Reference(archives.file_hash(path), statistics=statistics)
+    source = open_source("reference", value)
+    fingerprint = world.broadcast(source.fingerprint if world.is_first else None)
+    file = kept_file(fingerprint, intake.size, network)
+    features = kept_features(file) if world.is_first else None
+    if not world.broadcast(features is not None):
+        features = features_of(source, network, intake, world)
+        if world.is_first:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(file, save({"features": features}))
+    return Reference(fingerprint, features, statistics)
+
+
+def features_of(source: Source, network: Inception, intake: Intake, world: World) -> Tensor:
+    """The features [n, d] of all images of a set, on every rank (collective)."""
+    features = Features(network)
+    for pixels, ids in read(source, intake, world):
+        features.add(pixels.to(world.device), ids)
+    return features.gathered(world)
+
+
+def kept_file(fingerprint: str, size: int | None, network: Inception) -> Path:
+    """Where the features of a set are kept: by all that they depend on."""
+    facts = json.dumps([fingerprint, size, network.digest, network.layer])
+    name = hashlib.sha256(facts.encode()).hexdigest()[:32]
+    return cache_folder() / "references" / f"{name}.safetensors"
+
+
+def kept_features(file: Path) -> Tensor | None:
+    """Those of an earlier evaluation; None if there are none that can be read."""
+    try:
+        return load_file(file).get("features")
+    except (OSError, SafetensorError):
+        return None
