@@ -71,7 +71,7 @@ def features_of(source: Source, network: Inception, intake: Intake, world: World
 
 def kept_file(fingerprint: str, size: int | None, network: Inception) -> Path:
     """Where the features of a set are kept: by all that they depend on."""
-    facts = json.dumps([fingerprint, size, network.digest, network.layer])
+    facts = json.dumps([fingerprint, size, network.digest, network.layer], allow_nan=False)
     name = hashlib.sha256(facts.encode()).hexdigest()[:32]
     return cache_folder() / "references" / f"{name}.safetensors"
 
