@@ -186,7 +186,7 @@ def test_a_full_scratch_disk_is_named(
 
 RSS = """
 import resource, sys, torch
-from tests.generation.test_tiles import random_codes, tiny, whole
+from test_tiles import random_codes, tiny, whole
 from taming_dist.generation.tiles import decode_tiles
 
 torch.set_num_threads(1)
@@ -208,7 +208,11 @@ def test_a_megapixel_takes_a_fraction_of_the_memory_in_tiles() -> None:
 
     def megabytes(how: str) -> float:
         done = subprocess.run(
-            [sys.executable, "-c", RSS, how], capture_output=True, text=True, check=True
+            [sys.executable, "-c", RSS, how],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         return float(done.stdout)
 

@@ -7,8 +7,7 @@ from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from tests.engine.waiting import Waiting
+from waiting import Waiting
 
 CALLS = ("torch.cuda.synchronize", "torch.cuda.Stream.synchronize", "torch.cuda.Event.synchronize")
 
