@@ -2,7 +2,6 @@
 host; draws have the CPU's bits. On the CPU the step runs as it is."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,33 +11,12 @@ from taming_dist.generation.draws import uniforms
 from taming_dist.generation.precision import in_bf16
 from taming_dist.generation.sampler import Sampler
 from taming_dist.generation.sampling import Sampling
-from taming_dist.models.prior.conditions import ClassCondition
-from taming_dist.models.prior.prefix import Prefix
-from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from tests.gpu.conftest import finish, start
+from tests.gpu.samplers import GUIDED, PLAIN, classes, small
 from tests.gpu.waits import no_waiting
 
-PLAIN = Sampling(0.9, top_k=20, top_p=0.95)
-GUIDED = Sampling(0.9, top_k=20, guidance=2.0, guidance_schedule="cosine")
 SAMPLINGS = pytest.mark.parametrize("sampling", [PLAIN, GUIDED], ids=["plain", "guided"])
 BLOCKS = pytest.mark.parametrize("block", ["gpt", "llama", "rar"])
-
-
-def small(block: str, device: str, **settings: Any) -> Transformer:
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {"layers": 2, "heads": 2, "width": 32, "null_prefix": True}
-    condition = ClassCondition(5)
-    model = Transformer(
-        TransformerConfig(64, [4, 6], block=block, condition=condition, **{**sizes, **settings})
-    )
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape) * 0.3)
-    return model.eval().to(device)
-
-
-def classes(count: int, device: str) -> Prefix:
-    return Prefix((torch.arange(count, device=device)[:, None] % 5,))
 
 
 @BLOCKS
@@ -57,23 +35,9 @@ def test_the_recorded_step_writes_what_the_plain_one_writes(
 
 def test_a_compiled_step_writes_the_same(device: str, tmp_path: Path) -> None:
     """In a process of its own: what checks shapes in tests cannot be compiled."""
-    command = f"from tests.gpu.test_sampling import agreeing; print(agreeing({device!r}))"
-    output = finish(start(["-c", command], device, tmp_path), 300)
+    script = Path(__file__).with_name("samplers.py")
+    output = finish(start([str(script), device], device, tmp_path), 300)
     assert float(output.split()[-1]) > 0.9  # fused kernels round in other places
-
-
-@torch.no_grad()
-def agreeing(device: str) -> float:
-    """The share of codes in which a compiled step agrees with the plain one."""
-    found = []
-    for block, sampling in (("gpt", PLAIN), ("llama", GUIDED)):
-        model = small(block, device)
-        plain, compiled = Sampler(model, sampling), Sampler(model, sampling, Captured(True))
-        for images in (range(8), range(8, 13)):
-            prefix = classes(len(images), device)
-            codes = compiled.codes(prefix, 3, images) == plain.codes(prefix, 3, images)
-            found.append(codes.float().mean().item())
-    return min(found)
 
 
 @SAMPLINGS

@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from runpy import run_path
 from typing import Any
 from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from waiting import Waiting
 
+# Scripts import this, too, for which `tests` may be a package of others.
+Waiting = run_path(str(Path(__file__).parents[1] / "engine/waiting.py"))["Waiting"]
 CALLS = ("torch.cuda.synchronize", "torch.cuda.Stream.synchronize", "torch.cuda.Event.synchronize")
 
 
