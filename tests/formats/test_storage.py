@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
+from operator import methodcaller
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,6 @@ from taming_dist.errors import UserError
 from taming_dist.formats.storage import (
     MissingFile,
     Patience,
-    Source,
     StorageError,
     beside,
     copy_in_sequence,
@@ -235,7 +235,7 @@ def test_a_process_that_was_forked_says_so_rather_than_to_hang(server: Any) -> N
     source = open_source(f"{server.url}/file", 2048)
     source.read(5, 10)
     with get_context("fork").Pool(1) as pool, pytest.raises(StorageError, match="by spawn"):
-        pool.apply_async(_read, [source]).get(20)
+        pool.apply_async(methodcaller("read", 5, 10), [source]).get(20)
 
 
 def test_large_parts_come_in_several_answers(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,16 +331,12 @@ def test_locations_keep_their_query_and_hide_it_in_logs() -> None:
     assert beside(folder_of("data/a.tar"), "b.tar") == "data/b.tar"
 
 
-def _read(source: Source) -> bytes:
-    return source.read(5, 10)
-
-
 def test_sources_travel_to_a_spawned_process(tmp_path: Path, server: Any) -> None:
     for path in (tmp_path / "file", server.folder / "file"):
         path.write_bytes(CONTENTS)
     sources = [open_source(str(tmp_path / "file")), open_source(f"{server.url}/file", 2048)]
     with get_context("spawn").Pool(1) as pool:
-        assert pool.map(_read, sources) == [CONTENTS[5:15]] * 2
+        assert pool.map(methodcaller("read", 5, 10), sources) == [CONTENTS[5:15]] * 2
 
 
 def test_descriptors_are_closed_with_their_last_holder(tmp_path: Path) -> None:
