@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from hydra.core.config_store import ConfigStore
 from PIL import Image
+from stages.conftest import ALONE, Images, PlainEngine
 
 import taming_dist.stages.context
 from taming_dist import cli
@@ -27,7 +28,6 @@ from taming_dist.stages.prior import TransformerRecipe
 from taming_dist.stages.vqgan import VQGANRecipe
 from taming_dist.training.clock import Clock
 from taming_dist.training.optimization import OptimConfig
-from tests.stages.conftest import ALONE, Images, PlainEngine
 
 IMAGES = [
     "model.resolution=32",
