@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from taming_dist.models.prior.blocks import KVCache, StaticCache
-from taming_dist.models.prior.schemes import Draft, Write
+from taming_dist.models.prior.schemes import Draft, Look, Write, unwatched
 
 WARM_UPS = 3  # as the libraries under the kernels, and the compiler, ask for
 
@@ -62,10 +62,13 @@ class Captured:
         sizes = {shape.images for shape in self._kept}
         return min((size for size in sizes if size >= images), default=images)
 
-    def __call__(self, write: Write, draft: Draft, cache: KVCache, times: int) -> Tensor:
+    def __call__(
+        self, write: Write, draft: Draft, cache: KVCache, times: int, look: Look = unwatched
+    ) -> Tensor:
         """Write so many tokens of each image, and return all of them [b, n]."""
         while cache.again is not None and times:  # what is cached still changes
             write(draft, cache)
+            look(draft.so_far)
             times -= 1
         if not times:
             return draft.tokens
@@ -78,6 +81,7 @@ class Captured:
             kept.load(draft, cache)
         for _ in range(times):
             kept.step()
+            look(kept.draft.so_far)
         return kept.draft.tokens.clone()
 
     def _recorded(self, write: Write, draft: Draft, cache: StaticCache) -> Recorded:

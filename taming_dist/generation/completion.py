@@ -6,6 +6,7 @@ Source: arXiv 2012.09841, section 4.2 (image completion; figure "completions").
 Legend: b images, i j code grid, n = i * j tokens, h w pixels.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -84,6 +85,10 @@ class Known:
         leading = int(mask.all(0).long().cumprod(0).sum())
         tokens = arrange(to_device(self.codes, device), to_device(places, device))
         return KnownTokens(tokens, to_device(mask, device), leading)
+
+
+# Is told after each step of writing images how to see what is known of them by then.
+Watch = Callable[[Callable[[], Known]], None]
 
 
 def half(keep: str | float, grid: tuple[int, int]) -> Tensor:

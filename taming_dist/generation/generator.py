@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from taming_dist.errors import UserError
 from taming_dist.generation.captured import Captured
-from taming_dist.generation.completion import Known
+from taming_dist.generation.completion import Known, Watch
 from taming_dist.generation.draws import uniforms
 from taming_dist.generation.placement import Placement
 from taming_dist.generation.precision import PRECISIONS, in_bf16
@@ -146,9 +146,11 @@ class Generator:
         first: int = 0,
         known: Known | None = None,
         rejection: Rejection = ALL,
+        watch: Watch | None = None,
     ) -> Iterator[Part]:
         """Yield the images of n prefixes in order, at most `batch` at a time, as `sample` does;
-        they are the seed's images from number `first` on. `known` is of them in turn.
+        they are the seed's images from number `first` on. `known` is of them in turn. `watch` is
+        called after each step of those that are written together.
 
         Raises:
             UserError: a setting or a batch that these models cannot serve; before the first image.
@@ -168,6 +170,7 @@ class Generator:
                 seed,
                 None if known is None else known.rows(part),
                 rejection,
+                watch,
             )
             for part in parts
         )
@@ -311,11 +314,12 @@ class Generator:
         seed: int,
         known: Known | None,
         rejection: Rejection,
+        watch: Watch | None,
     ) -> Part:
         images = range(first, first + len(prefix))
         with evaluating(self.transformer, self.vqgan):
             candidates = (
-                self.sampler(sampling).codes(prefix, seed, numbers, known)
+                self.sampler(sampling).codes(prefix, seed, numbers, known, watch)
                 for numbers in rejection.numbers(images)
             )
             if rejection.candidates == 1:

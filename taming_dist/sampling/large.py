@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from taming_dist.generation.completion import Known
+from taming_dist.generation.completion import Known, Watch
 from taming_dist.generation.generator import Generator
 from taming_dist.generation.pictures import to_uint8
 from taming_dist.generation.placement import Placement
@@ -39,8 +39,10 @@ class Large:
         seed: int,
         unit: Unit,
         known: Known | None = None,
+        watch: Watch | None = None,
     ) -> Tensor:
-        """Return the codes [b, i, j] of a unit's images, of which something may be `known`.
+        """Return the codes [b, i, j] of a unit's images, of which something may be `known`, under
+        the eyes of `watch`.
 
         The unit keeps them while they are written and when they are complete, since they are still
         to be decoded, and has those that it was stopped with.
@@ -50,6 +52,8 @@ class Large:
         try:
             for known in steps:
                 unit.keep(float(known.mask.float().mean()), partial(state_of, known))
+                if watch is not None:
+                    watch(partial(itself, known))
         finally:
             if known is not None:
                 unit.save(state_of(known))
@@ -87,6 +91,11 @@ class Large:
         if {name: tensor.shape for name, tensor in state.items()} == dict(codes=shape, mask=shape):
             return Known(state["codes"], state["mask"])
         return None
+
+
+def itself(known: Known) -> Known:
+    """What is known: it does not change any more."""
+    return known
 
 
 def state_of(known: Known) -> Mapping[str, Tensor]:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from taming_dist.errors import UserError
-from taming_dist.generation.completion import Known
+from taming_dist.generation.completion import Known, Watch
 from taming_dist.generation.generator import Generator, Part
 from taming_dist.generation.pictures import to_uint8
 from taming_dist.generation.rejection import ALL, NO_CLASS, Rejection
@@ -94,14 +94,15 @@ class Plan:
         """What is known of some of the images; None if nothing is of any."""
         return None if self.kept is None else self.kept.known(images)
 
-    def pictures(self, unit: Unit) -> Iterator[Picture]:
-        """Yield the pictures of a unit, in order."""
+    def pictures(self, unit: Unit, watch: Watch | None = None) -> Iterator[Picture]:
+        """Yield the pictures of a unit, in order; `watch` may look at them while their codes are
+        written, and ends it by an exception."""
         images, columns = unit.images, self.columns(unit.images)
         classes = classes_of(columns, len(images))
         if self.large is None:
-            found = self._parts(images, columns)
+            found = self._parts(images, columns, watch)
         else:
-            found = self._large_parts(self.large, unit, columns)
+            found = self._large_parts(self.large, unit, columns, watch)
         for index, class_id, (strips, score) in zip(images, classes, found, strict=True):
             facts: dict[str, Any] = {"class": class_id}
             facts |= {given.key: given.name(index) for given in self.given}
@@ -118,21 +119,31 @@ class Plan:
         height, width = self.large.placement.image
         return height * factor, width * factor
 
-    def _parts(self, images: range, columns: Columns) -> Iterator[tuple[Strips, float | None]]:
+    def _parts(
+        self, images: range, columns: Columns, watch: Watch | None
+    ) -> Iterator[tuple[Strips, float | None]]:
         """Yield the pixels and scores of images."""
         prefix, known = self.generator.prefix(len(images), columns or None), self.known(images)
         parts = self.generator.stream(
-            prefix, self.sampling, self.seed, self.batch, images.start, known, self.rejection
+            prefix,
+            self.sampling,
+            self.seed,
+            self.batch,
+            images.start,
+            known,
+            self.rejection,
+            watch,
         )
         for part in parts:
             for pixels, score in pictures_of(part):
                 yield (pixels,), score
 
     def _large_parts(
-        self, large: Large, unit: Unit, columns: Columns
+        self, large: Large, unit: Unit, columns: Columns, watch: Watch | None
     ) -> Iterator[tuple[Strips, float | None]]:
         known = self.known(unit.images)
-        for codes in large.codes(self.generator, columns, self.sampling, self.seed, unit, known):
+        written = large.codes(self.generator, columns, self.sampling, self.seed, unit, known, watch)
+        for codes in written:
             yield large.strips(self.generator, codes, unit), None
 
 

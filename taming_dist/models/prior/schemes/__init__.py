@@ -9,12 +9,14 @@ from taming_dist.models.prior.schemes.interface import (
     Draft,
     Draws,
     KnownTokens,
+    Look,
     Network,
     Pair,
     Repeat,
     Scheme,
     Write,
     one_by_one,
+    unwatched,
 )
 from taming_dist.models.prior.schemes.masked import Masked
 from taming_dist.models.prior.schemes.next_index import NextIndex
@@ -26,6 +28,7 @@ __all__ = [
     "Draft",
     "Draws",
     "KnownTokens",
+    "Look",
     "Masked",
     "Network",
     "NextIndex",
@@ -34,6 +37,7 @@ __all__ = [
     "Scheme",
     "Write",
     "one_by_one",
+    "unwatched",
 ]
 
 # name in conf/model/scheme -> the scheme; the first is the default

@@ -20,7 +20,8 @@ LIKELIHOOD = "nll"  # the `measure` whose sum over an image's tokens is -log p(s
 Draws = Mapping[str, Tensor]
 Choose = Callable[[Tensor, Tensor], Tensor]  # logits [b, v], uniforms [b] -> tokens [b] int64
 Write = Callable[["Draft", KVCache], None]  # writes the next token of each image
-Repeat = Callable[[Write, "Draft", KVCache, int], Int64[Tensor, "b n"]]
+Look = Callable[[Callable[[], "KnownTokens"]], None]  # is told after each step how to see tokens
+Repeat = Callable[[Write, "Draft", KVCache, int, Look], Int64[Tensor, "b n"]]
 
 
 class Network(Protocol):
@@ -76,11 +77,23 @@ class Draft(NamedTuple):
         before, known = (each.index_select(1, self.at) for each in (self.tokens, self.known))
         self.tokens.index_copy_(1, self.at, torch.where(known, before, chosen.unsqueeze(1)))
 
+    def so_far(self) -> KnownTokens:
+        """Return what is written or known, on the device, which is not waited for."""
+        written = torch.arange(self.tokens.shape[1], device=self.at.device) <= self.at
+        return KnownTokens(self.tokens.clone(), written | self.known)
 
-def one_by_one(write: Write, draft: Draft, cache: KVCache, times: int) -> Int64[Tensor, "b n"]:
+
+def unwatched(so_far: Callable[[], KnownTokens]) -> None:
+    """Look at nothing."""
+
+
+def one_by_one(
+    write: Write, draft: Draft, cache: KVCache, times: int, look: Look = unwatched
+) -> Int64[Tensor, "b n"]:
     """Write so many tokens of each image, and return all of them."""
     for _ in range(times):
         write(draft, cache)
+        look(draft.so_far)
     return draft.tokens
 
 
@@ -149,11 +162,13 @@ class Scheme(ABC):
         uniforms: Float[Tensor, "b u"],
         known: KnownTokens | None = None,
         repeat: Repeat = one_by_one,
+        look: Look = unwatched,
     ) -> Int64[Tensor, "b {count}"]:
         """Return `count` tokens for each prefix: those that are known as they are, and the others,
         below `vocabulary`, chosen by `choose`.
 
         uniforms: u are as many as `uniforms(count)` says. An image's tokens depend on its own
         prefix, uniforms and known tokens only, and the host never waits for the device. `repeat`
-        writes what is written one token after the other.
+        writes what is written one token after the other. `look` is called after each step with a
+        way to see the tokens that there are, and may end it all by an exception.
         """

@@ -5,6 +5,7 @@ Source: arXiv 2202.04200. Legend: b batch, n tokens of an image, v vocabulary.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -17,11 +18,13 @@ from taming_dist.models.prior.schemes.interface import (
     Choose,
     Draws,
     KnownTokens,
+    Look,
     Network,
     Pair,
     Repeat,
     Scheme,
     one_by_one,
+    unwatched,
 )
 from taming_dist.ranges import check_ranges, ranged
 
@@ -102,6 +105,7 @@ class Masked(Scheme):
         uniforms: Float[Tensor, "b u"],
         known: KnownTokens | None = None,
         repeat: Repeat = one_by_one,
+        look: Look = unwatched,
     ) -> Int64[Tensor, "b {count}"]:
         steps = self._steps(count)
         drawn = uniforms.unflatten(1, (steps, 2, count))
@@ -128,6 +132,7 @@ class Masked(Scheme):
             sureness = sureness + temperature * gumbel(drawn[:, step, 1])
             # what is no longer masked is the surest, and stays
             masked = ranks(sureness.masked_fill(~masked, torch.inf)) < left[:, None]
+            look(partial(KnownTokens, tokens, ~masked))
         return tokens
 
     def _steps(self, count: int) -> int:

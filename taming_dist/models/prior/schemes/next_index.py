@@ -15,11 +15,13 @@ from taming_dist.models.prior.schemes.interface import (
     Draft,
     Draws,
     KnownTokens,
+    Look,
     Network,
     Pair,
     Repeat,
     Scheme,
     one_by_one,
+    unwatched,
 )
 from taming_dist.ranges import check_ranges, ranged
 
@@ -72,6 +74,7 @@ class NextIndex(Scheme):
         uniforms: Float[Tensor, "b u"],
         known: KnownTokens | None = None,
         repeat: Repeat = one_by_one,
+        look: Look = unwatched,
     ) -> Int64[Tensor, "b {count}"]:
         if known is None:
             nothing = torch.zeros(len(prefix), count, dtype=torch.int64, device=prefix.device)
@@ -82,10 +85,11 @@ class NextIndex(Scheme):
         draft = Draft(known.tokens.clone(), known.mask, uniforms, first)
         logits, cache = network.begin(prefix, known.tokens[:, : known.leading])
         draft.put(logits, choose)
+        look(draft.so_far)
 
         def write(draft: Draft, cache: KVCache) -> None:
             logits = network.step(draft.tokens.index_select(1, draft.at), cache)
             draft.at.add_(1)
             draft.put(logits, choose)
 
-        return repeat(write, draft, cache, count - known.leading - 1)
+        return repeat(write, draft, cache, count - known.leading - 1, look)
