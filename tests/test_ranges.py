@@ -13,6 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import taming_dist
+from taming_dist.app.config import DemoConfig
 from taming_dist.errors import UserError
 from taming_dist.evaluate import EvaluateConfig
 from taming_dist.losses.terms import TermConfig
@@ -28,7 +29,7 @@ REQUIRED: dict[type, dict[str, Any]] = {TransformerConfig: {"vocabulary": 0, "gr
 
 def config_classes() -> Iterator[tuple[str, type]]:
     """Every config class with what its keys start with on the command line."""
-    yield from (("", EvaluateConfig), ("", SampleConfig))
+    yield from (("", EvaluateConfig), ("", SampleConfig), ("", DemoConfig))
     for group, classes in schemas().items():
         yield from ((group.replace("/", ".") + ".", schema) for schema in classes.values())
     for name, hint in typing.get_type_hints(Config).items():
