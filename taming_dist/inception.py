@@ -41,7 +41,7 @@ def blank_inception(layer: str = LAYER) -> Any:
     Raises:
         UserError: torch-fidelity is missing.
     """
-    torchvision_models()  # which torch-fidelity imports, where its operators may not load
+    torchvision_models("FID")  # which torch-fidelity imports, where its operators may not load
     try:
         from torch_fidelity import feature_extractor_inceptionv3 as module
     except ImportError as error:

@@ -19,10 +19,11 @@ import torch
 from report import PAGE, STYLE, section  # this folder is on the path of a script that lies in it
 
 from taming_dist import cli
+from taming_dist.atomic import write_bytes
 from taming_dist.data.codes import CodeDataset
 from taming_dist.engine.world import choose_device
 from taming_dist.errors import UserError
-from taming_dist.formats.files import write_bytes, writing
+from taming_dist.formats.files import writing
 from taming_dist.formats.names import printable
 from taming_dist.formats.png import save_png
 from taming_dist.formats.strict_json import write_json

@@ -46,7 +46,7 @@ def distances(
     fewest = min(len(features) for features in (made, real) if features is not None)
     if fewest < LEAST:
         raise UserError(f"{fewest} images are too few to be compared, use {LEAST} or more")
-    torchvision_models()  # which torch-fidelity imports, where its operators may not load
+    torchvision_models("FID")  # which torch-fidelity imports, where its operators may not load
     from torch_fidelity.metric_fid import (
         KEY_METRIC_FID,
         fid_features_to_statistics,

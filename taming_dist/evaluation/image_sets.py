@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from taming_dist.copies import to_device
 from taming_dist.engine.world import World
 from taming_dist.errors import UserError
 from taming_dist.evaluation.config import EvaluateConfig, refuse
@@ -80,7 +81,7 @@ class Comparison:
                 if self.lpips is not None and number < self.config.examined:
                     examined[number] = pixels[row].clone()
             if made is not None:
-                made.add(pixels.to(self.world.device), ids)
+                made.add(to_device(pixels, self.world.device), ids)
         size = common_side(sides, images, self.world)
         count = sum(self.world.gather(count))
         if self.world.is_first:

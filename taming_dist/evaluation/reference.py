@@ -12,12 +12,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from taming_dist.access import require_readable
+from taming_dist.atomic import write_bytes
 from taming_dist.caches import cache_folder
+from taming_dist.copies import to_device
 from taming_dist.engine.world import World
 from taming_dist.evaluation import archives
 from taming_dist.evaluation.features import Features
-from taming_dist.evaluation.sources import Intake, Source, open_source, read
-from taming_dist.formats.files import write_bytes
+from taming_dist.evaluation.sources import ArrayOfImages, Intake, Source, open_source, read
 from taming_dist.inception import Inception
 
 
@@ -43,13 +45,18 @@ def open_reference(value: Any, network: Inception, intake: Intake, world: World)
     Raises:
         UserError: it cannot be read.
     """
+    source: Source
     statistics = None
     if isinstance(value, str) and value.endswith(".npz"):
         path = Path(value)
-        statistics = archives.statistics("reference", path, network.dim)
-        if statistics is not None and not archives.has_images("reference", path):
+        require_readable(value)
+        found = archives.Contents.open("reference", path, network.dim)
+        statistics = found.statistics
+        if found.rows is None:
             return Reference(archives.file_hash(path), statistics=statistics)
-    source = open_source("reference", value)
+        source = ArrayOfImages("reference", found.rows)
+    else:
+        source = open_source("reference", value)
     fingerprint = world.broadcast(source.fingerprint if world.is_first else None)
     file = kept_file(fingerprint, intake.size, network)
     features = kept_features(file) if world.is_first else None
@@ -65,7 +72,7 @@ def features_of(source: Source, network: Inception, intake: Intake, world: World
     """The features [n, d] of all images of a set, on every rank (collective)."""
     features = Features(network)
     for pixels, ids in read(source, intake, world):
-        features.add(pixels.to(world.device), ids)
+        features.add(to_device(pixels, world.device), ids)
     return features.gathered(world)
 
 

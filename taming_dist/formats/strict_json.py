@@ -5,8 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from taming_dist.atomic import write_bytes
 from taming_dist.errors import UserError
-from taming_dist.formats.files import write_bytes
 from taming_dist.formats.names import printable
 
 
