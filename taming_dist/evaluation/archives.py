@@ -55,22 +55,25 @@ class Rows:
 @dataclass(frozen=True)
 class Contents:
     """What a file has: its images, or the statistics `mu` [d] and `sigma` [d, d] of images that it
-    may lack, or both."""
+    may lack, or both; `spatial`: those of sFID, `mu_s` and `sigma_s` in the file."""
 
     rows: Rows | None
     statistics: dict[str, np.ndarray] | None
+    spatial: dict[str, np.ndarray] | None = None
 
     @classmethod
-    def open(cls, key: str, path: Path, dim: int) -> "Contents":
-        """Those of a file that `key=` names, whose statistics are of `dim` features.
+    def open(cls, key: str, path: Path, dim: int, spatial_dim: int) -> "Contents":
+        """Those of a file that `key=` names, whose statistics are of `dim` and
+        `spatial_dim` features.
 
         Raises:
             UserError: it has neither, they are others, or it cannot be read.
         """
         with reading(key, path) as archive:
             found = statistics_of(key, path, archive, dim)
+            spatial = statistics_of(key, path, archive, spatial_dim, "_s")
             has_images = found is None or IMAGES in archive.namelist()
-            return cls(rows_of(key, path, archive) if has_images else None, found)
+            return cls(rows_of(key, path, archive) if has_images else None, found, spatial)
 
 
 def rows_of(key: str, path: Path, archive: zipfile.ZipFile) -> Rows:
@@ -85,20 +88,22 @@ def rows_of(key: str, path: Path, archive: zipfile.ZipFile) -> Rows:
 
 
 def statistics_of(
-    key: str, path: Path, archive: zipfile.ZipFile, dim: int
+    key: str, path: Path, archive: zipfile.ZipFile, dim: int, ending: str = ""
 ) -> dict[str, np.ndarray] | None:
-    """The statistics of an open file; None if it has none, `UserError` if not of `dim` features."""
-    if not {"mu.npy", "sigma.npy"} <= set(archive.namelist()):
+    """The statistics of an open file; None if it has none, `UserError` if not of `dim` features.
+    `ending`: of their names in the file."""
+    if not {f"mu{ending}.npy", f"sigma{ending}.npy"} <= set(archive.namelist()):
         return None
     found = {}
     for name in ("mu", "sigma"):
-        with archive.open(f"{name}.npy") as file:
+        with archive.open(f"{name}{ending}.npy") as file:
             array = np.lib.format.read_array(file, allow_pickle=False)
         found[name] = np.asarray(array, np.float64)
     if (found["mu"].shape, found["sigma"].shape) != ((dim,), (dim, dim)):
         raise UserError(
-            f"{key}: mu and sigma of {printable(str(path))} are {list(found['mu'].shape)} and "
-            f"{list(found['sigma'].shape)}, not of the network's {dim} features"
+            f"{key}: mu{ending} and sigma{ending} of {printable(str(path))} are "
+            f"{list(found['mu'].shape)} and {list(found['sigma'].shape)}, not of the "
+            f"network's {dim} features"
         )
     return found
 

@@ -10,14 +10,15 @@ from taming_dist.copies import fetch
 from taming_dist.engine.world import World
 from taming_dist.inception import Inception
 
-ON_DEVICE = 100 * 2**20  # bytes of features there: those of 12,800 images, of 2,048 numbers each
+ON_DEVICE = 100 * 2**20  # bytes of features there: those of 6,400 images, of 4,071 numbers each
 
 
 class Features:
     """The features of a set of images: this rank's, and on request those of all.
 
     They stay on the device until there are `ON_DEVICE` bytes of them, which are then fetched while
-    it goes on with the next images. On the CPU an image takes 8 KiB at 2,048 numbers.
+    it goes on with the next images. On the CPU an image takes 16 KiB: 2,048 numbers,
+    and 2,023 of the spatial features.
     """
 
     def __init__(self, network: Inception) -> None:
@@ -30,16 +31,17 @@ class Features:
     def add(self, pixels: Tensor, ids: Tensor) -> None:
         """Take in images uint8 [b, 3, h, w] with their numbers int64 [b] in the set."""
         self._ids.append(ids.cpu())
-        self._found.append(self._network(pixels))
+        self._found.append(self._network.with_spatial(pixels))
         self._bytes += self._found[-1].nbytes
         if self._bytes >= ON_DEVICE:
             self._fetch()
 
     def gathered(self, world: World) -> Tensor:
-        """Those of all ranks, fp32 [n, d] on the CPU, in the order of the images (collective)."""
+        """Those of all ranks, fp32 [n, d + s] as `Inception.with_spatial` has them, on the CPU and
+        in the order of the images (collective)."""
         self._fetch()
         ids = torch.cat([torch.zeros(0, dtype=torch.int64), *self._ids])
-        empty = torch.zeros(0, self._network.dim)
+        empty = torch.zeros(0, self._network.dim + self._network.spatial_dim)
         found = torch.cat([empty, *(arrived() for arrived in self._fetched)])
         parts = world.gather((ids.numpy(), found.numpy()))
         order = np.argsort(np.concatenate([part for part, _ in parts]), kind="stable")

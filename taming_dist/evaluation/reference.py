@@ -20,18 +20,19 @@ from taming_dist.engine.world import World
 from taming_dist.evaluation import archives
 from taming_dist.evaluation.features import Features
 from taming_dist.evaluation.sources import ArrayOfImages, Intake, Source, open_source, read
-from taming_dist.inception import Inception
+from taming_dist.inception import SPATIAL_LAYER, Inception
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The features fp32 [m, d] of the images compared with, and, where a file has them, the
-    statistics `mu` and `sigma` that FID is taken from; either may be missing. `features` are on the
-    first rank only."""
+    """The features fp32 [m, d + s] of the images compared with, and, where a file has them, the
+    statistics `mu` and `sigma` that FID is taken from, and `spatial` ones of sFID; any may be
+    missing. `features` are on the first rank only."""
 
     fingerprint: str
     features: Tensor | None = None
     statistics: dict[str, np.ndarray] | None = None
+    spatial: dict[str, np.ndarray] | None = None
 
     @property
     def images(self) -> int:
@@ -46,14 +47,14 @@ def open_reference(value: Any, network: Inception, intake: Intake, world: World)
         UserError: it cannot be read.
     """
     source: Source
-    statistics = None
+    statistics = spatial = None
     if isinstance(value, str) and value.endswith(".npz"):
         path = Path(value)
         require_readable(value)
-        found = archives.Contents.open("reference", path, network.dim)
-        statistics = found.statistics
+        found = archives.Contents.open("reference", path, network.dim, network.spatial_dim)
+        statistics, spatial = found.statistics, found.spatial
         if found.rows is None:
-            return Reference(archives.file_hash(path), statistics=statistics)
+            return Reference(archives.file_hash(path), None, statistics, spatial)
         source = ArrayOfImages("reference", found.rows)
     else:
         source = open_source("reference", value)
@@ -65,11 +66,11 @@ def open_reference(value: Any, network: Inception, intake: Intake, world: World)
         if world.is_first:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(file, save({"features": features}))
-    return Reference(fingerprint, features, statistics)
+    return Reference(fingerprint, features, statistics, spatial)
 
 
 def features_of(source: Source, network: Inception, intake: Intake, world: World) -> Tensor:
-    """The features [n, d] of all images of a set, on every rank (collective)."""
+    """The features [n, d + s] of all images of a set, on every rank (collective)."""
     features = Features(network)
     for pixels, ids in read(source, intake, world):
         features.add(to_device(pixels, world.device), ids)
@@ -78,7 +79,9 @@ def features_of(source: Source, network: Inception, intake: Intake, world: World
 
 def kept_file(fingerprint: str, size: int | None, network: Inception) -> Path:
     """Where the features of a set are kept: by all that they depend on."""
-    facts = json.dumps([fingerprint, size, network.digest, network.layer], allow_nan=False)
+    facts = json.dumps(
+        [fingerprint, size, network.digest, network.layer, SPATIAL_LAYER], allow_nan=False
+    )
     name = hashlib.sha256(facts.encode()).hexdigest()[:32]
     return cache_folder() / "references" / f"{name}.safetensors"
 
