@@ -79,6 +79,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
         preview = Preview(picture, ("validation images", f"samples after {images}"))
         clock = Clock(1, 1000, images)
         Sinks(folder / "transformer", []).image(clock, preview)
+    evaluation(folder / "evaluation", 21.5)
     for number in range(2):
         for name in ("input", "reconstruction"):
             write_picture(folder / "evaluation" / "images" / f"{number:03d}-{name}.png")
@@ -185,7 +186,7 @@ def test_a_whole_chain_is_on_one_page(chain: Path, tmp_path: Path) -> None:
     assert tags.count("figure") == 11
     assert re.findall("<h2>(.*?)</h2>", page) == [
         "Validation images and their reconstructions", "Samples", "Training, stage 1: VQGAN",
-        "Training, stage 2: transformer", "Figures", "Where the time went",
+        "Training, stage 2: transformer", "Figures", "Evaluations", "Where the time went",
     ]  # fmt: skip
     for text in ("20.40 dB", "16.03 dB", "4.310", "two cores", "3 min 10 s", "95%", "red flower"):
         assert text in page

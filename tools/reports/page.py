@@ -53,7 +53,7 @@ def write_page(
         toolbar(records),
         *trainings(records, known),
         section("Figures", figure_table(known)),
-        section("Evaluations side by side", compared),
+        section("Evaluations", compared),
         section("Where the time went", time_bars(known.get("seconds", {}))),
     ]
     script = (HERE / "page.js").read_text(encoding="utf-8")

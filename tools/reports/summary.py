@@ -84,7 +84,7 @@ def comparison(evaluations: Sequence[Path]) -> str:
     Raises:
         UserError: figures of two protocols, or a folder without an evaluation.
     """
-    if len(evaluations) < 2:
+    if not evaluations:
         return ""
     heads = "".join(f"<th scope=col>{escape(str(folder))}</th>" for folder in evaluations)
     rows = [
@@ -94,7 +94,7 @@ def comparison(evaluations: Sequence[Path]) -> str:
     ]
     note = "<p>In brackets: the hash of the protocol, which all of a row have in common.</p>"
     table = f"<table><tr><td></td>{heads}</tr>{''.join(rows)}</table>"
-    return note + scrolling("Evaluations side by side", table)
+    return note + scrolling("Evaluations", table)
 
 
 def figure(value: Any) -> str:
