@@ -170,7 +170,7 @@ def resume(run: Run) -> tuple[Best, Past]:
     if path is None:
         past = read_past(sinks.run_dir, clock.images)
         sinks.rewind(clock)  # a run that died before its first checkpoint may have logged already
-        sinks.event("start", clock, running_s=past.running_s)
+        sinks.event("start", clock, running_s=past.running_s, **resources(run))
         return Best(), past
     check_resumable(path, run.data, clock.global_batch, checkpoints.world.world_size)
     state = checkpoints.load(path, run.recipe.engines)
@@ -179,13 +179,23 @@ def resume(run: Run) -> tuple[Best, Past]:
     make_up_export(run.recipe, run.export, run.world)
     past = read_past(sinks.run_dir, clock.images)
     sinks.rewind(clock)
-    sinks.event("resume", clock, checkpoint=path.name, running_s=past.running_s)
+    sinks.event("resume", clock, checkpoint=path.name, running_s=past.running_s, **resources(run))
     meta = read_meta(path)
     note_other_batch(clock, meta.step, sinks)
     note_other_ranks(meta.world_size, run)
     best = Best(**state.get("best", {}))
     known = run.criterion is not None and best.metric == run.criterion.metric
     return best if known else Best(), past
+
+
+def resources(run: Run) -> dict[str, Any]:
+    """What a start trains with: what a run costs is the sum of its starts, which may differ."""
+    world = run.world
+    return {
+        "ranks": world.world_size,
+        "device": world.device_name,
+        "global_batch": run.clock.global_batch,
+    }
 
 
 def note_other_batch(clock: Clock, steps_then: int, sinks: Sinks) -> None:

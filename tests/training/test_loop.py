@@ -250,6 +250,18 @@ def test_a_resumed_run_reads_as_one_that_never_stopped(tmp_path: Path) -> None:
     assert events(second)[3:] == [("resume", 4), ("save", 6)]
 
 
+def test_each_start_tells_what_it_trains_with(tmp_path: Path) -> None:
+    for steps in (2, 4):
+        run(tmp_path, Counter(), steps, checkpoint_every=2)
+    lines = map(json.loads, (tmp_path / "events.jsonl").read_text().splitlines())
+    told = [
+        (line["event"], line["ranks"], line["device"], line["global_batch"])
+        for line in lines
+        if line["event"] in ("start", "resume")
+    ]
+    assert told == [("start", 1, "CPU", 4), ("resume", 1, "CPU", 4)]
+
+
 def test_what_a_dead_run_logged_after_its_checkpoint_did_not_happen(tmp_path: Path) -> None:
     def dies(clock: Clock) -> None:
         if clock.step == 5:
