@@ -37,8 +37,10 @@ class Reference:
         return 0 if self.features is None else len(self.features)
 
 
-def open_reference(value: Any, network: Inception, intake: Intake, world: World) -> Reference:
-    """What `reference=` names: images as in `sources`, or an npz file with statistics (collective).
+def open_reference(
+    value: Any, network: Inception, intake: Intake, world: World, key: str = "reference"
+) -> Reference:
+    """What `key=` names: images as in `sources`, or an npz file with statistics (collective).
 
     Raises:
         UserError: it cannot be read.
@@ -46,10 +48,10 @@ def open_reference(value: Any, network: Inception, intake: Intake, world: World)
     statistics = None
     if isinstance(value, str) and value.endswith(".npz"):
         path = Path(value)
-        statistics = archives.statistics("reference", path, network.dim)
-        if statistics is not None and not archives.has_images("reference", path):
+        statistics = archives.statistics(key, path, network.dim)
+        if statistics is not None and not archives.has_images(key, path):
             return Reference(archives.file_hash(path), statistics=statistics)
-    source = open_source("reference", value)
+    source = open_source(key, value)
     fingerprint = world.broadcast(source.fingerprint if world.is_first else None)
     file = kept_file(fingerprint, intake.size, network)
     features = kept_features(file) if world.is_first else None
