@@ -40,8 +40,10 @@ class Reference:
         return 0 if self.features is None else len(self.features)
 
 
-def open_reference(value: Any, network: Inception, intake: Intake, world: World) -> Reference:
-    """What `reference=` names: images as in `sources`, or an npz file with statistics (collective).
+def open_reference(
+    value: Any, network: Inception, intake: Intake, world: World, key: str = "reference"
+) -> Reference:
+    """What `key=` names: images as in `sources`, or an npz file with statistics (collective).
 
     Raises:
         UserError: it cannot be read.
@@ -51,13 +53,13 @@ def open_reference(value: Any, network: Inception, intake: Intake, world: World)
     if isinstance(value, str) and value.endswith(".npz"):
         path = Path(value)
         require_readable(value)
-        found = archives.Contents.open("reference", path, network.dim, network.spatial_dim)
+        found = archives.Contents.open(key, path, network.dim, network.spatial_dim)
         statistics, spatial = found.statistics, found.spatial
         if found.rows is None:
             return Reference(archives.file_hash(path), None, statistics, spatial)
-        source = ArrayOfImages("reference", found.rows)
+        source = ArrayOfImages(key, found.rows)
     else:
-        source = open_source("reference", value)
+        source = open_source(key, value)
     fingerprint = world.broadcast(source.fingerprint if world.is_first else None)
     file = kept_file(fingerprint, intake.size, network)
     features = kept_features(file) if world.is_first else None
