@@ -20,7 +20,8 @@ from reports.pictures import (
 from reports.quantities import charts_of, kind_of
 from reports.reading import RunRecord, read_runs
 from reports.summary import comparison, figure_table, headline, named, time_bars
-from taming_dist.formats.files import write_bytes, writing
+from taming_dist.atomic import write_bytes
+from taming_dist.formats.files import writing
 
 
 def write_page(
