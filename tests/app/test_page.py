@@ -95,9 +95,51 @@ PLACES = {"transformer": "class", "vqgan": "vqgan"}
 
 
 @pytest.mark.slow
+def test_a_brushed_picture_is_completed(page: Any, photo: Path) -> None:
+    page.get_by_role("tab", name="Complete").click()
+    page.get_by_role("button", name="Complete", exact=True).click()
+    page.get_by_text("picture: upload one first").wait_for(timeout=WAIT_MS)
+    page.set_input_files("#completed input[type=file]", str(photo))
+    canvas = page.locator("#brushed canvas").first
+    canvas.wait_for(timeout=WAIT_MS)
+    page.wait_for_timeout(2000)  # until the editor has drawn what it was given
+    box = canvas.bounding_box()
+    across, down = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(across, down)
+    page.mouse.down()
+    page.mouse.move(across + 30, down + 10, steps=5)
+    page.mouse.up()
+    page.wait_for_timeout(1500)  # the editor sends what was painted after a while
+    page.get_by_role("button", name="Complete", exact=True).click()
+    page.get_by_text("Done:").locator("visible=true").wait_for(timeout=WAIT_MS)
+    page.locator("a[href*='mask.png']:visible").first.wait_for(timeout=WAIT_MS)
+
+
+@pytest.mark.slow
+def test_a_large_picture_shows_how_far_it_is_and_is_stopped(page: Any) -> None:
+    for name in ("Height", "Width"):
+        page.get_by_role("spinbutton", name=re.compile(name)).fill("512")
+        page.keyboard.press("Tab")
+    page.get_by_role("button", name="Create", exact=True).click()
+    page.get_by_text(re.compile(r"of 65,536 codes \.\.\.")).wait_for(timeout=WAIT_MS)
+    page.get_by_role("button", name="Stop").locator("visible=true").click()
+    page.get_by_text(re.compile("Stopped: .* were written")).wait_for(timeout=WAIT_MS)
+
+
+@pytest.mark.slow
 def test_an_upload_is_reconstructed(page: Any, photo: Path) -> None:
     page.get_by_role("tab", name="Reconstruct").click()
     page.set_input_files("#reconstructed input[type=file]", str(photo))
     page.wait_for_timeout(1000)
     page.get_by_role("button", name="Reconstruct", exact=True).click()
     page.get_by_text("8 x 10 codes").wait_for(timeout=WAIT_MS)
+
+
+@pytest.mark.slow
+def test_a_taken_port_ends_the_command_with_one_line(address: str, exports: Path) -> None:
+    port = address.rpartition(":")[2]
+    process = start(f"vqgan={exports / 'vqgan'}", f"port={port}")
+    said = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert said[1].startswith(f"error: port: {port} on 127.0.0.1 cannot be used")
+    assert said[1].count("\n") == 1
