@@ -10,15 +10,14 @@ import os
 import platform
 import re
 import runpy
-import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
 from taming_dist import __version__, cli
+from taming_dist.checkout import changed_files, commit_of
 
 COMMANDS = """\
 commands, each with --help:
@@ -114,19 +113,10 @@ def gpus() -> str:
 
 def commit(folder: Path) -> str:
     """ ", commit ..." of a checkout; "" elsewhere."""
-    if not (folder / ".git").exists():
+    found = commit_of(folder)
+    if found is None:
         return ""
-    with suppress(OSError, subprocess.CalledProcessError):
-        found = git(folder, "rev-parse", "--short=10", "HEAD")
-        changed = git(folder, "status", "--porcelain", "--untracked-files=no")
-        return f", commit {found}{' with changes' if changed else ''}"
-    return ""
-
-
-def git(folder: Path, *words: str) -> str:
-    """What git says of the repository in `folder`. Raises: OSError, CalledProcessError."""
-    command = ["git", "-C", str(folder), *words]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return f", commit {found}{' with changes' if changed_files(folder) else ''}"
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from taming_dist.engine.start import init_world, shutdown
 from taming_dist.engine.stopping import Stopped, stoppable
 from taming_dist.engine.world import World, choose_device, is_lost_connection
 from taming_dist.errors import LostRank, UserError
-from taming_dist.evaluation.config import SAMPLING, EvaluateConfig
+from taming_dist.evaluation.config import EvaluateConfig
 from taming_dist.evaluation.first_stage import evaluate_vqgan
 from taming_dist.evaluation.image_sets import evaluate_images
 from taming_dist.evaluation.protocol import Measured
@@ -33,6 +33,7 @@ from taming_dist.evaluation.second_stage import evaluate_transformer
 from taming_dist.formats.code_shards import CLASSES
 from taming_dist.formats.files import writing
 from taming_dist.formats.strict_json import write_json
+from taming_dist.generation.decoding import DecodingKeys
 from taming_dist.generation.generator import Generator
 from taming_dist.launch import Place, end_with_launcher, environment_place
 from taming_dist.models.export import read_kind
@@ -97,7 +98,7 @@ def asked_for(config: EvaluateConfig) -> dict[str, Any]:
     asked = {name: getattr(config, name) for name in names}
     asked["source"] = config.images  # whose number is called so
     if config.n is not None:
-        asked["sampling"] = {name: getattr(config, name) for name in SAMPLING}
+        asked["sampling"] = vars(DecodingKeys.of(config))
     return {name: value for name, value in asked.items() if value}
 
 
@@ -128,7 +129,7 @@ def sampled_images(config: EvaluateConfig, transformer: Transformer, world: Worl
     """
     if not config.vqgan:
         raise UserError("vqgan=... is missing: the export that decodes the codes of the samples")
-    settings = {name: getattr(config, name) for name in SAMPLING}
+    settings = vars(DecodingKeys.of(config))
     if config.condition is None and set(transformer.condition.columns) - {CLASSES}:
         settings["condition"] = config.data
     asked = SampleConfig(

@@ -17,7 +17,14 @@ from taming_dist.vision import torchvision_models
 from taming_dist.weights import load_weights
 
 LAYER = "2048"  # as its features are called, by their number
-RANDOM_LAYER, RANDOM_SIDE = "64", 75  # random features are for tests, which need not wait for more
+# of sFID: the first channels of a map of 17 x 17, after its normalisation and ReLU. ADM's evaluator
+# (arXiv 2105.05233) takes them by TensorFlow's name, which is `Mixed_6d.branch1x1` here.
+SPATIAL_LAYER, CHANNELS, MAP_SIDE = "mixed_6/conv:7", 7, 17
+RANDOM_LAYER, RANDOM_SIDE, RANDOM_MAP_SIDE = (
+    "64",
+    75,
+    3,
+)  # random features are for tests, which need not wait for more
 
 
 @dataclass(frozen=True)
@@ -35,13 +42,14 @@ class Weights:
 INCEPTION = Weights("737ff4a91a89b749e4041cb811e513bbca64a05bc59574bc08fe8d8baae74e45")
 
 
-def blank_inception(layer: str = LAYER) -> Any:
-    """The network up to a layer without its weights, nor the classifier that is not needed here.
+def blank_inception(*layers: str) -> Any:
+    """The network up to the last of `layers` (or `LAYER`) without its weights, nor the classifier,
+    which is not needed here.
 
     Raises:
         UserError: torch-fidelity is missing.
     """
-    torchvision_models()  # which torch-fidelity imports, where its operators may not load
+    torchvision_models("FID")  # which torch-fidelity imports, where its operators may not load
     try:
         from torch_fidelity import feature_extractor_inceptionv3 as module
     except ImportError as error:
@@ -53,23 +61,45 @@ def blank_inception(layer: str = LAYER) -> Any:
         mock.patch.object(module.FeatureExtractorInceptionV3, "load_state_dict"),
     ):
         torch.manual_seed(0)
-        network = module.FeatureExtractorInceptionV3("inception", [layer], verbose=False)
+        network = module.FeatureExtractorInceptionV3(
+            "inception", list(layers or (LAYER,)), verbose=False
+        )
     network.fc = nn.Identity()
     return network
 
 
 class Inception(nn.Module):
-    """Images uint8 [b,3,h,w] -> features [b,d] of a layer. `digest` says which weights it has."""
+    """Images uint8 [b,3,h,w] -> features [b,d] of a layer. `digest` says which weights it has,
+    `spatial_dim` how many numbers s the spatial features have."""
 
-    def __init__(self, network: Any, layer: str, digest: str) -> None:
+    def __init__(self, network: Any, layer: str, digest: str, map_side: int) -> None:
         super().__init__()
         self.network, self.layer, self.digest = network, layer, digest
-        self.dim = int(layer)
+        self.dim, self.spatial_dim = int(layer), CHANNELS * map_side**2
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        (features,) = self.network(images)
+        features, *_ = self.network(images)
         return features
+
+    @torch.no_grad()
+    def with_spatial(self, images: Tensor) -> Tensor:
+        """The features and, behind them, the spatial ones: [b,d+s], of one pass; `parted` is the
+        way back."""
+        seen: list[Tensor] = []
+        hook = self.network.Mixed_6d.branch1x1.register_forward_hook(
+            lambda _module, _given, found: seen.append(found[:, :CHANNELS].flatten(1))
+        )
+        try:
+            features = self(images)
+        finally:
+            hook.remove()
+        return torch.cat([features, *seen], 1)
+
+    def parted(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [b,d] and spatial ones [b,s] of those of `with_spatial`."""
+        own, spatial = features.split([self.dim, self.spatial_dim], 1)
+        return own, spatial
 
 
 def inception(weights: str) -> Inception:
@@ -89,16 +119,16 @@ def inception(weights: str) -> Inception:
         )
     ones = {n: t for n, t in network.state_dict().items() if n not in tensors}
     network.load_state_dict(ones | tensors)
-    return Inception(network, LAYER, INCEPTION.digest)
+    return Inception(network, LAYER, INCEPTION.digest, MAP_SIDE)
 
 
 def random_inception() -> Inception:
     """A small part of the network, on small images, with weights that are the same everywhere."""
-    network = blank_inception(RANDOM_LAYER)
+    network = blank_inception(RANDOM_LAYER, "768")  # the second lies behind the spatial features
     network.INPUT_IMAGE_SIZE = RANDOM_SIDE
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for module in network.modules():
             if isinstance(module, nn.Conv2d):  # features as large as those of trained ones
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-    return Inception(network, RANDOM_LAYER, "random")
+    return Inception(network, RANDOM_LAYER, "random", RANDOM_MAP_SIDE)

@@ -154,7 +154,7 @@ def _heads(backbone: Backbone) -> list[Tensor]:
 
 def _download(backbone: Backbone) -> dict[str, Tensor]:
     """Get the backbone the way `lpips` does: torchvision's weights, through torch.hub's cache."""
-    models = torchvision_models()
+    models = torchvision_models("the weights of LPIPS")
     url = getattr(models, backbone.torchvision_weights).IMAGENET1K_V1.url
     _log.info("fetching the LPIPS backbone %s through torchvision", backbone.name)
     try:

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from taming_dist.atomic import write_bytes
 from taming_dist.config import to_yaml
 from taming_dist.errors import UserError
-from taming_dist.formats.files import write_bytes, writing
+from taming_dist.formats.files import writing
 from taming_dist.models.answers import called, of_configs
 from taming_dist.models.export import ModelConfig
 from taming_dist.stages import schemas

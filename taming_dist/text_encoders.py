@@ -87,7 +87,7 @@ def open_text_encoder(name: str, key: str, tokens: int = 0) -> TransformersEncod
         UserError: it cannot be loaded, or takes fewer tokens; names `key`.
     """
     try:
-        torchvision_models()  # which transformers imports too, where it is there
+        torchvision_models("texts")  # which transformers imports too, where it is there
         import transformers
     except ImportError as error:
         raise UserError(f"{key}={name} needs the package transformers: {EXTRA}") from error

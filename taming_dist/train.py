@@ -129,6 +129,7 @@ def fit_stage(
         spikes = config.train.skip_spikes
         context = Context(config.optim, config.engine, world, *cut, config.run.seed, spikes)
         recipe = stage.recipe(config, opened, context)
+        distances = stage.distances(config, opened, world)
         sinks = Sinks(None, [])
         if world.is_first:
             sinks = stack.enter_context(first_rank_sinks(config, clock, run_dir))
@@ -149,6 +150,7 @@ def fit_stage(
             world=world,
             folder=run_dir,
             criterion=criterion,
+            distances=distances,
             progress=progress,
             began=BEGAN,
             speed=speed,

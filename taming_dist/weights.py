@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from taming_dist.atomic import write_bytes
 from taming_dist.errors import UserError
 
 
@@ -43,12 +44,7 @@ def save_weights(pinned: Pinned, tensors: Mapping[str, Tensor]) -> None:
     """Keep verified weights, whole or not at all."""
     assert digest(tensors) == pinned.digest
     pinned.cache_file.parent.mkdir(parents=True, exist_ok=True)
-    partial = pinned.cache_file.with_name(f"{pinned.cache_file.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_bytes(save(dict(tensors)))
-        os.replace(partial, pinned.cache_file)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_bytes(pinned.cache_file, save(dict(tensors)), writer=str(os.getpid()))
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -59,7 +59,7 @@ def test_real_weights_give_the_known_distances() -> None:
 def test_it_equals_the_lpips_package_with_the_same_weights(
     net: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    torchvision_models()
+    torchvision_models("LPIPS")
     import lpips as package
 
     ours = lpips_network(net, weights="random")

@@ -12,7 +12,7 @@ TOKENS, WIDTH = 6, 8
 
 def save_text_encoder(folder: Path, seed: int = 0) -> str:
     """Save one for texts of WORDS, with up to TOKENS tokens, their last an end."""
-    torchvision_models()
+    torchvision_models("texts")
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from report import write_report
+from reports.page import write_page
 
 from taming_dist import cli
 from taming_dist.errors import UserError
@@ -220,9 +220,10 @@ def main() -> None:
             journal.run(phase)
     summary = summarize(out, journal)
     write_json(out / "summary.json", summary)
-    write_report(
-        out / "report.html", summary, out / "vqgan", out / "transformer",
-        [out / "evaluation" / "vqgan"], out / "samples",
+    write_page(
+        out / "report.html", "taming_dist: from photographs to new images",
+        [out / "vqgan", out / "transformer"], summary, [out / "evaluation" / "vqgan"],
+        out / "samples",
     )  # fmt: skip
     print(farewell(out, summary))
 

@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from report import PAGE, STYLE, section  # this folder is on the path of a script that lies in it
+from reports.html import document, section
 
 from taming_dist import cli
+from taming_dist.atomic import write_bytes
 from taming_dist.data.codes import CodeDataset
 from taming_dist.engine.world import choose_device
 from taming_dist.errors import UserError
-from taming_dist.formats.files import write_bytes, writing
+from taming_dist.formats.files import writing
 from taming_dist.formats.names import printable
 from taming_dist.formats.png import save_png
 from taming_dist.formats.strict_json import write_json
@@ -141,8 +142,7 @@ def page(
         parts.append(section("Random samples, decoded", image))
     if len(counts.classes):
         parts.append(section("Classes", class_table(dataset, counts.classes)))
-    title = f"Codes: {escape(printable(Path(name).name or name))}"
-    return PAGE.format(title=title, style=STYLE, body="\n".join(parts))
+    return document(f"Codes: {printable(Path(name).name or name)}", "\n".join(parts))
 
 
 def cards(figures: dict[str, Any]) -> str:
@@ -172,11 +172,11 @@ def histogram(counts: np.ndarray) -> str:
     width = 100 / len(bins)
     bars = "".join(
         f"<rect x='{i * width:.3f}' y='{30 * (1 - h):.2f}' width='{width * 0.85:.3f}' "
-        f"height='{30 * h:.2f}' fill='var(--first)'/>"
+        f"height='{30 * h:.2f}' fill='var(--accent)'/>"
         for i, h in enumerate(heights)
     )
     level = 30 * (1 - 3 / max(decades.max(), 3.3))
-    line = f"<line x1='0' x2='100' y1='{level:.2f}' y2='{level:.2f}' stroke='var(--second)' "
+    line = f"<line x1='0' x2='100' y1='{level:.2f}' y2='{level:.2f}' stroke='var(--c1)' "
     line += "stroke-width='.15' stroke-dasharray='1 .6'/>"
     text = (
         "<p>Codes from the most to the least frequent, logarithmic; the dashed line is where every "

@@ -28,10 +28,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from taming_dist import cli
+from taming_dist.atomic import replacing
 from taming_dist.cli import count
 from taming_dist.errors import UserError
 from taming_dist.formats.faults import SKIP, USE
-from taming_dist.formats.files import replacing, writing
+from taming_dist.formats.files import writing
 from taming_dist.formats.manifest import IMAGES_FORMAT, MANIFEST, Manifest
 from taming_dist.formats.names import printable
 from taming_dist.formats.strict_json import json_safe

@@ -17,10 +17,11 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from taming_dist.atomic import write_bytes
 from taming_dist.engine.meta import Meta
 from taming_dist.engine.snapshot import Snapshot
 from taming_dist.engine.written import Written, sync_folder
-from taming_dist.formats.files import cause_of, unwritable, write_bytes
+from taming_dist.formats.files import cause_of, unwritable
 
 POLL_S = 0.05
 LONGEST_S = 1800.0  # that a rank may take longer than the first

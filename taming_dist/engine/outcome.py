@@ -12,8 +12,8 @@ import logging
 import os
 from pathlib import Path
 
+from taming_dist.atomic import write_bytes
 from taming_dist.errors import UserError
-from taming_dist.formats.files import write_bytes
 
 VARIABLE = "TAMING_DIST_END"
 

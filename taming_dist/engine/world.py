@@ -45,6 +45,12 @@ class World:
         """Whether what is sent between ranks can be sent while the device computes."""
         return self.device.type == "cuda" and self.world_size > 1
 
+    @property
+    def device_name(self) -> str:
+        """What the device of this rank is, such as NVIDIA H100 80GB HBM3, or CPU."""
+        cuda = self.device.type == "cuda"
+        return torch.cuda.get_device_name(self.device) if cuda else self.device.type.upper()
+
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over ranks, in place."""
         if self.world_size > 1:

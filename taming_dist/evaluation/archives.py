@@ -32,15 +32,7 @@ class Rows:
     def open(cls, key: str, path: Path) -> "Rows":
         """Those of a file that `key=` names; `UserError` if it has none."""
         with reading(key, path) as archive:
-            if IMAGES not in archive.namelist():
-                raise UserError(f"{key}: {printable(str(path))} has no {IMAGES[:-4]}, of images")
-            with archive.open(IMAGES) as file:
-                shape = header(file)
-        if len(shape) != 4 or shape[3] != 3 or not all(shape):
-            raise UserError(
-                f"{key}: {IMAGES[:-4]} of {printable(str(path))} is not uint8 [n, h, w, 3]"
-            )
-        return cls(key, path, shape)
+            return rows_of(key, path, archive)
 
     @property
     def fingerprint(self) -> str:
@@ -60,32 +52,60 @@ class Rows:
                     yield number, np.frombuffer(data, np.uint8).reshape(self.shape[1:])
 
 
-def statistics(key: str, path: Path, dim: int) -> dict[str, np.ndarray] | None:
-    """`mu` [d] and `sigma` [d, d] of a file; None if it has them not.
+@dataclass(frozen=True)
+class Contents:
+    """What a file has: its images, or the statistics `mu` [d] and `sigma` [d, d] of images that it
+    may lack, or both; `spatial`: those of sFID, `mu_s` and `sigma_s` in the file."""
 
-    Raises:
-        UserError: they are not of `dim` features, or the file cannot be read.
-    """
-    with reading(key, path) as archive:
-        if not {"mu.npy", "sigma.npy"} <= set(archive.namelist()):
-            return None
-        found = {}
-        for name in ("mu", "sigma"):
-            with archive.open(f"{name}.npy") as file:
-                array = np.lib.format.read_array(file, allow_pickle=False)
-            found[name] = np.asarray(array, np.float64)
+    rows: Rows | None
+    statistics: dict[str, np.ndarray] | None
+    spatial: dict[str, np.ndarray] | None = None
+
+    @classmethod
+    def open(cls, key: str, path: Path, dim: int, spatial_dim: int) -> "Contents":
+        """Those of a file that `key=` names, whose statistics are of `dim` and
+        `spatial_dim` features.
+
+        Raises:
+            UserError: it has neither, they are others, or it cannot be read.
+        """
+        with reading(key, path) as archive:
+            found = statistics_of(key, path, archive, dim)
+            spatial = statistics_of(key, path, archive, spatial_dim, "_s")
+            has_images = found is None or IMAGES in archive.namelist()
+            return cls(rows_of(key, path, archive) if has_images else None, found, spatial)
+
+
+def rows_of(key: str, path: Path, archive: zipfile.ZipFile) -> Rows:
+    """The images of an open file; `UserError` if it has none."""
+    if IMAGES not in archive.namelist():
+        raise UserError(f"{key}: {printable(str(path))} has no {IMAGES[:-4]}, of images")
+    with archive.open(IMAGES) as file:
+        shape = header(file)
+    if len(shape) != 4 or shape[3] != 3 or not all(shape):
+        raise UserError(f"{key}: {IMAGES[:-4]} of {printable(str(path))} is not uint8 [n, h, w, 3]")
+    return Rows(key, path, shape)
+
+
+def statistics_of(
+    key: str, path: Path, archive: zipfile.ZipFile, dim: int, ending: str = ""
+) -> dict[str, np.ndarray] | None:
+    """The statistics of an open file; None if it has none, `UserError` if not of `dim` features.
+    `ending`: of their names in the file."""
+    if not {f"mu{ending}.npy", f"sigma{ending}.npy"} <= set(archive.namelist()):
+        return None
+    found = {}
+    for name in ("mu", "sigma"):
+        with archive.open(f"{name}{ending}.npy") as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+        found[name] = np.asarray(array, np.float64)
     if (found["mu"].shape, found["sigma"].shape) != ((dim,), (dim, dim)):
         raise UserError(
-            f"{key}: mu and sigma of {printable(str(path))} are {list(found['mu'].shape)} and "
-            f"{list(found['sigma'].shape)}, not of the network's {dim} features"
+            f"{key}: mu{ending} and sigma{ending} of {printable(str(path))} are "
+            f"{list(found['mu'].shape)} and {list(found['sigma'].shape)}, not of the "
+            f"network's {dim} features"
         )
     return found
-
-
-def has_images(key: str, path: Path) -> bool:
-    """Whether a file has images."""
-    with reading(key, path) as archive:
-        return IMAGES in archive.namelist()
 
 
 def file_hash(path: Path) -> str:

@@ -8,31 +8,17 @@ from omegaconf import MISSING
 
 from taming_dist.data.reader import MOST_THREADS
 from taming_dist.errors import UserError
-from taming_dist.generation.sampling import LARGEST_SCALE
+from taming_dist.generation.decoding import DecodingKeys
 from taming_dist.losses.perceptual import NETS, WEIGHTS
-from taming_dist.ranges import LARGEST_SEED, check_choice, check_ranges, ranged
+from taming_dist.ranges import check_choice, ranged
 
 BOTH = "both"
 MOST_SAMPLES = 10**7
-SAMPLING = (
-    "seed",
-    "class_id",
-    "condition",
-    "temperature",
-    "top_k",
-    "top_p",
-    "guidance",
-    "guidance_schedule",
-    "guidance_power",
-    "steps",
-    "choice_temperature",
-    "precision",
-)  # the keys that the sampling command has, too
 FEATURES = ("none", "inception", "random")
 
 
 @dataclass
-class EvaluateConfig:
+class EvaluateConfig(DecodingKeys):
     """What to measure, and `out`, which gets the results: the export folder `model` on `data`, a
     shard spec or a list of them; or `images`, a folder of pictures, an npz file or shards, against
     a `reference`, which is such a set or an npz file of its statistics. `n`: as many samples of a
@@ -63,18 +49,6 @@ class EvaluateConfig:
     features: str | None = None
     vqgan: str = ""
     n: int | None = ranged(None, at_least=1, at_most=MOST_SAMPLES)
-    seed: int = ranged(0, at_least=0, at_most=LARGEST_SEED)
-    class_id: int | None = ranged(None, at_least=0)
-    condition: Any = None
-    temperature: float = ranged(1.0, at_least=0)
-    top_k: int | None = ranged(None, at_least=0)
-    top_p: float | None = ranged(None, above=0, at_most=1)
-    guidance: float = ranged(1.0, at_least=0, at_most=LARGEST_SCALE)
-    guidance_schedule: str = "constant"
-    guidance_power: float = ranged(1.0, above=0)
-    steps: int | None = ranged(None, at_least=1)
-    choice_temperature: float | None = ranged(None, at_least=0, at_most=LARGEST_SCALE)
-    precision: str = "fp32"
     training: Any = None
     examined: int = ranged(16, at_least=1)
     neighbours: int = ranged(4, at_least=1)
@@ -82,7 +56,7 @@ class EvaluateConfig:
     threads: int = ranged(2, at_least=1, at_most=MOST_THREADS)
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
         check_choice("lpips_net", self.lpips_net, (*NETS, BOTH))
         check_choice("lpips_weights", self.lpips_weights, WEIGHTS)
         if self.features is not None:

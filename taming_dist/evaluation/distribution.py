@@ -1,8 +1,9 @@
 """How far a set of images is from another, by features of each: one distance for all of them.
 
-Frechet distance (FID): arXiv 1706.08500; kernel distance (KID): arXiv 1801.01401; precision and
-recall: arXiv 1904.06991; these are computed by `torch-fidelity`, with its settings. Density and
-coverage, which outliers of the real images sway less: arXiv 2002.09797.
+Frechet distance (FID): arXiv 1706.08500, of spatial features (sFID): arXiv 2103.03841; kernel
+distance (KID): arXiv 1801.01401; precision and recall: arXiv 1904.06991; these are computed by
+`torch-fidelity`, with its settings. Density and coverage, which outliers of the real images sway
+less: arXiv 2002.09797.
 
 Legend: n images made, m real ones, d features.
 """
@@ -46,24 +47,30 @@ def distances(
     fewest = min(len(features) for features in (made, real) if features is not None)
     if fewest < LEAST:
         raise UserError(f"{fewest} images are too few to be compared, use {LEAST} or more")
-    torchvision_models()  # which torch-fidelity imports, where its operators may not load
+    made = made.cpu()
+    found = {"fid": frechet(made, real, statistics)}
+    return found if real is None else found | neighbourhoods(made, real.cpu())
+
+
+def frechet(
+    made: Tensor, real: Tensor | None = None, statistics: Mapping[str, np.ndarray] | None = None
+) -> float:
+    """The Frechet distance of features [n,d] from others [m,d], or from their statistics."""
+    torchvision_models("FID")  # which torch-fidelity imports, where its operators may not load
     from torch_fidelity.metric_fid import (
         KEY_METRIC_FID,
         fid_features_to_statistics,
         fid_statistics_to_metric,
     )
 
-    made = made.cpu()
     if statistics is None:
         assert real is not None
-        statistics = fid_features_to_statistics(real)
+        statistics = fid_features_to_statistics(real.cpu())
     both = [
         {name: part[name].astype(np.float64) for name in ("mu", "sigma")}  # others have either
-        for part in (fid_features_to_statistics(made), statistics)
+        for part in (fid_features_to_statistics(made.cpu()), statistics)
     ]
-    fid = fid_statistics_to_metric(*both, verbose=False)[KEY_METRIC_FID]
-    found = {"fid": float(fid)}
-    return found if real is None else found | neighbourhoods(made, real.cpu())
+    return float(fid_statistics_to_metric(*both, verbose=False)[KEY_METRIC_FID])
 
 
 def neighbourhoods(made: Tensor, real: Tensor) -> dict[str, float]:

@@ -8,7 +8,7 @@ from taming_dist.data.reader import Reader, Reading
 from taming_dist.engine.world import World
 from taming_dist.errors import UserError
 from taming_dist.evaluation.config import EvaluateConfig, refuse
-from taming_dist.evaluation.distribution import distances
+from taming_dist.evaluation.distribution import distances, frechet
 from taming_dist.evaluation.features import Features
 from taming_dist.evaluation.folder import prepare_folder
 from taming_dist.evaluation.label_maps import LabelMapMetrics
@@ -19,7 +19,7 @@ from taming_dist.evaluation.reconstruction import ReconstructionMetrics
 from taming_dist.evaluation.ssim import WINDOW
 from taming_dist.formats.manifest import resolve
 from taming_dist.generation.pictures import to_uint8
-from taming_dist.inception import Inception, inception
+from taming_dist.inception import SPATIAL_LAYER, Inception, inception
 from taming_dist.models.modalities import RGB, LabelMap, Modality
 from taming_dist.models.vqgan import VQGAN, check_all_coded, check_size
 from taming_dist.pretrained import lpips_digest, lpips_network
@@ -85,8 +85,11 @@ def evaluate_vqgan(config: EvaluateConfig, world: World) -> Measured:
     if network is not None and real is not None and made is not None:
         sets = made.gathered(world), real.gathered(world)
         if world.is_first:
-            found = {f"r{name}": value for name, value in distances(*sets).items()}
+            own, spatial = zip(*map(network.parted, sets), strict=True)
+            found = {f"r{name}": value for name, value in distances(*own).items()}
             measured.add(found, Protocol(*asked, "uint8", network.digest, network.layer))
+            found = {"rsfid": frechet(*spatial)}
+            measured.add(found, Protocol(*asked, "uint8", network.digest, SPATIAL_LAYER))
     return measured
 
 

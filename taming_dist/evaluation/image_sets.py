@@ -6,17 +6,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from taming_dist.copies import to_device
 from taming_dist.engine.world import World
 from taming_dist.errors import UserError
 from taming_dist.evaluation.config import EvaluateConfig, refuse
-from taming_dist.evaluation.distribution import distances
+from taming_dist.evaluation.distribution import distances, frechet
 from taming_dist.evaluation.features import Features
 from taming_dist.evaluation.folder import prepare_folder
 from taming_dist.evaluation.nearest import Nearest, save_nearest
 from taming_dist.evaluation.protocol import CENTRE, LANCZOS, Measured, Protocol
 from taming_dist.evaluation.reference import Reference, open_reference
 from taming_dist.evaluation.sources import Intake, Source, open_source, read
-from taming_dist.inception import Inception, inception
+from taming_dist.inception import SPATIAL_LAYER, Inception, inception
 from taming_dist.losses.perceptual import LPIPS
 from taming_dist.pretrained import lpips_digest, lpips_network
 
@@ -80,7 +81,7 @@ class Comparison:
                 if self.lpips is not None and number < self.config.examined:
                     examined[number] = pixels[row].clone()
             if made is not None:
-                made.add(pixels.to(self.world.device), ids)
+                made.add(to_device(pixels, self.world.device), ids)
         size = common_side(sides, images, self.world)
         count = sum(self.world.gather(count))
         if self.world.is_first:
@@ -147,11 +148,18 @@ def how(size: int | None) -> tuple[str, str]:
 def add_distances(
     measured: Measured, made: Tensor, reference: Reference, size: int | None, network: Inception
 ) -> None:
-    """Add the distances of features [n, d] from a reference.
+    """Add the distances of features [n, d + s] from a reference.
 
     Raises:
         UserError: there are too few images.
     """
-    found = distances(made, reference.features, reference.statistics)
+    own, spatial = network.parted(made)
+    real, real_spatial = None, None
+    if reference.features is not None:
+        real, real_spatial = network.parted(reference.features)
+    found = distances(own, real, reference.statistics)
     asked = (len(made), reference.images, reference.fingerprint, size, *how(size), "uint8")
     measured.add(found, Protocol(*asked, network.digest, network.layer))
+    if real_spatial is not None or reference.spatial is not None:
+        sfid = frechet(spatial, real_spatial, reference.spatial)
+        measured.add({"sfid": sfid}, Protocol(*asked, network.digest, SPATIAL_LAYER))

@@ -7,7 +7,7 @@ are one product of matrices.
 Legend: n given images, b others, k nearest ones, d numbers of all features of an image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from taming_dist.copies import fetch, to_device
 from taming_dist.engine.world import World
 from taming_dist.formats.png import save_png
 from taming_dist.generation.pictures import image_grid
@@ -28,7 +29,7 @@ class Nearest:
     """The `k` nearest of all images shown to it, for each of `images` uint8 [n, 3, h, w].
 
     `distances` [n, k] ascend; `numbers` int64 [n, k] and `pictures` uint8 [n, k, 3, h, w] are those
-    of the images found, fewer while fewer than k were shown.
+    of the images found once `gather` was called, fewer where fewer than k were shown.
     """
 
     lpips: LPIPS
@@ -37,6 +38,7 @@ class Nearest:
 
     def __post_init__(self) -> None:
         self._given = self._features(self.images)
+        self._arriving: tuple[Callable[[], Tensor], Tensor, Tensor] | None = None
         count = len(self.images)
         self.distances = torch.zeros(count, 0)
         self.numbers = torch.zeros(count, 0, dtype=torch.int64)
@@ -48,15 +50,13 @@ class Nearest:
         features = self._features(images)
         squares = [part.square().sum(1) for part in (self._given, features)]
         distances = squares[0][:, None] + squares[1] - 2 * self._given @ features.T
-        each = len(self.images)
-        self._take(
-            distances.clamp(min=0).cpu(),  # which rounding may leave below it
-            numbers.cpu().expand(each, -1),
-            images.cpu().expand(each, -1, -1, -1, -1),
-        )
+        self._take_arriving()
+        # rounding may leave them below 0
+        self._arriving = fetch(distances.clamp(min=0)), numbers.cpu(), images.cpu()
 
     def gather(self, world: World) -> None:
         """Have the nearest of what all ranks were shown (collective)."""
+        self._take_arriving()
         ours = (self.distances.numpy(), self.numbers.numpy(), self.pictures.numpy())
         parts = world.gather(ours)
         others = [part for rank, part in enumerate(parts) if rank != world.rank]
@@ -77,6 +77,13 @@ class Nearest:
             ],
         }
 
+    def _take_arriving(self) -> None:
+        """Take in the batch whose distances are on their way from the device."""
+        if self._arriving is not None:
+            (arrived, numbers, pictures), self._arriving = self._arriving, None
+            each = len(self.images)
+            self._take(arrived(), numbers.expand(each, -1), pictures.expand(each, -1, -1, -1, -1))
+
     def _take(self, distances: Tensor, numbers: Tensor, pictures: Tensor) -> None:
         """Keep the nearest of those known and of others [n, b] and [n, b, 3, h, w]; of equally near
         ones the first."""
@@ -92,7 +99,7 @@ class Nearest:
     def _features(self, images: Tensor) -> Tensor:
         """Features [b, d] of images uint8, between which squared distances are LPIPS."""
         device = self.lpips.shift.device
-        layers = self.lpips.features(images.to(device).float() / 127.5 - 1)
+        layers = self.lpips.features(to_device(images, device).float() / 127.5 - 1)
         scaled = [
             layer * (head.clamp(min=0) / layer[0, 0].numel()).sqrt()
             for layer, head in zip(layers, self.lpips.heads, strict=True)

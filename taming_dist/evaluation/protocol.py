@@ -3,12 +3,12 @@
 import dataclasses
 import hashlib
 import json
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import taming_dist
+from taming_dist.checkout import changed_files, commit_of
 
 CENTRE, LANCZOS = "centre", "lanczos"
 
@@ -88,10 +88,5 @@ def commit() -> str | None:
     """The commit of this code, with `-dirty` if files of it were changed; None where it is not run
     from a checkout."""
     root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():  # an installed package may lie in a checkout of another code
-        return None
-    words = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    found = commit_of(root)
+    return f"{found}-dirty" if found and changed_files(root) else found

@@ -12,24 +12,27 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from taming_dist.access import require_readable
+from taming_dist.atomic import write_bytes
 from taming_dist.caches import cache_folder
+from taming_dist.copies import to_device
 from taming_dist.engine.world import World
 from taming_dist.evaluation import archives
 from taming_dist.evaluation.features import Features
-from taming_dist.evaluation.sources import Intake, Source, open_source, read
-from taming_dist.formats.files import write_bytes
-from taming_dist.inception import Inception
+from taming_dist.evaluation.sources import ArrayOfImages, Intake, Source, open_source, read
+from taming_dist.inception import SPATIAL_LAYER, Inception
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The features fp32 [m, d] of the images compared with, and, where a file has them, the
-    statistics `mu` and `sigma` that FID is taken from; either may be missing. `features` are on the
-    first rank only."""
+    """The features fp32 [m, d + s] of the images compared with, and, where a file has them, the
+    statistics `mu` and `sigma` that FID is taken from, and `spatial` ones of sFID; any may be
+    missing. `features` are on the first rank only."""
 
     fingerprint: str
     features: Tensor | None = None
     statistics: dict[str, np.ndarray] | None = None
+    spatial: dict[str, np.ndarray] | None = None
 
     @property
     def images(self) -> int:
@@ -37,19 +40,26 @@ class Reference:
         return 0 if self.features is None else len(self.features)
 
 
-def open_reference(value: Any, network: Inception, intake: Intake, world: World) -> Reference:
-    """What `reference=` names: images as in `sources`, or an npz file with statistics (collective).
+def open_reference(
+    value: Any, network: Inception, intake: Intake, world: World, key: str = "reference"
+) -> Reference:
+    """What `key=` names: images as in `sources`, or an npz file with statistics (collective).
 
     Raises:
         UserError: it cannot be read.
     """
-    statistics = None
+    source: Source
+    statistics = spatial = None
     if isinstance(value, str) and value.endswith(".npz"):
         path = Path(value)
-        statistics = archives.statistics("reference", path, network.dim)
-        if statistics is not None and not archives.has_images("reference", path):
-            return Reference(archives.file_hash(path), statistics=statistics)
-    source = open_source("reference", value)
+        require_readable(value)
+        found = archives.Contents.open(key, path, network.dim, network.spatial_dim)
+        statistics, spatial = found.statistics, found.spatial
+        if found.rows is None:
+            return Reference(archives.file_hash(path), None, statistics, spatial)
+        source = ArrayOfImages(key, found.rows)
+    else:
+        source = open_source(key, value)
     fingerprint = world.broadcast(source.fingerprint if world.is_first else None)
     file = kept_file(fingerprint, intake.size, network)
     features = kept_features(file) if world.is_first else None
@@ -58,20 +68,22 @@ def open_reference(value: Any, network: Inception, intake: Intake, world: World)
         if world.is_first:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(file, save({"features": features}))
-    return Reference(fingerprint, features, statistics)
+    return Reference(fingerprint, features, statistics, spatial)
 
 
 def features_of(source: Source, network: Inception, intake: Intake, world: World) -> Tensor:
-    """The features [n, d] of all images of a set, on every rank (collective)."""
+    """The features [n, d + s] of all images of a set, on every rank (collective)."""
     features = Features(network)
     for pixels, ids in read(source, intake, world):
-        features.add(pixels.to(world.device), ids)
+        features.add(to_device(pixels, world.device), ids)
     return features.gathered(world)
 
 
 def kept_file(fingerprint: str, size: int | None, network: Inception) -> Path:
     """Where the features of a set are kept: by all that they depend on."""
-    facts = json.dumps([fingerprint, size, network.digest, network.layer], allow_nan=False)
+    facts = json.dumps(
+        [fingerprint, size, network.digest, network.layer, SPATIAL_LAYER], allow_nan=False
+    )
     name = hashlib.sha256(facts.encode()).hexdigest()[:32]
     return cache_folder() / "references" / f"{name}.safetensors"
 

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 import xxhash
 
+from taming_dist.atomic import replacing
 from taming_dist.errors import UserError
 from taming_dist.formats.faults import BrokenData
-from taming_dist.formats.files import replacing
 from taming_dist.formats.manifest import CODES_FORMAT, Manifest, Shard
 from taming_dist.formats.names import printable
 from taming_dist.formats.npy import from_npy, to_npy

@@ -1,4 +1,4 @@
-"""Files that are written atomically, and the error lines for folders that cannot be written."""
+"""The error lines for folders that cannot be written."""
 
 import errno
 import os
@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from safetensors import SafetensorError
 
@@ -64,30 +63,3 @@ def cause_of(error: Exception, folder: Path) -> OSError | None:
         except OSError as reason:
             return reason
     return None
-
-
-@contextmanager
-def replacing(path: Path, writer: str = "", room: Path | None = None) -> Iterator[BinaryIO]:
-    """Open `<path>.tmp` for writing and rename it to `path` when the block ends without an error.
-
-    `writer` names the process if several may write the same file at once: their temporary files
-    then differ, and the last rename wins. `room`: the folder of the temporary file, on the same
-    disk, if it shall not lie beside `path`. On an error the temporary file is removed.
-    """
-    name = f"{path.name}.{writer}.tmp" if writer else f"{path.name}.tmp"
-    temporary = (room or path.parent) / name
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_bytes(path: Path, data: bytes, writer: str = "") -> None:
-    """Write a small file atomically."""
-    with replacing(path, writer) as file:
-        file.write(data)

@@ -20,9 +20,9 @@ import numpy as np
 from braceexpand import braceexpand
 
 from taming_dist.access import require_readable
+from taming_dist.atomic import write_bytes
 from taming_dist.errors import UserError
 from taming_dist.formats import storage
-from taming_dist.formats.files import write_bytes
 from taming_dist.formats.names import printable
 from taming_dist.formats.storage import MissingFile, Source, is_url, shown
 from taming_dist.formats.strict_json import json_safe

@@ -8,7 +8,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from taming_dist.formats.files import replacing, writing
+from taming_dist.atomic import replacing
+from taming_dist.formats.files import writing
 
 
 def save_png(picture: Tensor, path: Path, description: str = "") -> None:

@@ -20,9 +20,9 @@ from zlib import adler32
 import numpy as np
 import xxhash
 
+from taming_dist.atomic import replacing
 from taming_dist.errors import UserError
 from taming_dist.formats.faults import BrokenData
-from taming_dist.formats.files import replacing
 from taming_dist.formats.manifest import Shard, write_index
 from taming_dist.formats.names import escape
 from taming_dist.formats.storage import Bytes, is_url, local_copy, shown

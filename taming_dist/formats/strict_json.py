@@ -2,11 +2,12 @@
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from taming_dist.atomic import write_bytes
 from taming_dist.errors import UserError
-from taming_dist.formats.files import write_bytes
 from taming_dist.formats.names import printable
 
 
@@ -28,6 +29,18 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path}: cannot be read ({error.strerror}), give another file") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from error
+
+
+def json_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+    """Each line of a file of JSON lines that a run has written, and what it says; None where it is
+    torn by a crash, or damaged: it has no whole number of `samples`."""
+    for line in path.read_bytes().splitlines():
+        try:
+            values = json.loads(line)
+            is_record = isinstance(values["samples"], int)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            is_record = False
+        yield line, values if is_record else None
 
 
 def json_safe(value: Any) -> Any:

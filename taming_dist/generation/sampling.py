@@ -12,44 +12,20 @@ import torch
 from torch import Tensor
 
 from taming_dist.copies import to_device
+from taming_dist.generation.decoding import Decoding
 from taming_dist.generation.guidance import SCHEDULES, Guided
 from taming_dist.generation.precision import network_of
 from taming_dist.models.prior.schemes import Network
 from taming_dist.models.prior.transformer import Transformer
-from taming_dist.ranges import check_choice, check_ranges, ranged
 
 UNITS = 2**52  # of probability, in sums of 63 bits
 LOGITS = 2**22  # at once: 32 MiB in fp64
-LARGEST_SCALE = 10**6  # of guidance and noise, so that logits stay finite in fp32
 COLDEST = 1e-200  # below it logits that are divided by it may be infinite
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """The knobs of decoding: temperature (0: always the likeliest code), top-k, top-p, guidance.
-
-    `top_k` None or 0 and `top_p` None are off; each works without the other; top-p counts the
-    probability that top-k has left. Codes as likely as the last one kept stay, too. `guidance` 1 is
-    off; `guidance_schedule`, one of `guidance.SCHEDULES`, leads there from 1 over the image's
-    codes, the cosine with `guidance_power`. `steps` and `choice_temperature` are those of the
-    masked scheme (`models.prior.schemes.masked`), None: the model's own.
-
-    Raises:
-        UserError: a value outside its range.
-    """
-
-    temperature: float = ranged(1.0, at_least=0)
-    top_k: int | None = ranged(None, at_least=0)
-    top_p: float | None = ranged(None, above=0, at_most=1)
-    guidance: float = ranged(1.0, at_least=0, at_most=LARGEST_SCALE)
-    guidance_schedule: str = "constant"
-    guidance_power: float = ranged(1.0, above=0)
-    steps: int | None = ranged(None, at_least=1)
-    choice_temperature: float | None = ranged(None, at_least=0, at_most=LARGEST_SCALE)
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
-        check_choice("guidance_schedule", self.guidance_schedule, SCHEDULES)
+@dataclass
+class Sampling(Decoding):
+    """How codes are drawn with the settings of `Decoding`."""
 
     @property
     def of_scheme(self) -> dict[str, int | float]:

@@ -75,7 +75,7 @@ def open_classifier(
             f"{source} knows {len(last)} classes, but the transformer knows {classes}: give "
             f"classifier_weights of a {name} that was trained on the transformer's classes"
         )
-    network = getattr(torchvision_models(), name)(num_classes=classes)
+    network = getattr(torchvision_models("a classifier"), name)(num_classes=classes)
     try:
         network.load_state_dict(dict(tensors))
     except RuntimeError as error:
@@ -101,7 +101,7 @@ def _read(file: Path) -> Mapping[str, Tensor]:
 
 def _download(name: str) -> Mapping[str, Tensor]:
     """Torchvision's weights, from torch.hub's cache or the internet."""
-    url = getattr(torchvision_models(), RESNETS[name]).IMAGENET1K_V1.url
+    url = getattr(torchvision_models("a classifier"), RESNETS[name]).IMAGENET1K_V1.url
     try:
         return torch.hub.load_state_dict_from_url(
             url, map_location="cpu", progress=False, check_hash=True, weights_only=True

@@ -5,9 +5,9 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from taming_dist.generation.decoding import DecodingKeys
 from taming_dist.generation.rejection import LEAST_ACCEPTANCE
-from taming_dist.generation.sampling import LARGEST_SCALE
-from taming_dist.ranges import LARGEST_SEED, check_choice, check_ranges, ranged
+from taming_dist.ranges import check_choice, ranged
 from taming_dist.sampling.writers import WRITERS
 
 FILES = (
@@ -20,7 +20,7 @@ MOST_IMAGES = 10**7  # of one run, whose names and units every rank has in memor
 
 
 @dataclass
-class SampleConfig:
+class SampleConfig(DecodingKeys):
     """What to sample; `transformer` and `vqgan` are export folders, `out` receives the images in
     one of the formats of `taming_dist.sampling.writers`. `from_`, typed from=, is samples.json of a
     run or one of its pictures: that is made again, and all else is as it was.
@@ -57,9 +57,6 @@ class SampleConfig:
     from_: str = ""
     format: str = "png"
     n: int | None = ranged(None, at_least=1, at_most=MOST_IMAGES)
-    seed: int = ranged(0, at_least=0, at_most=LARGEST_SEED)
-    class_id: int | None = ranged(None, at_least=0)
-    condition: Any = None
     condition_vqgan: str = ""
     image: Any = None
     keep: Any = None
@@ -71,21 +68,12 @@ class SampleConfig:
     prompt: Any = None
     text_encoder: str = ""
     size: str | None = None
-    temperature: float = ranged(1.0, at_least=0)
-    top_k: int | None = ranged(None, at_least=0)
-    top_p: float | None = ranged(None, above=0, at_most=1)
-    guidance: float = ranged(1.0, at_least=0, at_most=LARGEST_SCALE)
-    guidance_schedule: str = "constant"
-    guidance_power: float = ranged(1.0, above=0)
-    steps: int | None = ranged(None, at_least=1)
-    choice_temperature: float | None = ranged(None, at_least=0, at_most=LARGEST_SCALE)
     batch: int = ranged(16, at_least=1)
     window_step: int = ranged(1, at_least=1)
     window_memory: float = ranged(2.0, at_least=0)
     tile: int | None = ranged(None, at_least=0)
-    precision: str = "fp32"
     compile: bool = False
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
         check_choice("format", self.format, WRITERS)

@@ -4,7 +4,6 @@ This is where sampling (`generation`) and writing (the rest of this package) mee
 unit of images into finished pictures, one after the other, and a writer consumes them.
 """
 
-import dataclasses
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -142,8 +141,7 @@ def plan_of(config: SampleConfig, generator: Generator) -> Plan:
     Raises:
         UserError: settings that these models cannot serve.
     """
-    names = [field.name for field in dataclasses.fields(Sampling)]
-    sampling = Sampling(**{name: getattr(config, name) for name in names})
+    sampling = Sampling.of(config)
     size = parse_size(config.size)
     placement, shape = generator.placement(size, config.window_step), size or generator.size
     condition = condition_pictures(config, generator, shape)

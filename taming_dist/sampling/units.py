@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from taming_dist.formats.files import write_bytes
+from taming_dist.atomic import write_bytes
 
 KEEP_PERIOD_S = 30.0
 KEPT = "kept.safetensors"

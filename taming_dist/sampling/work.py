@@ -9,11 +9,12 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from taming_dist.atomic import write_bytes
 from taming_dist.engine.claims import Claims
 from taming_dist.engine.outcome import forget_outcome, write_outcome
 from taming_dist.engine.stopping import Stopped, stoppable
 from taming_dist.engine.workers import Worker
-from taming_dist.formats.files import write_bytes, writing
+from taming_dist.formats.files import writing
 from taming_dist.formats.npy import from_npy, to_npy
 from taming_dist.formats.png import save_png
 from taming_dist.generation.pictures import beside_given, image_grid

@@ -4,7 +4,7 @@ Losses and step are those of the stages (`stages.vqgan`, `stages.label_maps`).
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from taming_dist.stages.opening import initial_weights
 from taming_dist.stages.trained import Trained, ValidationMetrics
 from taming_dist.training.export import Export
 from taming_dist.training.metrics import Metrics
-from taming_dist.training.recipe import Measured, Preview
+from taming_dist.training.recipe import Measured, Pictures, Preview
 
 # What every first stage has of config groups: networks, what they encode, and how codes are chosen.
 FIRST_STAGE_SCHEMAS: Mapping[str, Mapping[str, type]] = {
@@ -91,6 +91,18 @@ class Autoencoder:
             return images, out.images, out.codes
 
         return self.trained.validate(batches, metrics, measure)
+
+    @torch.no_grad()
+    def pictures(self, batches: Iterable[tuple[Any, bool]]) -> Iterator[Pictures]:
+        """Reconstructions and their inputs."""
+        with self.engine.evaluated() as network:
+            for batch, counts in batches:
+                images = self.input(batch)
+                with self.engine.autocast():
+                    made = network(images).images
+                if counts:
+                    real, made = (self.modality.picture(part) for part in (images, made))
+                    yield Pictures(to_uint8(made), to_uint8(real), batch.ids)
 
     @torch.no_grad()
     def preview(self, batch: Any) -> Preview:

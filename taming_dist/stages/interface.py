@@ -13,16 +13,19 @@ from torch import nn
 
 from taming_dist.data.batching import BatchSizes, DataConfig
 from taming_dist.engine.settings import EngineConfig
+from taming_dist.engine.world import World
 from taming_dist.errors import UserError
+from taming_dist.evaluation.distribution import HIGHER_IS_BETTER
 from taming_dist.launch import Place
 from taming_dist.models.export import ModelConfig
 from taming_dist.ranges import LARGEST_SEED, check_ranges, ranged
 from taming_dist.stages.context import Context
 from taming_dist.training.best import Criterion
+from taming_dist.training.distances import Distances
 from taming_dist.training.optimization import OptimConfig
 from taming_dist.training.profiling import ProfileConfig
 from taming_dist.training.recipe import Recipe
-from taming_dist.training.run import Data, LoopConfig
+from taming_dist.training.run import EVALUATION, VALIDATION, Data, LoopConfig
 from taming_dist.training.sinks import LogConfig
 from taming_dist.training.workload import Workload
 
@@ -122,12 +125,15 @@ class Stage(Generic[OpenedT]):
 
     `schemas`: the config classes by config group and by the name that the files in conf/ list in
     their defaults, without its `_schema`.
+
+    `distance_prefix`: how the names of FID and its kin begin (rfid: of reconstructions).
     """
 
     model: ClassVar[type[ModelConfig]]
     loss: ClassVar[type[LossConfig]]
     schemas: ClassVar[Mapping[str, Mapping[str, type]]]
     has_objective: ClassVar[bool] = False
+    distance_prefix: ClassVar[str] = ""
 
     def compared(self, config: Config) -> Mapping[str, bool]:
         """The metrics of validation by which models can be compared: whether higher is better, by
@@ -140,10 +146,14 @@ class Stage(Generic[OpenedT]):
         Raises:
             UserError: validation has no such metric, or patience has none to go by.
         """
-        known, asked = self.compared(config), config.train.best
+        known = {f"{VALIDATION}/{name}": higher for name, higher in self.compared(config).items()}
+        asked = config.train.best
         if asked == "auto":
-            asked = f"val/{next(iter(known))}" if self.has_objective else None
-        names = ", ".join(f"val/{name}" for name in known)
+            asked = next(iter(known)) if self.has_objective else None
+        if config.train.evaluate_every:
+            for name, higher in HIGHER_IS_BETTER.items():
+                known[f"{EVALUATION}/{self.distance_prefix}{name}"] = higher
+        names = ", ".join(known)
         if not asked:
             if config.train.patience:
                 raise UserError(
@@ -151,10 +161,9 @@ class Stage(Generic[OpenedT]):
                     f"better: give train.best, one of {names}"
                 )
             return None
-        group, _, name = asked.partition("/")
-        if group != "val" or name not in known:
+        if asked not in known:
             raise UserError(f"train.best={asked}: use auto, null, or one of {names}")
-        return Criterion(asked, known[name])
+        return Criterion(asked, known[asked])
 
     def check(self, config: Config) -> None:
         """Check what no part can check alone.
@@ -183,6 +192,19 @@ class Stage(Generic[OpenedT]):
     def workload(self, config: Config, opened: OpenedT) -> Workload:
         """What training has to compute, for an image of the configured size."""
         raise NotImplementedError
+
+    def distances(self, config: Config, opened: OpenedT, world: World) -> Distances | None:
+        """What measures FID and its kin, if `train.evaluate_every` asks for them (collective).
+
+        Raises:
+            UserError: this stage makes no photographs, or something for it is missing.
+        """
+        if config.train.evaluate_every:
+            raise UserError(
+                "train.evaluate_every: FID is measured of photographs, and this model makes none: "
+                "leave it out"
+            )
+        return None
 
     def recipe(self, config: Config, opened: OpenedT, context: Context) -> Recipe:
         """The recipe that trains with what was opened, once the ranks have met (collective)."""

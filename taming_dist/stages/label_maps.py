@@ -30,7 +30,7 @@ from taming_dist.stages.trained import begin_step
 from taming_dist.training.clock import Clock
 from taming_dist.training.export import Export
 from taming_dist.training.metrics import Metrics
-from taming_dist.training.recipe import Measured, Preview, Scalars
+from taming_dist.training.recipe import Measured, Pictures, Preview, Scalars
 from taming_dist.training.workload import Workload
 
 
@@ -119,6 +119,9 @@ class LabelMapRecipe:
         config = self.generator.module.config
         metrics = LabelMapMetrics(config.modality.classes, config.vocabulary)
         return self.autoencoder.validate(batches, metrics)
+
+    def pictures(self, batches: Iterable[tuple[Any, bool]]) -> Iterator[Pictures]:
+        return self.autoencoder.pictures(batches)
 
     def preview(self, batch: Any) -> Preview:
         return self.autoencoder.preview(batch)

@@ -18,14 +18,16 @@ from taming_dist.copies import to_device
 from taming_dist.data.codes import CodeBatch, CodesConfig
 from taming_dist.data.online import OnlineConfig
 from taming_dist.engine.flops import Flops
+from taming_dist.engine.world import World
 from taming_dist.errors import UserError
 from taming_dist.evaluation.tokens import token_metrics
 from taming_dist.formats.code_shards import CONDITIONS as CONDITION_CODES
-from taming_dist.generation.generator import generate_codes
+from taming_dist.generation.generator import Sampler, generate_codes
 from taming_dist.generation.pictures import image_grid, to_uint8
 from taming_dist.generation.sampling import Sampling
 from taming_dist.losses.tokens import mean_of
 from taming_dist.models.choice import configs
+from taming_dist.models.modalities import RGB
 from taming_dist.models.prior.blocks import BLOCKS
 from taming_dist.models.prior.conditions import CONDITIONS, Columns
 from taming_dist.models.prior.orders import ORDERS, arrange, places_of
@@ -50,10 +52,11 @@ from taming_dist.stages.online import Encoder
 from taming_dist.stages.opening import initial_weights
 from taming_dist.stages.trained import Trained, begin_step
 from taming_dist.training.clock import Clock
+from taming_dist.training.distances import Distances, open_distances
 from taming_dist.training.export import Export
 from taming_dist.training.metrics import Metrics
 from taming_dist.training.optimization import mix
-from taming_dist.training.recipe import Measured, Preview, Scalars
+from taming_dist.training.recipe import Measured, Pictures, Preview, Scalars
 from taming_dist.training.workload import Workload
 
 # the draws of the order, and of which conditions are dropped, among those of the scheme
@@ -108,6 +111,18 @@ class PriorStage(Stage[OpenedCodes]):
 
     def compared(self, config: Config) -> Mapping[str, bool]:
         return {part(config.model, TransformerConfig).scheme.measure: False, "accuracy": True}
+
+    def distances(self, config: Config, opened: OpenedCodes, world: World) -> Distances | None:
+        decoder = opened.decoder
+        if config.train.evaluate_every and decoder is None:
+            raise UserError(
+                "train.evaluate_every: FID is of pictures, and nothing decodes the samples: give "
+                "data.vqgan, the export of the VQGAN that wrote the codes"
+            )
+        pictured = decoder is not None and isinstance(decoder.config.modality, RGB)
+        if not config.train.evaluate_every or not pictured:
+            return super().distances(config, opened, world)
+        return open_distances(config.train, opened.data, world, size=opened.image_size)
 
     def plan(self, config: Config) -> Plan:
         """Sizes are those of data.train where it is there, else those of the configuration."""
@@ -308,6 +323,22 @@ class TransformerRecipe:
             return found._replace(nll=_known(found.nll, batch)), pair.targets, pair.weights
 
         return self.trained.validate(batches, metrics, measure)
+
+    @torch.no_grad()
+    def pictures(self, batches: Iterable[tuple[Any, bool]]) -> Iterator[Pictures]:
+        """A sample under the condition of each image of the batches, from the same random numbers
+        every time, and what the decoder makes of the image's own codes."""
+        assert self.vqgan is not None, "distances are asked for where there is a decoder"
+        with self.transformer.evaluated() as network, self.transformer.root_weights():
+            sampler = Sampler(network, Sampling())
+            for given, counts in batches:
+                batch = self._read(given)
+                seed, numbers = self.context.seed, batch.ids.tolist()
+                codes = sampler.codes(self._prefix(batch), seed, numbers)
+                if counts:
+                    real = self._pictures(self.vqgan, self._codes(batch))
+                    made = self._pictures(self.vqgan, codes)
+                    yield Pictures(to_uint8(made), to_uint8(real), batch.ids)
 
     @torch.no_grad()
     def preview(self, given: Any) -> Preview | None:

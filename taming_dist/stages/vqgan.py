@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from taming_dist import pretrained
 from taming_dist.data.reader import ImagesConfig
+from taming_dist.engine.world import World
 from taming_dist.engine.zero import Engine
+from taming_dist.errors import UserError
 from taming_dist.evaluation.reconstruction import ReconstructionMetrics
 from taming_dist.losses.perceptual import LPIPS
 from taming_dist.losses.reconstruction import ReconstructionLoss
@@ -29,7 +31,7 @@ from taming_dist.models.discriminators import (
     sees_batches,
 )
 from taming_dist.models.discriminators.dino import DinoFeatures
-from taming_dist.models.modalities import LabelMap
+from taming_dist.models.modalities import RGB, LabelMap
 from taming_dist.models.vqgan import VQGAN, Reconstruction, VQGANConfig, check_size
 from taming_dist.stages.adaptive import ADAPTIVE
 from taming_dist.stages.adversary import Adversary
@@ -47,9 +49,10 @@ from taming_dist.stages.opening import discriminator_weights
 from taming_dist.stages.trained import begin_step
 from taming_dist.stages.vqgan_loss import VQGANLossConfig
 from taming_dist.training.clock import Clock
+from taming_dist.training.distances import Distances, open_distances
 from taming_dist.training.export import Export
 from taming_dist.training.metrics import Metrics
-from taming_dist.training.recipe import Measured, Preview, Scalars
+from taming_dist.training.recipe import Measured, Pictures, Preview, Scalars
 from taming_dist.training.workload import Workload
 
 __all__ = ["VQGANLossConfig", "VQGANRecipe", "VQGANStage"]
@@ -73,6 +76,7 @@ class VQGANStage(Stage[OpenedVQGAN]):
         "loss/terms": TERMS,
         "loss/discriminator": configs(DISCRIMINATORS),
     }
+    distance_prefix = "r"
 
     def check(self, config: Config) -> None:
         """The image halves down to whole codes and suits the losses; so does the modality."""
@@ -88,6 +92,17 @@ class VQGANStage(Stage[OpenedVQGAN]):
 
     def compared(self, config: Config) -> Mapping[str, bool]:
         return ReconstructionMetrics.higher_is_better
+
+    def distances(self, config: Config, opened: OpenedVQGAN, world: World) -> Distances | None:
+        model = part(config.model, VQGANConfig)
+        if not config.train.evaluate_every or not isinstance(model.modality, RGB):
+            return super().distances(config, opened, world)
+        if config.train.evaluate_reference is not None:
+            raise UserError(
+                "train.evaluate_reference: reconstructions are compared with the images that they "
+                "are of, leave it out"
+            )
+        return open_distances(config.train, opened.data, world, self.distance_prefix)
 
     def plan(self, config: Config) -> Plan:
         model, loss = part(config.model, VQGANConfig), part(config.loss, VQGANLossConfig)
@@ -235,6 +250,9 @@ class VQGANRecipe:
         vocabulary = self.generator.module.config.vocabulary
         metrics = ReconstructionMetrics(vocabulary, self.lpips, mean_colour=False)
         return self.autoencoder.validate(batches, metrics)
+
+    def pictures(self, batches: Iterable[tuple[Any, bool]]) -> Iterator[Pictures]:
+        return self.autoencoder.pictures(batches)
 
     def preview(self, batch: Any) -> Preview:
         return self.autoencoder.preview(batch)

@@ -10,21 +10,26 @@ from taming_dist.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Criterion:
-    """By which metric of validation models are compared, such as val/nll, and whether `higher` is
-    better."""
+    """By which metric of the validation set models are compared, such as val/nll or eval/fid, and
+    whether `higher` is better."""
 
     metric: str
     higher: bool = False
 
     @property
+    def group(self) -> str:
+        """By which measurement it is found, such as val."""
+        return self.metric.partition("/")[0]
+
+    @property
     def name(self) -> str:
-        """That of the metric as validation has it, such as nll."""
-        return self.metric.removeprefix("val/")
+        """That of the metric within its group, such as nll."""
+        return self.metric.partition("/")[2]
 
     def check(self, metrics: Mapping[str, Any]) -> None:
-        """Raise a UserError if its metric is not one of those of a validation."""
+        """Raise a UserError if its metric is not one of those that were found."""
         if self.name not in metrics:
-            there = ", ".join(f"val/{each}" for each in metrics)
+            there = ", ".join(f"{self.group}/{each}" for each in metrics)
             raise UserError(f"train.best={self.metric}: this run's validation has only {there}")
 
     def of(self, metrics: Mapping[str, Any]) -> float:

@@ -5,7 +5,6 @@ run takes what was trained until its checkpoint from the lines that are kept, an
 has run from all of them. Nothing of it is in a checkpoint, whose bytes tell no time.
 """
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from taming_dist.cli import count
+from taming_dist.formats.strict_json import json_lines
 
 GOODPUT, RUNNING = "throughput/goodput", "throughput/running_s"
 
@@ -79,10 +79,6 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
     """The whole lines of a file of JSON lines, if there is one."""
     if not path.is_file():
         return
-    for line in path.read_bytes().splitlines():
-        try:
-            values = json.loads(line)
-        except ValueError:  # torn by a crash
-            continue
-        if isinstance(values, dict) and "samples" in values:
+    for _, values in json_lines(path):
+        if values is not None:
             yield values

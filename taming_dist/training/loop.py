@@ -23,7 +23,7 @@ from taming_dist.training.sinks import Sinks
 from taming_dist.training.skips import LATE, Skips, passes_over, sample_ranges
 from taming_dist.training.stopping import Interrupted, Stopping
 from taming_dist.training.timer import Timer
-from taming_dist.training.validation import make_up_validation, validate, validation_due
+from taming_dist.training.validation import due_measurements, make_up, measure_each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ def steps(run: Run, stop: StopRequest, saver: Saver) -> End:
     sinks, world, progress = run.sinks, run.world, run.progress
     stopping = Stopping(stop, world)
     best, past = resume(run)
-    best = make_up_validation(run, best, stopping)
+    best = make_up(run, best, stopping)
     batches = data.train.batches(from_sample=clock.images)
     skips = Skips(recipe.engines, data.train.keys, sinks, world)
     means, timer, alarm = Means(), Timer(run.speed), CollapseAlarm()
@@ -80,7 +80,7 @@ def steps(run: Run, stop: StopRequest, saver: Saver) -> End:
         saving = clock.due(config.checkpoint_every) or last
         logging = clock.due(config.log_every) or saving
         # A run that is asked to stop has no time for it: it is made up for at the next start.
-        validating = clock.finished or (validation_due(clock, config) and not stopped)
+        due = due_measurements(run) if clock.finished or not stopped else []
         skips.tell(late=0 if logging else LATE)
         timer.count(clock)  # now that the step before it, or this one, is over
         if logging:
@@ -91,10 +91,10 @@ def steps(run: Run, stop: StopRequest, saver: Saver) -> End:
         if clock.finished or (clock.due(config.preview_every) and not stopped):
             progress.begin("drawing a preview")
             sinks.image(clock, recipe.preview(data.preview))
-        if validating:
-            best = validate(run, best, stopping)
+        if due:
+            best = measure_each(run, due, best, stopping)
             stopped = stopping.agreed
-        if logging or validating:
+        if logging or due:
             timer.restart()  # validation, previews and saving are not training time
     if not logging:
         log(run, means, timer, memory, past, alarm)
@@ -170,7 +170,7 @@ def resume(run: Run) -> tuple[Best, Past]:
     if path is None:
         past = read_past(sinks.run_dir, clock.images)
         sinks.rewind(clock)  # a run that died before its first checkpoint may have logged already
-        sinks.event("start", clock, running_s=past.running_s)
+        sinks.event("start", clock, running_s=past.running_s, **resources(run))
         return Best(), past
     check_resumable(path, run.data, clock.global_batch, checkpoints.world.world_size)
     state = checkpoints.load(path, run.recipe.engines)
@@ -179,13 +179,23 @@ def resume(run: Run) -> tuple[Best, Past]:
     make_up_export(run.recipe, run.export, run.world)
     past = read_past(sinks.run_dir, clock.images)
     sinks.rewind(clock)
-    sinks.event("resume", clock, checkpoint=path.name, running_s=past.running_s)
+    sinks.event("resume", clock, checkpoint=path.name, running_s=past.running_s, **resources(run))
     meta = read_meta(path)
     note_other_batch(clock, meta.step, sinks)
     note_other_ranks(meta.world_size, run)
     best = Best(**state.get("best", {}))
     known = run.criterion is not None and best.metric == run.criterion.metric
     return best if known else Best(), past
+
+
+def resources(run: Run) -> dict[str, Any]:
+    """What a start trains with: what a run costs is the sum of its starts, which may differ."""
+    world = run.world
+    return {
+        "ranks": world.world_size,
+        "device": world.device_name,
+        "global_batch": run.clock.global_batch,
+    }
 
 
 def note_other_batch(clock: Clock, steps_then: int, sinks: Sinks) -> None:

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from taming_dist.atomic import write_bytes
 from taming_dist.cli import count
 from taming_dist.engine.world import World
-from taming_dist.formats.files import write_bytes, writing
+from taming_dist.formats.files import writing
 from taming_dist.ranges import check_ranges, ranged
 
 LISTED = 10  # operations

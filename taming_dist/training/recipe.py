@@ -1,8 +1,8 @@
 """What the training loop knows of a stage: a small protocol, kept by taming_dist/stages."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -33,6 +33,15 @@ class Preview:
         return "; ".join(self.rows)
 
 
+class Pictures(NamedTuple):
+    """What a model has `made`, and the `real` images that it compares with: uint8 [b,3,h,w] each,
+    on the device; `ids`: the numbers int64 [b] of these in the data set."""
+
+    made: Tensor
+    real: Tensor
+    ids: Tensor
+
+
 class Recipe(Protocol):
     """One stage of training. All ranks call every method together."""
 
@@ -59,6 +68,11 @@ class Recipe(Protocol):
     def validate(self, batches: Iterable[tuple[Any, bool]]) -> Measured:
         """Metrics over the validation set, and how many `images` they cover. A batch with False
         beside it only keeps ranks in step and does not count."""
+        ...
+
+    def pictures(self, batches: Iterable[tuple[Any, bool]]) -> Iterator[Pictures]:
+        """What the model makes of the same batches that `validate` is given, and what it is to be
+        like."""
         ...
 
     def preview(self, batch: Any) -> Preview | None:

@@ -9,14 +9,18 @@ from typing import Any, Protocol
 from taming_dist.data.plan import Plan
 from taming_dist.engine.checkpoint import Checkpoints
 from taming_dist.engine.world import World
-from taming_dist.ranges import check_ranges, ranged
+from taming_dist.losses.perceptual import WEIGHTS
+from taming_dist.ranges import check_choice, check_ranges, ranged
 from taming_dist.training.best import Criterion
 from taming_dist.training.clock import Clock
+from taming_dist.training.distances import Distances
 from taming_dist.training.recipe import Recipe
 from taming_dist.training.sinks import Sinks
 from taming_dist.training.skips import sample_ranges
 from taming_dist.training.watchdog import Progress
 from taming_dist.training.workload import Speed
+
+VALIDATION, EVALUATION = "val", "eval"  # the groups of metrics: what is best is of either
 
 
 @dataclasses.dataclass
@@ -28,9 +32,14 @@ class LoopConfig:
     45th of the spread between images (LPIPS: 0.002), in a 25th of the time that ImageNet's 50,000
     take; taming_dist.evaluate covers all. `keep_last`, `keep_every`: see `Checkpoints`.
 
+    `evaluate_every`: FID and its kin (eval/rfid of reconstructions, eval/fid of samples under the
+    conditions of the validation set), by the validated images or, of samples, by
+    `evaluate_reference`, given as `reference` of taming_dist.evaluate. `evaluate_features`:
+    pretrained Inception weights, or random ones (tests only).
+
     `best`: the metric of validation whose best model is kept as run.dir/export-best, such as
-    val/lpips; `auto`: the likelihood in stage 2, none in stage 1; null: none. `patience`: the run
-    ends after so many validations without a better one; 0: at `steps`.
+    val/lpips or eval/fid; `auto`: the likelihood in stage 2, none in stage 1; null: none.
+    `patience`: the run ends after so many of its measurements without a better one; 0: at `steps`.
 
     `stuck_after`: a rank that makes no progress for so many seconds ends the run with a line, and
     all ranks write the stacks of their threads (three times as long until the first step is done;
@@ -50,6 +59,9 @@ class LoopConfig:
     checkpoint_every: int = ranged(5_000, at_least=0)
     validate_every: int = ranged(5_000, at_least=0)
     validate_images: int = ranged(2_000, at_least=0)
+    evaluate_every: int = ranged(0, at_least=0)
+    evaluate_features: str = "pretrained"
+    evaluate_reference: Any = None
     preview_every: int = ranged(1_000, at_least=0)
     preview_images: int = ranged(8, at_least=1)
     preview_guidance: float = ranged(2.0, at_least=0)
@@ -63,6 +75,7 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, "train")
+        check_choice("train.evaluate_features", self.evaluate_features, WEIGHTS)
         sample_ranges(self.skip_samples)
 
 
@@ -108,7 +121,8 @@ class Run:
     """What a run consists of: what is trained, on what, for how long, and where it is kept.
 
     `folder` (run.dir) gets the exports; `criterion`: which of the validated models is the best,
-    None where that is not followed; `progress`: what the watchdog is told; `began`: when this
+    None where that is not followed; `distances`: what measures FID, None where it is not asked for;
+    `progress`: what the watchdog is told; `began`: when this
     start did, by time.monotonic(); `speed`: by what its speed is judged, None where nobody logs;
     `step_done` is called after each step.
     """
@@ -122,6 +136,7 @@ class Run:
     world: World
     folder: Path
     criterion: Criterion | None = None
+    distances: Distances | None = None
     progress: Progress = dataclasses.field(default_factory=Progress)
     began: float = dataclasses.field(default_factory=time.monotonic)
     speed: Speed | None = None

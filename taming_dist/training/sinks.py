@@ -7,15 +7,16 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from taming_dist.atomic import write_bytes
 from taming_dist.errors import UserError
-from taming_dist.formats.files import write_bytes, writing
+from taming_dist.formats.files import writing
 from taming_dist.formats.png import save_png
-from taming_dist.formats.strict_json import json_safe
+from taming_dist.formats.strict_json import json_lines, json_safe
 from taming_dist.training.clock import Clock
 from taming_dist.training.console import Console
 from taming_dist.training.recipe import Measured, Preview
@@ -145,7 +146,7 @@ class MetricsFile:
         """Cut what was logged after the images seen, and a line that was torn by a crash."""
         if not self.path.is_file():
             return
-        read = list(self._read())
+        read = list(json_lines(self.path))
         damaged = [number for number, (_, values) in enumerate(read, 1) if values is None]
         for number in damaged:
             if number < len(read):  # the last one may be torn by any crash
@@ -159,7 +160,7 @@ class MetricsFile:
         where there are none."""
         if not self.path.is_file():
             return None
-        read = (values for _, values in self._read() if values)
+        read = (values for _, values in json_lines(self.path) if values)
         here = (values for values in read if values["samples"] == clock.images)
         found: dict[str, Any] = {
             name.partition("/")[2]: value
@@ -168,16 +169,6 @@ class MetricsFile:
             if name.startswith(f"{group}/")
         }
         return found or None
-
-    def _read(self) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
-        """Each line and what it says; None where it is torn by a crash, or damaged."""
-        for line in self.path.read_bytes().splitlines():
-            try:
-                values = json.loads(line)
-                is_record = isinstance(values["samples"], int)
-            except (ValueError, KeyError, TypeError):
-                is_record = False
-            yield line, values if is_record else None
 
     def close(self, failed: bool) -> None:
         pass

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from taming_dist.atomic import write_bytes
 from taming_dist.errors import UserError
-from taming_dist.formats.files import write_bytes
 from taming_dist.launch import STOP_SIGNALS
 from taming_dist.processes import children, name_of
 from taming_dist.training.clock import Clock

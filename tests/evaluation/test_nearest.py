@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+from taming_dist.engine.world import World
 from taming_dist.evaluation.nearest import Nearest
 from taming_dist.pretrained import lpips_network
+
+ALONE = World(0, 1, 0, torch.device("cpu"))
 
 
 def images(count: int, seed: int) -> torch.Tensor:
@@ -18,6 +21,7 @@ def test_they_are_those_with_the_smallest_lpips() -> None:
     nearest = Nearest(lpips, given, 2)
     for numbers in (torch.arange(0, 4), torch.arange(4, 5), torch.arange(5, 9)):
         nearest.update(others[numbers], numbers)
+    nearest.gather(ALONE)
     floats = [each.float() / 127.5 - 1 for each in (given, others)]
     for row in range(3):
         expected = lpips(floats[0][row : row + 1].expand(9, -1, -1, -1), floats[1])
@@ -37,4 +41,5 @@ def test_of_equally_near_ones_the_first_is_found_in_any_order() -> None:
         nearest = Nearest(lpips_network("alex", "random"), given, 2)
         for number in order:
             nearest.update(others[number : number + 1], torch.tensor([number]))
+        nearest.gather(ALONE)
         assert nearest.numbers.tolist() == [[0, 1]]

@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from taming_dist.atomic import write_bytes
 from taming_dist.errors import UserError
-from taming_dist.formats.files import PROBE_BYTES, write_bytes, writing
+from taming_dist.formats.files import PROBE_BYTES, writing
 
 LIMIT = PROBE_BYTES // 2
 TENSORS = {"a": torch.zeros(LIMIT)}

@@ -123,7 +123,7 @@ def test_what_nothing_can_be_chosen_by_is_refused(
 @pytest.mark.slow
 def test_a_resnet_of_torchvision_scores_images(asked: Asked, classes: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network = torchvision_models().resnet18(num_classes=3).eval()
+    network = torchvision_models("classifiers").resnet18(num_classes=3).eval()
     weights = tmp_path / "resnet.safetensors"
     save_file(network.state_dict(), weights)
     given = {"classifier": "resnet18", "classifier_weights": str(weights), "acceptance": 0.5}

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
+from taming_dist.atomic import write_bytes
 from taming_dist.engine.checkpoint import Checkpoints
 from taming_dist.engine.draft import GivenUp
 from taming_dist.engine.world import World
-from taming_dist.formats.files import write_bytes
 from taming_dist.models.vqgan import VQGAN
 from taming_dist.training.clock import Clock
 from taming_dist.training.export import write_export

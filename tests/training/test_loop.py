@@ -33,7 +33,7 @@ from taming_dist.training.signals import StopRequest
 from taming_dist.training.sinks import MetricsFile, Sinks
 from taming_dist.training.skips import MOST_SKIPPED
 from taming_dist.training.stopping import Stopping
-from taming_dist.training.validation import in_step, make_up_validation
+from taming_dist.training.validation import in_step, make_up
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
 OFF = {"log_every": 0, "checkpoint_every": 0, "validate_every": 0, "preview_every": 0}
@@ -137,6 +137,10 @@ class Counter:
         if self.measured:
             found["measured"] = self.measured[self.remembered]
         return found
+
+    def pictures(self, batches: Iterable[tuple[Any, bool]]) -> Iterator[int]:
+        self.calls.append("pictures")
+        yield from (len(batch) for batch, counts in batches if counts)
 
     def preview(self, batch: Any) -> Preview | None:
         self.calls.append(f"preview {batch}")
@@ -248,6 +252,18 @@ def test_a_resumed_run_reads_as_one_that_never_stopped(tmp_path: Path) -> None:
     assert again.remembered == 6
     assert metrics(second) == metrics(whole)
     assert events(second)[3:] == [("resume", 4), ("save", 6)]
+
+
+def test_each_start_tells_what_it_trains_with(tmp_path: Path) -> None:
+    for steps in (2, 4):
+        run(tmp_path, Counter(), steps, checkpoint_every=2)
+    lines = map(json.loads, (tmp_path / "events.jsonl").read_text().splitlines())
+    told = [
+        (line["event"], line["ranks"], line["device"], line["global_batch"])
+        for line in lines
+        if line["event"] in ("start", "resume")
+    ]
+    assert told == [("start", 1, "CPU", 4), ("resume", 1, "CPU", 4)]
 
 
 def test_what_a_dead_run_logged_after_its_checkpoint_did_not_happen(tmp_path: Path) -> None:
@@ -385,6 +401,53 @@ def test_a_start_that_is_asked_to_stop_while_it_makes_up_for_a_validation_makes_
         assert events(folder)[-1] == ("signal", step)
 
 
+class Pictured:
+    """What measures the pictures of a Counter: their number; it can die at it."""
+
+    def __init__(self, dies: bool = False) -> None:
+        self.dies = dies
+
+    def measure(self, pictures: Iterable[int], world: World, progress: Any) -> dict[str, float]:
+        if self.dies:
+            raise KeyboardInterrupt
+        return {"pictured": float(sum(pictures))}
+
+
+def evaluated(folder: Path, recipe: Counter, distances: Pictured) -> Run:
+    """A run of six steps, validated after every other and evaluated after every third."""
+    whole = made(folder, recipe, Clock(4, 6), **VALIDATED, evaluate_every=3)
+    criterion = Criterion("eval/pictured", higher=True)
+    return dataclasses.replace(whole, distances=distances, criterion=criterion)
+
+
+def test_evaluation_has_a_cadence_of_its_own_and_can_choose_the_best_model(tmp_path: Path) -> None:
+    fit(evaluated(tmp_path, Counter(), Pictured()), StopRequest())
+    found = {
+        group: [line["step"] for line in metrics(tmp_path) if name in line]
+        for group, name in (("val", "val/count"), ("eval", "eval/pictured"))
+    }
+    assert found == {"val": [2, 4, 6], "eval": [3, 6]}
+    assert all(line.get("eval/pictured", 5) == 5 for line in metrics(tmp_path))
+    assert [line["step"] for line in event_lines(tmp_path) if line["event"] == "best"] == [3]
+
+
+def test_a_run_killed_while_it_evaluates_makes_up_for_that_and_not_for_its_validation(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "whole").mkdir()
+    fit(evaluated(tmp_path / "whole", Counter(), Pictured()), StopRequest())
+    (tmp_path / "parts").mkdir()
+    fit(made(tmp_path / "parts", Counter(), Clock(4, 5), **VALIDATED), StopRequest())
+    with pytest.raises(KeyboardInterrupt):
+        fit(evaluated(tmp_path / "parts", Counter(), Pictured(dies=True)), StopRequest())
+    again = Counter()
+    fit(evaluated(tmp_path / "parts", again, Pictured()), StopRequest())
+    assert "validate" not in again.calls
+    assert "pictures" in again.calls
+    last = {name: metrics(tmp_path / name)[-1] for name in ("parts", "whole")}
+    assert last["parts"] == last["whole"]
+
+
 def test_what_was_validated_is_not_validated_again(tmp_path: Path) -> None:
     run(tmp_path, Counter(), 4, **VALIDATED)
     again = Counter()
@@ -410,7 +473,7 @@ def test_every_rank_validates_where_the_first_finds_nothing_logged(tmp_path: Pat
         recipe = Counter()
         whole = made(tmp_path, recipe, Clock(4, 4, images=16), validate_every=4)
         second = dataclasses.replace(whole, world=world, sinks=Sinks(None, []))
-        make_up_validation(second, Best(), Stopping(StopRequest(), world))
+        make_up(second, Best(), Stopping(StopRequest(), world))
         assert recipe.calls == expected
 
 

@@ -2,12 +2,12 @@
 
 import dataclasses
 import datetime
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import Machine
+from taming_dist.checkout import changed_files, commit_of, git
 from taming_dist.errors import UserError
 from taming_dist.formats.strict_json import read_json, write_json
 
@@ -77,10 +77,9 @@ def rows_of(benchmark: str, figures: Mapping[str, float], paths: Sequence[str]) 
 
 def this_run(machine: Machine) -> Run:
     """The run that begins now: what it measures is the code that there is now."""
-    commit = _git(REPOSITORY, "rev-parse", "--short=10", "HEAD") or ""
-    changed = _git(REPOSITORY, "diff", "--name-only", "HEAD") or ""
+    commit = commit_of(REPOSITORY) or ""
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-    return Run(commit, changed.splitlines(), today, machine)
+    return Run(commit, changed_files(REPOSITORY), today, machine)
 
 
 def save(path: Path, found: Iterable[Rows]) -> None:
@@ -118,19 +117,8 @@ def age(row: Row, run: Run, repository: Path = REPOSITORY) -> str:
         return "of unknown code"
     if any(Path(file).is_relative_to(path) for file in run.changed for path in row.paths):
         return "of changes that were not committed"
-    if _git(repository, "cat-file", "-t", run.commit) != "commit":
+    if git(repository, "cat-file", "-t", run.commit) != "commit":
         return "of a commit that is not here"
-    if _git(repository, "diff", "--name-only", run.commit, "--", *row.paths):
+    if git(repository, "diff", "--name-only", run.commit, "--", *row.paths):
         return "older than its code"
     return ""
-
-
-def _git(repository: Path, *words: str) -> str | None:
-    """What git says; None where it fails."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(repository), *words], capture_output=True, text=True, check=False
-        )
-    except FileNotFoundError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from taming_dist.atomic import write_bytes
 from taming_dist.formats.code_shards import CodeShard
-from taming_dist.formats.files import write_bytes
 from taming_dist.formats.manifest import Manifest
 from taming_dist.formats.names import printable
 from taming_dist.formats.strict_json import json_safe

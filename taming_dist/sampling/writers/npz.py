@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from taming_dist.formats.files import replacing
+from taming_dist.atomic import replacing
 from taming_dist.formats.npy import to_npy
 from taming_dist.sampling.picture import Picture
 from taming_dist.sampling.writers.interface import Finished, Writer

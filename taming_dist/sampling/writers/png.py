@@ -5,7 +5,7 @@ from io import BytesIO
 from itertools import chain
 from typing import BinaryIO
 
-from taming_dist.formats.files import replacing
+from taming_dist.atomic import replacing
 from taming_dist.formats.png import write_png
 from taming_dist.formats.png_strips import write_png_strips
 from taming_dist.sampling.picture import Picture

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 
-from taming_dist.formats.files import replacing
+from taming_dist.atomic import replacing
 from taming_dist.formats.manifest import IMAGES_FORMAT, Manifest
 from taming_dist.formats.shards import TarWriter, read_members, write_shard
 from taming_dist.sampling.picture import Picture
