@@ -99,7 +99,7 @@ def open_clip_model(name: str, weights: str, device: torch.device) -> OpenClip:
 
 def _package(name: str) -> Any:
     try:
-        torchvision_models()  # which open_clip imports, where its operators may not load
+        torchvision_models("CLIP")  # which open_clip imports, where its operators may not load
         import open_clip
     except ImportError as error:
         raise UserError(f"clip_model={name} needs the package open_clip: {EXTRA}") from error

@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
+from taming_dist.atomic import replacing
 from taming_dist.copies import fetch
 from taming_dist.engine.stopping import Stopped
 from taming_dist.errors import Diverged, UserError
-from taming_dist.formats.files import replacing, writing
+from taming_dist.formats.files import writing
 from taming_dist.formats.png import write_png
 from taming_dist.formats.strict_json import write_json
 from taming_dist.guiding.opening import FORMAT
