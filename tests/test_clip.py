@@ -28,6 +28,8 @@ from taming_dist.models.vqgan import VQGAN, VQGANConfig
 from taming_dist.sampling.given import cut
 from taming_dist.vision import torchvision_models
 
+pytestmark = pytest.mark.slow
+
 CONTEXT = 12
 CLIP: dict[str, Any] = {
     "embed_dim": 16,
@@ -39,7 +41,7 @@ CLIP: dict[str, Any] = {
 @pytest.fixture(scope="module", autouse=True)
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an export, one of label maps, a model of open_clip, and a picture."""
-    torchvision_models()
+    torchvision_models("CLIP")
     import open_clip
 
     folder = tmp_path_factory.mktemp("made")
