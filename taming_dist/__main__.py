@@ -25,6 +25,7 @@ commands, each with --help:
   python -m taming_dist.sample     write images
   python -m taming_dist.evaluate   measure a trained model
   python -m taming_dist.demo       an interactive page for a trained model
+  python -m taming_dist.clip       optimise a picture of a VQGAN toward a text
 
 The tools that make shards and codes, and the scripts for Slurm, are in tools/ and slurm/ of a
 checkout, and in share/taming_dist/ of an environment into which pip installed the package.

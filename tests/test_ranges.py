@@ -16,6 +16,7 @@ import taming_dist
 from taming_dist.app.config import DemoConfig
 from taming_dist.errors import UserError
 from taming_dist.evaluate import EvaluateConfig
+from taming_dist.guiding.config import ClipConfig
 from taming_dist.losses.terms import TermConfig
 from taming_dist.models.prior.transformer import TransformerConfig
 from taming_dist.ranges import LARGEST_INT, RANGE, Kind, Range, check_ranges, kind_of, ranged
@@ -29,7 +30,7 @@ REQUIRED: dict[type, dict[str, Any]] = {TransformerConfig: {"vocabulary": 0, "gr
 
 def config_classes() -> Iterator[tuple[str, type]]:
     """Every config class with what its keys start with on the command line."""
-    yield from (("", EvaluateConfig), ("", SampleConfig), ("", DemoConfig))
+    yield from (("", EvaluateConfig), ("", SampleConfig), ("", DemoConfig), ("", ClipConfig))
     for group, classes in schemas().items():
         yield from ((group.replace("/", ".") + ".", schema) for schema in classes.values())
     for name, hint in typing.get_type_hints(Config).items():

@@ -15,7 +15,7 @@ from taming_dist.errors import UserError
 from taming_dist.generation.captured import Captured
 from taming_dist.generation.completion import Known, Watch
 from taming_dist.generation.draws import uniforms
-from taming_dist.generation.placement import Placement
+from taming_dist.generation.placement import Placement, check_sides
 from taming_dist.generation.precision import PRECISIONS, in_bf16
 from taming_dist.generation.rejection import ALL, Classifier, Rejection, best_of
 from taming_dist.generation.sampler import Sampler
@@ -231,12 +231,7 @@ class Generator:
                     f"that the transformer has learned, leave it out"
                 )
             return None
-        if size[0] % factor or size[1] % factor:
-            near = "x".join(str(max(1, round(side / factor)) * factor) for side in size)
-            raise UserError(
-                f"size: the sides of {size[0]}x{size[1]} are not multiples of the VQGAN's {factor} "
-                f"pixels, give {near}"
-            )
+        check_sides(size, factor)
         if size[0] < learned[0] or size[1] < learned[1]:
             raise UserError(
                 f"size: {size[0]}x{size[1]} is smaller than the {learned[0]}x{learned[1]} that the "

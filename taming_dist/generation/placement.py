@@ -14,6 +14,16 @@ from taming_dist.models.prior.window import Window
 MOST_CODES = 2**24  # of an image; the numbers of all of them are in memory
 
 
+def check_sides(size: tuple[int, int], factor: int) -> None:
+    """UserError unless the sides (h, w) of an image, in pixels, are whole numbers of codes."""
+    if any(side < factor or side % factor for side in size):
+        near = "x".join(str(max(1, round(side / factor)) * factor) for side in size)
+        raise UserError(
+            f"size: the sides of {size[0]}x{size[1]} are not multiples of the VQGAN's {factor} "
+            f"pixels, give {near}"
+        )
+
+
 @dataclass(frozen=True)
 class Placement:
     """The windows of `sides` [i, j] codes through which an image of `image` [i, j] is written.

@@ -1,4 +1,4 @@
-"""How many images of a run are done, how fast, and how long the rest will take."""
+"""How much of a run is done, how fast, and how long the rest will take."""
 
 import sys
 import time
@@ -11,14 +11,23 @@ TERMINAL_PERIOD_S = 0.2
 
 
 class Progress:
-    """Progress of `total` images on stderr, said now and then by one of the workers.
+    """Progress of `total` images on stderr, or of what else `noun` says, said now and then by one
+    of the workers.
 
-    `count`: tells how many images are finished, whoever made them; it is asked only when a line is
-    due, because it looks at the disk.
+    `count`: tells how many are finished, whoever made them; it is asked only when a line is due,
+    because it looks at the disk. So is `note`, which ends the line, unless all are done.
     """
 
-    def __init__(self, total: int, count: Callable[[], int], silent: bool = False) -> None:
+    def __init__(
+        self,
+        total: int,
+        count: Callable[[], int],
+        silent: bool = False,
+        noun: str = "images",
+        note: Callable[[], str] | None = None,
+    ) -> None:
         self.total, self._count, self._silent = total, count, silent
+        self._noun, self._note = noun, note
         self._terminal = sys.stderr.isatty()
         self._period = TERMINAL_PERIOD_S if self._terminal else PERIOD_S
         self._start = self._said = time.perf_counter()
@@ -31,7 +40,7 @@ class Progress:
             self._say(self._count() + unfinished)
 
     def end(self) -> None:
-        """Say that all images are done."""
+        """Say that all are done."""
         if not self._silent:
             self._say(self.total)
 
@@ -41,8 +50,10 @@ class Progress:
         # an image may take hours: a hundredth of one counts where there are few
         shown = int(done) if self.total >= 100 else int(done * 100) / 100
         rate = f"{speed:.0f}" if speed >= 10 else f"{speed:.2g}"
-        line = f"{shown:g}/{self.total} images, {rate} images/s"
+        line = f"{shown:g}/{self.total} {self._noun}, {rate} {self._noun}/s"
         if speed > 0 and done < self.total:
             line += f", {duration((self.total - done) / speed)} left"
+        if self._note is not None and done < self.total:
+            line += f", {self._note()}"
         end = "\r" if self._terminal and done < self.total else "\n"
         print(line, end=end, file=sys.stderr, flush=True)
