@@ -123,13 +123,7 @@ class Conditioned:
         if isinstance(wants.picture, LabelMap):
             found["labels"] = painted_labels(models, wants.picture.classes)
         elif wants.picture is not None:
-            found["picture"] = gr.Image(
-                label=PICTURES[wants.picture.name],
-                type="filepath",
-                image_mode=None,
-                sources=["upload"],
-                height=280,
-            )
+            found["picture"] = uploaded(PICTURES[wants.picture.name], 280)
         return cls(models, found)
 
     def settings(self, values: Values, folder: Path) -> tuple[dict[str, Any], Path | None]:
@@ -158,6 +152,48 @@ class Conditioned:
         return found, condition
 
 
+def uploaded(label: str, height: int, name: str | None = None) -> gr.Image:
+    """Where a file with a picture is dropped, `height` pixels high on the page."""
+    return gr.Image(
+        label=label,
+        type="filepath",
+        image_mode=None,
+        sources=["upload"],
+        height=height,
+        elem_id=name,
+    )
+
+
+def painter(
+    label: str,
+    shape: tuple[int, int],
+    swatches: Sequence[str],
+    thickness: int,
+    first: int = 0,
+    **more: Any,
+) -> gr.ImageEditor:
+    """A canvas of (h, w) pixels, with a brush in the colours `swatches`, of which it begins with
+    the number `first`, and an eraser; `more`: what else Gradio is told of it."""
+    return gr.ImageEditor(
+        label=label,
+        type="numpy",
+        format="png",
+        sources=(),
+        transforms=(),
+        layers=False,
+        brush=gr.Brush(
+            default_size=thickness,
+            colors=list(swatches),
+            default_color=swatches[first],
+            color_mode="fixed",
+        ),
+        eraser=gr.Eraser(default_size=thickness),
+        canvas_size=(shape[1], shape[0]),
+        fixed_canvas=True,
+        **more,
+    )
+
+
 def painted_labels(models: Models, classes: int) -> gr.ImageEditor:
     """A canvas for label maps, which may begin with the file of one."""
     assert models.generator is not None
@@ -169,24 +205,14 @@ def painted_labels(models: Models, classes: int) -> gr.ImageEditor:
 
     gr.Markdown("Paint a label map: each class has a colour.")
     swatches = [hexadecimal(colour) for colour in colours(classes)]
-    editor = gr.ImageEditor(
-        canvas_of(coloured(np.zeros(shape, np.uint8), classes, times)),
-        label="Label map",
-        type="numpy",
+    editor = painter(
+        "Label map",
+        (shape[0] * times, shape[1] * times),
+        swatches,
+        thickness=max(shape) * times // 12,
+        first=1,
+        value=canvas_of(coloured(np.zeros(shape, np.uint8), classes, times)),
         image_mode="RGB",
-        format="png",
-        sources=(),
-        transforms=(),
-        layers=False,
-        brush=gr.Brush(
-            default_size=max(shape) * times // 12,
-            colors=list(swatches),
-            default_color=swatches[1],
-            color_mode="fixed",
-        ),
-        eraser=gr.Eraser(default_size=max(shape) * times // 12),
-        canvas_size=(shape[1] * times, shape[0] * times),
-        fixed_canvas=True,
         elem_id="labels",
     )
     gr.HTML(legend(swatches))

@@ -11,7 +11,9 @@ from taming_dist.app.controls import (
     Sampled,
     canvas_of,
     painted_mask,
+    painter,
     told,
+    uploaded,
 )
 from taming_dist.app.jobs import Job, Jobs
 from taming_dist.app.making import (
@@ -39,6 +41,7 @@ from taming_dist.sampling.config import SampleConfig
 
 SWEEP_S, KEPT_S = 600, 3600  # how often copies are looked for that are older than this
 WAITING = 32  # users in the queue
+RED = "#e53935"  # the brush over what is made anew
 TITLE = "taming_dist"
 STYLE = """
 .gradio-container {width: 100%; max-width: 1180px !important; margin: 0 auto !important;}
@@ -128,31 +131,13 @@ def complete_tab(desk: Desk) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
             gr.Markdown("The largest part in the middle is used; what you brush over is made anew.")
-            picture = gr.Image(
-                label="1. Upload a picture",
-                type="filepath",
-                image_mode=None,
-                sources=["upload"],
-                height=200,
-                elem_id="completed",
-            )
-            editor = gr.ImageEditor(
-                label="2. Brush",
-                type="numpy",
+            picture = uploaded("1. Upload a picture", 200, "completed")
+            editor = painter(
+                "2. Brush",
+                (high, wide),
+                [RED],
+                thickness=max(high, wide) // 8,
                 image_mode="RGBA",
-                format="png",
-                sources=(),
-                transforms=(),
-                layers=False,
-                brush=gr.Brush(
-                    default_size=max(high, wide) // 8,
-                    colors=["#e53935"],
-                    default_color="#e53935",
-                    color_mode="fixed",
-                ),
-                eraser=gr.Eraser(default_size=max(high, wide) // 8),
-                canvas_size=(wide, high),
-                fixed_canvas=True,
                 visible=False,
                 elem_id="brushed",
             )
@@ -183,14 +168,7 @@ def reconstruct_tab(desk: Desk) -> None:
     models = desk.models
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
-            picture = gr.Image(
-                label="Upload a picture",
-                type="filepath",
-                image_mode=None,
-                sources=["upload"],
-                height=280,
-                elem_id="reconstructed",
-            )
+            picture = uploaded("Upload a picture", 280, "reconstructed")
             start = gr.Button("Reconstruct", variant="primary")
             status = gr.HTML(bar(0, "Nothing made yet."), elem_classes="bar")
             files = gr.File(
