@@ -39,7 +39,7 @@ else
     cpus=${SLURM_CPUS_PER_TASK:-1}
     layout=(--ntasks="$SLURM_NTASKS")
     # glibc gives big tensors back to the system after each use; an encoder runs faster when it
-    # keeps them (docs/results.md).
+    # keeps them (docs/speed.md).
     export MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296
 fi
 layout+=(--cpus-per-task="$cpus")

@@ -6,7 +6,7 @@ TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8  # malloc.h
 
 
 def keep_freed_memory(one_heap: bool = False) -> None:
-    """Have glibc keep the memory of large arrays for later ones: faster, see docs/results.md.
+    """Have glibc keep the memory of large arrays for later ones: faster, see docs/speed.md.
 
     By default it returns every large block to the system and pays for new pages each time.
     `one_heap`: memory freed by one thread serves the others; by default each has its own heap.

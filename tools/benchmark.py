@@ -3,7 +3,7 @@
     python tools/benchmark.py stage1 [--baseline] [--cases step encode] [--out FILE]
     python tools/benchmark.py stage2 [--baseline] [--engine zero=2 graphs=true] [--out FILE]
     python tools/benchmark.py all [--out FILE]
-    python tools/benchmark.py table FILE [--into docs/results.md]
+    python tools/benchmark.py table FILE [--into docs/speed.md]
     python tools/benchmark.py allocator [--steps 12] [--out FILE]
     python tools/benchmark.py making [--images 2000] [--out FILE]
     python tools/benchmark.py codes [--shards 16] [--images 64] [--out FILE]

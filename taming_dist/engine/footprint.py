@@ -1,7 +1,7 @@
 """What a rank holds of a network while it trains: bytes by use, counted before anything is made.
 
 Weights, gradients and Adam's moments are fp32 at any precision (autocast). The counts are those of
-DeepSpeed as it is set here, not of arXiv 1910.02054, table 1: see docs/results.md, "Memory".
+DeepSpeed as it is set here, not of arXiv 1910.02054, table 1: see docs/speed.md, "Memory".
 """
 
 import dataclasses

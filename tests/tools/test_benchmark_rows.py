@@ -200,10 +200,10 @@ def test_settings_of_the_engine_are_those_of_the_configuration() -> None:
         engine("zero=5")
 
 
-def test_the_page_of_results_shows_the_rows_that_are_kept() -> None:
+def test_the_page_of_speed_shows_the_rows_that_are_kept() -> None:
     """But for the marks, which depend on the day."""
     docs = REPOSITORY / "docs"
-    page = (docs / "results.md").read_text().partition(BEGIN)[2].partition(END)[0].strip()
+    page = (docs / "speed.md").read_text().partition(BEGIN)[2].partition(END)[0].strip()
     shown, rows = (re.sub(r" \*\*\[.*?]\*\*", "", text)
                    for text in (page, markdown(load(docs / "speed.json"))))  # fmt: skip
-    assert shown == rows, "run tools/benchmark.py table docs/speed.json --into docs/results.md"
+    assert shown == rows, "run tools/benchmark.py table docs/speed.json --into docs/speed.md"

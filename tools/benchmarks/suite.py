@@ -1,4 +1,4 @@
-"""`tools/benchmark.py all`: those of the table in docs/results.md, one after the other.
+"""`tools/benchmark.py all`: those of the table in docs/speed.md, one after the other.
 
 Each in a process of its own and in its short form, which takes a minute or two.
 """
