@@ -246,5 +246,6 @@ def check(config: Config, world_size: int) -> BatchSizes:
     Raises:
         UserError: names the keys, before any process group starts.
     """
+    stage_of(config).check_freeze(config)
     stage_of(config).check(config)
     return config.data.batch_sizes(world_size)

@@ -126,8 +126,8 @@ def fit_stage(
         watching(run_dir, world, clock, stuck_after, stop) as progress,
     ):
         cut = (batch.micro_batch, batch.accumulation)
-        spikes = config.train.skip_spikes
-        context = Context(config.optim, config.engine, world, *cut, config.run.seed, spikes)
+        seed, spikes, freeze = config.run.seed, config.train.skip_spikes, config.train.freeze
+        context = Context(config.optim, config.engine, world, *cut, seed, spikes, freeze)
         recipe = stage.recipe(config, opened, context)
         distances = stage.distances(config, opened, world)
         sinks = Sinks(None, [])

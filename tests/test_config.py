@@ -503,6 +503,10 @@ def test_a_mistyped_command_line_is_refused_in_one_line(
         ("train.log_every=-1", "train.log_every=-1: use a whole number from 0"),
         ("engine.zero=4", "engine.zero=4: use a whole number from 0 to 3"),
         ("loss.discriminator.layers=0", "loss.discriminator.layers=0: use a whole number from 1"),
+        ("train.freeze=[encoder,head]", "there is no head, use encoder, quantizer, decoder"),
+        ("train.freeze=[quantizer]", "a codebook stays only with its encoder, name both"),
+        ("train.freeze=[encoder,quantizer,decoder]", "leaves nothing to train"),
+        ("train.freeze=[encoder]", "would keep random weights: give run.init=EXPORT"),
     ],
 )
 def test_values_that_do_not_fit_are_refused_before_anything_is_written(
@@ -585,6 +589,7 @@ def test_a_global_batch_that_the_ranks_cannot_share_is_refused(
             ["model/condition=class", "model.condition.classes=2"],
             ["model.condition.classes=2", "up to 2"],
         ),
+        (["train.freeze=[decoder]"], ["train.freeze=[decoder]: a transformer is trained whole"]),
         (["model/condition=clas"], ["model/condition", "class"]),
         (["model/condition=codes"], ["codes of images only", "--condition-model EXPORT"]),
         (["model/condition=coordinates"], ["no column crop", "--coordinates"]),

@@ -79,10 +79,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def load_model(folder: str, dataset: CodeDataset, codes: str) -> VQGAN:
     """The VQGAN that wrote the codes."""
     model = VQGAN.from_pretrained(folder)
-    if model.fingerprint != dataset.tokenizer_fingerprint:
+    if not model.wrote(dataset.tokenizer_fingerprint):
         raise UserError(
-            f"--model {folder} has the fingerprint {model.fingerprint}, but {codes} was written by "
-            f"{dataset.tokenizer_fingerprint}: give that VQGAN"
+            f"--model {folder} has the fingerprint {model.tokenizer_fingerprint}, but {codes} was "
+            f"written by {dataset.tokenizer_fingerprint}: give that VQGAN"
         )
     return model.eval().to(choose_device())
 

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"{options.out} exists: give a new folder with --out")
     model = VQGAN.from_pretrained(options.model)
     dataset = CodeDataset.open(options.codes)
-    if dataset.tokenizer_fingerprint != model.fingerprint:
+    if not model.wrote(dataset.tokenizer_fingerprint):
         raise UserError(
             f"{options.codes} was not written by {options.model}: give the export that "
             f"tools/tokenize_dataset.py was given"

@@ -108,16 +108,16 @@ class OnlineCodes:
         self.image_size: int | None = size
         self.vocabulary = vqgan.config.vocabulary
         self.grid = grid_of(vqgan, size)
-        self.tokenizer_fingerprint = vqgan.fingerprint
-        self.fingerprints: tuple[str, ...] = (self.tokenizer_fingerprint,)
+        self.tokenizer_fingerprint = vqgan.tokenizer_fingerprint
+        self.fingerprints: tuple[str, ...] = (vqgan.fingerprint,)
         self.condition: Mapping[str, Any] | None = None
         if condition_vqgan is not None:
             self.condition = {
-                "fingerprint": condition_vqgan.fingerprint,
+                "fingerprint": condition_vqgan.tokenizer_fingerprint,
                 "vocab": condition_vqgan.config.vocabulary,
                 "grid": list(grid_of(condition_vqgan, size)),
             }
-            self.fingerprints += (self.condition["fingerprint"],)
+            self.fingerprints += (condition_vqgan.fingerprint,)
         self.text: Mapping[str, Any] | None = None
         self._embeddings = find_embeddings(dataset)
         if self._embeddings is not None:

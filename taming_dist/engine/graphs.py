@@ -91,7 +91,8 @@ class Pass:
         self.found = found if isinstance(found, tuple) else (found,)
 
     def _backward(self) -> None:
-        self.gradients = torch.autograd.grad(self._followed(), self._wanted(), self.upstream)
+        if self.upstream:  # none where all of it is frozen
+            self.gradients = torch.autograd.grad(self._followed(), self._wanted(), self.upstream)
 
     def _followed(self) -> list[Tensor]:
         return [tensor for tensor in self.found if tensor.requires_grad]
@@ -103,9 +104,11 @@ class Pass:
         """Find out which parameters it uses, and make room for what comes from above."""
         self._forward()
         self.upstream = [torch.zeros_like(tensor) for tensor in self._followed()]
-        gradients = torch.autograd.grad(
-            self._followed(), self.parameters, self.upstream, allow_unused=True
-        )
+        gradients: Sequence[Tensor | None] = [None] * len(self.parameters)
+        if self.upstream:
+            gradients = torch.autograd.grad(
+                self._followed(), self.parameters, self.upstream, allow_unused=True
+            )
         pairs = zip(self.parameters, gradients, strict=True)
         self.parameters = [parameter for parameter, gradient in pairs if gradient is not None]
 

@@ -18,6 +18,9 @@ Part = tuple[Tensor, int]  # flat numbers of a parameter, and the index of the f
 class Layout(Protocol):
     """What an engine asks of a stage; `publish` is a collective."""
 
+    cuts_weights: bool  # or all ranks have them whole
+    cuts_optimizer: bool
+
     def __init__(self, engine: Any) -> None: ...
 
     def masters(self) -> list[Tensor]:
@@ -30,6 +33,10 @@ class Layout(Protocol):
 
     def weights(self, parameter: Any) -> Iterator[Part]:
         """This rank's parts of a parameter beside its master."""
+        ...
+
+    def frozen(self, parameter: Any) -> Part:
+        """This rank's part of a parameter that no optimizer moves."""
         ...
 
     def optimizer_parts(self, parameter: Any, name: str | None) -> Iterator[Part]:
@@ -55,9 +62,12 @@ class Layout(Protocol):
 class Whole:
     """ZeRO 0: every rank has everything, in the parameters themselves."""
 
+    cuts_weights = cuts_optimizer = False
+
     def __init__(self, engine: Any) -> None:
         self._optimizer = engine.optimizer
-        self._parameters = list(engine.module.parameters())  # a walk takes the host milliseconds
+        # once: a walk takes the host milliseconds
+        self._parameters = [p for p in engine.module.parameters() if p.requires_grad]
         engine.zero_grad = self._drop_gradients
         if engine.world_size > 1:
             # It leaves the setting of the buckets' size aside.
@@ -73,7 +83,7 @@ class Whole:
     def _complete_gradients(self) -> None:
         """Give those that had no part in the loss a gradient of zero, as sums over ranks have."""
         for parameter in self._parameters:
-            if parameter.requires_grad and parameter.grad is None:
+            if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
 
     def masters(self) -> list[Tensor]:
@@ -84,6 +94,9 @@ class Whole:
 
     def weights(self, parameter: Any) -> Iterator[Part]:
         yield from ()
+
+    def frozen(self, parameter: Any) -> Part:
+        return parameter.data.view(-1), 0
 
     def optimizer_parts(self, parameter: Any, name: str | None) -> Iterator[Part]:
         held = self.state(parameter).get(name) if name else parameter.data
@@ -96,7 +109,7 @@ class Whole:
     def begin_state(self, kept: Callable[[Any], bool]) -> None:
         self._optimizer.state.clear()
         for parameter in self._parameters:
-            if parameter.requires_grad and kept(parameter):
+            if kept(parameter):
                 self._optimizer.state[parameter] = no_moments(parameter)
 
     def gradients(self) -> list[Tensor]:
@@ -105,6 +118,8 @@ class Whole:
 
 class CutOptimizer:
     """ZeRO 1 and 2: parameters whole on every rank, masters and moments cut up."""
+
+    cuts_weights, cuts_optimizer = False, True
 
     def __init__(self, engine: Any) -> None:
         self._optimizer = engine.optimizer
@@ -120,6 +135,9 @@ class CutOptimizer:
 
     def weights(self, parameter: Any) -> Iterator[Part]:
         yield parameter.data.view(-1), 0
+
+    def frozen(self, parameter: Any) -> Part:
+        return parameter.data.view(-1), 0
 
     def optimizer_parts(self, parameter: Any, name: str | None) -> Iterator[Part]:
         mapping = parameter._hp_mapping
@@ -155,6 +173,8 @@ class CutOptimizer:
 class CutWeights:
     """ZeRO 3: parameters cut up too, whole only while they are used (small ones: always)."""
 
+    cuts_weights = cuts_optimizer = True
+
     def __init__(self, engine: Any) -> None:
         self._optimizer, self._rank = engine.optimizer, engine.global_rank
         self._optimizer._get_norm_groups = lambda: [0.0]  # as in `CutOptimizer`
@@ -172,8 +192,11 @@ class CutWeights:
     def weights(self, parameter: Any) -> Iterator[Part]:
         if parameter.data.numel():  # empty while it is not whole
             yield parameter.data.view(-1), 0
+        yield self.frozen(parameter)
+
+    def frozen(self, parameter: Any) -> Part:
         share = parameter.ds_tensor.data.view(-1)
-        yield share, share.numel() * self._rank
+        return share, share.numel() * self._rank
 
     def optimizer_parts(self, parameter: Any, name: str | None) -> Iterator[Part]:
         # DeepSpeed's own way to it has the host wait for its streams

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from taming_dist.engine.average import WeightAverage
-from taming_dist.engine.layouts import Layout, Part, Whole
+from taming_dist.engine.layouts import Layout, Part
 from taming_dist.engine.pieces import Piece, Pieces
 from taming_dist.errors import UserError
 
@@ -23,34 +23,32 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class EngineState:
-    """A rank's view of the state of an engine; frozen parameters are no part of it."""
+    """A rank's view of the state of an engine. Frozen parameters have weights alone, so that a run
+    may free them, or freeze others, when it is resumed."""
 
     module: nn.Module
     layout: Layout
     average: WeightAverage | None
 
-    def pieces(self, share: tuple[int, int] | None) -> Iterator[Piece]:
-        """Yield what this rank has of the parameters; its `share`, the number of the rank and of
-        all of them, where every rank has everything."""
-        for name, parameter in self._trained():
+    def pieces(self, rank: int, ranks: int) -> Iterator[Piece]:
+        """Yield what this rank has of the parameters; its share where every rank has everything."""
+        for name, parameter in self.module.named_parameters():
+            at, shares = (0, 1) if self._is_cut(parameter) else (rank, ranks)
             for kind in (WEIGHTS, *MOMENTS, AVERAGE):
                 for part, first in self._parts(kind, parameter):
-                    here = slice(0, part.numel())
-                    if share is not None:
-                        rank, ranks = share
-                        here = slice(*(part.numel() * at // ranks for at in (rank, rank + 1)))
-                    if here.stop > here.start:
-                        yield Piece(f"{kind}/{name}", first + here.start, part[here])
+                    start, stop = (part.numel() * edge // shares for edge in (at, at + 1))
+                    if stop > start:
+                        yield Piece(f"{kind}/{name}", first + start, part[start:stop])
 
     def whole(self) -> Iterator[tuple[str, Tensor]]:
         """Yield what every rank has whole, and therefore the same: buffers at any stage, weights
         but for those that ZeRO 3 cuts up, at ZeRO 0 moments and average, too."""
-        for name, parameter in self._trained():
+        for name, parameter in self.module.named_parameters():
             # whole for the while only, others may just be on their way
             if getattr(parameter, "ds_persist", True):
                 yield f"{WEIGHTS}/{name}", parameter.data
-        if isinstance(self.layout, Whole):
-            for piece in self.pieces(None):
+        if not self.layout.cuts_optimizer:
+            for piece in self.pieces(0, 1):
                 if not piece.name.startswith(f"{WEIGHTS}/"):
                     yield piece.name, piece.values
         for piece in self.buffers():
@@ -74,14 +72,17 @@ class EngineState:
                 f"{pieces.folder} has no average of the weights: that run kept none; set "
                 f"optim.ema_half_life=0"
             )
-        names = {parameter: name for name, parameter in self._trained()}
+        names = {parameter: name for name, parameter in self.module.named_parameters()}
         self.layout.begin_state(lambda parameter: f"{MOMENTS[0]}/{names[parameter]}" in pieces)
         for parameter, name in names.items():
             for kind in (WEIGHTS, *MOMENTS, AVERAGE):
                 for part, first in self._parts(kind, parameter):
-                    if kind in MOMENTS and f"{kind}/{name}" not in pieces:
+                    there = f"{kind}/{name}" in pieces
+                    if kind in MOMENTS and not there:
                         continue  # it had no gradient yet
-                    pieces.fill(f"{kind}/{name}", first, part)
+                    frozen = kind == AVERAGE and not there  # until now
+                    pieces.fill(f"{WEIGHTS if frozen else kind}/{name}", first, part)
+        for name, parameter in self._trained():
             state = self.layout.state(parameter)
             if state:
                 state["step"].clamp_(min=steps.get(name, 0))
@@ -103,8 +104,11 @@ class EngineState:
         """This rank's parts of one kind of a parameter's numbers, without padding."""
         if kind == AVERAGE and self.average is None:
             return
-        key = kind if kind in MOMENTS else None
-        for part, first in self.layout.optimizer_parts(parameter, key):
+        if parameter.requires_grad:
+            found = self.layout.optimizer_parts(parameter, kind if kind in MOMENTS else None)
+        else:
+            found = iter([self.layout.frozen(parameter)] if kind == WEIGHTS else [])
+        for part, first in found:
             whole = getattr(parameter, "ds_numel", parameter.numel())
             length = min(part.numel(), whole - first)
             if length > 0:
@@ -112,6 +116,11 @@ class EngineState:
                 if kind == AVERAGE and self.average is not None:
                     values = self.average.beside(values, self.layout.masters())
                 yield values, first
+
+    def _is_cut(self, parameter: Any) -> bool:
+        """Whether each rank has its own part of what there is of a parameter."""
+        layout = self.layout
+        return layout.cuts_optimizer if parameter.requires_grad else layout.cuts_weights
 
     def _trained(self) -> Iterator[tuple[str, Any]]:
         for name, parameter in self.module.named_parameters():

@@ -278,8 +278,8 @@ class Engine:
         not the same on all ranks, are not copied."""
         self._publish_late()
         world, state = self.world, self._state
-        share = (world.rank, world.world_size) if self.config.zero == 0 else None
-        pieces = list(chain(state.pieces(share), state.buffers() if world.is_first else ()))
+        mine = state.pieces(world.rank, world.world_size)
+        pieces = list(chain(mine, state.buffers() if world.is_first else ()))
         told = world.gather((state.steps(), not_finite(pieces), digests(state.whole())))
         fault = next((name for _, name, _ in told if name is not None), None)
         apart = difference([sums for _, _, sums in told])

@@ -349,10 +349,10 @@ def check_pair(transformer: Transformer, vqgan: VQGAN) -> None:
             f"vqgan: its codebook has {vqgan.config.vocabulary} codes, but the transformer was "
             f"trained on {config.vocabulary}; give the VQGAN that made its codes"
         )
-    if config.vqgan_fingerprint and config.vqgan_fingerprint != vqgan.fingerprint:
+    if config.vqgan_fingerprint and not vqgan.wrote(config.vqgan_fingerprint):
         raise UserError(
-            f"vqgan: its fingerprint is {vqgan.fingerprint}, but the transformer was trained on "
-            f"codes of {config.vqgan_fingerprint}; give the VQGAN that made its codes"
+            f"vqgan: its fingerprint is {vqgan.tokenizer_fingerprint}, but the transformer was "
+            f"trained on codes of {config.vqgan_fingerprint}; give the VQGAN that made its codes"
         )
 
 

@@ -10,7 +10,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, get_type_hints
 
 import torch
@@ -43,11 +43,13 @@ class Exported(nn.Module, PyTorchModelHubMixin):
     reads them. Subclasses name their `kind`, which tells exports apart.
 
     `additions`: parameters that a run may add to the export that it starts from, where they begin
-    as they are drawn; and by which setting a run has them.
+    as they are drawn; and by which setting a run has them. `parts`: what `train.freeze` may name,
+    and the submodules that each of them is.
     """
 
     kind: ClassVar[str]
     additions: ClassVar[Mapping[str, str]] = {}
+    parts: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     config: Any
 
     @classmethod
@@ -98,14 +100,24 @@ class Exported(nn.Module, PyTorchModelHubMixin):
         """The configuration that such plain values are of."""
         return cls._decode_arg(get_type_hints(cls.__init__)["config"], values)
 
+    def freeze(self, parts: Iterable[str]) -> None:
+        """Have some of `parts` stay as they are: without gradient, in eval mode."""
+        for part in parts:
+            for name in self.parts[part]:
+                self.get_submodule(name).requires_grad_(False).eval()
+
     @property
     def fingerprint(self) -> str:
         """sha256 (hex) over the canonical configuration and every tensor of the state, by name.
 
         Computed from the present tensors: ask for it before casting a model to another dtype.
         """
+        return self.fingerprint_of(self.state_dict())
+
+    def fingerprint_of(self, state: Mapping[str, Tensor]) -> str:
+        """sha256 (hex) over the canonical configuration and tensors by name."""
         digest = hashlib.sha256(json.dumps(self.canonical_config(), sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict().items()):
+        for name, tensor in sorted(state.items()):
             flat = tensor.detach().cpu().contiguous()
             digest.update(f"{name} {flat.dtype} {tuple(flat.shape)}".encode())
             digest.update(flat.flatten().view(torch.uint8).numpy().tobytes())

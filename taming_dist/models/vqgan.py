@@ -8,7 +8,7 @@ Legend: b batch, c channels, h w pixels, d latent channels, i j latent grid, f p
 import dataclasses
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Float32, Int, Int64
@@ -104,6 +104,11 @@ class VQGAN(
     """x^ = G(q(E(x))), images in [-1, 1] (label maps: one-hot in, logits out)."""
 
     kind = "vqgan"
+    parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "encoder": ("encoder", "quant_conv"),
+        "quantizer": ("quantize",),
+        "decoder": ("post_quant_conv", "decoder"),
+    }
     block_types = (ResnetBlock, AttnBlock)
     passes = ("latents", "decoded")  # the search for codes between them may wait for the device
 
@@ -186,6 +191,19 @@ class VQGAN(
     @property
     def dtype(self) -> Any:
         return self.quant_conv.weight.dtype
+
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        """That of encoder and codebook, which decide the codes: the identity of a tokenizer. It
+        stays when the decoder is trained on (`train.freeze=[encoder,quantizer]`)."""
+        deciding = {*self.parts["encoder"], *self.parts["quantizer"]}
+        state = self.state_dict().items()
+        return self.fingerprint_of({name: t for name, t in state if name.split(".")[0] in deciding})
+
+    def wrote(self, fingerprint: str) -> bool:
+        """Whether codes are this tokenizer's: by the fingerprint of encoder and codebook, or as was
+        written before there was one, by that of the whole model."""
+        return fingerprint in (self.tokenizer_fingerprint, self.fingerprint)
 
 
 def check_all_coded(codes: Int[Tensor, "b ..."], keys: Sequence[str], advice: str) -> None:

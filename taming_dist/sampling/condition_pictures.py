@@ -72,10 +72,11 @@ def opened(export: str, condition: CodesCondition) -> VQGAN:
             f"transformer's condition was learned with {condition.vocabulary}: give the VQGAN that "
             f"made its codes"
         )
-    if condition.fingerprint and condition.fingerprint != vqgan.fingerprint:
+    if condition.fingerprint and not vqgan.wrote(condition.fingerprint):
         raise UserError(
-            f"condition_vqgan: its fingerprint is {vqgan.fingerprint}, but the transformer's "
-            f"condition has codes of {condition.fingerprint}: give the VQGAN that made its codes"
+            f"condition_vqgan: its fingerprint is {vqgan.tokenizer_fingerprint}, but the "
+            f"transformer's condition has codes of {condition.fingerprint}: give the VQGAN that "
+            f"made its codes"
         )
     return vqgan.requires_grad_(False)
 

@@ -20,7 +20,7 @@ from taming_dist.models.vqgan import VQGAN, VQGANConfig
 from taming_dist.stages.codebook import CodebookUpdates
 from taming_dist.stages.context import Context
 from taming_dist.stages.images import open_images
-from taming_dist.stages.interface import Config, Opened, Start, part
+from taming_dist.stages.interface import Config, Opened, Planned, Start, part
 from taming_dist.stages.opening import initial_weights
 from taming_dist.stages.trained import Trained, ValidationMetrics
 from taming_dist.training.export import Export
@@ -52,6 +52,13 @@ def open_autoencoder(config: Config, start: Start) -> OpenedAutoencoder:
     model = part(config.model, VQGANConfig)
     initial = initial_weights(start.init, VQGAN, model)
     return OpenedAutoencoder(open_images(config, start, [model.modality.column]), initial)
+
+
+def plan_autoencoder(config: Config) -> Planned:
+    """E, codebook and G of a run that has not started; what is frozen of them has no gradient."""
+    network = VQGAN(part(config.model, VQGANConfig))
+    network.freeze(config.train.freeze)
+    return Planned(network, averaged=True)
 
 
 def other_loss(model: VQGANConfig, given: str, fitting: str) -> UserError:

@@ -190,9 +190,9 @@ def open_decoder(key: str, folder: str, codes: str, fingerprint: str) -> VQGAN |
     if not folder:
         return None
     vqgan = open_vqgan(key, folder)
-    if vqgan.fingerprint != fingerprint:
+    if not vqgan.wrote(fingerprint):
         raise UserError(
-            f"{key}={folder} has the fingerprint {vqgan.fingerprint}, but the codes of "
+            f"{key}={folder} has the fingerprint {vqgan.tokenizer_fingerprint}, but the codes of "
             f"{codes} were written by {fingerprint}: tokenize again, or name that VQGAN"
         )
     del vqgan.encoder

@@ -12,7 +12,8 @@ from taming_dist.training.optimization import mix
 
 
 class CodebookUpdates:
-    """The quantizer of a first stage, kept the same on all ranks; counts how it is used."""
+    """The quantizer of a first stage, kept the same on all ranks; counts how it is used. One that
+    is frozen is in eval mode: nothing of it changes."""
 
     def __init__(self, engine: Engine, context: Context) -> None:
         self.engine, self.seed, self.world = engine, context.seed, context.world
@@ -24,7 +25,8 @@ class CodebookUpdates:
 
     def anneal(self, clock: Clock) -> None:
         """Follow the quantizer's schedule."""
-        self.annealed = self.quantizer.anneal(clock.images / clock.total_images)
+        if self.quantizer.training:
+            self.annealed = self.quantizer.anneal(clock.images / clock.total_images)
 
     def update(self, parts: list[Statistics], clock: Clock) -> None:
         """Bring the statistics of all micro-batches and ranks together, the same everywhere; those
@@ -39,6 +41,8 @@ class CodebookUpdates:
             self.world.join_samples(torch.cat(candidates)) if candidates else None,
         )
         self.usage.add(counts * moved)
+        if not self.quantizer.training:
+            return
         randomness = torch.Generator().manual_seed(mix(self.seed, clock.images))
         before = [(buffer, buffer.clone()) for buffer in self.quantizer.buffers()]
 

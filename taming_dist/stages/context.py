@@ -1,7 +1,7 @@
 """What every recipe is given beside its model and its loss."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,8 +17,8 @@ from taming_dist.training.optimization import OptimConfig
 @dataclasses.dataclass(frozen=True)
 class Context:
     """How networks are trained, on which ranks, and how the global batch is cut: each rank takes
-    `accumulation` micro-batches of `micro_batch` images in an optimizer step. `skip_spikes`: see
-    `train.skip_spikes`."""
+    `accumulation` micro-batches of `micro_batch` images in an optimizer step. `skip_spikes`,
+    `freeze`: see `train`."""
 
     optim: OptimConfig
     engine: EngineConfig
@@ -27,6 +27,7 @@ class Context:
     accumulation: int = 1
     seed: int = 0
     skip_spikes: float = 0.0
+    freeze: Sequence[str] = ()
 
     def build(
         self, make: Callable[[], nn.Module], seed: int, initial: Mapping[str, Tensor] | None = None
@@ -38,9 +39,9 @@ class Context:
     def start(
         self, network: nn.Module, groups: list[dict[str, Any]] | None = None, ema_half_life: int = 0
     ) -> Engine:
-        """An engine for a network of `build`; without `groups` all its parameters are one."""
+        """An engine for a network of `build`; without `groups` all it trains is one."""
         if groups is None:
-            groups = [{"params": list(network.parameters())}]
+            groups = [{"params": [p for p in network.parameters() if p.requires_grad]}]
         return Engine(
             network,
             groups,

@@ -6,7 +6,7 @@ comes, a thousandth of a step.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,22 +39,25 @@ def blank_image(config: VQGANConfig, size: int) -> Tensor:
     return torch.empty(1, config.modality.channels, size, size, device=META)
 
 
-def generator_flops(config: VQGANConfig, size: int) -> Flops:
+def generator_flops(config: VQGANConfig, size: int, freeze: Sequence[str] = ()) -> Flops:
     """Those of E, codebook and G for an image of `size` pixels across; the search of the codes,
-    which has no gradient, is one of its products."""
+    which has no gradient, is one of its products, and so are those of what is frozen."""
     started = {"initial": "random"} if hasattr(config.quantizer, "initial") else {}
     quantizer = dataclasses.replace(config.quantizer, **started)
     with META:
         network = VQGAN(dataclasses.replace(config, quantizer=quantizer))
+    network.freeze(freeze)
     return counted(network, blank_image(config, size))
 
 
-def generator_workload(config: VQGANConfig, size: int) -> Workload:
+def generator_workload(config: VQGANConfig, size: int, freeze: Sequence[str] = ()) -> Workload:
     """That of a step without networks in its loss."""
-    return Workload({"generator": generator_flops(config, size).total})
+    return Workload({"generator": generator_flops(config, size, freeze).total})
 
 
-def vqgan_workload(model: VQGANConfig, loss: VQGANLossConfig, size: int) -> Workload:
+def vqgan_workload(
+    model: VQGANConfig, loss: VQGANLossConfig, size: int, freeze: Sequence[str] = ()
+) -> Workload:
     """That of the step of `stages.vqgan`.
 
     `generator`: E, codebook and G, both ways. `losses`: LPIPS of image and reconstruction, and its
@@ -62,7 +65,7 @@ def vqgan_workload(model: VQGANConfig, loss: VQGANLossConfig, size: int) -> Work
     `discriminator`: D's own step on both, frozen features of them included. `update`: another
     reconstruction for it, with loss.order=updated. `r1`: the penalty, as far as it is products.
     """
-    generator = generator_flops(model, size)
+    generator = generator_flops(model, size, freeze)
     x, y = blank_image(model, size), blank_image(model, size).requires_grad_(True)
     with META:
         losses = ReconstructionLoss(loss.terms, pretrained.Blank()).to(META)

@@ -17,7 +17,7 @@ from taming_dist.engine.world import World
 from taming_dist.errors import UserError
 from taming_dist.evaluation.distribution import HIGHER_IS_BETTER
 from taming_dist.launch import Place
-from taming_dist.models.export import ModelConfig
+from taming_dist.models.export import Exported, ModelConfig
 from taming_dist.ranges import LARGEST_SEED, check_ranges, ranged
 from taming_dist.stages.context import Context
 from taming_dist.training.best import Criterion
@@ -117,8 +117,8 @@ Part = TypeVar("Part")
 
 
 class Stage(Generic[OpenedT]):
-    """One stage of training. `model` and `loss` are the config classes that go together, and with
-    any of `schemas["data"]`.
+    """One stage of training, which trains a `network`. `model` and `loss` are the config classes
+    that go together, and with any of `schemas["data"]`.
 
     `has_objective`: the first metric of its validation is what training minimises, so that the best
     model by it is kept unless `train.best` says otherwise.
@@ -129,6 +129,7 @@ class Stage(Generic[OpenedT]):
     `distance_prefix`: how the names of FID and its kin begin (rfid: of reconstructions).
     """
 
+    network: ClassVar[type[Exported]]
     model: ClassVar[type[ModelConfig]]
     loss: ClassVar[type[LossConfig]]
     schemas: ClassVar[Mapping[str, Mapping[str, type]]]
@@ -164,6 +165,28 @@ class Stage(Generic[OpenedT]):
         if asked not in known:
             raise UserError(f"train.best={asked}: use auto, null, or one of {names}")
         return Criterion(asked, known[asked])
+
+    def check_freeze(self, config: Config) -> None:
+        """Check that what `train.freeze` names is there, and that something is left to train.
+
+        Raises:
+            UserError: it is not, or the weights that should stay would be random.
+        """
+        asked, parts = config.train.freeze, self.network.parts
+        if not asked:
+            return
+        said = f"train.freeze=[{','.join(asked)}]"
+        if not parts:
+            raise UserError(f"{said}: a {self.network.kind} is trained whole, leave it out")
+        unknown = [name for name in asked if name not in parts]
+        if unknown:
+            raise UserError(f"{said}: there is no {unknown[0]}, use {', '.join(parts)}")
+        if "quantizer" in asked and "encoder" not in asked:
+            raise UserError(f"{said}: a codebook stays only with its encoder, name both")
+        if not set(parts) - set(asked):
+            raise UserError(f"{said} leaves nothing to train: leave one of them out")
+        if not config.run.init:
+            raise UserError(f"{said} would keep random weights: give run.init=EXPORT")
 
     def check(self, config: Config) -> None:
         """Check what no part can check alone.

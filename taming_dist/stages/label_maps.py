@@ -22,10 +22,11 @@ from taming_dist.stages.autoencoder import (
     OpenedAutoencoder,
     open_autoencoder,
     other_loss,
+    plan_autoencoder,
 )
 from taming_dist.stages.context import Context
 from taming_dist.stages.counting import generator_workload
-from taming_dist.stages.interface import Config, LossConfig, Plan, Planned, Stage, Start, part
+from taming_dist.stages.interface import Config, LossConfig, Plan, Stage, Start, part
 from taming_dist.stages.trained import begin_step
 from taming_dist.training.clock import Clock
 from taming_dist.training.export import Export
@@ -47,6 +48,7 @@ class LabelMapLossConfig(LossConfig):
 class LabelMapStage(Stage[OpenedAutoencoder]):
     """Label maps: one channel per class, cross-entropy, no discriminator."""
 
+    network = VQGAN
     model = VQGANConfig
     loss = LabelMapLossConfig
     schemas = {**FIRST_STAGE_SCHEMAS, "loss": {"labels": LabelMapLossConfig}}
@@ -61,14 +63,14 @@ class LabelMapStage(Stage[OpenedAutoencoder]):
         return LabelMapMetrics.higher_is_better
 
     def plan(self, config: Config) -> Plan:
-        return Plan({"generator": Planned(VQGAN(part(config.model, VQGANConfig)), averaged=True)})
+        return Plan({"generator": plan_autoencoder(config)})
 
     def open_data(self, config: Config, start: Start) -> OpenedAutoencoder:
         return open_autoencoder(config, start)
 
     def workload(self, config: Config, opened: OpenedAutoencoder) -> Workload:
         size = part(config.data, ImagesConfig).size
-        return generator_workload(part(config.model, VQGANConfig), size)
+        return generator_workload(part(config.model, VQGANConfig), size, config.train.freeze)
 
     def recipe(
         self, config: Config, opened: OpenedAutoencoder, context: Context

@@ -96,6 +96,7 @@ class PriorStage(Stage[OpenedCodes]):
     """Codes. Vocabulary, grid and tokenizer of the model are those of the code shards, or of the
     VQGAN that encodes images, and have to agree where the configuration names them."""
 
+    network = Transformer
     model = TransformerConfig
     loss = TokenLossConfig
     schemas = {

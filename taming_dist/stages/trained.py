@@ -44,6 +44,7 @@ class Trained:
         parameter groups of the model, one of all parameters without it."""
         self.kind, self.world = kind, context.world
         model = context.build(lambda: kind(config), context.seed, initial)
+        model.freeze(context.freeze)
         chosen = None if groups is None else groups(model)
         self.engine = context.start(model, chosen, context.optim.ema_half_life)
 

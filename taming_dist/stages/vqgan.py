@@ -41,6 +41,7 @@ from taming_dist.stages.autoencoder import (
     OpenedAutoencoder,
     open_autoencoder,
     other_loss,
+    plan_autoencoder,
 )
 from taming_dist.stages.context import Context
 from taming_dist.stages.counting import vqgan_workload
@@ -68,6 +69,7 @@ class OpenedVQGAN(OpenedAutoencoder):
 class VQGANStage(Stage[OpenedVQGAN]):
     """Photographs, depth maps and the like, with the losses of the paper."""
 
+    network = VQGAN
     model = VQGANConfig
     loss = VQGANLossConfig
     schemas = {
@@ -107,7 +109,7 @@ class VQGANStage(Stage[OpenedVQGAN]):
     def plan(self, config: Config) -> Plan:
         model, loss = part(config.model, VQGANConfig), part(config.loss, VQGANLossConfig)
         frozen: nn.Module = ReconstructionLoss(loss.terms, pretrained.Blank())
-        networks = {"generator": Planned(VQGAN(model), averaged=True)}
+        networks = {"generator": plan_autoencoder(config)}
         if (judge := loss.discriminator) is not None:
             trained = build_discriminator(judge, model.modality.channels)
             networks["discriminator"] = Planned(trained, largest_zero=loss.largest_zero)
@@ -125,7 +127,8 @@ class VQGANStage(Stage[OpenedVQGAN]):
 
     def workload(self, config: Config, opened: OpenedVQGAN) -> Workload:
         model, loss = part(config.model, VQGANConfig), part(config.loss, VQGANLossConfig)
-        return vqgan_workload(model, loss, part(config.data, ImagesConfig).size)
+        size = part(config.data, ImagesConfig).size
+        return vqgan_workload(model, loss, size, config.train.freeze)
 
     def recipe(self, config: Config, opened: OpenedVQGAN, context: Context) -> "VQGANRecipe":
         model, loss = part(config.model, VQGANConfig), part(config.loss, VQGANLossConfig)
@@ -258,7 +261,10 @@ class VQGANRecipe:
         return self.autoencoder.preview(batch)
 
     def export(self) -> Export | None:
-        return self.autoencoder.export()
+        """With D beside, for runs that start from it (collective)."""
+        found = self.autoencoder.export()
+        judge = None if self.adversary is None else self.adversary.engine.full_state()
+        return None if found is None else dataclasses.replace(found, discriminator=judge)
 
     def state_dict(self) -> dict[str, Any]:
         adversary = {} if self.adversary is None else self.adversary.state_dict()

@@ -56,7 +56,9 @@ class Tokenizer:
 def tokenizer(vqgan: VQGAN) -> Tokenizer:
     """Return what a transformer knows of a VQGAN that is there."""
     config = vqgan.config
-    return Tokenizer(config.vocabulary, config.factor, config.resolution, vqgan.fingerprint)
+    return Tokenizer(
+        config.vocabulary, config.factor, config.resolution, vqgan.tokenizer_fingerprint
+    )
 
 
 def described_tokenizer(description: Mapping[str, Any], name: str) -> Tokenizer | None:
@@ -306,17 +308,17 @@ def _export_codes(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """As `export_condition`, of the codes of a second VQGAN."""
     condition = config.condition
-    if second is None and condition.fingerprint == vqgan.fingerprint:
+    if second is None and vqgan.wrote(condition.fingerprint):
         second = vqgan
     if second is None:
         raise UserError(
             "the checkpoint of a transformer includes the VQGAN of its condition: give it with "
             "--condition-vqgan"
         )
-    if condition.fingerprint not in ("", second.fingerprint):
+    if condition.fingerprint and not second.wrote(condition.fingerprint):
         raise UserError(
-            f"the VQGAN of the condition has the fingerprint {second.fingerprint}, but the "
-            f"transformer learned the codes of {condition.fingerprint}: name that VQGAN"
+            f"the VQGAN of the condition has the fingerprint {second.tokenizer_fingerprint}, but "
+            f"the transformer learned the codes of {condition.fingerprint}: name that VQGAN"
         )
     tensors, stage = export_vqgan(second)
     described: dict[str, Any] = {"cond_stage_key": IMAGE_KEYS[type(second.config.modality)]}

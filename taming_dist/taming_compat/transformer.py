@@ -147,10 +147,10 @@ def export_transformer(
     """
     config = transformer.config
     _check_parts(config)
-    if config.vqgan_fingerprint not in ("", vqgan.fingerprint):
+    if config.vqgan_fingerprint and not vqgan.wrote(config.vqgan_fingerprint):
         raise UserError(
-            f"the VQGAN has the fingerprint {vqgan.fingerprint}, but the transformer learned the "
-            f"codes of {config.vqgan_fingerprint}: name that VQGAN"
+            f"the VQGAN has the fingerprint {vqgan.tokenizer_fingerprint}, but the transformer "
+            f"learned the codes of {config.vqgan_fingerprint}: name that VQGAN"
         )
     stage, first_stage = export_vqgan(vqgan)
     places, order = export_order(config.order, config.code_grid)

@@ -8,26 +8,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from torch import Tensor
 
+from taming_dist.access import usual_mode
 from taming_dist.errors import UserError
 from taming_dist.formats.files import writing
 from taming_dist.models.export import WEIGHTS, Exported, assemble, canonical
 
 UNFINISHED = ".export-"  # how the folder of an export begins that is being written
 
-# Beside a VQGAN, where its discriminator was kept (by tools/import_checkpoint.py); a run may start
-# from it too.
+# Beside a VQGAN that was trained with one; a run may start from it too.
 DISCRIMINATOR_FILE = "discriminator.safetensors"
 
 
 @dataclass(frozen=True)
 class Export:
-    """A trained model on its way out: its class, its config, and its tensors on the CPU."""
+    """A trained model on its way out: its class, its config, and its tensors on the CPU; those of
+    the discriminator that it was trained against, if there was one, go beside it."""
 
     model: type[Exported]
     config: Any
     state: dict[str, Tensor]
+    discriminator: dict[str, Tensor] | None = None
 
     @property
     def described(self) -> dict[str, Any]:
@@ -35,10 +38,15 @@ class Export:
         return canonical(self.model, self.config)
 
     def write(self, folder: Path) -> None:
-        """Write config.json and model.safetensors to `folder`, each file whole or not at all."""
+        """Write config.json, model.safetensors and discriminator.safetensors to `folder`, each file
+        whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder.parent) as building:
             assemble(self.model, self.config, self.state).save_pretrained(building)
+            if self.discriminator is not None:
+                path = Path(building) / DISCRIMINATOR_FILE
+                with usual_mode(path):
+                    save_file(self.discriminator, path)
             for name in sorted(os.listdir(building)):
                 os.replace(Path(building) / name, folder / name)
 

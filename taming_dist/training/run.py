@@ -50,6 +50,9 @@ class LoopConfig:
     samples in the order in which the run sees them, such as [120000-121000]: steps that have one of
     them are passed over without training.
 
+    `freeze`: parts of the model that stay as they are in `run.init`. With [encoder,quantizer] the
+    decoder learns on and the codes stay those that they were.
+
     `preview_guidance`: how far previews of a prior that can be guided are guided in a row of their
     own (`loss.condition_dropout`).
     """
@@ -72,6 +75,7 @@ class LoopConfig:
     stuck_after: float = ranged(600.0, at_least=0)
     skip_spikes: float = ranged(0.0, at_least=0)
     skip_samples: list[str] = dataclasses.field(default_factory=list)
+    freeze: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
         check_ranges(self, "train")

@@ -26,13 +26,15 @@ from taming_dist.training.optimization import OptimConfig
 
 GLOBAL_BATCH, SAVED, STEPS = 8, 3, 6
 PATIENCE_S = 400
-BATCHES = {"prior": code_batches, "vqgan": image_batches}
+BATCHES = {"prior": code_batches, "vqgan": image_batches, "decoder": image_batches}
 
 
 def build(world: World, kind: str, zero: int, decay: float = 0.1) -> Any:
     optim = OptimConfig(lr=1e-3, name="adamw", weight_decay=decay, clip=0.5, ema_half_life=20)
     engine = EngineConfig(zero=zero, persist_below=0)
-    context = Context(optim, engine, world, GLOBAL_BATCH // world.world_size, 1)
+    freeze = ["encoder", "quantizer"] if kind == "decoder" else []
+    micro_batch = GLOBAL_BATCH // world.world_size
+    context = Context(optim, engine, world, micro_batch, 1, freeze=freeze)
     if kind == "prior":
         return small_prior("rar", context)
     return small_recipe(

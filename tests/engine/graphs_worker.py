@@ -16,15 +16,19 @@ from taming_dist.stages.context import Context
 from taming_dist.training.optimization import OptimConfig
 
 GLOBAL_BATCH, STEPS = 4, 3
-CASES = list(itertools.product(("fp32", "bf16"), (0, 1, 2), (2,), ("reused",)))
-CASES += [("fp32", 2, 1, "updated"), ("bf16", 0, 1, "updated")]
+CASES = list(itertools.product(("fp32", "bf16"), (0, 1, 2), (2,), ("reused",), ("",)))
+CASES += [("fp32", 2, 1, "updated", ""), ("bf16", 0, 1, "updated", "")]
+CASES += [("fp32", 0, 2, "reused", "encoder"), ("fp32", 2, 2, "reused", "decoder")]
 
 
-def run(world: World, graphs: bool, precision: str, zero: int, parts: int, order: str) -> Any:
+def run(
+    world: World, graphs: bool, precision: str, zero: int, parts: int, order: str, freeze: str
+) -> Any:
     """All figures of a few steps with a GAN, and the norms of all weights after them."""
     engine = EngineConfig(zero=zero, precision=precision, graphs=graphs)
     micro_batch = GLOBAL_BATCH // (world.world_size * parts)
-    context = Context(OptimConfig(lr=1e-3, ema_half_life=20), engine, world, micro_batch, parts)
+    optim, cut = OptimConfig(lr=1e-3, ema_half_life=20), (micro_batch, parts)
+    context = Context(optim, engine, world, *cut, freeze=[freeze] if freeze else [])
     quantizer = VectorQuantizerConfig(codes=24, dim=8)
     recipe = small_recipe(quantizer, context, disc_start=1, order=order)
     lines = train(recipe, range(STEPS), STEPS)

@@ -26,8 +26,8 @@ def found(run_worker: Callable[..., dict[str, Any]]) -> dict[str, Any]:
 def test_steps_with_recorded_passes_are_those_without_to_the_bit(
     found: dict[str, Any], rank: str
 ) -> None:
-    """Precisions, stages, micro-batches and orders as in the worker."""
-    assert len(found[rank]) == 8
+    """Precisions, stages, micro-batches, orders and what is frozen as in the worker."""
+    assert len(found[rank]) == 10
     for case, (plain, recorded) in found[rank].items():
         assert recorded == plain, case
         assert plain["lines"][0]["loss"] != plain["lines"][-1]["loss"]

@@ -131,7 +131,7 @@ def test_a_model_in_training_stays_in_training(pair: Generator) -> None:
 
 def test_another_vqgan_is_refused_naming_both_fingerprints() -> None:
     vqgan, other = tiny_vqgan(), tiny_vqgan(seed=9)
-    with pytest.raises(UserError, match=f"{other.fingerprint}.*{vqgan.fingerprint}"):
+    with pytest.raises(UserError, match=f"{other.tokenizer_fingerprint}.*{vqgan.fingerprint}"):
         Generator(tiny_transformer(vqgan), other)
     Generator(tiny_transformer(vqgan, vqgan_fingerprint=""), other)
 

@@ -54,7 +54,7 @@ def saved(folder: Path, **settings: Any) -> VQGAN:
 
 def gpt(folder: Path, vqgan: VQGAN, **settings: Any) -> Transformer:
     sizes = {"vocabulary": 12, "grid": [4, 4], "layers": 2, "heads": 2, "width": 8}
-    sizes |= {"block_size": 32, "vqgan_fingerprint": vqgan.fingerprint}
+    sizes |= {"block_size": 32, "vqgan_fingerprint": vqgan.tokenizer_fingerprint}
     model = Transformer(TransformerConfig(**sizes | settings))
     model.save_pretrained(folder)
     return model
@@ -125,7 +125,9 @@ def test_a_transformer_comes_back_bit_for_bit_with_its_vqgans(
     options = ["--vqgan", tmp_path / "vqgan"]
     if condition is not None:
         second = saved(tmp_path / "second", **condition)
-        settings = settings | {"condition": CodesCondition(12, [4, 4], second.fingerprint)}
+        settings = settings | {
+            "condition": CodesCondition(12, [4, 4], second.tokenizer_fingerprint)
+        }
         options += ["--condition-vqgan", tmp_path / "second"]
     model = gpt(tmp_path / "gpt", vqgan, **settings)
     folder = round_trip(tmp_path / "gpt", *options)
@@ -166,7 +168,7 @@ def test_the_first_stage_may_be_that_of_the_condition_too(
 ) -> None:
     vqgan = saved(tmp_path / "vqgan")
     lr = saved(tmp_path / "lr", modality={"name": "low_resolution"})
-    condition = CodesCondition(12, [2, 2], lr.fingerprint)
+    condition = CodesCondition(12, [2, 2], lr.tokenizer_fingerprint)
     model = gpt(tmp_path / "gpt", vqgan, condition=condition)
     options = ("--vqgan", tmp_path / "vqgan", "--condition-vqgan", tmp_path / "lr")
     assert (
@@ -245,7 +247,7 @@ def test_a_transformer_leaves_with_the_vqgan_that_it_learned_from_only(
     with pytest.raises(UserError, match="give it with --vqgan"):
         tool(export_model, *arguments)
     other = saved(tmp_path / "other", blocks=2)
-    with pytest.raises(UserError, match=f"has the fingerprint {other.fingerprint}"):
+    with pytest.raises(UserError, match=f"has the fingerprint {other.tokenizer_fingerprint}"):
         tool(export_model, *arguments, "--vqgan", tmp_path / "other")
 
 
@@ -281,13 +283,13 @@ def test_a_conditions_vqgan_is_asked_for_and_compared(
     tool: Callable[..., str], tmp_path: Path
 ) -> None:
     second = saved(tmp_path / "second", blocks=2)
-    condition = CodesCondition(12, [4, 4], second.fingerprint)
+    condition = CodesCondition(12, [4, 4], second.tokenizer_fingerprint)
     gpt(tmp_path / "gpt", saved(tmp_path / "vqgan"), condition=condition)
     arguments = [tmp_path / "gpt", "--out", tmp_path / "t", "--format", "taming"]
     arguments += ["--vqgan", tmp_path / "vqgan"]
     with pytest.raises(UserError, match="give it with --condition-vqgan"):
         tool(export_model, *arguments)
-    with pytest.raises(UserError, match=f"learned the codes of {second.fingerprint}"):
+    with pytest.raises(UserError, match=f"learned the codes of {second.tokenizer_fingerprint}"):
         tool(export_model, *arguments, "--condition-vqgan", tmp_path / "vqgan")
 
 

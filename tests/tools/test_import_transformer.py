@@ -137,8 +137,8 @@ def test_a_label_map_travels_with_the_transformer_and_its_z_curve(
     assert second.config.modality == LabelMap(5)
     transformer = Transformer.from_pretrained(tmp_path / "out")
     config = transformer.config
-    assert config.condition == CodesCondition(12, [4, 4], second.fingerprint)
-    assert (config.order.name, config.vqgan_fingerprint) == ("z_curve", vqgan.fingerprint)
+    assert config.condition == CodesCondition(12, [4, 4], second.tokenizer_fingerprint)
+    assert (config.order.name, config.vqgan_fingerprint) == ("z_curve", vqgan.tokenizer_fingerprint)
     labels = F.one_hot(torch.randint(5, (2, 8, 8)), 5).movedim(-1, 1).float()
     cond = second.encode(labels)
     check_logits(tensors, transformer, cond.flatten(1))
@@ -159,7 +159,7 @@ def test_a_condition_of_fewer_pixels_has_fewer_codes(
     second = VQGAN.from_pretrained(tmp_path / "out" / "condition_vqgan")
     assert second.config.modality == Depth()
     transformer = Transformer.from_pretrained(tmp_path / "out")
-    assert transformer.config.condition == CodesCondition(12, [2, 2], second.fingerprint)
+    assert transformer.config.condition == CodesCondition(12, [2, 2], second.tokenizer_fingerprint)
     check_logits(tensors, transformer, torch.tensor([[3, 11, 0, 1]]))
     # without a YAML file the user says so
     options = ("--resolution", 8, "--heads", 2, "--condition-size", 4)
@@ -183,7 +183,7 @@ def test_the_first_stage_may_be_that_of_the_condition_too(
         vqgan, second = (VQGAN.from_pretrained(tmp_path / "out" / name) for name in FOLDERS)
         assert (vqgan.config.modality, second.config.modality) == (RGB(), LowResolution())
         condition = Transformer.from_pretrained(tmp_path / "out").config.condition
-        assert condition == CodesCondition(12, [4, 4], second.fingerprint)
+        assert condition == CodesCondition(12, [4, 4], second.tokenizer_fingerprint)
 
 
 def test_coordinates_are_said_by_the_yaml_file_or_the_user(
@@ -243,7 +243,7 @@ def test_a_class_conditional_transformer_samples_with_its_vqgan(
     vqgan = VQGAN.from_pretrained(tmp_path / "out" / "vqgan")
     transformer = Transformer.from_pretrained(tmp_path / "out")
     config = transformer.config
-    assert config.vqgan_fingerprint == vqgan.fingerprint
+    assert config.vqgan_fingerprint == vqgan.tokenizer_fingerprint
     assert (config.heads, config.condition) == (4, ClassCondition(5))
     assert config.condition_table == "shared"
     assert (config.block_size, list(config.grid), config.dropout_residual) == (16, [4, 4], 0.1)
@@ -286,7 +286,9 @@ def test_a_transformer_without_its_vqgan_is_given_one(
         convert(tensors, *options, *given)
     convert(alone, *options, *given)
     config = Transformer.from_pretrained(tmp_path / "out").config
-    assert config.vqgan_fingerprint == VQGAN.from_pretrained(tmp_path / "vqgan").fingerprint
+    assert (
+        config.vqgan_fingerprint == VQGAN.from_pretrained(tmp_path / "vqgan").tokenizer_fingerprint
+    )
     assert not (tmp_path / "out" / "vqgan").exists()
 
 

@@ -88,7 +88,7 @@ def test_codes_are_what_the_model_gives_for_each_image(
     run(model, shards, tmp_path / "out", "--views", "flip")
     dataset = CodeDataset.open(str(tmp_path / "out"))
     vqgan = VQGAN.from_pretrained(model)
-    assert dataset.tokenizer_fingerprint == vqgan.fingerprint
+    assert dataset.tokenizer_fingerprint == vqgan.tokenizer_fingerprint
     assert (dataset.vocabulary, dataset.grid, dataset.views) == (16, (8, 8), 2)
     assert dataset.class_names == ("a", "b", "c")
     assert dataset.num_samples == 2 * SAMPLES
@@ -185,7 +185,7 @@ def test_codes_of_another_tokenizer_images_or_settings_are_refused(
     before = contents(out)
     other = tmp_path / "other"
     tiny_vqgan(1).save_pretrained(other)
-    theirs, mine = (VQGAN.from_pretrained(path).fingerprint for path in (model, other))
+    theirs, mine = (VQGAN.from_pretrained(path).tokenizer_fingerprint for path in (model, other))
     with pytest.raises(UserError, match=f"{theirs}.*{mine}"):
         run(other, shards, out)
     with pytest.raises(UserError, match=r"holds codes of other images.* but --shards has"):

@@ -75,7 +75,7 @@ class Job:
     def settings(self) -> dict[str, Any]:
         """The facts about models and preprocessing that all shards of this job share."""
         settings: dict[str, Any] = {
-            "tokenizer": {"fingerprint": self.model.fingerprint},
+            "tokenizer": {"fingerprint": self.model.tokenizer_fingerprint},
             "vocab": self.model.config.vocabulary,
             "preprocessing": {
                 "size": self.size,
@@ -94,7 +94,7 @@ class Job:
             settings["preprocessing"]["classes"] = False
         if self.condition_model is not None:
             settings["condition"] = {
-                "fingerprint": self.condition_model.fingerprint,
+                "fingerprint": self.condition_model.tokenizer_fingerprint,
                 "vocab": self.condition_model.config.vocabulary,
                 "grid": self.grid(self.condition_model),
             }

@@ -44,7 +44,11 @@ def test_the_condition_of_a_view_is_the_code_of_its_label_map(
 ) -> None:
     dataset = CodeDataset.open(str(codes))
     second = VQGAN.from_pretrained(condition_model).eval()
-    assert dataset.condition == {"fingerprint": second.fingerprint, "vocab": 12, "grid": [4, 4]}
+    assert dataset.condition == {
+        "fingerprint": second.tokenizer_fingerprint,
+        "vocab": 12,
+        "grid": [4, 4],
+    }
     reader = Reader(resolve(str(images(1))), Reading(Preprocess(8), 8, columns=["seg.png"]))
     (batch,) = reader.epoch_batches()
     labels = batch.columns["seg.png"]
