@@ -31,11 +31,19 @@ tokenize=()         # further options of tools/tokenize_dataset.py
 workers=1           # jobs that share the tokenization of the training images
 sample=()           # overrides of taming_dist.sample, such as (n=64 top_k=100)
 evaluate=()         # overrides of taming_dist.evaluate
+wandb=              # auto, online or offline: W&B of tokenization and samples, too; disabled: none
+group=              # what W&B groups the runs of the chain by; out unless set
 options=()          # sbatch's for all jobs, such as (--partition=gpu --account=me)
 training_options=() # further ones for the training jobs, such as (--nodes=4)
 # shellcheck source=slurm/chain_flickr.sh
 source "$(readlink -f "$1")"
 [[ -n $images ]] || fail "$1: set images="
+
+tell=(log.group="${group:-$out}") told=()
+if [[ -n $wandb ]]; then
+    tell+=(log.wandb="$wandb")
+    told=(--wandb "$wandb" --wandb-group "${group:-$out}")
+fi
 
 jobs=()
 # submit NAME NEEDED-JOBS SBATCH-ARGUMENT...: submit a job; its id is then in `job`.
@@ -52,14 +60,14 @@ submit() {
     printf '%-19s job %s%s\n' "$name" "$job" "${needed:+, after ${needed//:/, }}"
 }
 
-submit stage1 "" "${training_options[@]}" "$root/slurm/train_vqgan.sh" "${stage1[@]}" \
+submit stage1 "" "${training_options[@]}" "$root/slurm/train_vqgan.sh" "${tell[@]}" "${stage1[@]}" \
     data.train="$images/train" data.val="$images/val" run.dir="$out/stage1"
 first=$job needed=$job
 models=(--model "$out/stage1/export")
 vqgans=(data.vqgan="$out/stage1/export")
 sampled=()
 if ((${#condition[@]})); then
-    submit condition "" "${training_options[@]}" "$root/slurm/train_vqgan.sh" "${condition[@]}" \
+    submit condition "" "${training_options[@]}" "$root/slurm/train_vqgan.sh" "${tell[@]}" "${condition[@]}" \
         data.train="$images/train" data.val="$images/val" run.dir="$out/condition"
     needed+=:$job
     models+=(--condition-model "$out/condition/export")
@@ -70,17 +78,19 @@ submit evaluate_stage1 "$first" "$root/slurm/evaluate.sh" \
     model="$out/stage1/export" data="$images/val" out="$out/evaluation/stage1" "${evaluate[@]}"
 
 submit tokenize_train "$needed" --array="0-$((workers - 1))" "$root/slurm/tokenize.sh" \
-    "${models[@]}" --shards "$images/train" --out "$out/codes/train" --views "$views" "${tokenize[@]}"
+    "${models[@]}" --shards "$images/train" --out "$out/codes/train" --views "$views" \
+    "${told[@]}" "${tokenize[@]}"
 codes=$job
 submit tokenize_val "$needed" "$root/slurm/tokenize.sh" \
-    "${models[@]}" --shards "$images/val" --out "$out/codes/val" --prefix codes-val "${tokenize[@]}"
+    "${models[@]}" --shards "$images/val" --out "$out/codes/val" --prefix codes-val \
+    "${told[@]}" "${tokenize[@]}"
 codes+=:$job
 
-submit stage2 "$codes" "${training_options[@]}" "$root/slurm/train_transformer.sh" "${stage2[@]}" \
+submit stage2 "$codes" "${training_options[@]}" "$root/slurm/train_transformer.sh" "${tell[@]}" "${stage2[@]}" \
     data.train="$out/codes/train" data.val="$out/codes/val" "${vqgans[@]}" run.dir="$out/stage2"
 second=$job
 submit sample "$second" "$root/slurm/sample.sh" transformer="$out/stage2/export" \
-    vqgan="$out/stage1/export" out="$out/samples" "${sampled[@]}" "${sample[@]}"
+    vqgan="$out/stage1/export" out="$out/samples" "${sampled[@]}" "${tell[@]}" "${sample[@]}"
 submit evaluate_stage2 "$second" "$root/slurm/evaluate.sh" \
     model="$out/stage2/export" data="$out/codes/val" out="$out/evaluation/stage2" "${evaluate[@]}"
 

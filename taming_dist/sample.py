@@ -9,6 +9,8 @@ torchrun and srun; the same command continues what was stopped. See docs/samplin
 
 import re
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from taming_dist.config import hydra_entry
@@ -18,13 +20,15 @@ from taming_dist.engine.workers import Worker, environment_worker
 from taming_dist.engine.world import choose_device
 from taming_dist.errors import UserError
 from taming_dist.generation.generator import Generator
+from taming_dist.lineage import codes, export, record, samples
 from taming_dist.models.prior.transformer import Transformer
 from taming_dist.models.vqgan import VQGAN
 from taming_dist.sampling.again import again, check_same, read_recipe
 from taming_dist.sampling.config import SampleConfig
 from taming_dist.sampling.plan import plan_of
-from taming_dist.sampling.recipe import recipe_of, use_threads
+from taming_dist.sampling.recipe import Recipe, recipe_of, use_threads
 from taming_dist.sampling.work import complete
+from taming_dist.training.artifacts import Describe
 
 
 def main(config: SampleConfig) -> None:
@@ -33,20 +37,23 @@ def main(config: SampleConfig) -> None:
     Raises:
         UserError: exports, settings or a folder that cannot be used; nothing is written then.
     """
-    worker = environment_worker()
+    worker, log = environment_worker(), None
     with stoppable():
         try:
-            last = sample(config, worker)
+            log, last = sample(config, worker)
         except Stopped as stopped:  # while models were loaded; later `complete` sees to it
             last = f"stopped by {stopped}: nothing new was made, and the same command continues"
             if worker.rank == 0:
                 write_outcome(0, 0, finished=False, reason=f"stopped by {stopped}")
     if worker.number == 0:
-        print(last)
+        print(last, flush=True)
+        if log is not None:
+            log()
 
 
-def sample(config: SampleConfig, worker: Worker) -> str:
-    """Do so; gives what to say at the end."""
+def sample(config: SampleConfig, worker: Worker) -> tuple[Callable[[], None] | None, str]:
+    """Do so; gives what tells W&B of it, None of what is not complete, and what to say at the
+    end."""
     source = config.from_
     asked = read_recipe(source) if source else None
     if asked is not None:
@@ -59,7 +66,19 @@ def sample(config: SampleConfig, worker: Worker) -> str:
     if worker.number == 0:
         for note in filter(None, (same, *plan.notes)):
             print(note, file=sys.stderr)
-    return complete(Path(config.out), plan, recipe, worker)
+    out = Path(config.out)
+    is_complete, last = complete(out, plan, recipe, worker)
+    return partial(tell, config, out, recipe) if is_complete else None, last
+
+
+def tell(config: SampleConfig, out: Path, recipe: Recipe) -> None:
+    """Tell W&B of a finished run, if it is asked for."""
+    exports = (config.transformer, config.vqgan, config.condition_vqgan)
+    read: list[Describe] = [partial(export, name) for name in exports if name]
+    if config.condition is not None:
+        read.append(partial(codes, config.condition))
+    figures = {"sample/images": recipe.settings["n"]}
+    record(config.log, out, "sample", recipe.settings, read, partial(samples, out), figures)
 
 
 def load_generator(config: SampleConfig, local_rank: int = 0) -> Generator:

@@ -107,11 +107,13 @@ def fit_stage(
     from taming_dist.description import describe
     from taming_dist.engine.checkpoint import Checkpoints
     from taming_dist.engine.outcome import write_outcome
+    from taming_dist.lineage import export, read_by
     from taming_dist.run_dir import first_rank_sinks
     from taming_dist.stages import stage_of
     from taming_dist.stages.context import Context
     from taming_dist.training.clock import Clock
     from taming_dist.training.ending import ending, tell
+    from taming_dist.training.export import is_exported
     from taming_dist.training.loop import fit
     from taming_dist.training.profiling import profiled
     from taming_dist.training.run import Run
@@ -137,6 +139,8 @@ def fit_stage(
         speed = speed_of(config, opened, world) if world.is_first else None
         sinks.note(describe(config, world, batch, recipe))
         sinks.note(f"work      {speed}")
+        for read in read_by(config):
+            sinks.artifact(read, made=False)
         checkpoints = Checkpoints(
             run_dir / "checkpoints", world, config.train.keep_last, config.train.keep_every
         )
@@ -158,6 +162,9 @@ def fit_stage(
         )
         end = fit(run, stop).without(world.gather(stop.is_orphan))
         stop.last_words = None
+        if end.finished:
+            for folder in filter(is_exported, (run.export, run.best_export)):
+                sinks.artifact(partial(export, folder), made=True)
         told = dataclasses.asdict(end.goodput) | {"goodput": end.goodput.share}
         sinks.event("exit", clock, finished=end.finished, reason=end.reason, **told)
         if world.is_first:

@@ -13,7 +13,6 @@ import re
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -29,10 +28,13 @@ from PIL import Image
 from taming_dist import train
 from taming_dist.engine.tf32 import TF32_CHOICES, use_tf32
 from taming_dist.engine.world import choose_device
+from taming_dist.formats.manifest import resolve
 from taming_dist.models.vqgan import VQGAN
 from taming_dist.processes import state_of
 from taming_dist.training.console import LEFT, left
+from taming_dist.training.recipe import numbers
 from tests.data.shard_files import writing_shards
+from tests.wandb_files import artifacts, history, records
 
 LAUNCHER = (
     "RANK",
@@ -71,7 +73,9 @@ SETTINGS = [
     "train.preview_every=4",
     "train.preview_images=2",
     "log.wandb=offline",
+    "log.group=the chain",
 ]
+COUNTS = "val/codebook_counts"
 PROFILED = ["+debug=profile", "debug.after=2", "debug.steps=2"]
 UNSTABLE = re.compile("time$|throughput/|ranks/")
 Line = dict[str, Any]
@@ -342,54 +346,26 @@ def test_a_run_leaves_what_the_documents_promise(runs: Runs, outputs: dict[str, 
 # The three places that metrics go to
 
 
-def wandb_records(path: Path) -> Iterator[bytes]:
-    """The records of an offline file: a header of 7 bytes, then LevelDB's log format."""
-    data = path.read_bytes()
-    assert data[:4] == b":W&B"
-    position, parts = 7, b""
-    while position + 7 <= len(data):
-        if 32768 - position % 32768 < 7:
-            position += 32768 - position % 32768
-            continue
-        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
-        parts += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # a whole record, or the last part of one
-            yield parts
-            parts = b""
-
-
-def wandb_history(folder: Path) -> list[Line]:
-    """Every call of `log` with numbers, as the offline file has it."""
-    from wandb.proto import wandb_internal_pb2
-
-    found = []
-    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    for data in wandb_records(path):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        if record.WhichOneof("record_type") != "history":
-            continue
-        items = {
-            "/".join(item.nested_key) or item.key: json.loads(item.value_json)
-            for item in record.history.item
-        }
-        if not any(key.startswith("preview/") for key in items):
-            found.append({key: value for key, value in items.items() if key[0] != "_"})
-    return found
-
-
 def test_metrics_wandb_and_console_agree(runs: Runs, outputs: dict[str, str]) -> None:
     lines = runs.lines("whole")
     assert any("val/psnr" in line for line in lines)
     renamed = {"step": "trainer/step", "samples": "trainer/samples"}
     expected = [
-        {renamed.get(name, name): value for name, value in line.items() if name != "time"}
+        {renamed.get(name, name): value for name, value in numbers(line).items() if name != "time"}
         for line in lines
     ]
-    history = wandb_history(runs.folder / "outputs" / "whole")
-    told = [line for line in history if any(name.startswith("events/") for name in line)]
-    assert [line for line in history if line not in told] == expected
+    logged = history(runs.folder / "outputs" / "whole")
+    told = [line for line in logged if any(name.startswith("events/") for name in line)]
+    rest = [line for line in logged if line not in told]
+    plain = [
+        {name: value for name, value in line.items() if not name.startswith(COUNTS)}
+        for line in rest
+    ]
+    assert plain == expected
+    histograms = [line for line in rest if f"{COUNTS}/values" in line]
+    validated = [line for line in lines if COUNTS in line]
+    assert [line[f"{COUNTS}/values"] for line in histograms] == [line[COUNTS] for line in validated]
+    assert all(line[f"{COUNTS}/bins"] == list(range(33)) for line in histograms)
     saves = [line for line in runs.lines("whole", "events.jsonl") if line["event"] == "save"]
     assert [
         (line["trainer/samples"], line["events/save_stall_s"])
@@ -404,10 +380,30 @@ def test_metrics_wandb_and_console_agree(runs: Runs, outputs: dict[str, str]) ->
         head, *pairs = text.split("  ")
         remaining = left(line.get(LEFT))
         assert head == f"step {line['step']}/{lines[-1]['step']}{remaining}"
-        numbers = dict(pair.rsplit(" ", 1) for pair in pairs)
-        assert numbers.keys() == line.keys() - {"step", "samples", "time", LEFT}
-        for name, number in numbers.items():
+        told = dict(pair.rsplit(" ", 1) for pair in pairs)
+        assert told.keys() == line.keys() - {"step", "samples", "time", LEFT, COUNTS}
+        for name, number in told.items():
             assert math.isclose(float(number), line[name], rel_tol=1e-5, abs_tol=1e-30), name
+
+
+def test_wandb_knows_what_a_run_has_read_and_made_and_how_its_machine_fared(
+    runs: Runs, outputs: dict[str, str]
+) -> None:
+    folder = runs.folder / "outputs" / "whole"
+    read = [each for each in artifacts(folder) if each.used]
+    shards = [resolve(str(runs.folder / name)) for name in ("train", "val")]
+    assert [each.name for each in read] == [f"images-{each.fingerprint[:12]}" for each in shards]
+    assert [each.facts["samples"] for each in read] == [each.num_samples for each in shards]
+    assert {each.files for each in read} == {frozenset({"artifact.json", "manifest.json"})}
+    (made,) = (each for each in artifacts(folder) if not each.used)
+    assert made.name == f"vqgan-{VQGAN.from_pretrained(folder / 'export').fingerprint[:12]}"
+    assert made.files == {"artifact.json", "config.json"}
+    assert made.facts["place"] == str(folder / "export")
+    (begun,) = records(folder, "run")
+    assert (begun.run_group, begun.job_type) == ("the chain", "train")
+    assert any(
+        item.key.startswith("proc.") for each in records(folder, "stats") for item in each.item
+    )
 
 
 # A full disk

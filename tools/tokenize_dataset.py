@@ -9,6 +9,7 @@ resume after a stop, or after appending image shards. docs/tokenization.md has t
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from taming_dist import cli
@@ -20,11 +21,16 @@ from taming_dist.engine.stopping import Stopped, stoppable
 from taming_dist.engine.workers import environment_worker
 from taming_dist.errors import UserError
 from taming_dist.formats.manifest import Dataset, resolve
+from taming_dist.formats.strict_json import json_safe, read_json
+from taming_dist.lineage import codes, export, images, record
 from taming_dist.models.vqgan import VQGAN, check_size
 from taming_dist.prepare.tokenization.job import Job
+from taming_dist.prepare.tokenization.report import FIGURES, REPORT
 from taming_dist.prepare.tokenization.texts import Texts, open_texts
 from taming_dist.prepare.tokenization.views import VIEWS, build_views
 from taming_dist.prepare.tokenization.work import tokenize
+from taming_dist.training.recipe import CODE_COUNTS
+from taming_dist.training.wandb_sink import LogConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -33,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     worker = environment_worker()
     if worker.rank == 0:
         forget_outcome()
+    log = LogConfig(args.wandb, args.wandb_project, args.wandb_group)
     try:
         with stoppable():
             tokenize(make_job(args), worker, args.batch, args.threads, args.stale_after)
@@ -41,6 +48,20 @@ def main(argv: Sequence[str] | None = None) -> None:
             done = len(list(args.out.glob("*.tar"))) * args.shard_samples
             write_outcome(done, done, finished=False, reason=f"stopped by {stopped}")
             print(f"stopped by {stopped}: finished shards are kept; the same command continues")
+        return
+    if worker.number == 0:
+        tell(log, args)
+
+
+def tell(log: LogConfig, args: argparse.Namespace) -> None:
+    """Tell W&B of finished codes, if it is asked for."""
+    report = read_json(args.out / REPORT)
+    figures = {f"codes/{name}": report[name] for name in FIGURES if report.get(name) is not None}
+    figures[f"codes/{CODE_COUNTS}"] = report["histogram"]
+    exports = filter(None, (args.model, args.condition_model))
+    read = [partial(images, args.shards), *(partial(export, name) for name in exports)]
+    values = json_safe({name: own for name, own in vars(args).items() if name != "out"})
+    record(log, args.out, "tokenize", values, read, partial(codes, str(args.out)), figures)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -107,6 +128,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="SECONDS",
         help="seconds of silence after which a worker's shard is taken over",
     )
+    parser.add_argument(
+        "--wandb",
+        choices=["auto", "online", "offline", "disabled"],
+        default="disabled",
+        help="tell W&B of the finished codes: what they were made of, and their codebook's use",
+    )
+    parser.add_argument(
+        "--wandb-project", metavar="NAME", default=LogConfig.project, help="project there"
+    )
+    parser.add_argument("--wandb-group", metavar="NAME", help="what the run is grouped by there")
     return parser.parse_args(argv)
 
 

@@ -3,15 +3,14 @@
 Legend: b batch, v classes, h w pixels, i j latent grid.
 """
 
-import math
 from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from taming_dist.evaluation.reconstruction import codebook_use
 from taming_dist.losses.reconstruction import label_map_bce
-from taming_dist.losses.tokens import unigram_entropy
 from taming_dist.models.quantizers.interface import count
 
 
@@ -30,7 +29,8 @@ class LabelMapMetrics:
         self.classes = classes
         # images, cross-entropy; per class: pixels right, pixels that are it, pixels taken for it;
         # then uses per code
-        self.sums = torch.zeros(2 + 3 * classes + vocabulary, dtype=torch.float64)
+        self._codes = 2 + 3 * classes
+        self.sums = torch.zeros(self._codes + vocabulary, dtype=torch.float64)
 
     @torch.no_grad()
     def update(self, images: Tensor, reconstructions: Tensor, codes: Tensor) -> None:
@@ -41,25 +41,28 @@ class LabelMapMetrics:
         self.sums[0] += len(images)
         self.sums[1] += label_map_bce(images, reconstructions) * len(images)
         # not by masks and `bincount`, for which the host waits
-        pixels, used = self.sums[2:].tensor_split([3 * self.classes])
+        pixels = self.sums[2 : self._codes].chunk(3)
         for sums, which, many in zip(
-            pixels.chunk(3), (truth, truth, taken), (right, ones, ones), strict=True
+            pixels, (truth, truth, taken), (right, ones, ones), strict=True
         ):
             sums.index_add_(0, which, many)
-        used += count(codes, len(used))
+        self.code_counts.add_(count(codes, len(self.code_counts)))
+
+    @property
+    def code_counts(self) -> Tensor:
+        """How often each code was used, fp64 [K]: a part of `sums`."""
+        return self.sums[self._codes :]
 
     def compute(self) -> dict[str, float]:
         """Cross-entropy, share of pixels right, intersection over union averaged over the classes
         that occur or were found, codebook usage and perplexity (as `ReconstructionMetrics`)."""
         assert self.sums[0] > 0, "no batch was given"
-        right, truth, taken = self.sums[2 : 2 + 3 * self.classes].reshape(3, -1)
+        right, truth, taken = self.sums[2 : self._codes].reshape(3, -1)
         union = truth + taken - right
         there = union > 0
-        counts = self.sums[2 + 3 * self.classes :]
         return {
             "val_bce": float(self.sums[1] / self.sums[0]),
             "val_pixel_accuracy": float(right.sum() / truth.sum()),
             "val_mean_iou": float((right[there] / union[there]).mean()),
-            "codebook_usage": float((counts > 0).double().mean()),
-            "codebook_perplexity": math.exp(unigram_entropy(counts)),
+            **codebook_use(self.code_counts),
         }

@@ -76,8 +76,12 @@ class ReconstructionMetrics:
             for slot, network in enumerate(self.networks.values()):
                 distances = network(images, prediction, features[slot])
                 sums[2 + slot] += distances.sum(dtype=torch.float64)
-        used = self.sums[self._codes :]
-        used += count(codes, len(used))
+        self.code_counts.add_(count(codes, len(self.code_counts)))
+
+    @property
+    def code_counts(self) -> Tensor:
+        """How often each code was used, fp64 [K]: a part of `sums`."""
+        return self.sums[self._codes :]
 
     def compute(self) -> dict[str, float]:
         """Return the metrics of all images seen: PSNR in dB, SSIM and LPIPS per image, codebook
@@ -96,14 +100,19 @@ class ReconstructionMetrics:
                 metrics[f"val_ssim{name}"] = float(sums[1] / images)
             for slot, metric in enumerate(self.networks):
                 metrics[f"val_{metric}{name}"] = float(sums[2 + slot] / images)
-        counts = self.sums[self._codes :]
-        metrics["codebook_usage"] = float((counts > 0).double().mean())
-        metrics["codebook_perplexity"] = math.exp(unigram_entropy(counts))
-        return metrics
+        return metrics | codebook_use(self.code_counts)
 
     def _predictions(self) -> tuple[Tensor, ...]:
         """The sums of each prediction, as views."""
         return self.sums[2 : self._codes].split(self._facts)
+
+
+def codebook_use(counts: Tensor) -> dict[str, float]:
+    """Share of the codes that occur, and perplexity, of how often each was used [K]."""
+    return {
+        "codebook_usage": float((counts > 0).double().mean()),
+        "codebook_perplexity": math.exp(unigram_entropy(counts)),
+    }
 
 
 def _psnr(mean_squared_error: float) -> float:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, get_type_hints
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from huggingface_hub.errors import HfHubHTTPError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from taming_dist.access import require_readable, usual_mode
@@ -116,12 +116,33 @@ class Exported(nn.Module, PyTorchModelHubMixin):
 
     def fingerprint_of(self, state: Mapping[str, Tensor]) -> str:
         """sha256 (hex) over the canonical configuration and tensors by name."""
-        digest = hashlib.sha256(json.dumps(self.canonical_config(), sort_keys=True).encode())
-        for name, tensor in sorted(state.items()):
-            flat = tensor.detach().cpu().contiguous()
-            digest.update(f"{name} {flat.dtype} {tuple(flat.shape)}".encode())
-            digest.update(flat.flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return _digest(self.canonical_config(), sorted(state.items()))
+
+
+def read_fingerprint(folder: str) -> str:
+    """The fingerprint of an export of this version, one tensor in memory at a time.
+
+    Raises:
+        UserError: the folder is no complete export.
+    """
+    check_export(folder, read_kind(folder))
+    try:
+        with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+            config = json.load(file)
+        with safe_open(os.path.join(folder, WEIGHTS), "pt") as weights:
+            names = sorted(weights.keys())
+            return _digest(config, ((name, weights.get_tensor(name)) for name in names))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder}/{WEIGHTS} cannot be read ({error}): export again") from error
+
+
+def _digest(config: Mapping[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> str:
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name, tensor in tensors:
+        flat = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {flat.dtype} {tuple(flat.shape)}".encode())
+        digest.update(flat.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def canonical(model: type[Exported], config: Any) -> dict[str, Any]:

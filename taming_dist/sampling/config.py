@@ -1,6 +1,6 @@
 """The keys of `python -m taming_dist.sample`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
@@ -9,6 +9,7 @@ from taming_dist.generation.decoding import DecodingKeys
 from taming_dist.generation.rejection import LEAST_ACCEPTANCE
 from taming_dist.ranges import check_choice, ranged
 from taming_dist.sampling.writers import WRITERS
+from taming_dist.training.wandb_sink import LogConfig
 
 FILES = (
     "condition",
@@ -48,7 +49,8 @@ class SampleConfig(DecodingKeys):
     `guidance` over an image's codes. `precision`: fp32 or bf16. `compile` has torch.compile make
     fewer kernels of a token's step, which takes a minute or more at first. `steps` and
     `choice_temperature`: how a transformer of model/scheme=masked writes an image (null: as it was
-    trained to be previewed).
+    trained to be previewed). `log`: as in training, but that W&B is told of a finished run only
+    where `log.wandb` asks for it.
     """
 
     transformer: str = ""
@@ -73,6 +75,7 @@ class SampleConfig(DecodingKeys):
     window_memory: float = ranged(2.0, at_least=0)
     tile: int | None = ranged(None, at_least=0)
     compile: bool = False
+    log: LogConfig = field(default_factory=lambda: LogConfig(wandb="disabled"))
 
     def __post_init__(self) -> None:
         super().__post_init__()

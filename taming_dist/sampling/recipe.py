@@ -23,7 +23,7 @@ from taming_dist.sampling.plan import Plan
 FORMAT = "taming_dist.samples.v1"
 PLACES = ("transformer", "vqgan", "condition_vqgan", "text_encoder")  # keys that say where
 MOST_THREADS = 2**12
-OWN = ("out", "from_")  # keys of one command, that say nothing of its pictures
+OWN = ("out", "from_", "log")  # keys of one command, that say nothing of its pictures
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,9 @@ THUMBNAILS = "thumbnails.npy"
 Found = TypeVar("Found")
 
 
-def complete(out: Path, plan: Plan, recipe: Recipe, worker: Worker) -> str:
+def complete(out: Path, plan: Plan, recipe: Recipe, worker: Worker) -> tuple[bool, str]:
     """Work on the run that `recipe` describes until it is complete in `out`, or until this process
-    is asked to stop; gives the last line.
+    is asked to stop; gives whether it is complete, and the last line.
 
     Raises:
         UserError: the folder cannot be used, is another run's, or its disk is full.
@@ -48,7 +48,7 @@ def complete(out: Path, plan: Plan, recipe: Recipe, worker: Worker) -> str:
     folder = Folder(out, recipe, len(wanted), frozenset(map(kind.file, wanted)))
     if folder.is_complete():
         folder.forget()
-        return f"{out} is complete, nothing to do: {out / GRID}"
+        return True, f"{out} is complete, nothing to do: {out / GRID}"
     folder.check()
     require_writable(out)
     claims = Claims(folder.units)
@@ -68,8 +68,8 @@ def complete(out: Path, plan: Plan, recipe: Recipe, worker: Worker) -> str:
             if worker.rank == 0:
                 write_outcome(done, done, finished=False, reason=f"stopped by {stopped}")
             so_far = f"{done} of {len(wanted)} images are done"
-            return f"stopped by {stopped}: {so_far}, and the same command continues"
-    return f"{len(wanted)} images, and all at a glance: {out / GRID}"
+            return False, f"stopped by {stopped}: {so_far}, and the same command continues"
+    return True, f"{len(wanted)} images, and all at a glance: {out / GRID}"
 
 
 @dataclass(frozen=True)

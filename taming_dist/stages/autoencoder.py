@@ -5,7 +5,7 @@ Losses and step are those of the stages (`stages.vqgan`, `stages.label_maps`).
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from taming_dist.stages.opening import initial_weights
 from taming_dist.stages.trained import Trained, ValidationMetrics
 from taming_dist.training.export import Export
 from taming_dist.training.metrics import Metrics
-from taming_dist.training.recipe import Measured, Pictures, Preview
+from taming_dist.training.recipe import CODE_COUNTS, Measured, Pictures, Preview
 
 # What every first stage has of config groups: networks, what they encode, and how codes are chosen.
 FIRST_STAGE_SCHEMAS: Mapping[str, Mapping[str, type]] = {
@@ -69,6 +69,13 @@ def other_loss(model: VQGANConfig, given: str, fitting: str) -> UserError:
     )
 
 
+class CodebookMetrics(ValidationMetrics, Protocol):
+    """Those that count codes [K], too."""
+
+    @property
+    def code_counts(self) -> Tensor: ...
+
+
 class Autoencoder:
     """E, codebook and G: what they read of a batch, how they are measured and shown."""
 
@@ -89,15 +96,17 @@ class Autoencoder:
         """Those of the codebook and of the engine."""
         return self.codebook.window_metrics() | self.engine.window_metrics()
 
-    def validate(self, batches: Iterable[tuple[Any, bool]], metrics: ValidationMetrics) -> Measured:
-        """Metrics of inputs, reconstructions and codes, see `Trained.validate`."""
+    def validate(self, batches: Iterable[tuple[Any, bool]], metrics: CodebookMetrics) -> Measured:
+        """Metrics of inputs, reconstructions and codes, see `Trained.validate`; and as a curve how
+        often each code was used (`CODE_COUNTS`)."""
 
         def measure(model: Any, batch: Any) -> tuple[Tensor, ...]:
             images = self.input(batch)
             out = model(images)
             return images, out.images, out.codes
 
-        return self.trained.validate(batches, metrics, measure)
+        found = self.trained.validate(batches, metrics, measure)
+        return {**found, CODE_COUNTS: metrics.code_counts.long().tolist()}
 
     @torch.no_grad()
     def pictures(self, batches: Iterable[tuple[Any, bool]]) -> Iterator[Pictures]:

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from taming_dist.training.artifacts import Describe
 from taming_dist.training.clock import Clock
 from taming_dist.training.recipe import Measured, numbers
 
@@ -73,6 +74,9 @@ class Console:
         pass
 
     def image(self, clock: Clock, path: Path, caption: str) -> None:
+        pass
+
+    def artifact(self, describe: Describe, made: bool) -> None:
         pass
 
     def note(self, text: str) -> None:

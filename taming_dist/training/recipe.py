@@ -14,6 +14,9 @@ from taming_dist.training.metrics import Metrics
 Scalars = dict[str, Tensor]
 Measured = Mapping[str, float | list[float]]  # by name: a number, or the numbers of a curve
 
+# The curve of a first stage's validation that says how often each code of the codebook was used.
+CODE_COUNTS = "codebook_counts"
+
 
 def numbers(record: Measured) -> dict[str, float]:
     """What a record has but for its curves."""

@@ -17,6 +17,7 @@ from taming_dist.errors import UserError
 from taming_dist.formats.files import writing
 from taming_dist.formats.png import save_png
 from taming_dist.formats.strict_json import json_lines, json_safe
+from taming_dist.training.artifacts import Describe
 from taming_dist.training.clock import Clock
 from taming_dist.training.console import Console
 from taming_dist.training.recipe import Measured, Preview
@@ -31,6 +32,7 @@ class Sink(Protocol):
     def log(self, clock: Clock, record: Measured) -> None: ...
     def image(self, clock: Clock, path: Path, caption: str) -> None: ...
     def event(self, name: str, clock: Clock, details: dict[str, Any]) -> None: ...
+    def artifact(self, describe: Describe, made: bool) -> None: ...
     def note(self, text: str) -> None: ...
     def rewind(self, clock: Clock) -> None: ...
     def close(self, failed: bool) -> None: ...
@@ -90,6 +92,11 @@ class Sinks:
         for sink in self._sinks:
             sink.event(name, clock, details)
 
+    def artifact(self, describe: Describe, made: bool) -> None:
+        """Something that the run has read, or `made`, for its lineage."""
+        for sink in self._sinks:
+            sink.artifact(describe, made)
+
     def note(self, text: str) -> None:
         """A line for the person at the terminal."""
         for sink in self._sinks:
@@ -137,6 +144,9 @@ class MetricsFile:
         pass
 
     def image(self, clock: Clock, path: Path, caption: str) -> None:
+        pass
+
+    def artifact(self, describe: Describe, made: bool) -> None:
         pass
 
     def note(self, text: str) -> None:

@@ -14,20 +14,27 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from taming_dist.atomic import write_bytes
 from taming_dist.errors import UserError
 from taming_dist.launch import STOP_SIGNALS
 from taming_dist.processes import children, name_of
+from taming_dist.ranges import check_choice
+from taming_dist.training.artifacts import Artifact, Describe
 from taming_dist.training.clock import Clock
-from taming_dist.training.recipe import Measured, numbers
+from taming_dist.training.recipe import CODE_COUNTS, Measured, numbers
+from taming_dist.training.wandb_steps import Steps
 
 START_S = 60  # for W&B to find its server
+MOST_BARS = 512  # that W&B shows of a histogram
 MOST_WAITING = 1000  # calls: log points and previews
 LAST_S = 60.0  # for what is left at the end of a run
 KILLED_S = 5.0
@@ -39,14 +46,22 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class LogConfig:
-    """`wandb`: auto (online if a key is configured, else offline), online, offline or disabled."""
+    """`wandb`: auto (online if a key is configured, else offline), online, offline or disabled.
+
+    `group`: what W&B groups runs by, such as those of a chain (null: WANDB_RUN_GROUP, if it is
+    set). `artifacts`: none, references (what a run reads and makes, by fingerprint, place and size,
+    with small files), or files (the weights of what it makes, too).
+    """
 
     wandb: str = "auto"
     project: str = "taming_dist"
+    group: str | None = None
+    artifacts: str = "references"
 
     def __post_init__(self) -> None:
         if self.wandb not in ("auto", "online", "offline", "disabled"):
             raise UserError(f"log.wandb={self.wandb}: use online, offline, disabled or auto")
+        check_choice("log.artifacts", self.artifacts, ("none", "references", "files"))
 
 
 class WandB:
@@ -54,21 +69,39 @@ class WandB:
 
     The axis is a number of our own, the images seen (`trainer/samples`): W&B drops what goes back
     in its own step count after a resume, and steps go back when the global batch is raised. The run
-    id is kept in run.dir, so that a resumed run is the same run there.
+    id is kept in run.dir, so that a resumed run is the same run there; online its history is
+    rewound to where the run resumes. It begins with `rewind`, or with what is logged first.
     """
 
-    def __init__(self, config: LogConfig, run_dir: Path, name: str, values: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        config: LogConfig,
+        run_dir: Path,
+        name: str,
+        values: dict[str, Any],
+        job: str = "train",
+    ) -> None:
         self._calls: queue.Queue[Callable[[Any], None]] = queue.Queue(MOST_WAITING)
         self._missed = 0
         self._is_told = self._is_closed = False
-        self._thread = threading.Thread(
-            target=self._work, args=(config, run_dir, name, values), name="wandb", daemon=True
-        )
+        self._artifacts = config.artifacts
+        self._begun = threading.Event()
+        self._resumed_at: int | None = None
+        self._steps = Steps(run_dir) if wandb_mode(config) == "online" else None
+        begin = partial(start, config, run_dir, name, values, job)
+        self._thread = threading.Thread(target=self._work, args=(begin,), name="wandb", daemon=True)
         self._thread.start()
 
     def log(self, clock: Clock, record: Measured) -> None:
-        values = numbers(record) | stamp(clock)
-        self._call(lambda run: run.log(values))
+        counts = {name: own for name, own in record.items() if name.endswith(f"/{CODE_COUNTS}")}
+        bars = {name: bars_of(own) for name, own in counts.items() if isinstance(own, list)}
+
+        def histograms() -> dict[str, Any]:
+            import wandb
+
+            return {name: wandb.Histogram(np_histogram=own) for name, own in bars.items()}
+
+        self._log(clock, numbers(record), histograms if bars else None)
 
     def event(self, name: str, clock: Clock, details: dict[str, Any]) -> None:
         """An event as numbers: events/save is 1 where there was a save, events/save_stall_s what it
@@ -79,24 +112,34 @@ class WandB:
                 values[f"events/{name}_{key}"] = len(value)
             elif isinstance(value, int | float):
                 values[f"events/{name}_{key}"] = value
-        values |= stamp(clock)
-        self._call(lambda run: run.log(values))
+        self._log(clock, values)
 
     def image(self, clock: Clock, path: Path, caption: str) -> None:
-        values = stamp(clock)
-
-        def log(run: Any) -> None:
+        def picture() -> dict[str, Any]:
             import wandb
 
-            run.log({"preview": wandb.Image(str(path), caption=caption)} | values)
+            return {"preview": wandb.Image(str(path), caption=caption)}
 
-        self._call(log)
+        self._log(clock, {}, picture)
+
+    def artifact(self, describe: Describe, made: bool) -> None:
+        """Something that the run has read, or `made`; what cannot be described is left out."""
+
+        def tell(run: Any) -> None:
+            try:
+                attach(run, describe(), made, with_weights=self._artifacts == "files")
+            except Exception as error:
+                logger.info("W&B's lineage lacks an artifact: %s", error)
+
+        if self._artifacts != "none":
+            self._call(tell)
 
     def note(self, text: str) -> None:
         pass
 
     def rewind(self, clock: Clock) -> None:
-        pass
+        self._resumed_at = clock.images
+        self._begun.set()
 
     def close(self, failed: bool) -> None:
         # after an error of the run, which may be W&B's too (a full disk), its own is no news
@@ -107,6 +150,7 @@ class WandB:
             self._is_closed = True
             run.finish(exit_code=int(failed))
 
+        self._begun.set()
         with suppress(queue.Full):
             if self._thread.is_alive():
                 self._calls.put(finish, timeout=LAST_S)
@@ -118,6 +162,20 @@ class WandB:
         if self._missed:
             logger.info("W&B has missed %d calls; metrics.jsonl has their numbers", self._missed)
 
+    def _log(
+        self, clock: Clock, values: Mapping[str, float], media: Callable[[], Any] | None = None
+    ) -> None:
+        """Log a row at the present moment; its `media` are made by the thread."""
+        stamped, images, steps = {**values, **stamp(clock)}, clock.images, self._steps
+
+        def log(run: Any) -> None:
+            run.log(stamped if media is None else media() | stamped)
+            if steps is not None:
+                steps.note(images, run.step - 1)
+
+        self._begun.set()
+        self._call(log)
+
     def _call(self, action: Callable[[Any], None]) -> None:
         """Have the thread do something with the run at W&B, unless that is off."""
         if not self._thread.is_alive():
@@ -128,19 +186,22 @@ class WandB:
             self._missed += 1
             self._tell("W&B does not answer")
 
-    def _work(self, config: LogConfig, run_dir: Path, name: str, values: dict[str, Any]) -> None:
+    def _work(self, begin: Callable[[int | None, Steps | None], Any]) -> None:
         """The thread: whatever happens in W&B, training goes on."""
         # its process inherits that: Slurm's warning, which goes to all processes, does not end it
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
-            run = start(config, run_dir, name, values)
+            import wandb  # takes seconds, in which the run comes to where it begins
+
+            self._begun.wait()
+            run = begin(self._resumed_at, self._steps)
             while not self._is_closed:
                 self._calls.get()(run)
         except Exception as error:
             self._tell(f"W&B is off: {type(error).__name__}: {error}")
         with suppress(Exception):
             # now: at the end of Python it would wait for its process without a limit
-            sys.modules["wandb"].teardown()
+            wandb.teardown()
 
     def _tell(self, what: str) -> None:
         if self._is_told:
@@ -150,9 +211,20 @@ class WandB:
             print(f"{' '.join(what.split())}; {ELSEWHERE}", file=sys.stderr, flush=True)
 
 
-def start(config: LogConfig, run_dir: Path, name: str, values: dict[str, Any]) -> Any:
-    """Begin the run at W&B, or resume it."""
+def start(
+    config: LogConfig,
+    run_dir: Path,
+    name: str,
+    values: dict[str, Any],
+    job: str,
+    images: int | None,
+    steps: Steps | None,
+) -> Any:
+    """Begin the run at W&B, or resume it after so many images; `steps`: those that it has there.
+    Where either is None it is not rewound."""
     os.environ.setdefault("WANDB_SILENT", "true")
+    # what artifacts hold waits there to be sent, maybe by another machine: not in a home folder
+    os.environ.setdefault("WANDB_DATA_DIR", str((run_dir / "wandb").absolute()))
     import wandb
 
     id_file = run_dir / "wandb-id"
@@ -160,22 +232,62 @@ def start(config: LogConfig, run_dir: Path, name: str, values: dict[str, Any]) -
     if run_id is None:
         run_id = secrets.token_hex(4)
         write_bytes(id_file, run_id.encode())
-    run = wandb.init(
+    init = partial(
+        wandb.init,
         project=config.project,
+        group=config.group,
+        job_type=job,
         name=name,
         id=run_id,
-        resume="allow",
         dir=str(run_dir),
         mode=wandb_mode(config),
         config=values,
-        settings=wandb.Settings(init_timeout=START_S, console="off", x_disable_stats=True),
+        settings=wandb.Settings(init_timeout=START_S, console="off"),
     )
+    last = None if steps is None or images is None else steps.before(images)
+    run = None
+    if last is not None:
+        try:
+            run = init(resume_from=f"{run_id}?_step={last}")
+        except Exception as error:  # not every server can; the run then has some images twice
+            logger.info("W&B has not rewound the run to %d images: %s", images, error)
+    if run is None:
+        run = init(resume="allow")
     for handler in logging.getLogger("wandb").handlers:
         # Its own log lies in run_dir; on a full disk it would print a traceback for each line.
         handler.handleError = lambda record: None  # type: ignore[method-assign]
     run.define_metric("trainer/samples")
     run.define_metric("*", step_metric="trainer/samples")
     return run
+
+
+def attach(run: Any, artifact: Artifact, made: bool, with_weights: bool) -> None:
+    """Tell W&B that the run has made something, or has read it."""
+    import wandb
+
+    told = wandb.Artifact(artifact.name, type=artifact.type, metadata=dict(artifact.facts))
+    with told.new_file("artifact.json") as file:
+        file.write(artifact.description)
+    for path in artifact.small_files:
+        told.add_file(str(path), skip_cache=True)
+    if made:
+        run.log_artifact(told)
+    else:
+        # What run.use_artifact does with an artifact of unknown version, but that this refuses to
+        # do so offline, and online waits for the server, and metrics with it.
+        run._log_artifact(told, is_user_created=True, use_after_commit=True)
+    if made and with_weights and artifact.weights is not None:
+        # of its own, so that all know the other one by the same files
+        weights = wandb.Artifact(f"{artifact.name}-weights", type="weights")
+        weights.add_file(str(artifact.weights), skip_cache=True)
+        run.log_artifact(weights)
+
+
+def bars_of(counts: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """A histogram of how often each code was used [K]: the uses in as many equal ranges of code
+    numbers as W&B shows, and where these begin and end."""
+    edges = np.linspace(0, len(counts), min(len(counts), MOST_BARS) + 1).astype(int)
+    return np.add.reduceat(np.asarray(counts, dtype=float), edges[:-1]), edges
 
 
 def kill_service() -> None:

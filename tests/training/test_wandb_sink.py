@@ -185,6 +185,7 @@ if core := os.environ.get("CORE"):
 wandb_sink.LAST_S = float(os.environ.get("LAST_S", 2))
 folder, what, calls = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 with open_sinks(wandb_sink.LogConfig("offline"), folder, "a", Clock(4, 10), {}) as sinks:
+    sinks.rewind(Clock(4, 10))
     service = []
     while not service and what:
         service = [child for child in children() if name_of(child) == wandb_sink.SERVICE]
