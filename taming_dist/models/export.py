@@ -116,7 +116,7 @@ class Exported(nn.Module, PyTorchModelHubMixin):
 
     def fingerprint_of(self, state: Mapping[str, Tensor]) -> str:
         """sha256 (hex) over the canonical configuration and tensors by name."""
-        return _digest(self.canonical_config(), sorted(state.items()))
+        return checksum(self.canonical_config(), sorted(state.items()))
 
 
 def read_fingerprint(folder: str) -> str:
@@ -131,12 +131,13 @@ def read_fingerprint(folder: str) -> str:
             config = json.load(file)
         with safe_open(os.path.join(folder, WEIGHTS), "pt") as weights:
             names = sorted(weights.keys())
-            return _digest(config, ((name, weights.get_tensor(name)) for name in names))
+            return checksum(config, ((name, weights.get_tensor(name)) for name in names))
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder}/{WEIGHTS} cannot be read ({error}): export again") from error
 
 
-def _digest(config: Mapping[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> str:
+def checksum(config: Mapping[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """The fingerprint of a canonical configuration and of named tensors, sorted by name."""
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in tensors:
         flat = tensor.detach().cpu().contiguous()

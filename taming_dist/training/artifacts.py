@@ -44,7 +44,8 @@ class Artifact:
     @property
     def description(self) -> str:
         """The JSON that identifies it, the same for all who know it."""
-        return json.dumps({"kind": self.kind, "fingerprint": self.fingerprint}, indent=1) + "\n"
+        facts = {"kind": self.kind, "fingerprint": self.fingerprint}
+        return json.dumps(facts, indent=1, allow_nan=False) + "\n"
 
     @property
     def small_files(self) -> tuple[Path, ...]:

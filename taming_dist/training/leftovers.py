@@ -9,7 +9,13 @@ from pathlib import Path
 from taming_dist.engine.finding import remove_unfinished
 from taming_dist.training.export import remove_unfinished_exports
 
-FILES = ("config.yaml.tmp", "metrics.jsonl.tmp", "wandb-id.tmp", "images/images-*.png.tmp")
+FILES = (
+    "config.yaml.tmp",
+    "metrics.jsonl.tmp",
+    "wandb-id.tmp",
+    "wandb-steps.jsonl.tmp",
+    "images/images-*.png.tmp",
+)
 
 
 def remove_leftovers(run_dir: Path) -> None:

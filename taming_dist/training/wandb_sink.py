@@ -244,11 +244,11 @@ def start(
         config=values,
         settings=wandb.Settings(init_timeout=START_S, console="off"),
     )
-    last = None if steps is None or images is None else steps.before(images)
     run = None
-    if last is not None:
+    if steps is not None and images is not None and (last := steps.before(images)) is not None:
         try:
             run = init(resume_from=f"{run_id}?_step={last}")
+            steps.cut(images)
         except Exception as error:  # not every server can; the run then has some images twice
             logger.info("W&B has not rewound the run to %d images: %s", images, error)
     if run is None:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from taming_dist.atomic import write_bytes
 from taming_dist.formats.strict_json import json_lines
 
 FILE = "wandb-steps.jsonl"
@@ -17,19 +18,30 @@ class Steps:
 
     def note(self, images: int, step: int) -> None:
         """A row was logged."""
-        with open(self.path, "ab") as file:
-            file.write(json.dumps({"samples": images, "step": step}).encode() + b"\n")
+        line = json.dumps({"samples": images, "step": step}, allow_nan=False)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
 
     def before(self, images: int) -> int | None:
         """The step of the last row that comes before all that have seen more images; None where
         there is none, or no row has seen more: then there is nothing to rewind."""
-        if not self.path.is_file():
-            return None
-        last = None
-        for _, row in json_lines(self.path):
-            if row is None or not isinstance(row.get("step"), int):
-                continue
-            if row["samples"] > images:
-                return last
-            last = row["step"]
-        return None
+        kept, is_all = self._until(images)
+        return None if is_all or not kept else kept[-1][1]
+
+    def cut(self, images: int) -> None:
+        """The run was rewound: forget the rows after those that `before` looks at."""
+        kept, _ = self._until(images)
+        write_bytes(self.path, b"".join(line + b"\n" for line, _ in kept))
+
+    def _until(self, images: int) -> tuple[list[tuple[bytes, int]], bool]:
+        """The lines before the first one that has seen more images, each with its step, and
+        whether these are all."""
+        kept: list[tuple[bytes, int]] = []
+        if self.path.is_file():
+            for line, row in json_lines(self.path):
+                if row is None or not isinstance(row.get("step"), int):
+                    continue  # torn by a crash
+                if row["samples"] > images:
+                    return kept, False
+                kept.append((line, row["step"]))
+        return kept, True

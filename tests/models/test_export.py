@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from taming_dist.errors import UserError
-from taming_dist.models.export import read_kind
+from taming_dist.models.export import read_fingerprint, read_kind
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.quantizers import EMAQuantizerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
@@ -53,6 +53,19 @@ def test_the_fingerprint_changes_with_any_tensor_and_with_the_configuration() ->
     after = model.fingerprint
     model.config.resolution = 16
     assert len({before, after, model.fingerprint, tiny(seed=1).fingerprint}) == 4
+
+
+def test_the_fingerprint_of_an_export_is_known_without_building_the_model(
+    folder: Path, tmp_path: Path
+) -> None:
+    assert read_fingerprint(str(folder)) == VQGAN.from_pretrained(folder).fingerprint
+    sizes = {"vocabulary": 8, "grid": [2, 2], "layers": 1, "heads": 1, "width": 8}
+    Transformer(TransformerConfig(**sizes)).save_pretrained(tmp_path / "prior")
+    read = Transformer.from_pretrained(tmp_path / "prior")
+    assert read_fingerprint(str(tmp_path / "prior")) == read.fingerprint
+    (folder / "model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(UserError, match=r"model\.safetensors cannot be read"):
+        read_fingerprint(str(folder))
 
 
 def test_a_folder_that_is_no_export_is_named(tmp_path: Path) -> None:

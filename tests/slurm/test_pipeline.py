@@ -88,6 +88,7 @@ def test_a_chain_runs_in_order_and_each_job_gets_what_those_before_it_made(
     images = ["data.train=my images/train", "data.val=my images/val"]
     train = ["-m", "taming_dist.train"]
     overrides = ["+experiment=flickr", "optim.betas=[0.5, 0.9]"]
+    train += ["log.group=made"]
     assert told(tmp_path, "stage1") == [*train, *overrides, *images, "run.dir=made/stage1"]
     overrides = ["+experiment=flickr_segmentation"]
     assert told(tmp_path, "condition") == [*train, *overrides, *images, "run.dir=made/condition"]
@@ -111,6 +112,7 @@ def test_a_chain_runs_in_order_and_each_job_gets_what_those_before_it_made(
         "vqgan=made/stage1/export",
         "out=made/samples",
         "condition=made/codes/val",
+        "log.group=made",
         "n=4",
     ]
     assert told(tmp_path, "evaluate_stage2")[2:] == [

@@ -18,6 +18,7 @@ from taming_dist.models.vqgan import VQGAN
 from taming_dist.stages.vqgan import VQGANRecipe
 from taming_dist.training.clock import Clock
 from taming_dist.training.metrics import Means, read
+from taming_dist.training.recipe import CODE_COUNTS
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vqgan_step.pt"
 Make = Callable[..., Any]
@@ -358,6 +359,15 @@ def test_validation_leaves_weights_codebook_and_training_mode_as_they_were(
     assert all(torch.equal(before[name], after[name]) for name in before)
     twice = made.validate(iter([(batch(), True), (batch(seed=1), True)]))
     assert figures == twice  # a batch that only keeps ranks in step does not count
+
+
+def test_validation_tells_how_often_each_code_was_used(recipe: Make, batch: Make) -> None:
+    made = recipe({"quantizer": EMAQuantizerConfig(codes=24, dim=8)})
+    figures = made.validate(iter([(batch(), True), (batch(seed=1), False)]))
+    counts = figures[CODE_COUNTS]
+    codes = made.generator.module.encode(made.autoencoder.input(batch()))
+    assert counts == codes.flatten().bincount(minlength=24).tolist()
+    assert figures["codebook_usage"] == sum(count > 0 for count in counts) / 24
 
 
 def test_window_metrics_cover_every_micro_batch_since_they_were_taken(

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from taming_dist.errors import UserError
+from taming_dist.training.clock import Clock
 from taming_dist.training.sinks import open_sinks
-from taming_dist.training.wandb_sink import LogConfig, WandB, wandb_mode
+from taming_dist.training.wandb_sink import MOST_BARS, LogConfig, WandB, bars_of, wandb_mode
+from taming_dist.training.wandb_steps import Steps
 from tests.training.test_sinks import BLACK, CLOCK, at, steps
 
 
@@ -93,6 +95,126 @@ def test_a_resumed_run_goes_on_under_the_same_id(
     assert {settings["mode"] for settings in begun} == {"offline"}
 
 
+class Online(SimpleNamespace):
+    """A run at a server, whose rows have steps of its own."""
+
+    step = 0
+
+    def define_metric(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def log(self, record: dict[str, float]) -> None:
+        self.step += 1
+
+    def finish(self, exit_code: int) -> None:
+        pass
+
+
+def online_starts(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, last: int, resumed_at: int, can_rewind: bool
+) -> list[dict[str, Any]]:
+    """How the second of two starts begins its run: the first has logged at images 4, 8, ... until
+    `last`, and the second resumes after `resumed_at`."""
+    begun: list[dict[str, Any]] = []
+
+    def init(**settings: Any) -> Online:
+        begun.append(settings)
+        if "resume_from" in settings and not can_rewind:
+            raise RuntimeError("not enabled for this server")
+        return Online()
+
+    fake_wandb(monkeypatch, init)
+    for resumed, logged in ((0, range(4, last + 1, 4)), (resumed_at, ())):
+        run = WandB(LogConfig(wandb="online"), folder, "run", {})
+        run.rewind(Clock(4, 100, resumed))
+        for images in logged:
+            run.log(Clock(4, 100, images), {"a": 1.0})
+            run.event("save", Clock(4, 100, images), {})
+        run.close(failed=False)
+    return begun[1:]
+
+
+def test_online_a_run_is_rewound_to_where_it_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two rows for each step, numbered from 0: those of 4 and 8 images are rows 0 to 3."""
+    (second,) = online_starts(monkeypatch, tmp_path, last=20, resumed_at=8, can_rewind=True)
+    assert second["resume_from"] == f"{second['id']}?_step=3"
+    assert "resume" not in second
+    steps = Steps(tmp_path)
+    for images, step in ((8, 4), (12, 5), (16, 6)):  # what the server numbers from there on
+        steps.note(images, step)
+    assert steps.before(12) == 5
+    assert steps.before(16) is None
+
+
+@pytest.mark.parametrize("resumed_at", [0, 20])
+def test_a_run_with_nothing_to_keep_or_to_rewind_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resumed_at: int
+) -> None:
+    (second,) = online_starts(monkeypatch, tmp_path, 20, resumed_at, can_rewind=True)
+    assert second["resume"] == "allow"
+
+
+def test_where_the_server_cannot_rewind_the_run_goes_on_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    refused, second = online_starts(monkeypatch, tmp_path, 20, resumed_at=8, can_rewind=False)
+    assert "resume_from" in refused
+    assert second["resume"] == "allow"
+    assert refused["id"] == second["id"]
+    assert "W&B is off" not in capsys.readouterr().err
+
+
+def test_a_run_that_ends_before_it_resumes_is_not_rewound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[dict[str, Any]] = []
+    fake_wandb(monkeypatch, lambda **settings: begun.append(settings) or Online())
+    (tmp_path / "wandb-id").write_text("0123abcd")
+    Steps(tmp_path).note(4, 0)
+    WandB(LogConfig(wandb="online"), tmp_path, "run", {}).close(failed=True)
+    assert [settings.get("resume") for settings in begun] == ["allow"]
+
+
+def test_an_artifact_that_cannot_be_described_costs_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    logged: list[dict[str, float]] = []
+    run = Online(log=logged.append)
+    fake_wandb(monkeypatch, run)
+
+    def describe() -> Any:
+        raise UserError("there is no such folder")
+
+    with open_sinks(LogConfig(wandb="offline"), tmp_path, "run", CLOCK, {}) as sinks:
+        sinks.artifact(describe, made=False)
+        sinks.log(CLOCK, {"a": 1.0})
+    assert [record["a"] for record in logged] == [1.0]
+    assert capsys.readouterr().err == ""
+
+
+def test_without_artifacts_none_is_even_described(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_wandb(monkeypatch, Online())
+    described: list[str] = []
+    config = LogConfig(wandb="offline", artifacts="none")
+    with open_sinks(config, tmp_path, "run", CLOCK, {}) as sinks:
+        sinks.artifact(lambda: described.append("it"), made=True)  # type: ignore[func-returns-value, arg-type, return-value]
+    assert not described
+
+
+def test_a_histogram_has_the_uses_of_each_code_and_of_large_codebooks_those_of_ranges() -> None:
+    uses, edges = bars_of([3, 0, 1])
+    assert uses.tolist() == [3, 0, 1]
+    assert edges.tolist() == [0, 1, 2, 3]
+    uses, edges = bars_of([1] * 1000)
+    assert len(uses) == MOST_BARS
+    assert uses.sum() == 1000
+    assert (edges[0], edges[-1]) == (0, 1000)
+
+
 @pytest.mark.parametrize("damage", [b"", b"\n", b"\0\0\0\0", b"\xff\xfe", b"a/b"])
 def test_an_empty_or_damaged_id_is_replaced_by_a_new_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes
@@ -147,6 +269,11 @@ def test_wandb_is_online_only_where_a_key_is_configured(
     for name, value in (variables | {"NETRC": str(tmp_path / "netrc")}).items():
         monkeypatch.setenv(name, value)
     assert wandb_mode(LogConfig(wandb=asked)) == expected
+
+
+def test_an_unknown_choice_of_artifacts_is_the_users_mistake() -> None:
+    with pytest.raises(UserError, match=r"log\.artifacts=all: use none or references or files"):
+        LogConfig(artifacts="all")
 
 
 def test_an_unknown_wandb_mode_is_the_users_mistake() -> None:
