@@ -248,9 +248,10 @@ def start(
     if steps is not None and images is not None and (last := steps.before(images)) is not None:
         try:
             run = init(resume_from=f"{run_id}?_step={last}")
-            steps.cut(images)
         except Exception as error:  # not every server can; the run then has some images twice
             logger.info("W&B has not rewound the run to %d images: %s", images, error)
+        else:
+            steps.cut(images)
     if run is None:
         run = init(resume="allow")
     for handler in logging.getLogger("wandb").handlers:

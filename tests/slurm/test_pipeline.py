@@ -1,6 +1,7 @@
 """The chain of jobs: a real Slurm with its dependencies, and a stand-in for python."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -165,3 +166,33 @@ def test_a_chain_that_is_not_given_is_refused_in_one_line(tmp_path, chain, said)
     script = REPOSITORY / "slurm/pipeline.sh"
     done = subprocess.run([script, "chain.sh"], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
+
+
+SBATCH = """#!/bin/bash
+for word; do printf '%s\\n' "$word"; done >"$RECORDED/$(ls "$RECORDED" | wc -l)"
+echo 1
+"""
+
+
+def test_a_chain_that_asks_for_wandb_has_all_of_it_told_as_one_group(tmp_path: Path) -> None:
+    """A stand-in for sbatch writes down its arguments."""
+    asked, recorded = tmp_path / "sbatch", tmp_path / "recorded"
+    asked.write_text(SBATCH)
+    asked.chmod(0o755)
+    recorded.mkdir()
+    (tmp_path / "chain.sh").write_text(f"{CHAIN}wandb=offline\ngroup='my group'\n")
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    subprocess.run(
+        [REPOSITORY / "slurm/pipeline.sh", "chain.sh"],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": path, "RECORDED": str(recorded)},
+        check=True,
+    )
+    words = [file.read_text().splitlines() for file in sorted(recorded.iterdir())]
+    told = {each[1].removeprefix("--job-name="): each for each in words}
+    for name in ("stage1", "stage2", "sample"):
+        assert {"log.group=my group", "log.wandb=offline"} <= set(told[name])
+    for name in ("tokenize_train", "tokenize_val"):
+        at = told[name].index("--wandb")
+        assert told[name][at : at + 4] == ["--wandb", "offline", "--wandb-group", "my group"]
+    assert not [word for word in told["evaluate_stage1"] if word.startswith(("--wandb", "log."))]
