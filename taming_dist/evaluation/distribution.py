@@ -1,9 +1,9 @@
 """How far a set of images is from another, by features of each: one distance for all of them.
 
 Frechet distance (FID): arXiv 1706.08500, of spatial features (sFID): arXiv 2103.03841; kernel
-distance (KID): arXiv 1801.01401; precision and recall: arXiv 1904.06991; these are computed by
-`torch-fidelity`, with its settings. Density and coverage, which outliers of the real images sway
-less: arXiv 2002.09797.
+distance (KID): arXiv 1801.01401; precision and recall: arXiv 1904.06991; of one set alone the
+Inception Score: arXiv 1606.03498; these are computed by `torch-fidelity`, with its settings.
+Density and coverage, which outliers of the real images sway less: arXiv 2002.09797.
 
 Legend: n images made, m real ones, d features.
 """
@@ -18,6 +18,7 @@ from taming_dist.errors import UserError
 from taming_dist.vision import torchvision_models
 
 LEAST = 6  # images of either set: the fifth neighbour of each
+SPLITS = 10  # of the Inception Score, which is their mean
 KID_SUBSETS, KID_SUBSET, KID_SEED = 100, 1000, 2020
 NEIGHBOURS, WIDER = 3, 5  # of precision and recall; of density and coverage
 ROWS = 1024  # of a block of distances
@@ -71,6 +72,24 @@ def frechet(
         for part in (fid_features_to_statistics(made.cpu()), statistics)
     ]
     return float(fid_statistics_to_metric(*both, verbose=False)[KEY_METRIC_FID])
+
+
+def inception_score(features: Tensor, classifier: Tensor) -> dict[str, float]:
+    """The Inception Score of features [n,d] by a classifier [classes,d], and its standard deviation
+    over splits; nothing of fewer images than there are splits."""
+    from torch_fidelity.metric_isc import (
+        KEY_METRIC_ISC_MEAN,
+        KEY_METRIC_ISC_STD,
+        isc_features_to_metric,
+    )
+
+    if len(features) < SPLITS:
+        return {}
+    found = isc_features_to_metric(features.cpu() @ classifier.T, splits=SPLITS)
+    return {
+        "inception_score": float(found[KEY_METRIC_ISC_MEAN]),
+        "inception_score_std": float(found[KEY_METRIC_ISC_STD]),
+    }
 
 
 def neighbourhoods(made: Tensor, real: Tensor) -> dict[str, float]:

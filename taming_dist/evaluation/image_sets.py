@@ -10,16 +10,17 @@ from taming_dist.copies import to_device
 from taming_dist.engine.world import World
 from taming_dist.errors import UserError
 from taming_dist.evaluation.config import EvaluateConfig, refuse
-from taming_dist.evaluation.distribution import distances, frechet
+from taming_dist.evaluation.distribution import distances, frechet, inception_score
 from taming_dist.evaluation.features import Features
 from taming_dist.evaluation.folder import prepare_folder
 from taming_dist.evaluation.nearest import Nearest, save_nearest
 from taming_dist.evaluation.protocol import CENTRE, LANCZOS, Measured, Protocol
 from taming_dist.evaluation.reference import Reference, open_reference
 from taming_dist.evaluation.sources import Intake, Source, open_source, read
-from taming_dist.inception import SPATIAL_LAYER, Inception, inception
+from taming_dist.inception import LOGITS, SPATIAL_LAYER, Inception, inception
 from taming_dist.losses.perceptual import LPIPS
 from taming_dist.pretrained import lpips_digest, lpips_network
+from taming_dist.weights import digest
 
 
 def evaluate_images(config: EvaluateConfig, world: World) -> Measured:
@@ -163,3 +164,8 @@ def add_distances(
     if real_spatial is not None or reference.spatial is not None:
         sfid = frechet(spatial, real_spatial, reference.spatial)
         measured.add({"sfid": sfid}, Protocol(*asked, network.digest, SPATIAL_LAYER))
+    if network.classifier is not None:
+        alone = (len(made), 0, "", size, *how(size), "uint8")
+        weights = f"{network.digest}+{digest({'fc.weight': network.classifier})}"
+        score = inception_score(own, network.classifier)
+        measured.add(score, Protocol(*alone, weights, LOGITS))

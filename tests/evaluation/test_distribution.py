@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from taming_dist.evaluation.distribution import density_and_coverage, distances
+from taming_dist.evaluation.distribution import density_and_coverage, distances, inception_score
 from taming_dist.evaluation.protocol import Protocol
 from taming_dist.inception import LAYER, inception
 
@@ -53,11 +53,34 @@ def test_figures_are_those_of_torch_fidelity_on_the_same_folders(tmp_path: Path)
     """With random weights, which it is given by a file, as it fetches none here."""
     network = inception("random")
     import torch_fidelity
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
-    class Theirs(FeatureExtractorInceptionV3):
-        def __new__(cls, *_: Any, **__: Any) -> Any:
-            return network.network
+    class Theirs(FeatureExtractorBase):
+        """Our network, with logits as theirs has them, which the small one stops before."""
+
+        def __init__(self, name: str, features_list: list[str], **_: Any) -> None:
+            super().__init__(name, features_list)
+
+        def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+            found = network(images)
+            known = {network.layer: found, "logits_unbiased": found @ network.classifier.T}
+            return tuple(known[name] for name in self.features_list)
+
+        @staticmethod
+        def get_provided_features_list() -> tuple[str, ...]:
+            return network.layer, "logits_unbiased"
+
+        @staticmethod
+        def get_default_feature_layer_for_metric(metric: str) -> str:
+            return "logits_unbiased" if metric == "isc" else network.layer
+
+        @staticmethod
+        def can_be_compiled() -> bool:
+            return False
+
+        @staticmethod
+        def get_dummy_input_for_compile() -> Tensor:
+            return torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
 
     torch_fidelity.register_feature_extractor("ours", Theirs)
     generator = np.random.default_rng(0)
@@ -70,6 +93,8 @@ def test_figures_are_those_of_torch_fidelity_on_the_same_folders(tmp_path: Path)
         feature_layer_fid=network.layer,
         feature_layer_kid=network.layer,
         feature_layer_prc=network.layer,
+        feature_layer_isc="logits_unbiased",
+        isc=True,
         fid=True,
         kid=True,
         prc=True,
@@ -87,8 +112,27 @@ def test_figures_are_those_of_torch_fidelity_on_the_same_folders(tmp_path: Path)
         "recall": "recall",
     }
     assert found["fid"] > 1
+    assert network.classifier is not None
+    found |= inception_score(made, network.classifier)
+    names |= {"inception_score": "inception_score_mean"}
+    names |= {"inception_score_std": "inception_score_std"}
     for ours, theirs in names.items():
         assert found[ours] == pytest.approx(expected[theirs], rel=1e-4, abs=1e-9), ours
+
+
+def test_the_inception_score_is_that_of_a_loop_over_splits() -> None:
+    made = features(20, 0.0)
+    classifier = torch.randn(7, 16, generator=torch.Generator().manual_seed(0))
+    order = np.random.RandomState(2020).permutation(20)
+    scores = []
+    for split in np.array_split(order, 10):
+        shares = torch.softmax(made[torch.from_numpy(split)].double() @ classifier.T.double(), 1)
+        mean = shares.mean(0)
+        scores.append(float((shares * (shares / mean).log()).sum(1).mean().exp()))
+    found = inception_score(made, classifier)
+    assert found["inception_score"] == pytest.approx(np.mean(scores), rel=1e-5)
+    assert found["inception_score_std"] == pytest.approx(np.std(scores), rel=1e-4)
+    assert inception_score(made[:9], classifier) == {}
 
 
 def test_protocols_differ_in_their_hash_wherever_they_differ() -> None:

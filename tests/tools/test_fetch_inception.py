@@ -1,5 +1,6 @@
 """The tool that fetches FID's Inception: its tensors alone are read, whatever the file holds."""
 
+import hashlib
 import importlib.util
 import io
 import pickle
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from taming_dist.errors import UserError
+from taming_dist.inception import classifier_file, kept_classifier
 
 TOOL = Path(__file__).parents[2] / "tools" / "fetch_inception.py"
 
@@ -82,3 +84,39 @@ def test_what_is_no_tensor_is_refused_unmade(tool: Any) -> None:
         tool.read_script(file.getvalue())
     with pytest.raises(UserError, match="cannot be read"):
         tool.read_script(b"no archive")
+
+
+def test_the_classifier_is_taken_from_the_file_with_the_published_hash(
+    tool: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TAMING_DIST_CACHE", str(tmp_path / "cache"))
+    assert kept_classifier() is None
+    weight = torch.randn(1008, 2048)
+    path = tmp_path / "weights.pth"
+    torch.save({"fc.weight": weight, "fc.bias": torch.zeros(1008)}, path)
+    with pytest.raises(UserError, match=r"weights\.pth is not torch-fidelity's"):
+        tool.keep_classifier(path)
+    monkeypatch.setattr(
+        tool, "CLASSIFIER_SHA256", hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    )
+    assert "wrote" in tool.keep_classifier(path)
+    found = kept_classifier()
+    assert found is not None
+    assert torch.equal(found, weight)
+    classifier_file().write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"classifier\.safetensors is damaged"):
+        kept_classifier()
+    with pytest.raises(UserError, match="not a file of plausible size"):
+        tool.keep_classifier(tmp_path)
+
+
+def test_code_in_the_file_of_the_classifier_is_not_run(
+    tool: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({"fc.weight": Path("a")}, path)
+    monkeypatch.setattr(
+        tool, "CLASSIFIER_SHA256", hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    )
+    with pytest.raises(UserError, match="holds something other than"):
+        tool.keep_classifier(path)
