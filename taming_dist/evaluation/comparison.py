@@ -1,6 +1,6 @@
 """Figures of several evaluations side by side, which have to be of the same protocol."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,15 @@ def record_of(folder: Path) -> dict[str, Any]:
 
 def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """In what two protocols differ, by its name."""
-    names = [name for name in one if name not in ("hash", "figures")]
-    differing = [name for name in names if one[name] != other.get(name)]
-    return ", ".join(f"{name} ({one[name]}, {other.get(name)})" for name in differing) or "version"
+    return ", ".join(differing(one, other)) or "version"
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any], within: str = "") -> Iterator[str]:
+    """Each entry of one that the other has otherwise, and both values; those of mappings inside by
+    their path."""
+    for name, value in one.items():
+        theirs = other.get(name)
+        if isinstance(value, Mapping) and isinstance(theirs, Mapping):
+            yield from differing(value, theirs, f"{within}{name}.")
+        elif name not in ("hash", "figures") and value != theirs:
+            yield f"{within}{name} ({value}, {theirs})"
