@@ -109,8 +109,7 @@ def fit_stage(
     from taming_dist.engine.outcome import write_outcome
     from taming_dist.lineage import export, read_by
     from taming_dist.run_dir import first_rank_sinks
-    from taming_dist.stages import stage_of
-    from taming_dist.stages.context import Context
+    from taming_dist.stages import recipe_of, stage_of
     from taming_dist.training.clock import Clock
     from taming_dist.training.ending import ending, tell
     from taming_dist.training.export import is_exported
@@ -120,24 +119,21 @@ def fit_stage(
     from taming_dist.training.sinks import Sinks
     from taming_dist.training.watchdog import watching
 
-    stage, batch, run_dir = stage_of(config), start.batch, start.run_dir
+    run_dir = start.run_dir
     clock = Clock(config.data.global_batch, config.train.steps)
     stuck_after = config.train.stuck_after
     with (
         ending(run_dir, world, clock) as stack,
         watching(run_dir, world, clock, stuck_after, stop) as progress,
     ):
-        cut = (batch.micro_batch, batch.accumulation)
-        seed, spikes, freeze = config.run.seed, config.train.skip_spikes, config.train.freeze
-        context = Context(config.optim, config.engine, world, *cut, seed, spikes, freeze)
-        recipe = stage.recipe(config, opened, context)
-        distances = stage.distances(config, opened, world)
+        recipe = recipe_of(config, start, opened, world)
+        distances = stage_of(config).distances(config, opened, world)
         sinks = Sinks(None, [])
         if world.is_first:
             sinks = stack.enter_context(first_rank_sinks(config, clock, run_dir))
             stop.last_words = partial(tell, run_dir, world, clock)
         speed = speed_of(config, opened, world) if world.is_first else None
-        sinks.note(describe(config, world, batch, recipe))
+        sinks.note(describe(config, world, start.batch, recipe))
         sinks.note(f"work      {speed}")
         for read in read_by(config):
             sinks.artifact(read, made=False)

@@ -3,13 +3,16 @@
 from collections import defaultdict
 from typing import Any
 
+from taming_dist.engine.world import World
 from taming_dist.errors import UserError
-from taming_dist.stages.interface import Config, Stage
+from taming_dist.stages.context import Context
+from taming_dist.stages.interface import Config, Opened, Stage, Start
 from taming_dist.stages.label_maps import LabelMapStage
 from taming_dist.stages.prior import PriorStage
 from taming_dist.stages.vqgan import VQGANStage
+from taming_dist.training.recipe import Recipe
 
-__all__ = ["STAGES", "schemas", "stage_of"]
+__all__ = ["STAGES", "recipe_of", "schemas", "stage_of"]
 
 STAGES: dict[str, Stage[Any]] = {
     "vqgan": VQGANStage(),
@@ -33,6 +36,14 @@ def stage_of(config: Config) -> Stage[Any]:
         f"model={model} does not go with loss={loss} and data={data}: choose model, loss and data "
         f"of one stage, as the experiments do"
     )
+
+
+def recipe_of(config: Config, start: Start, opened: Opened, world: World) -> Recipe:
+    """What trains with what the stage has opened, once the ranks have met (collective)."""
+    cut = (start.batch.micro_batch, start.batch.accumulation)
+    seed, spikes, freeze = config.run.seed, config.train.skip_spikes, config.train.freeze
+    context = Context(config.optim, config.engine, world, *cut, seed, spikes, freeze)
+    return stage_of(config).recipe(config, opened, context)
 
 
 def schemas() -> dict[str, dict[str, type]]:
