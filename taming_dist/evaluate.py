@@ -2,11 +2,13 @@
 
 python -m taming_dist.evaluate model=EXPORT data=SPEC out=DIR
 python -m taming_dist.evaluate images=DIR reference=DIR out=DIR
+python -m taming_dist.evaluate probe=true data=CODES train=CODES out=DIR
 
 A VQGAN is measured on image shards by the quality of its reconstructions, a transformer on code
 shards by its predictions, and by samples; the export says which of the two it is. Given images are
-measured by their distance from a reference. <out> gets metrics.json last; for a VQGAN, before that,
-reconstructions.png and single images as images/000-input.png and images/000-reconstruction.png.
+measured by their distance from a reference, a tokenizer by how well a transformer of a fixed recipe
+learns its codes. <out> gets metrics.json last; for a VQGAN, before that, reconstructions.png and
+single images as images/000-input.png and images/000-reconstruction.png.
 Also under torchrun and srun, with the same figures. On Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP it ends
 without metrics.json, and the same command begins anew. See docs/evaluation.md.
 """
@@ -25,7 +27,7 @@ from taming_dist.engine.start import init_world, shutdown
 from taming_dist.engine.stopping import Stopped, stoppable
 from taming_dist.engine.world import World, choose_device, is_lost_connection
 from taming_dist.errors import LostRank, UserError
-from taming_dist.evaluation.config import EvaluateConfig
+from taming_dist.evaluation.config import EvaluateConfig, given
 from taming_dist.evaluation.first_stage import evaluate_vqgan
 from taming_dist.evaluation.image_sets import evaluate_images
 from taming_dist.evaluation.protocol import Measured
@@ -39,6 +41,7 @@ from taming_dist.launch import Place, end_with_launcher, environment_place
 from taming_dist.models.export import read_kind
 from taming_dist.models.prior.transformer import Transformer
 from taming_dist.models.vqgan import VQGAN
+from taming_dist.probe import SIZES, run_probe
 from taming_dist.sampling.config import SampleConfig
 from taming_dist.sampling.plan import plan_of
 from taming_dist.sampling.recipe import recipe_of
@@ -58,7 +61,7 @@ def main(config: EvaluateConfig) -> None:
         forget_outcome()
     with stoppable():
         try:
-            measure(config, join(here))
+            measure(config, join(here, trains=config.probe))
         except Stopped as stopped:
             if here.rank == 0:
                 write_outcome(0, 0, finished=False, reason=f"stopped by {stopped}")
@@ -70,9 +73,9 @@ def main(config: EvaluateConfig) -> None:
             raise
 
 
-def join(here: Place) -> World:
-    """The ranks that take part; a single process needs no group."""
-    if here.world_size > 1:
+def join(here: Place, trains: bool = False) -> World:
+    """The ranks that take part; a single process needs no group unless it `trains`."""
+    if here.world_size > 1 or trains:
         return init_world(here)
     return World(here.rank, 1, here.local_rank, choose_device(here.local_rank))
 
@@ -88,13 +91,12 @@ def measure(config: EvaluateConfig, world: World) -> None:
             write_json(path, asked_for(config) | measured.record())
     if world.is_first:
         print("\n".join([*measured.lines(), f"wrote {path}"]))
-    if world.world_size > 1:
-        shutdown()
+    shutdown()
 
 
 def asked_for(config: EvaluateConfig) -> dict[str, Any]:
     """What the command names, for metrics.json."""
-    names = ("model", "data", "vqgan", "reference", "training")
+    names = ("model", "data", "train", "vqgan", "reference", "training")
     asked = {name: getattr(config, name) for name in names}
     asked["source"] = config.images  # whose number is called so
     if config.n is not None:
@@ -108,12 +110,18 @@ def evaluation_of(config: EvaluateConfig) -> Callable[[EvaluateConfig, World], M
     Raises:
         UserError: it names nothing.
     """
+    if config.probe:
+        return partial(run_probe, sampling=sampled_images)
+    for name in given(config):
+        if name == "train" or name in SIZES:
+            raise UserError(f"{name}: it is for probe=true, leave it out")
     if config.images is not None:
         return evaluate_images
     if not config.model or not config.data:
         name = "data" if config.model else "model"
         raise UserError(
-            f"{name}=... is missing: give model=EXPORT data=SHARDS, or images=... reference=..."
+            f"{name}=... is missing: give model=EXPORT data=SHARDS, or images=... reference=..., "
+            f"or probe=true"
         )
     if read_kind(config.model) == "vqgan":
         return evaluate_vqgan

@@ -4,10 +4,13 @@ Nothing is held per sample: shards are mapped when they are first needed, checke
 the least recently used are closed again. Stage 2 reads nothing else: no image, no encoder.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,13 +50,26 @@ class CodesConfig(DataConfig):
     condition_vqgan: str = ""
 
 
+@dataclass(frozen=True)
+class Origin:
+    """The images that codes were made of, which every tokenizer of the same images shares.
+
+    `fingerprint` of their data set, of parts of several one that differs where any of it does;
+    `views`: the crops of each; `resize`: how these were resized. Empty where manifests do not say.
+    """
+
+    fingerprint: str = ""
+    views: str = ""
+    resize: str = ""
+
+
 class CodeDataset:
     """Code shards as one data set: `open` finds them and checks that they agree.
 
     A sample is one view of one image, so there are `num_samples` = images x views of them. The
     `facts` are what all shards have in common; `num_classes` is one more than the largest class id,
     0 without classes; `image_size` is the side in pixels of the square images that were coded, None
-    where the manifest does not say it.
+    where the manifest does not say it; `origin` tells which images these are.
     """
 
     def __init__(
@@ -63,10 +79,11 @@ class CodeDataset:
         num_classes: int = 0,
         in_memory: bool = False,
         image_size: int | None = None,
+        origin: Origin = Origin(),
     ) -> None:
         self.facts, self.class_names = facts, dataset.classes
         self.fingerprint, self.num_classes = dataset.fingerprint, num_classes
-        self.image_size = image_size
+        self.image_size, self.origin = image_size, origin
         self.tokenizer_fingerprint: str = facts["tokenizer"]["fingerprint"]
         self.vocabulary: int = facts["vocab"]
         self.grid: tuple[int, int] = (facts["grid"][0], facts["grid"][1])
@@ -89,14 +106,16 @@ class CodeDataset:
         """
         dataset = resolve(spec, CODES_FORMAT)
         folders = list(dict.fromkeys(path.parent for path in dataset.paths))
-        details = [Manifest.load(folder).details for folder in folders]
+        manifests = {folder: Manifest.load(folder) for folder in folders}
+        details = [manifest.details for manifest in manifests.values()]
         known = [shared_facts(each, folder) for each, folder in zip(details, folders, strict=True)]
         for folder, facts in zip(folders, known, strict=True):
             check_agreement(folder, facts, folders[0], known[0])
         for column in COLUMNS:
             check_column(dataset, column)
         num_classes = max(number_of_classes(each, folders[0]) for each in details)
-        found = cls(dataset, known[0], num_classes, in_memory, image_size(details[0]))
+        side, origin = image_size(details[0]), origin_of(dataset.paths, manifests)
+        found = cls(dataset, known[0], num_classes, in_memory, side, origin)
         found.shard(0)
         return found
 
@@ -190,6 +209,30 @@ def image_size(details: Mapping[str, Any]) -> int | None:
     preprocessing = details.get("preprocessing")
     size = preprocessing.get("size") if isinstance(preprocessing, dict) else None
     return size if type(size) is int and size > 0 else None
+
+
+def origin_of(paths: Sequence[Path], manifests: Mapping[Path, Manifest]) -> Origin:
+    """The images that the shards `paths` were made of, as the manifests of their folders say it."""
+    parts = []
+    for folder, manifest in manifests.items():
+        named = [path.name for path in paths if path.parent == folder]
+        whole = named == list(manifest.by_name)
+        parts.append((_origin(manifest.details), None if whole else named))
+    first, some = parts[0]
+    if len(parts) == 1 and some is None:
+        return first
+    facts = json.dumps([[vars(origin), some] for origin, some in parts], allow_nan=False)
+    return replace(first, fingerprint=hashlib.sha256(facts.encode()).hexdigest())
+
+
+def _origin(details: Mapping[str, Any]) -> Origin:
+    """What one manifest says."""
+    source, preprocessing = details.get("source"), details.get("preprocessing")
+    fingerprint = source.get("fingerprint") if isinstance(source, dict) else ""
+    known = preprocessing if isinstance(preprocessing, dict) else {}
+    views = known.get("views")
+    names = ", ".join(map(str, views)) if isinstance(views, list) else ""
+    return Origin(str(fingerprint or ""), names, str(known.get("resize", "")))
 
 
 @dataclass(frozen=True)

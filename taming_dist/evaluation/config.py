@@ -26,6 +26,10 @@ class EvaluateConfig(DecodingKeys):
     `class_id`, `seed` and the settings of decoding are those of `python -m taming_dist.sample`,
     whose images these are.
 
+    `probe`: a transformer of `probe_layers` blocks of `probe_width` is trained on `probe_images`
+    images of the code shards `train`, and measured on those of `data` and by `n` samples, which
+    tells how good the codes of their tokenizer are to generate with.
+
     `size`: pixels of the centre crops (if left out the model's resolution; of given images their
     own size). `pictures`: images shown beside their reconstructions. `training`, a set of images as
     above, is searched for the `neighbours` that look most like each of the first `examined` samples
@@ -38,6 +42,11 @@ class EvaluateConfig(DecodingKeys):
 
     model: str = ""
     data: Any = None
+    probe: bool = False
+    probe_layers: int = ranged(8, at_least=1)
+    probe_width: int = ranged(512, at_least=1)
+    probe_images: int = ranged(256_000, at_least=1)
+    train: Any = None
     images: Any = None
     reference: Any = None
     out: str = MISSING
@@ -68,6 +77,12 @@ class EvaluateConfig(DecodingKeys):
         if self.lpips_net == BOTH:
             return {"lpips": "vgg", "lpips_alex": "alex"}
         return {"lpips": self.lpips_net}
+
+
+def given(config: EvaluateConfig) -> list[str]:
+    """The keys that have another value than if they had been left out."""
+    plain = EvaluateConfig(out=config.out)
+    return [name for name, value in vars(config).items() if value != getattr(plain, name)]
 
 
 def refuse(config: EvaluateConfig, keys: Sequence[str], why: str) -> None:

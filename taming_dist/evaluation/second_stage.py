@@ -35,38 +35,12 @@ def evaluate_transformer(config: EvaluateConfig, world: World, sampling: Samplin
     facts = {"kind": Transformer.kind, "fingerprint": transformer.fingerprint}
     dataset = CodeDataset.open(config.data)
     check_codes(transformer, dataset, config.data)
-    condition = transformer.condition
-    classed = [CLASSES] if dataset.classes_present and CLASSES not in condition.columns else []
-    reader = CodeReader(
-        dataset,
-        rank=world.rank,
-        world_size=world.world_size,
-        micro_batch=config.batch,
-        columns=(*condition.columns, *classed),
-    )
+    dataset.require(transformer.condition.columns)
     transformer.to(world.device)
     sampled = None if config.n is None else sampling(config, transformer, world)
     comparison = None if sampled is None else Comparison(config, world)
     prepare_folder(Path(config.out), world)
-    metrics = token_metrics(transformer.config, dataset.image_size)
-    metrics.sums = metrics.sums.to(world.device)
-    by_class = NllByClass(dataset.num_classes, metrics) if dataset.classes_present else None
-    if by_class is not None:
-        by_class.sums = by_class.sums.to(world.device)
-    vocabulary = transformer.config.vocabulary
-    for batch in with_progress(reader.epoch_batches(), dataset.num_samples, world):
-        prefix = condition.prefix(len(batch), batch.columns).to(world.device)
-        tokens = arrange(to_device(batch.codes, world.device), transformer.places)
-        pair = transformer.scheme.evaluation_pair(tokens, vocabulary)
-        found = transformer(pair.inputs, prefix, None, pair.targets, hits=True)
-        metrics.update(found, pair.targets, pair.weights)
-        if by_class is not None:
-            by_class.update(found, batch.columns[CLASSES], pair.weights)
-    world.sum(metrics.sums)
-    figures: dict[str, Any] = dict(metrics.compute())
-    if by_class is not None:
-        world.sum(by_class.sums)
-        figures |= by_class.compute()
+    figures = predictions(transformer, dataset, config.batch, world)
     count = dataset.num_samples
     measured = Measured(facts | {"images": count})
     asked = (count, count, dataset.fingerprint, dataset.image_size, "", "", "float32")
@@ -74,6 +48,42 @@ def evaluate_transformer(config: EvaluateConfig, world: World, sampling: Samplin
     if sampled is not None and comparison is not None:
         comparison.add_to(measured, sampled)
     return measured
+
+
+def predictions(
+    transformer: Transformer, dataset: CodeDataset, batch: int, world: World
+) -> dict[str, Any]:
+    """The figures of `TokenMetrics` and, where there are classes, of `NllByClass`, of all codes of
+    a data set, so many images at a time (collective)."""
+    condition = transformer.condition
+    classed = [CLASSES] if dataset.classes_present and CLASSES not in condition.columns else []
+    reader = CodeReader(
+        dataset,
+        rank=world.rank,
+        world_size=world.world_size,
+        micro_batch=batch,
+        columns=(*condition.columns, *classed),
+    )
+    metrics = token_metrics(transformer.config, dataset.image_size)
+    metrics.sums = metrics.sums.to(world.device)
+    by_class = NllByClass(dataset.num_classes, metrics) if dataset.classes_present else None
+    if by_class is not None:
+        by_class.sums = by_class.sums.to(world.device)
+    vocabulary = transformer.config.vocabulary
+    for some in with_progress(reader.epoch_batches(), dataset.num_samples, world):
+        prefix = condition.prefix(len(some), some.columns).to(world.device)
+        tokens = arrange(to_device(some.codes, world.device), transformer.places)
+        pair = transformer.scheme.evaluation_pair(tokens, vocabulary)
+        found = transformer(pair.inputs, prefix, None, pair.targets, hits=True)
+        metrics.update(found, pair.targets, pair.weights)
+        if by_class is not None:
+            by_class.update(found, some.columns[CLASSES], pair.weights)
+    world.sum(metrics.sums)
+    figures: dict[str, Any] = dict(metrics.compute())
+    if by_class is not None:
+        world.sum(by_class.sums)
+        figures |= by_class.compute()
+    return figures
 
 
 def check_codes(transformer: Transformer, dataset: CodeDataset, spec: str) -> None:
