@@ -7,49 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from taming_dist.models.modalities import RGB, Modality
+from taming_dist.models.modalities import RGB
 from taming_dist.models.prior.conditions import ClassCondition, CodesCondition
-from taming_dist.models.prior.transformer import Transformer, TransformerConfig
-from taming_dist.models.quantizers import VectorQuantizerConfig
-from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.models.vqgan import VQGAN
 from taming_dist.sample import main
 from taming_dist.sampling.config import SampleConfig
+from tests.tiny_models import save_transformer, save_vqgan
 
 CODES, SIDE = 16, 8  # of the VQGAN of images, which has 2 pixels per code
-
-
-def save_vqgan(folder: Path, modality: Modality, codes: int = CODES) -> VQGAN:
-    """Export an untrained VQGAN of 2 pixels per code whose pictures use many of its codes."""
-    torch.manual_seed(codes)
-    config = VQGANConfig(
-        modality=modality,
-        quantizer=VectorQuantizerConfig(codes=codes, dim=4, normalized=True),
-        resolution=SIDE,
-        channels=32,
-        multipliers=[1, 1],
-        blocks=1,
-        attention_resolutions=[],
-        latent_channels=32,
-    )
-    model = VQGAN(config).eval()
-    model.save_pretrained(folder)
-    return model
-
-
-def save_transformer(folder: Path, vqgan: VQGAN, **settings: Any) -> Path:
-    """Export an untrained transformer on the codes of images of 8 x 8 pixels."""
-    torch.manual_seed(1)
-    sizes: dict[str, Any] = {"layers": 1, "heads": 2, "width": 8, "grid": [4, 4]}
-    known = {"vocabulary": CODES, "vqgan_fingerprint": vqgan.fingerprint}
-    model = Transformer(TransformerConfig(**sizes | known | settings))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape) * 0.5)
-    model.save_pretrained(folder)
-    return folder
 
 
 def codes_condition(second: VQGAN, side: int = 4) -> CodesCondition:
@@ -62,7 +29,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a VQGAN of images in `vqgan`, and transformers on its codes in `none` and, of
     three classes, in `class`."""
     folder = tmp_path_factory.mktemp("exports")
-    vqgan = save_vqgan(folder / "vqgan", RGB())
+    vqgan = save_vqgan(folder / "vqgan", RGB(), CODES)
     save_transformer(folder / "none", vqgan)
     save_transformer(folder / "class", vqgan, condition=ClassCondition(3))
     return folder

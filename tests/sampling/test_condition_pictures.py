@@ -22,14 +22,8 @@ from taming_dist.models.vqgan import VQGAN
 from taming_dist.sample import load_generator, main
 from taming_dist.sampling.plan import Plan, plan_of
 from tests.prepare.making.test_layers import raw_png
-from tests.sampling.conftest import (
-    Asked,
-    codes_condition,
-    grey_map,
-    photograph,
-    save_transformer,
-    save_vqgan,
-)
+from tests.sampling.conftest import Asked, codes_condition, grey_map, photograph
+from tests.tiny_models import save_transformer, save_vqgan
 
 TOOLS = Path(__file__).parents[2] / "tools"
 SIZES = ((12, 14), (20, 10), (8, 8))  # even: their halves have the same proportions

@@ -18,14 +18,8 @@ from taming_dist.models.prior.schemes import Masked
 from taming_dist.models.vqgan import VQGAN
 from taming_dist.sample import load_generator, main
 from taming_dist.sampling.plan import Plan, plan_of
-from tests.sampling.conftest import (
-    Asked,
-    codes_condition,
-    grey_map,
-    photograph,
-    save_transformer,
-    save_vqgan,
-)
+from tests.sampling.conftest import Asked, codes_condition, grey_map, photograph
+from tests.tiny_models import save_transformer, save_vqgan
 
 MODELS: dict[str, dict[str, Any]] = {
     "raster": {},

@@ -21,7 +21,8 @@ from taming_dist.models.vqgan import VQGAN
 from taming_dist.pretrained import torchvision_models
 from taming_dist.sample import load_generator, main
 from taming_dist.sampling.classifier import open_classifier, prepared
-from tests.sampling.conftest import Asked, save_transformer
+from tests.sampling.conftest import Asked
+from tests.tiny_models import save_transformer
 
 
 def brightness(images: Tensor, classes: Tensor) -> Tensor:
