@@ -22,11 +22,11 @@ from taming_dist.errors import UserError
 from taming_dist.guiding.config import ClipConfig
 from taming_dist.guiding.open_clip_model import OpenClip, open_clip_model
 from taming_dist.guiding.optimise import Optimisation
-from taming_dist.models.modalities import LabelMap
-from taming_dist.models.quantizers import VectorQuantizerConfig
-from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.models.modalities import RGB, LabelMap
+from taming_dist.models.vqgan import VQGAN
 from taming_dist.sampling.given import cut
 from taming_dist.vision import torchvision_models
+from tests.tiny_models import save_vqgan
 
 pytestmark = pytest.mark.slow
 
@@ -45,12 +45,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import open_clip
 
     folder = tmp_path_factory.mktemp("made")
-    shape: dict[str, Any] = {"resolution": 8, "channels": 32, "multipliers": [1, 1], "blocks": 1}
-    shape |= {"attention_resolutions": [], "latent_channels": 32}
-    shape["quantizer"] = VectorQuantizerConfig(codes=16, dim=4, normalized=True)
-    torch.manual_seed(0)
-    VQGAN(VQGANConfig(**shape)).save_pretrained(folder / "vqgan")
-    VQGAN(VQGANConfig(**shape, modality=LabelMap(classes=3))).save_pretrained(folder / "maps")
+    save_vqgan(folder / "vqgan", RGB(), 16)
+    save_vqgan(folder / "maps", LabelMap(classes=3), 16)
     (folder / "clip").mkdir()
     record = {
         "model_cfg": CLIP,

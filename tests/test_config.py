@@ -33,6 +33,7 @@ from taming_dist.stages import schemas, stage_of
 from taming_dist.stages.interface import Config, Start
 from taming_dist.usage import conf_dir
 from tests.data.shard_files import writing_shards
+from tests.tiny_models import tiny_config
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
 Compose = Callable[..., Config]
@@ -622,15 +623,7 @@ def test_codes_that_do_not_fit_are_refused(
     make_codes(elsewhere / "others", fingerprint="c" * 64)
     make_images(elsewhere / "images")
     VQGAN(
-        VQGANConfig(
-            quantizer=VectorQuantizerConfig(codes=16, dim=4),
-            resolution=16,
-            channels=32,
-            multipliers=[1, 1],
-            blocks=1,
-            attention_resolutions=[],
-            latent_channels=8,
-        )
+        tiny_config(VectorQuantizerConfig(codes=16, dim=4), 16, latent_channels=8)
     ).save_pretrained(elsewhere / "vqgan")
     said = refused(*CODES, *overrides)
     for part in expected:

@@ -26,8 +26,9 @@ from taming_dist.inception import inception
 from taming_dist.models.prior.conditions import ClassCondition, Unconditional
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
-from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.models.vqgan import VQGAN
 from tests.data.shard_files import writing_shards
+from tests.tiny_models import tiny_config
 
 SIZE, IMAGES, VOCABULARY, GRID = 64, 11, 16, (2, 3)
 
@@ -38,15 +39,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
     torch.manual_seed(0)
     vqgan = VQGAN(
-        VQGANConfig(
-            quantizer=VectorQuantizerConfig(codes=VOCABULARY, dim=4),
-            resolution=SIZE,
-            channels=32,
-            multipliers=[1, 1, 1, 1],
-            blocks=1,
-            attention_resolutions=[],
-            latent_channels=4,
-        )
+        tiny_config(VectorQuantizerConfig(codes=VOCABULARY, dim=4), SIZE, multipliers=[1, 1, 1, 1])
     )
     vqgan.save_pretrained(folder / "vqgan")
     for condition in (ClassCondition(3), Unconditional()):

@@ -21,8 +21,9 @@ from taming_dist.generation.pictures import to_uint8
 from taming_dist.models.prior.conditions import ClassCondition, Unconditional
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
-from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.models.vqgan import VQGAN
 from taming_dist.sample import SampleConfig, main
+from tests.tiny_models import tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +31,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a VQGAN and two transformers on its codes: class-conditional and not."""
     folder = tmp_path_factory.mktemp("exports")
     torch.manual_seed(0)
-    vqgan = VQGAN(
-        VQGANConfig(
-            quantizer=VectorQuantizerConfig(codes=16, dim=4),
-            resolution=8,
-            channels=32,
-            multipliers=[1, 1],
-            blocks=1,
-            attention_resolutions=[],
-            latent_channels=4,
-        )
-    )
+    vqgan = VQGAN(tiny_config(VectorQuantizerConfig(codes=16, dim=4)))
     vqgan.save_pretrained(folder / "vqgan")
     for condition in (ClassCondition(3), Unconditional()):
         config = TransformerConfig(

@@ -11,7 +11,7 @@ from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
 
 
-def tiny_vqgan(quantizer: Any, resolution: int = 8, **settings: Any) -> VQGANConfig:
+def tiny_config(quantizer: Any, resolution: int = 8, **settings: Any) -> VQGANConfig:
     """The settings of a VQGAN of 2 pixels per code without attention; others are as given."""
     usual = {
         "channels": 32,
@@ -27,7 +27,7 @@ def save_vqgan(folder: Path, modality: Modality, codes: int, resolution: int = 8
     """Export an untrained VQGAN of 2 pixels per code whose pictures use many of its codes."""
     torch.manual_seed(codes)
     quantizer = VectorQuantizerConfig(codes=codes, dim=4, normalized=True)
-    config = tiny_vqgan(quantizer, resolution, latent_channels=32, modality=modality)
+    config = tiny_config(quantizer, resolution, latent_channels=32, modality=modality)
     model = VQGAN(config).eval()
     model.save_pretrained(folder)
     return model

@@ -11,23 +11,14 @@ from taming_dist.generation.sampling import Sampling
 from taming_dist.models.prior.conditions import ClassCondition, CodesCondition
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
-from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.models.vqgan import VQGAN
+from tests.tiny_models import tiny_config
 
 
 def tiny_vqgan(codes: int = 24, seed: int = 0) -> VQGAN:
     torch.manual_seed(seed)
     quantizer = VectorQuantizerConfig(codes=codes, dim=4)
-    return VQGAN(
-        VQGANConfig(
-            quantizer=quantizer,
-            resolution=8,
-            channels=32,
-            multipliers=[1, 1],
-            blocks=1,
-            attention_resolutions=[],
-            latent_channels=4,
-        )
-    ).eval()
+    return VQGAN(tiny_config(quantizer)).eval()
 
 
 def tiny_transformer(vqgan: VQGAN, **settings: Any) -> Transformer:

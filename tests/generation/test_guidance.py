@@ -16,8 +16,9 @@ from taming_dist.models.prior.conditions import ClassCondition
 from taming_dist.models.prior.prefix import Prefix
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
-from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.models.vqgan import VQGAN
 from tests.engine.waiting import Waiting
+from tests.tiny_models import tiny_config
 
 CLASSES = {"cls": torch.tensor([0, 3, 4])}
 TOKENS = torch.randint(24, (3, 12), generator=torch.Generator().manual_seed(1))
@@ -46,11 +47,7 @@ def tiny(scheme: str, **settings: Any) -> Transformer:
 
 def vqgan() -> VQGAN:
     quantizer = VectorQuantizerConfig(codes=24, dim=4)
-    sizes: dict[str, Any] = {"channels": 32, "multipliers": [1, 1], "blocks": 1}
-    config = VQGANConfig(
-        quantizer, resolution=8, attention_resolutions=[], latent_channels=4, **sizes
-    )
-    return VQGAN(config).eval()
+    return VQGAN(tiny_config(quantizer)).eval()
 
 
 def formula(model: Transformer, tokens: Tensor, prefix: Prefix, scale: float) -> Tensor:

@@ -18,7 +18,8 @@ from taming_dist.errors import UserError
 from taming_dist.generation.tiles import decode_pictures, decode_tiles, picture_tiles, tile_rows
 from taming_dist.models.modalities import Depth, LabelMap, Modality
 from taming_dist.models.quantizers import VectorQuantizerConfig
-from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.models.vqgan import VQGAN
+from tests.tiny_models import tiny_config
 
 TOLERANCE = 1e-5  # of the largest value, in fp32
 
@@ -28,10 +29,9 @@ def tiny(
 ) -> VQGAN:
     """`attention`: at this level, counted from the finest."""
     torch.manual_seed(0)
-    config = VQGANConfig(
-        quantizer=VectorQuantizerConfig(codes=20, dim=4),
-        resolution=32,
-        channels=32,
+    config = tiny_config(
+        VectorQuantizerConfig(codes=20, dim=4),
+        32,
         multipliers=multipliers,
         blocks=blocks,
         attention_resolutions=[] if attention is None else [32 >> attention],

@@ -13,7 +13,8 @@ from taming_dist.guiding.optimise import Guidance, Optimisation, Settings
 from taming_dist.guiding.variables import VARIABLES, Codebook
 from taming_dist.guiding.views import Views
 from taming_dist.models.quantizers import VectorQuantizerConfig
-from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.models.vqgan import VQGAN
+from tests.tiny_models import tiny_config
 
 CODES, FACTOR = 27, 2
 
@@ -51,15 +52,7 @@ class Palette(VQGAN):
 def tiny(kind: type[VQGAN] = VQGAN, dim: int = 3) -> VQGAN:
     """An untrained VQGAN of 2 pixels per code whose entries are all colours of three levels."""
     torch.manual_seed(0)
-    config = VQGANConfig(
-        quantizer=VectorQuantizerConfig(codes=CODES, dim=dim),
-        resolution=8,
-        channels=32,
-        multipliers=[1, 1],
-        blocks=1,
-        attention_resolutions=[],
-        latent_channels=32,
-    )
+    config = tiny_config(VectorQuantizerConfig(codes=CODES, dim=dim), latent_channels=32)
     model = kind(config).eval().requires_grad_(False)
     levels = torch.tensor([-0.8, 0.0, 0.8])
     model.quantize.embedding.weight.copy_(torch.cartesian_prod(levels, levels, levels))

@@ -10,22 +10,13 @@ from taming_dist.errors import UserError
 from taming_dist.models.export import read_fingerprint, read_kind
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.quantizers import EMAQuantizerConfig
-from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.models.vqgan import VQGAN
+from tests.tiny_models import tiny_config
 
 
 def tiny(seed: int = 0) -> VQGAN:
     torch.manual_seed(seed)
-    return VQGAN(
-        VQGANConfig(
-            quantizer=EMAQuantizerConfig(codes=8, dim=4),
-            resolution=8,
-            channels=32,
-            multipliers=[1, 1],
-            blocks=1,
-            attention_resolutions=[],
-            latent_channels=8,
-        )
-    )
+    return VQGAN(tiny_config(EMAQuantizerConfig(codes=8, dim=4), latent_channels=8))
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from taming_dist.models.modalities import (
 )
 from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from tests.tiny_models import tiny_config
 
 
 def test_photographs_span_minus_one_to_one() -> None:
@@ -87,8 +88,8 @@ def test_numbers_of_classes_that_no_byte_can_hold_are_refused(classes: int) -> N
 
 @pytest.mark.parametrize("modality", [RGB(), Depth(), LabelMap(7), Edges(), LowResolution()])
 def test_a_first_stage_of_any_modality_survives_its_export(modality: Any, tmp_path: Any) -> None:
-    config = VQGANConfig(
-        VectorQuantizerConfig(codes=8, dim=4), 16, 32, [1, 1], 1, [], 8, modality=modality
+    config = tiny_config(
+        VectorQuantizerConfig(codes=8, dim=4), 16, latent_channels=8, modality=modality
     )
     model = VQGAN(config).eval()
     model.save_pretrained(tmp_path)

@@ -1,24 +1,24 @@
 """The VQGAN as its users call it: codes, images, sizes, precision, and what training gets of it."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from taming_dist.errors import UserError
 from taming_dist.models.quantizers import EMAQuantizerConfig, VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from tests.tiny_models import tiny_config
 
 
-def tiny(**settings: object) -> VQGANConfig:
-    defaults = {
+def tiny(**settings: Any) -> VQGANConfig:
+    defaults: dict[str, Any] = {
         "quantizer": VectorQuantizerConfig(codes=20, dim=4),
         "resolution": 16,
-        "channels": 32,
         "multipliers": [1, 1, 1],
-        "blocks": 1,
-        "attention_resolutions": [],
         "latent_channels": 8,
     }
-    return VQGANConfig(**defaults | settings)  # type: ignore[arg-type]
+    return tiny_config(**defaults | settings)
 
 
 def images(b: int = 2, height: int = 16, width: int = 16) -> torch.Tensor:

@@ -33,17 +33,14 @@ from taming_dist.stages.prior import PriorStage, TokenLossConfig
 from taming_dist.training.clock import Clock
 from taming_dist.training.run import LoopConfig
 from tests.data.shard_files import writing_shards
+from tests.tiny_models import save_vqgan
 
 TOOL = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "tokenize_dataset.py"))["main"]
 SAMPLES, COLUMNS = 20, ("cls", "cond", "crop", "boxes", "txt")
 
 
 def export(folder: Path, modality: RGB | LabelMap, codes: int) -> str:
-    torch.manual_seed(codes)
-    quantizer = VectorQuantizerConfig(codes=codes, dim=4, normalized=True)
-    sizes = {"channels": 32, "multipliers": [1, 1], "blocks": 1, "latent_channels": 32}
-    config = VQGANConfig(quantizer, 8, modality=modality, attention_resolutions=[], **sizes)
-    VQGAN(config).eval().save_pretrained(folder)
+    save_vqgan(folder, modality, codes)
     return str(folder)
 
 

@@ -34,15 +34,14 @@ from taming_dist.stages.prior import TokenLossConfig, TransformerRecipe
 from taming_dist.stages.vqgan import VQGANLossConfig
 from taming_dist.training.optimization import OptimConfig
 from tests.data.shard_files import writing_shards
+from tests.tiny_models import tiny_config
 
 QUANTIZER = {"name": "vector", "codes": 12, "dim": 4, "legacy": True}
 HERE = World(0, 1, 0, torch.device("cpu"))
 
 
 def vqgan(**settings: Any) -> VQGANConfig:
-    defaults = {"resolution": 32, "channels": 32, "multipliers": [1, 1], "blocks": 1}
-    defaults |= {"quantizer": QUANTIZER, "attention_resolutions": [], "latent_channels": 4}
-    return VQGANConfig(**defaults | settings)
+    return tiny_config(**{"quantizer": QUANTIZER, "resolution": 32} | settings)
 
 
 def gpt(**settings: Any) -> TransformerConfig:

@@ -13,8 +13,9 @@ from taming_dist.generation.pictures import image_grid, to_uint8
 from taming_dist.models.prior.conditions import CodesCondition
 from taming_dist.models.prior.transformer import Transformer
 from taming_dist.models.quantizers import VectorQuantizerConfig
-from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.models.vqgan import VQGAN
 from taming_dist.training.clock import Clock
+from tests.tiny_models import tiny_config
 
 Make = Callable[..., Any]
 
@@ -65,11 +66,7 @@ def test_the_export_is_the_trained_network(code_recipe: Make, tmp_path: Path) ->
 def vqgan() -> VQGAN:
     torch.manual_seed(0)
     quantizer = VectorQuantizerConfig(codes=24, dim=4)
-    sizes: dict[str, Any] = {"channels": 32, "multipliers": [1, 1], "blocks": 1}
-    config = VQGANConfig(
-        quantizer, resolution=8, attention_resolutions=[], latent_channels=4, **sizes
-    )
-    return VQGAN(config).eval()
+    return VQGAN(tiny_config(quantizer)).eval()
 
 
 def rows(preview: Any) -> list[torch.Tensor]:

@@ -17,11 +17,12 @@ from taming_dist.formats.objects import Boxes
 from taming_dist.models.prior.conditions.objects import ORDER
 from taming_dist.models.prior.transformer import TransformerConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
-from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.models.vqgan import VQGAN
 from taming_dist.sample import SampleConfig
 from taming_dist.sample import main as sample
 from taming_dist.stages.prior import TokenLossConfig, TransformerRecipe
 from taming_dist.training.clock import Clock
+from tests.tiny_models import tiny_config
 
 GRID, CODES, SAMPLES = (4, 4), 24, 6
 OBJECTS = {"name": "objects", "categories": 5, "vocabulary": 64, "objects": 3}
@@ -36,15 +37,7 @@ EACH: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def vqgan() -> VQGAN:
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"channels": 32, "multipliers": [1, 1], "blocks": 1}
-    config = VQGANConfig(
-        VectorQuantizerConfig(codes=CODES, dim=4),
-        resolution=8,
-        attention_resolutions=[],
-        latent_channels=4,
-        **sizes,
-    )
-    return VQGAN(config).eval()
+    return VQGAN(tiny_config(VectorQuantizerConfig(codes=CODES, dim=4))).eval()
 
 
 @pytest.fixture(scope="module")

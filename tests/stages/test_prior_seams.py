@@ -4,7 +4,7 @@ paths: one class and one registry line each."""
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -19,11 +19,12 @@ from taming_dist.models.prior.conditions import CONDITIONS, Columns, Condition
 from taming_dist.models.prior.orders import ORDERS, Grid, Order
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
-from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.models.vqgan import VQGAN
 from taming_dist.sample import SampleConfig
 from taming_dist.sample import main as sample
 from taming_dist.stages.prior import TokenLossConfig, TransformerRecipe
 from taming_dist.training.clock import Clock
+from tests.tiny_models import tiny_config
 
 GRID, CODES, BINS, SAMPLES = (3, 4), 24, 8, 6
 
@@ -75,12 +76,8 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def vqgan() -> VQGAN:
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"channels": 32, "multipliers": [1, 1], "blocks": 1}
     quantizer = VectorQuantizerConfig(codes=CODES, dim=4)
-    config = VQGANConfig(
-        quantizer, resolution=8, attention_resolutions=[], latent_channels=4, **sizes
-    )
-    return VQGAN(config).eval()
+    return VQGAN(tiny_config(quantizer)).eval()
 
 
 def write_codes(folder: Path, vqgan: VQGAN, crops: bool = True) -> CodeDataset:

@@ -13,7 +13,8 @@ from PIL import Image
 from taming_dist.errors import UserError
 from taming_dist.formats.code_shards import CodeShard, write_codes_manifest
 from taming_dist.models.quantizers import VectorQuantizerConfig
-from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.models.vqgan import VQGAN
+from tests.tiny_models import tiny_config
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -26,15 +27,7 @@ def inspect(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    config = VQGANConfig(
-        quantizer=VectorQuantizerConfig(codes=8, dim=4),
-        resolution=8,
-        channels=32,
-        multipliers=[1, 1],
-        blocks=1,
-        attention_resolutions=[],
-        latent_channels=32,
-    )
+    config = tiny_config(VectorQuantizerConfig(codes=8, dim=4), latent_channels=32)
     VQGAN(config).save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 

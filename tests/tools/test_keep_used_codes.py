@@ -12,8 +12,9 @@ from PIL import Image
 from taming_dist.data.codes import CodeDataset
 from taming_dist.errors import UserError
 from taming_dist.models.quantizers import VectorQuantizerConfig
-from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.models.vqgan import VQGAN
 from tests.data.shard_files import writing_shards
+from tests.tiny_models import tiny_config
 
 TOOLS = Path(__file__).parents[2] / "tools"
 tokenize = runpy.run_path(str(TOOLS / "tokenize_dataset.py"))["main"]
@@ -24,14 +25,8 @@ keep_used_codes = runpy.run_path(str(TOOLS / "keep_used_codes.py"))["main"]
 def made(tmp_path: Path) -> Path:
     """A folder with a VQGAN, image shards and their codes."""
     torch.manual_seed(0)
-    config = VQGANConfig(
-        quantizer=VectorQuantizerConfig(codes=64, dim=4, normalized=True),
-        resolution=16,
-        channels=32,
-        multipliers=[1, 1],
-        blocks=1,
-        attention_resolutions=[],
-        latent_channels=32,
+    config = tiny_config(
+        VectorQuantizerConfig(codes=64, dim=4, normalized=True), 16, latent_channels=32
     )
     VQGAN(config).save_pretrained(tmp_path / "export")
     randomness = np.random.default_rng(0)

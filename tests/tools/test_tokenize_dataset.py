@@ -22,8 +22,9 @@ from taming_dist.formats.manifest import resolve
 from taming_dist.models.modalities import RGB
 from taming_dist.models.prior.transformer import TransformerConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
-from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.models.vqgan import VQGAN
 from tests.data.shard_files import writing_shards
+from tests.tiny_models import tiny_config
 
 TOOL = Path(__file__).parents[2] / "tools" / "tokenize_dataset.py"
 tokenize = runpy.run_path(str(TOOL))["main"]
@@ -32,14 +33,8 @@ SAMPLES = 22
 
 def tiny_vqgan(seed: int) -> VQGAN:
     torch.manual_seed(seed)
-    config = VQGANConfig(
-        quantizer=VectorQuantizerConfig(codes=16, dim=4, normalized=True),
-        resolution=16,
-        channels=32,
-        multipliers=[1, 1],
-        blocks=1,
-        attention_resolutions=[],
-        latent_channels=32,
+    config = tiny_config(
+        VectorQuantizerConfig(codes=16, dim=4, normalized=True), 16, latent_channels=32
     )
     return VQGAN(config).eval()
 

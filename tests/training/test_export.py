@@ -5,18 +5,11 @@ from pathlib import Path
 import torch
 
 from taming_dist.models.quantizers import EMAQuantizerConfig
-from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.models.vqgan import VQGAN
 from taming_dist.training.export import assemble, write_export
+from tests.tiny_models import tiny_config
 
-CONFIG = VQGANConfig(
-    quantizer=EMAQuantizerConfig(codes=8, dim=4),
-    resolution=8,
-    channels=32,
-    multipliers=[1, 1],
-    blocks=1,
-    attention_resolutions=[],
-    latent_channels=8,
-)
+CONFIG = tiny_config(EMAQuantizerConfig(codes=8, dim=4), latent_channels=8)
 
 
 def trained(seed: int) -> VQGAN:

@@ -22,6 +22,7 @@ from taming_dist.models.quantizers import (
     build_quantizer,
 )
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from tests.tiny_models import tiny_config
 
 CONFIGS = {
     "vector": VectorQuantizerConfig(codes=12, dim=4),
@@ -165,17 +166,7 @@ def test_every_code_can_be_reached_by_its_own_entry() -> None:
 @every
 def test_a_vqgan_with_it_is_exported_and_tokenizes_alike(config: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = VQGAN(
-        VQGANConfig(
-            quantizer=config,
-            resolution=8,
-            channels=32,
-            multipliers=[1, 1],
-            blocks=1,
-            attention_resolutions=[],
-            latent_channels=8,
-        )
-    ).eval()
+    model = VQGAN(tiny_config(config, latent_channels=8)).eval()
     model.save_pretrained(tmp_path)
     written = json.loads((tmp_path / "config.json").read_text())["quantizer"]
     assert written == dataclasses.asdict(config)

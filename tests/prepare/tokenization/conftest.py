@@ -6,36 +6,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from taming_dist.engine.workers import Worker
 from taming_dist.formats.manifest import resolve
 from taming_dist.formats.npy import to_npy
 from taming_dist.models.modalities import RGB, LabelMap
-from taming_dist.models.quantizers import VectorQuantizerConfig
-from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.models.vqgan import VQGAN
 from taming_dist.prepare.tokenization.job import Job
 from taming_dist.prepare.tokenization.texts import open_texts
 from taming_dist.prepare.tokenization.views import build_views
 from taming_dist.prepare.tokenization.work import tokenize
 from tests.data.shard_files import writing_shards
+from tests.tiny_models import save_vqgan
 
 
 def export(folder: Path, modality: RGB | LabelMap, codes: int) -> Path:
     """An untrained VQGAN of 2 pixels per code."""
-    torch.manual_seed(0)
-    config = VQGANConfig(
-        modality=modality,
-        quantizer=VectorQuantizerConfig(codes=codes, dim=4, normalized=True),
-        resolution=8,
-        channels=32,
-        multipliers=[1, 1],
-        blocks=1,
-        attention_resolutions=[],
-        latent_channels=32,
-    )
-    VQGAN(config).eval().save_pretrained(folder)
+    save_vqgan(folder, modality, codes)
     return folder
 
 
