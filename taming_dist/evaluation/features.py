@@ -1,6 +1,6 @@
 """Features of a set of images, of which every rank has a part."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -17,38 +17,49 @@ class Features:
     """The features of a set of images: this rank's, and on request those of all.
 
     They stay on the device until there are `ON_DEVICE` bytes of them, which are then fetched while
-    it goes on with the next images. On the CPU an image takes 16 KiB: 2,048 numbers,
-    and 2,023 of the spatial features.
+    it goes on with the next images. `find` gives those of images, uint8 [b, 3, h, w] -> fp32
+    [b, d], on the CPU 4 bytes for each of the `dim` numbers.
     """
 
-    def __init__(self, network: Inception) -> None:
-        self._network = network
+    def __init__(self, find: Callable[[Tensor], Tensor], dim: int) -> None:
+        self._find, self.dim = find, dim
         self._ids: list[Tensor] = []
         self._found: list[Tensor] = []
         self._bytes = 0
         self._fetched: list[Callable[[], Tensor]] = []
 
+    @classmethod
+    def with_spatial(cls, network: Inception) -> "Features":
+        """The features of a network and its spatial ones, as `Inception.with_spatial` has them: of
+        an image 16 KiB, 2,048 numbers and 2,023."""
+        return cls(network.with_spatial, network.dim + network.spatial_dim)
+
     def add(self, pixels: Tensor, ids: Tensor) -> None:
         """Take in images uint8 [b, 3, h, w] with their numbers int64 [b] in the set."""
         self._ids.append(ids.cpu())
-        self._found.append(self._network.with_spatial(pixels))
+        self._found.append(self._find(pixels))
         self._bytes += self._found[-1].nbytes
         if self._bytes >= ON_DEVICE:
             self._fetch()
 
     def gathered(self, world: World) -> Tensor:
-        """Those of all ranks, fp32 [n, d + s] as `Inception.with_spatial` has them, on the CPU and
-        in the order of the images (collective)."""
+        """Those of all ranks, fp32 [n, d], on the CPU and in the order of the images
+        (collective)."""
         self._fetch()
-        ids = torch.cat([torch.zeros(0, dtype=torch.int64), *self._ids])
-        empty = torch.zeros(0, self._network.dim + self._network.spatial_dim)
-        found = torch.cat([empty, *(arrived() for arrived in self._fetched)])
-        parts = world.gather((ids.numpy(), found.numpy()))
-        order = np.argsort(np.concatenate([part for part, _ in parts]), kind="stable")
-        return torch.from_numpy(np.concatenate([part for _, part in parts])[order])
+        return gathered(self._ids, (arrived() for arrived in self._fetched), self.dim, world)
 
     def _fetch(self) -> None:
         """Begin to copy those on the device to the CPU."""
         if self._found:
             self._fetched.append(fetch(torch.cat(self._found)))
             self._found, self._bytes = [], 0
+
+
+def gathered(ids: Iterable[Tensor], found: Iterable[Tensor], dim: int, world: World) -> Tensor:
+    """The features of all ranks, fp32 [n, dim], on the CPU and in the order of their images: of
+    each rank the numbers of some in `ids`, and their features in `found` (collective)."""
+    numbers = torch.cat([torch.zeros(0, dtype=torch.int64), *ids])
+    features = torch.cat([torch.zeros(0, dim), *found])
+    parts = world.gather((numbers.numpy(), features.numpy()))
+    order = np.argsort(np.concatenate([part for part, _ in parts]), kind="stable")
+    return torch.from_numpy(np.concatenate([part for _, part in parts])[order])

@@ -55,7 +55,7 @@ def evaluate_vqgan(config: EvaluateConfig, world: World) -> Measured:
     reader = Reader(dataset, reading)
     prepare_folder(Path(config.out), world)
     pictures = Pictures(config.pictures, dataset.num_samples)
-    real, made = (None if network is None else Features(network) for _ in range(2))
+    real, made = (None if network is None else Features.with_spatial(network) for _ in range(2))
     vqgan.to(world.device)
     metrics.sums = metrics.sums.to(world.device)
     for batch in with_progress(reader.epoch_batches(), dataset.num_samples, world):

@@ -71,7 +71,7 @@ class Comparison:
 
         The others are cut to their size unless `size` says another for all.
         """
-        made = None if self.network is None else Features(self.network)
+        made = None if self.network is None else Features.with_spatial(self.network)
         examined: dict[int, Tensor] = {}
         sides: set[tuple[int, ...]] = set()
         count = 0

@@ -73,7 +73,7 @@ def open_reference(
 
 def features_of(source: Source, network: Inception, intake: Intake, world: World) -> Tensor:
     """The features [n, d + s] of all images of a set, on every rank (collective)."""
-    features = Features(network)
+    features = Features.with_spatial(network)
     for pixels, ids in read(source, intake, world):
         features.add(to_device(pixels, world.device), ids)
     return features.gathered(world)

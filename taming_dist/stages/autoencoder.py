@@ -5,6 +5,7 @@ Losses and step are those of the stages (`stages.vqgan`, `stages.label_maps`).
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -117,8 +118,11 @@ class Autoencoder:
                 with self.engine.autocast():
                     made = network(images).images
                 if counts:
-                    real, made = (self.modality.picture(part) for part in (images, made))
-                    yield Pictures(to_uint8(made), to_uint8(real), batch.ids)
+                    yield Pictures(self._shown(made), partial(self._shown, images), batch.ids)
+
+    def _shown(self, images: Tensor) -> Tensor:
+        """Images as they are looked at, uint8 [b,3,h,w]."""
+        return to_uint8(self.modality.picture(images))
 
     @torch.no_grad()
     def preview(self, batch: Any) -> Preview:

@@ -337,9 +337,13 @@ class TransformerRecipe:
                 seed, numbers = self.context.seed, batch.ids.tolist()
                 codes = sampler.codes(self._prefix(batch), seed, numbers)
                 if counts:
-                    real = self._pictures(self.vqgan, self._codes(batch))
-                    made = self._pictures(self.vqgan, codes)
-                    yield Pictures(to_uint8(made), to_uint8(real), batch.ids)
+                    real = partial(self._decoded, self._codes(batch))
+                    yield Pictures(self._decoded(codes), real, batch.ids)
+
+    def _decoded(self, codes: Tensor) -> Tensor:
+        """The pictures uint8 [b,3,h,w] of codes [b,i,j] of images."""
+        assert self.vqgan is not None
+        return to_uint8(self._pictures(self.vqgan, codes))
 
     @torch.no_grad()
     def preview(self, given: Any) -> Preview | None:

@@ -6,15 +6,16 @@ compare within a run, and with runs that are validated on the same images.
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from taming_dist.engine.world import World
 from taming_dist.errors import UserError
 from taming_dist.evaluation.distribution import LEAST, distances
-from taming_dist.evaluation.features import Features
+from taming_dist.evaluation.features import Features, gathered
 from taming_dist.evaluation.reference import Reference, open_reference
 from taming_dist.evaluation.sources import Intake
 from taming_dist.inception import Inception, inception
@@ -28,35 +29,48 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Distances:
     """What the pictures of a run are compared by: features of `network`. The figures are called
-    `prefix`fid and so on; `reference` takes the place of the validation set's pictures."""
+    `prefix`fid and so on; `reference` takes the place of the validation set's pictures.
+
+    The validation set's pictures are always the same, so what `known` has of them is found at the
+    first measurement of a process and kept: this rank's features fp32 [b, d] on the CPU (8 KiB of a
+    picture), by the ids of a batch. What another batch sees, where an image could be read this time
+    and not then, is found anew: the figures never depend on what is kept.
+    """
 
     network: Inception
     prefix: str = ""
     reference: Reference | None = None
+    known: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
+    @torch.no_grad()
     def measure(self, pictures: Iterable[Pictures], world: World, progress: Progress) -> Measured:
         """The figures, and the `seconds` that they took (collective)."""
         began = time.monotonic()
-        made, real = Features(self.network), Features(self.network)
+        made = Features(self.network, self.network.dim)
+        seen: dict[tuple[int, ...], Tensor] = {}
         for some in pictures:
             made.add(some.made, some.ids)
             if self.reference is None:
-                real.add(some.real, some.ids)
+                ids = tuple(some.ids.tolist())
+                known = self.known.get(ids)
+                seen[ids] = self.network(some.real()).cpu() if known is None else known
         progress.begin("comparing images")
-        sets = made.gathered(world), real.gathered(world)
+        self.known.clear()
+        self.known.update(seen)
+        real = gathered(map(torch.tensor, seen), seen.values(), made.dim, world)
+        sets = made.gathered(world), real
         found = self._between(*sets) if world.is_first else {}
         named = {f"{self.prefix}{name}": value for name, value in found.items()}
         return world.broadcast(named | {"seconds": time.monotonic() - began})
 
     def _between(self, made: Tensor, real: Tensor) -> dict[str, float]:
-        """The distances of features [n, d + s] from those of the reference, or [n, d + s]."""
-        own, _ = self.network.parted(made)
+        """The distances of features [n, d] from those of the reference, or [n, d]."""
         others: Tensor | None = real
         statistics = None
         if self.reference is not None:
             others, statistics = self.reference.features, self.reference.statistics
-        compared = None if others is None else self.network.parted(others)[0]
-        return distances(own, compared, statistics)
+            others = None if others is None else self.network.parted(others)[0]
+        return distances(made, others, statistics)
 
 
 def open_distances(

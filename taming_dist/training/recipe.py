@@ -1,6 +1,6 @@
 """What the training loop knows of a stage: a small protocol, kept by taming_dist/stages."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -37,11 +37,12 @@ class Preview:
 
 
 class Pictures(NamedTuple):
-    """What a model has `made`, and the `real` images that it compares with: uint8 [b,3,h,w] each,
-    on the device; `ids`: the numbers int64 [b] of these in the data set."""
+    """What a model has `made`, and what gives the `real` images that it compares with, which are
+    always the same: uint8 [b,3,h,w] each, on the device; `ids`: the numbers int64 [b] of these in
+    the data set."""
 
     made: Tensor
-    real: Tensor
+    real: Callable[[], Tensor]
     ids: Tensor
 
 

@@ -28,10 +28,10 @@ def test_they_are_in_the_order_of_the_images_whenever_they_are_fetched(
     monkeypatch.setattr(features, "ON_DEVICE", room)
     network = inception("random")
     images = torch.randint(0, 256, (5, 3, 24, 24), dtype=torch.uint8)
-    taken = Features(network)
+    taken = Features(network, network.dim)
     for numbers in ([1, 3], [0, 4], [2]):
         taken.add(images[numbers], torch.tensor(numbers))
-    found, _ = network.parted(taken.gathered(ALONE))
+    found = taken.gathered(ALONE)
     torch.testing.assert_close(found, network(images))
 
 
@@ -61,7 +61,7 @@ def test_spatial_features_are_those_of_the_layers_up_to_there_one_after_the_othe
 
 
 def test_there_are_none_of_no_images() -> None:
-    assert Features(inception("random")).gathered(ALONE).shape == (0, 64 + 63)
+    assert Features.with_spatial(inception("random")).gathered(ALONE).shape == (0, 64 + 63)
 
 
 def test_a_file_of_statistics_and_images_is_opened_once(
