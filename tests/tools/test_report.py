@@ -250,6 +250,27 @@ def test_cost_goodput_and_restarts_are_those_of_all_starts(restarted: Path, tmp_
     assert shown(page, "Peak of memory, GiB") == ["1.5"]
 
 
+@pytest.mark.parametrize(
+    ("shares", "text", "is_drawn"),
+    [
+        ((0.2, 0.4, 0.9), "40.0%", True),
+        ((0.2, 0.4, 1.3), "not known: the peak was measured on a busy machine", False),
+    ],
+)
+def test_a_share_of_a_peak_that_was_exceeded_is_not_known(
+    tmp_path: Path, shares: tuple[float, ...], text: str, is_drawn: bool
+) -> None:
+    rows = [
+        {"samples": 4 * number, "train/rec": 1.0, "throughput/mfu": share}
+        for number, share in enumerate(shares, 1)
+    ]
+    write_metrics(tmp_path / "run", rows)
+    write_page(tmp_path / "report.html", "Speed", [tmp_path / "run"])
+    page = (tmp_path / "report.html").read_text()
+    assert shown(page, "Model FLOPs utilization, median") == [text]
+    assert ("share of the peak" in page) == is_drawn
+
+
 def test_a_start_that_has_not_told_its_devices_leaves_the_cost_open(restarted: Path) -> None:
     write_events(restarted, [{"event": "start", "samples": 0, "running_s": 0.0}])
     (run,) = reading.read_runs([restarted])

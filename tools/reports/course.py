@@ -7,10 +7,11 @@ from statistics import fmean, median
 from typing import Any
 
 from reports.html import cells, plain, table
-from reports.reading import RUNNING, RunRecord, number
+from reports.reading import RUNNING, UTILIZATION, RunRecord, number
 from taming_dist.cli import count
 
 GOODPUT = "throughput/goodput"
+TOO_LOW = "not known: the peak was measured on a busy machine"
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,8 @@ def facts(run: RunRecord) -> Iterator[tuple[str, str]]:
     yield "Devices", devices(run)
     cost = device_hours(run)
     yield "Cost, device-hours", "not logged" if cost is None else plain(cost)
-    share = goodput(run)
-    yield "Goodput", "" if share is None else f"{share:.1%}"
+    kept = goodput(run)
+    yield "Goodput", "" if kept is None else f"{kept:.1%}"
     yield "Restarts", str(max(0, len(starts(run)) - 1))
     steps, samples = skips(run)
     yield "Skipped steps", f"{steps}" + (f" (with {count(samples, 'sample')})" if samples else "")
@@ -131,8 +132,9 @@ def facts(run: RunRecord) -> Iterator[tuple[str, str]]:
     yield "Saves", f"{len(stalls)}" + (f" (median stall {median(stalls):.2g} s)" if stalls else "")
     rates = values_of(run, "throughput/images_per_s")
     yield "Images per second, median", plain(median(rates)) if rates else ""
-    used = values_of(run, "throughput/mfu")
-    yield "Model FLOPs utilization, median", f"{median(used):.1%}" if used else ""
+    used = values_of(run, UTILIZATION)
+    share = f"{median(used):.1%}" if used else ""
+    yield "Model FLOPs utilization, median", TOO_LOW if run.peak_is_wrong else share
     waits = mean_of(run, "throughput/data_wait_fraction")
     yield "Waits for data, mean share", "" if waits is None else f"{waits:.1%}"
     peak = values_of(run, "throughput/memory_peak_gib")

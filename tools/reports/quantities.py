@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from reports.reading import RunRecord, number
+from reports.reading import UTILIZATION, RunRecord, number
 
 POINTS = 300  # of a line; of more, neighbours are drawn as their mean
 BY_POSITION = "_by_position"
@@ -69,7 +69,7 @@ LABEL_MAP_QUANTITIES = (
 )
 SPEED_QUANTITIES = (
     Quantity("Images per second", {"throughput/images_per_s": "training"}),
-    Quantity("Model FLOPs utilization, share of the peak", {"throughput/mfu": "training"}),
+    Quantity("Model FLOPs utilization, share of the peak", {UTILIZATION: "training"}),
     Quantity("Waits for data, share of the time", {"throughput/data_wait_fraction": "first rank",
                                                    "ranks/data_wait_max": "longest of a rank"}),
     Quantity("Peak of memory, GiB", {"throughput/memory_peak_gib": "largest of a rank"}),
@@ -124,6 +124,8 @@ def lines_of(run: RunRecord, quantity: Quantity) -> list[Line]:
     """The lines of a run in a chart."""
     found: dict[str, Line] = {}
     for metric, label in quantity.series.items():
+        if metric == UTILIZATION and run.peak_is_wrong:
+            continue
         line = (curve if quantity.across else course)(run, metric, label, quantity.across)
         if line is not None:
             found.setdefault(label, line)

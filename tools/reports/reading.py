@@ -18,6 +18,7 @@ from taming_dist.formats.strict_json import json_lines
 Row = dict[str, Any]
 FILES = ("metrics.jsonl", "events.jsonl", "config.yaml")
 RUNNING = "throughput/running_s"
+UTILIZATION = "throughput/mfu"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,12 @@ class RunRecord:
     config: dict[str, Any]
     previews: list[Picture]
     faults: list[str]
+
+    @cached_property
+    def peak_is_wrong(self) -> bool:
+        """Whether training came to more than the devices' peak at some log point: the peak was then
+        measured on a busy machine, and no share of it is known."""
+        return any((number(row.get(UTILIZATION)) or 0.0) > 1 for row in self.rows)
 
     @cached_property
     def timeline(self) -> Timeline:
