@@ -1,6 +1,8 @@
 """The controls of the page, and what their values mean to the sampling command."""
 
+import os
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,9 +116,9 @@ class Conditioned:
         found: dict[str, Any] = {}
         if wants.classes:
             found["class_id"] = gr.Dropdown(
-                [(f"Class {number}", number) for number in range(wants.classes)],
+                [(name, number) for number, name in enumerate(wants.classes)],
                 value=0,
-                label=f"Class (0 to {wants.classes - 1})",
+                label=f"Class (0 to {len(wants.classes) - 1})",
             )
         if wants.prompt:
             found["prompt"] = gr.Textbox(label="Text", placeholder="What the picture is to show")
@@ -152,9 +154,19 @@ class Conditioned:
         return found, condition
 
 
+class Upload(gr.Image):
+    """Where a file with a picture is dropped. It is opened only by what reads pictures, which says
+    in one line what is wrong with it: Gradio would open it before, and fail in its own way."""
+
+    is_template = True  # for the browser it is an Image
+
+    def preprocess(self, payload: Any) -> str | None:
+        return None if payload is None else payload.path
+
+
 def uploaded(label: str, height: int, name: str | None = None) -> gr.Image:
-    """Where a file with a picture is dropped, `height` pixels high on the page."""
-    return gr.Image(
+    """Place an upload, `height` pixels high on the page."""
+    return Upload(
         label=label,
         type="filepath",
         image_mode=None,
@@ -312,5 +324,7 @@ def told(act: Any) -> Any:
 
 
 def one_line(error: UserError) -> gr.Error:
-    """What shows a mistake of the user to the user."""
-    return gr.Error(str(error), title="This cannot be done", print_exception=False)
+    """What shows a mistake of the user to the user, with uploads by their own names alone."""
+    kept = re.escape(os.environ.get("GRADIO_TEMP_DIR", ""))
+    said = re.sub(rf"{kept}/\w+/", "", str(error)) if kept else str(error)
+    return gr.Error(said, title="This cannot be done", print_exception=False)

@@ -199,7 +199,7 @@ def make(models: Models, config: SampleConfig, folder: Path, job: Job[Progress |
         UserError: settings that the models cannot serve.
     """
     assert models.generator is not None
-    plan = plan_of(config, models.generator)
+    plan = plan_of(config, models.generator, models.wants.encoder)
     recipe = recipe_of(config, plan)
     watching = Watching(plan, job)
     unit = units_of(1, plan.batch, folder, range(1))[0]

@@ -9,6 +9,8 @@ from taming_dist.app.config import DemoConfig
 from taming_dist.data.images import Shape
 from taming_dist.engine.world import choose_device
 from taming_dist.errors import UserError
+from taming_dist.formats.manifest import Manifest
+from taming_dist.formats.names import printable
 from taming_dist.generation.generator import Generator
 from taming_dist.generation.window import check_windows
 from taming_dist.models.modalities import Modality
@@ -29,13 +31,18 @@ SERVED = (ClassCondition, CodesCondition, CoordinatesCondition, TextCondition, U
 
 @dataclass(frozen=True)
 class Wants:
-    """What the condition of a transformer asks of the user: one of `classes` (0: none), a text
-    (`prompt`), a `picture` of a kind; `several`: conditions have their names."""
+    """What the condition of a transformer asks of the user: one of `classes`, by their names, a
+    text (`prompt`), a picture that `encoder` encodes; `several`: conditions have their names."""
 
-    classes: int = 0
+    classes: tuple[str, ...] = ()
     prompt: bool = False
-    picture: Modality | None = None
+    encoder: VQGAN | None = None
     several: bool = False
+
+    @property
+    def picture(self) -> Modality | None:
+        """The kind of the picture."""
+        return None if self.encoder is None else self.encoder.config.modality
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,9 @@ def load(config: DemoConfig) -> Models:
     """
     if not config.vqgan:
         raise UserError("an export is missing: give vqgan=...")
-    only = [name for name in ("condition_vqgan", "text_encoder") if getattr(config, name)]
+    only = [
+        name for name in ("condition_vqgan", "text_encoder", "classes") if getattr(config, name)
+    ]
     if only and not config.transformer:
         raise UserError(
             f"{only[0]}: it is for a transformer: give transformer=..., or leave it out"
@@ -103,7 +112,8 @@ def wants_of(condition: Condition, config: DemoConfig) -> Wants:
     Raises:
         UserError: the page has no way to give that, or an export is missing for it.
     """
-    parts, classes, prompt, picture = condition.conditions, 0, False, None
+    parts, prompt, encoder = condition.conditions, False, None
+    classes: tuple[str, ...] = ()
     for each in parts:
         if not isinstance(each, SERVED) or (
             isinstance(each, TextCondition) and not each.fingerprint
@@ -113,7 +123,7 @@ def wants_of(condition: Condition, config: DemoConfig) -> Wants:
                 f"python -m taming_dist.sample condition=..."
             )
         if isinstance(each, ClassCondition):
-            classes = each.vocabulary
+            classes = class_names(config.classes, each.vocabulary)
         if isinstance(each, TextCondition):
             prompt = True
         if isinstance(each, CodesCondition):
@@ -122,12 +132,40 @@ def wants_of(condition: Condition, config: DemoConfig) -> Wants:
                     "condition_vqgan: the transformer is conditioned on pictures: give the export "
                     "of the VQGAN that encodes them"
                 )
-            picture = opened(config.condition_vqgan, each).config.modality
-    if config.condition_vqgan and picture is None:
+            encoder = opened(config.condition_vqgan, each)
+    if config.condition_vqgan and encoder is None:
         raise UserError(
             f"condition_vqgan: the transformer is not conditioned on pictures "
             f"(model/condition={condition.name}), leave it out"
         )
     if config.text_encoder and not prompt:
         raise UserError("text_encoder: this transformer is not conditioned on text, leave it out")
-    return Wants(classes, prompt, picture, len(parts) > 1)
+    if config.classes and not classes:
+        raise UserError("classes: this transformer is not conditioned on classes, leave it out")
+    return Wants(classes, prompt, encoder, len(parts) > 1)
+
+
+def class_names(folder: str, count: int) -> tuple[str, ...]:
+    """What the user chooses among of so many classes: their ids, and behind them the names that the
+    manifest of shards gives them.
+
+    Raises:
+        UserError: there are no names, or names of more classes.
+    """
+    ids = range(count)
+    if not folder:
+        return tuple(map(str, ids))
+    manifest = Manifest.load(folder)
+    named = manifest.details.get("class_names", manifest.classes)  # synsets have words beside them
+    if not isinstance(named, list | tuple) or not named:
+        raise UserError(
+            f"classes: the shards of {folder} do not name their classes: give image or code shards "
+            f"that do, or leave it out"
+        )
+    if len(named) > count:
+        raise UserError(
+            f"classes: {folder} names {len(named)} classes, but the transformer has learned "
+            f"{count}: give the shards that it was trained on"
+        )
+    names = [f"{number}: {printable(str(name))}" for number, name in enumerate(named)]
+    return (*names, *map(str, ids[len(names) :]))

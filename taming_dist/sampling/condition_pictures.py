@@ -30,8 +30,11 @@ def without_pictures(asked: Any) -> Any:
     return {name: own for name, own in asked.items() if name != CODES}
 
 
-def condition_pictures(config: SampleConfig, generator: Generator, shape: Shape) -> Given | None:
+def condition_pictures(
+    config: SampleConfig, generator: Generator, shape: Shape, encoder: VQGAN | None = None
+) -> Given | None:
     """The pictures that images of a shape in pixels are conditioned on; None if none are given.
+    `encoder`: their VQGAN, where it is `opened` already.
 
     Raises:
         UserError: the transformer cannot be conditioned on them, or their VQGAN is missing or
@@ -59,7 +62,8 @@ def condition_pictures(config: SampleConfig, generator: Generator, shape: Shape)
             f"condition: {paths[0]} is a picture, give condition_vqgan=EXPORT, the VQGAN that "
             f"encodes it"
         )
-    vqgan = opened(config.condition_vqgan, condition).to(generator.transformer.device)
+    vqgan = encoder or opened(config.condition_vqgan, condition)
+    vqgan = vqgan.to(generator.transformer.device)
     return Given("condition", paths, vqgan, shape, scaled_shape(generator, condition, vqgan, shape))
 
 

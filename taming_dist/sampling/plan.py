@@ -18,6 +18,7 @@ from taming_dist.generation.pictures import to_uint8
 from taming_dist.generation.rejection import ALL, NO_CLASS, Rejection
 from taming_dist.generation.sampling import Sampling
 from taming_dist.models.prior.conditions import ClassCondition, Columns, Condition, Request
+from taming_dist.models.vqgan import VQGAN
 from taming_dist.sampling.classifier import open_classifier
 from taming_dist.sampling.condition_pictures import condition_pictures
 from taming_dist.sampling.config import SampleConfig
@@ -146,8 +147,8 @@ class Plan:
             yield large.strips(self.generator, codes, unit), None
 
 
-def plan_of(config: SampleConfig, generator: Generator) -> Plan:
-    """The plan of a command.
+def plan_of(config: SampleConfig, generator: Generator, encoder: VQGAN | None = None) -> Plan:
+    """The plan of a command. `encoder`: the VQGAN of its condition, where it is open already.
 
     Raises:
         UserError: settings that these models cannot serve.
@@ -155,7 +156,7 @@ def plan_of(config: SampleConfig, generator: Generator) -> Plan:
     sampling = Sampling.of(config)
     size = parse_size(config.size)
     placement, shape = generator.placement(size, config.window_step), size or generator.size
-    condition = condition_pictures(config, generator, shape)
+    condition = condition_pictures(config, generator, shape, encoder)
     kept = kept_pictures(config, generator, shape)
     pictures = number_of(condition, kept)
     count = config.n or pictures

@@ -15,6 +15,7 @@ from taming_dist.app.making import Made, Progress, asked, make, reconstruct
 from taming_dist.app.models import Models, load
 from taming_dist.app.painting import coloured, kept_codes, label_map
 from taming_dist.errors import UserError
+from taming_dist.formats.manifest import IMAGES_FORMAT, Manifest
 from taming_dist.models.vqgan import VQGAN
 from taming_dist.sampling.config import SampleConfig
 from tests.app.conftest import GRID, LABELS, SIDE
@@ -80,7 +81,7 @@ def test_a_completed_picture_is_that_of_the_sampling_command_too(
 
 
 def test_a_label_map_is_a_condition_as_it_is_of_the_sampling_command(
-    exports: Path, tmp_path: Path
+    exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models = models_of(exports, "seg", condition_vqgan=str(exports / "labels"))
     labels = tmp_path / "labels.png"
@@ -88,8 +89,43 @@ def test_a_label_map_is_a_condition_as_it_is_of_the_sampling_command(
         labels
     )
     config = asked(models, SETTINGS, labels)
+    monkeypatch.setattr(VQGAN, "from_pretrained", None)  # it is open already
     found, _ = made(models, config, tmp_path)
+    monkeypatch.undo()
     assert found.file.read_bytes() == commanded(config, tmp_path / "out")
+
+
+def named_shards(folder: Path, names: list[str] | None, **details: Any) -> str:
+    """A folder of shards, of which there are none, whose manifest names classes."""
+    folder.mkdir()
+    Manifest(IMAGES_FORMAT, (), None if names is None else tuple(names), details).save(folder)
+    return str(folder)
+
+
+def test_classes_are_chosen_by_the_names_that_shards_give_them(
+    exports: Path, tmp_path: Path
+) -> None:
+    assert models_of(exports).wants.classes == ("0", "1", "2")
+    shards = named_shards(tmp_path / "some", ["barn", "cat"])
+    assert models_of(exports, classes=shards).wants.classes == ("0: barn", "1: cat", "2")
+    synsets = ["n01", "n02", "n03"]
+    shards = named_shards(tmp_path / "words", synsets, class_names=["tench", "shark", "ray"])
+    assert models_of(exports, classes=shards).wants.classes == ("0: tench", "1: shark", "2: ray")
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "line"),
+    [
+        ("class", None, "classes: the shards of .* do not name their classes"),
+        ("class", list("abcd"), "classes: .* names 4 classes, but the transformer has learned 3"),
+        ("masked", ["a"], "classes: this transformer is not conditioned on classes"),
+    ],
+)
+def test_names_that_are_not_those_of_the_transformers_classes_are_refused(
+    exports: Path, tmp_path: Path, kind: str, names: list[str] | None, line: str
+) -> None:
+    with pytest.raises(UserError, match=line):
+        models_of(exports, kind, classes=named_shards(tmp_path / "shards", names))
 
 
 def test_the_story_of_a_picture_goes_from_nothing_to_all_of_its_codes_in_the_order(

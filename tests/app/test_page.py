@@ -136,6 +136,23 @@ def test_an_upload_is_reconstructed(page: Any, photo: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("tab", ["Complete", "Reconstruct"])
+def test_an_upload_that_is_no_image_is_refused_in_one_line(
+    page: Any, tab: str, tmp_path: Path
+) -> None:
+    (tmp_path / "letter.png").write_text("Dear all")
+    page.get_by_role("tab", name=tab).click()
+    places = {"Complete": "#completed", "Reconstruct": "#reconstructed"}
+    page.set_input_files(f"{places[tab]} input[type=file]", str(tmp_path / "letter.png"))
+    if tab == "Reconstruct":
+        page.wait_for_timeout(1000)
+        page.get_by_role("button", name="Reconstruct", exact=True).click()
+    page.get_by_text("This cannot be done").wait_for(timeout=WAIT_MS)
+    said = page.get_by_text(re.compile("^(picture|image): letter.png")).inner_text()
+    assert "\n" not in said
+
+
+@pytest.mark.slow
 def test_a_taken_port_ends_the_command_with_one_line(address: str, exports: Path) -> None:
     port = address.rpartition(":")[2]
     process = start(f"vqgan={exports / 'vqgan'}", f"port={port}")
