@@ -53,10 +53,13 @@ def count(number: int, noun: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Hours, minutes or seconds, whichever reads best."""
-    if seconds >= 5400:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+    """As a person says it: 8.3 s, 45 s, 4 min 05 s, 2 h 07 min."""
+    if round(seconds) < 60:
+        return f"{seconds:.{0 if seconds >= 10 else 1}f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def file_prefix(text: str) -> str:

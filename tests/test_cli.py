@@ -11,6 +11,22 @@ from taming_dist import cli
 TOOLS = Path(__file__).parents[1] / "tools"
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "0.0 s"),
+        (8.3, "8.3 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (245, "4 min 05 s"),
+        (3599.6, "1 h 00 min"),
+        (7625, "2 h 07 min"),
+    ],
+)
+def test_durations_read_as_a_person_says_them(seconds: float, text: str) -> None:
+    assert cli.duration(seconds) == text
+
+
 @pytest.mark.parametrize("tool", ["make_shards", "verify_shards", "index_shards"])
 def test_a_wrong_argument_is_one_line_and_code_2(
     tool: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from taming_dist.cli import duration
 from taming_dist.training.artifacts import Describe
 from taming_dist.training.clock import Clock
 from taming_dist.training.recipe import Measured, numbers
@@ -30,16 +31,7 @@ class Terminal(RichConsole):
 
 def left(seconds: float | None) -> str:
     """The time that is left of a run, behind its step: ", 2 h 05 min left"."""
-    if seconds is None:
-        return ""
-    if seconds < 60:
-        return f", {seconds:.0f} s left"
-    minutes = round(seconds / 60)
-    return (
-        f", {minutes} min left"
-        if minutes < 60
-        else f", {minutes // 60} h {minutes % 60:02d} min left"
-    )
+    return "" if seconds is None else f", {duration(seconds)} left"
 
 
 class Console:

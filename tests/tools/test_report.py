@@ -28,7 +28,7 @@ TOOLS = Path(__file__).parents[2] / "tools"
 TOOL = TOOLS / "report.py"
 sys.path.insert(0, str(TOOLS))
 
-from reports import charts, configs, course, html, pictures, quantities, reading, summary  # noqa: E402
+from reports import charts, configs, course, html, pictures, quantities, reading  # noqa: E402
 from reports.page import write_page  # noqa: E402
 
 CLASSES = ["a<b>cat", "red_flower"]
@@ -433,12 +433,6 @@ def test_samples_without_classes_are_one_row(tmp_path: Path) -> None:
     record = {"images": [{"file": "000000.png", "class": None}]}
     (tmp_path / "samples.json").write_text(json.dumps(record))
     assert pictures.sample_rows(tmp_path, []).count("<img") == 1
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(8.3, "8.3 s"), (245, "4 min 05 s"),
-                                               (7625, "2 h 07 min")])  # fmt: skip
-def test_durations_read_as_a_person_says_them(seconds: float, text: str) -> None:
-    assert summary.duration(seconds) == text
 
 
 def test_a_folder_that_is_no_run_is_named_in_one_line(chain: Path, tmp_path: Path) -> None:

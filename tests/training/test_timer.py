@@ -84,9 +84,9 @@ def test_a_log_point_without_a_step_since_the_last_says_that_nothing_is_left_to_
     ("seconds", "text"),
     [
         (None, ""),
-        (4.4, ", 4 s left"),
-        (60.0, ", 1 min left"),
-        (3590.0, ", 1 h 00 min left"),
+        (4.4, ", 4.4 s left"),
+        (60.0, ", 1 min 00 s left"),
+        (3590.0, ", 59 min 50 s left"),
         (7500.0, ", 2 h 05 min left"),
     ],
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from reports.html import scrolling
+from taming_dist.cli import duration
 from taming_dist.evaluation.comparison import side_by_side
 
 
@@ -122,13 +123,3 @@ def time_bars(seconds: Mapping[str, float]) -> str:
         for phase, spent in seconds.items()
     ]
     return f"<p>{duration(total)} in all.</p><div class=phases>{''.join(rows)}</div>"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as readable text: 8.3 s, 4 min 05 s, 2 h 07 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
