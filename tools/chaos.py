@@ -27,10 +27,9 @@ from trials.comparing import Distance, differing_bits, differing_samples, distan
 from trials.figures import HEADER, Figures, figures_of, row, together
 from trials.group import Shape, imported
 from trials.killing import Broken, run_disturbed, run_undisturbed
-from trials.training import MAKERS, UNCUT, arguments
+from trials.training import MAKERS, UNCUT, arguments, new_folder
 
 from taming_dist import cli
-from taming_dist.errors import UserError
 from taming_dist.formats.strict_json import write_json
 
 # What rounding may do within 40 steps whose ranks change (measured: docs/results.md).
@@ -122,9 +121,7 @@ def trials(given: argparse.Namespace, out: Path) -> Iterator[Trial]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the trials, and tell."""
     given = parse(argv)
-    out: Path = given.out.resolve()
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"--out={given.out} is not empty: remove it, or name another folder")
+    out = new_folder(given.out)
     made = []
     with imported():
         print(HEADER, flush=True)

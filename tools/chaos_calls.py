@@ -24,10 +24,9 @@ from trials.calls import calls_of, run_cut, sampled
 from trials.comparing import differing_bits
 from trials.group import Shape, imported
 from trials.killing import Broken
-from trials.training import MAKERS, arguments
+from trials.training import MAKERS, arguments, new_folder
 
 from taming_dist import cli
-from taming_dist.errors import UserError
 from taming_dist.formats.strict_json import write_json
 
 TOLD = 0.25  # the part of the kills after which the other ranks are asked to end
@@ -54,9 +53,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the runs, and tell."""
     given = parse(argv)
-    out: Path = given.out.resolve()
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"--out={given.out} is not empty: remove it, or name another folder")
+    out = new_folder(given.out)
     data = given.data or out / "data"
     if given.data is None:
         MAKERS[given.stage](data, np.random.default_rng(0))

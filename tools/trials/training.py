@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from taming_dist.errors import UserError
 from taming_dist.formats.code_shards import CodeShard, write_codes_manifest
 from taming_dist.formats.manifest import IMAGES_FORMAT, Manifest
 from taming_dist.formats.shards import write_shard
@@ -122,6 +123,13 @@ MAKERS: dict[str, Callable[[Path, np.random.Generator], None]] = {
     "vqgan": make_images,
     "prior": make_codes,
 }
+
+
+def new_folder(out: Path) -> Path:
+    """The absolute path of `--out`; `UserError` if something lies there."""
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"--out={out} is not empty: remove it, or name another folder")
+    return out.resolve()
 
 
 def arguments(stage: str, data: Path | str, steps: int, overrides: Sequence[str] = ()) -> list[str]:
