@@ -1,0 +1,1 @@
+"""What `tools/speedrun.py` consists of."""
