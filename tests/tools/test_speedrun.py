@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +138,19 @@ def test_a_run_of_other_code_is_not_gone_on_with(tmp_path: Path) -> None:
     assert begin(tmp_path, dataclasses.replace(RUN, date="2027-01-01")).date == RUN.date
     with pytest.raises(UserError, match="begun by commit 0123456789"):
         begin(tmp_path, dataclasses.replace(RUN, commit="abcdef"))
+
+def test_the_page_shows_the_records_that_are_kept(tmp_path: Path) -> None:
+    docs = TOOLS.parent / "docs"
+    page = tmp_path / "speedrun.md"
+    page.write_text((docs / "speedrun.md").read_text())
+    main: Callable[[], None] = runpy.run_path(str(TOOL))["main"]
+    with pytest.MonkeyPatch.context() as patched:
+        words = [TOOL, "table", docs / "speedrun", "--into", page]
+        patched.setattr(sys, "argv", [str(word) for word in words])
+        main()
+    assert page.read_text() == (docs / "speedrun.md").read_text()
+    with Image.open(page.with_suffix(".png")) as drawn, Image.open(docs / "speedrun.png") as kept:
+        assert drawn.size == kept.size
+    for each in load(docs / "speedrun"):
+        assert (docs / "speedrun" / each.log).is_file()
+        assert not each.overrides, "a record is of a recipe as it is"
