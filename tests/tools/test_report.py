@@ -359,6 +359,44 @@ def test_values_of_a_wrong_kind_are_passed_over(tmp_path: Path) -> None:
     assert shown((tmp_path / "report.html").read_text(), "Cost, device-hours") == ["not logged"]
 
 
+def test_the_use_of_the_codebook_is_that_of_the_counts(tmp_path: Path) -> None:
+    few = [0, 4, 2, 0, 2, 0, 0, 0]  # 3 of 8 codes, entropy 1.5 bits
+    many = [1] * 400 + [0] * 200
+    many[7] = many[399] = many[3] = 51
+    for name, rows in (
+        ("few", [(160, few), (80, [1, 0, 0, 0, 0, 0, 0, 0])]),
+        ("many", [(160, many), (240, [1, True]), (320, [0, 0]), (400, "x"), (480, [-1, 2])]),
+        ("older", [(160, None)]),
+    ):
+        logged = [
+            {"samples": seen, "train/rec": 0.4}
+            | ({} if counts is None else {reading.COUNTED: counts})
+            for seen, counts in rows
+        ]
+        write_metrics(tmp_path / name, logged)
+    write_page(tmp_path / "report.html", "Codes", [tmp_path / name for name in ("few", "many")])
+    page = (tmp_path / "report.html").read_text()
+    assert shown(page, "After images") == ["160", "160"]
+    assert shown(page, "Codes") == ["8", "600"]
+    assert shown(page, "Never used") == ["62.5%", "33.3%"]
+    # 1 % are one code of the 8, and six of the 600: 3 * 51 + 3 of 397 + 153 uses
+    assert shown(page, "Uses of the most used 1 %") == ["50.0%", "28.4%"]
+    assert shown(page, "Perplexity")[0] == "2.83"
+    assert "4 lists of val/codebook_counts cannot be read" in page
+    (drawing,) = re.findall("<figure class=codes>.*?</figure>", page)
+    paths = re.findall("<path class='line s([01])' d='(M[^H]*?)'/></g>", drawing)
+    assert [dash for dash, _ in paths] == ["0", "0", "1"]
+    assert paths[0][1].count(",") == 3
+    assert paths[1][1].count(",") == 128
+    # the line ends at the share that was used: three eighths of the 312 from 50 on
+    assert paths[0][1].rpartition("L")[2].startswith("167.0,")
+
+    write_page(tmp_path / "report.html", "Older", [tmp_path / "older"])
+    page = (tmp_path / "report.html").read_text()
+    assert "Use of the codebook" not in page
+    assert "codebook_counts" not in page
+
+
 def test_runs_of_the_same_name_are_told_apart_by_their_folders() -> None:
     assert reading.names([Path("/a/one/vqgan"), Path("/a/two/vqgan")]) == ["one/vqgan", "two/vqgan"]
 

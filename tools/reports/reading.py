@@ -14,11 +14,13 @@ from PIL import Image
 from taming_dist.cli import count
 from taming_dist.errors import UserError
 from taming_dist.formats.strict_json import json_lines
+from taming_dist.training.recipe import CODE_COUNTS
 
 Row = dict[str, Any]
 FILES = ("metrics.jsonl", "events.jsonl", "config.yaml")
 RUNNING = "throughput/running_s"
 UTILIZATION = "throughput/mfu"
+COUNTED = f"val/{CODE_COUNTS}"
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,35 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class CodeUses:
+    """How often a validation, after so many images, used each code: counts [codes], falling."""
+
+    images: float
+    counts: np.ndarray
+
+    @property
+    def never(self) -> float:
+        """The share of the codes that were not used."""
+        return float((self.counts == 0).mean())
+
+    @property
+    def top(self) -> float:
+        """The share of the uses that went to the most used 1 % of the codes, at least one code."""
+        most = max(1, round(self.counts.size / 100))
+        return float(self.counts[:most].sum() / self.counts.sum())
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the entropy of the uses: so many codes, used evenly, would be as varied."""
+        shares = self.counts[self.counts > 0] / self.counts.sum()
+        return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+@dataclass(frozen=True)
 class RunRecord:
-    """A run: `rows` of metrics.jsonl, `events`, its `config` by dotted keys, previews in order,
-    and in `faults` what could not be read. `number` counts the runs of a page from 1."""
+    """A run: `rows` of metrics.jsonl, `events`, its `config` by dotted keys, previews and uses of
+    the codes in order, and in `faults` what could not be read. `number` counts the runs of a page
+    from 1."""
 
     number: int
     name: str
@@ -58,6 +86,7 @@ class RunRecord:
     events: list[Row]
     config: dict[str, Any]
     previews: list[Picture]
+    uses: list[CodeUses]
     faults: list[str]
 
     @cached_property
@@ -121,7 +150,8 @@ def read_run(folder: Path, name: str, place: int = 1) -> RunRecord:
     faults: list[str] = []
     rows, events = (read_lines(folder / file, faults) for file in FILES[:2])
     config, previews = read_config(folder / FILES[2], faults), read_previews(folder, faults)
-    return RunRecord(place, name, folder, rows, events, config, previews, faults)
+    uses = read_uses(rows, faults)
+    return RunRecord(place, name, folder, rows, events, config, previews, uses, faults)
 
 
 def read_lines(file: Path, faults: list[str]) -> list[Row]:
@@ -178,6 +208,23 @@ def read_previews(folder: Path, faults: list[str]) -> list[Picture]:
     if damaged:
         faults.append(f"{count(damaged, 'preview')} cannot be read")
     return found
+
+
+def read_uses(rows: Sequence[Row], faults: list[str]) -> list[CodeUses]:
+    """The first and the last counts of the codes that validations logged, by images seen."""
+    logged = [(row["samples"], row[COUNTED]) for row in rows if COUNTED in row]
+    whole = sorted((each for each in logged if are_counts(each[1])), key=lambda each: each[0])
+    if len(whole) < len(logged):
+        faults.append(f"{count(len(logged) - len(whole), 'list')} of {COUNTED} cannot be read")
+    shown = whole if len(whole) < 2 else [whole[0], whole[-1]]
+    return [CodeUses(seen, np.sort(np.array(counts))[::-1]) for seen, counts in shown]
+
+
+def are_counts(value: Any) -> bool:
+    """Whether these are whole numbers of uses, with at least one use."""
+    if not isinstance(value, list):
+        return False
+    return all(type(each) is int and 0 <= each < 2**40 for each in value) and any(value)
 
 
 def number(value: Any) -> float | None:
