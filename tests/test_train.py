@@ -270,6 +270,9 @@ def test_two_ranks_log_what_one_logs(runs: Runs, outputs: dict[str, str]) -> Non
     one, two = stable(runs.lines("whole")), stable(runs.lines("pair"))
     assert len(one) == len(two)
     for line, other in zip(two, one, strict=True):
+        counts, others = (np.array(each.pop(COUNTS, [])) for each in (line, other))
+        # a latent that lies between two codes may take the other one
+        assert np.abs(counts - others).sum() <= 0.02 * others.sum()
         # the norms in the adaptive weight jump where a leaky ReLU takes another side
         assert line == pytest.approx(other, rel=4e-3, abs=1e-4), f"step {line['step']}"
 

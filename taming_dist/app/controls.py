@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import gradio as gr
 import numpy as np
@@ -154,14 +155,17 @@ class Conditioned:
         return found, condition
 
 
-class Upload(gr.Image):
-    """Where a file with a picture is dropped. It is opened only by what reads pictures, which says
-    in one line what is wrong with it: Gradio would open it before, and fail in its own way."""
+with mock.patch("gradio.component_meta.create_or_modify_pyi"):  # it writes among our sources
 
-    is_template = True  # for the browser it is an Image
+    class Upload(gr.Image):
+        """Where a file with a picture is dropped. It is opened only by what reads pictures, which
+        says in one line what is wrong with it: Gradio would open it before, and fail in its own
+        way."""
 
-    def preprocess(self, payload: Any) -> str | None:
-        return None if payload is None else payload.path
+        is_template = True  # for the browser it is an Image
+
+        def preprocess(self, payload: Any) -> str | None:
+            return None if payload is None else payload.path
 
 
 def uploaded(label: str, height: int, name: str | None = None) -> gr.Image:

@@ -139,6 +139,7 @@ def test_a_run_of_other_code_is_not_gone_on_with(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="begun by commit 0123456789"):
         begin(tmp_path, dataclasses.replace(RUN, commit="abcdef"))
 
+
 def test_the_page_shows_the_records_that_are_kept(tmp_path: Path) -> None:
     docs = TOOLS.parent / "docs"
     page = tmp_path / "speedrun.md"
