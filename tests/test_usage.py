@@ -53,7 +53,9 @@ def test_the_choices_of_the_help_are_the_groups_that_hydra_knows() -> None:
     told = {line.partition("=")[0].lstrip("+") for line in choices(conf_dir())}
     # what has no schema of its own is plain YAML
     assert set(schemas()) <= told
-    assert told - set(schemas()) == {"experiment", "scale", "debug", "engine", "log", "optim"}
+    assert told - set(schemas()) == {
+        "experiment", "scale", "debug", "speedrun", "engine", "log", "optim",
+    }  # fmt: skip
 
 
 def test_what_is_compiled_is_kept_in_the_cache_folder_unless_the_user_has_named_another(

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, get_type_hints
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from huggingface_hub.errors import HfHubHTTPError
+from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -136,7 +137,9 @@ def read_fingerprint(folder: str) -> str:
         raise UserError(f"{folder}/{WEIGHTS} cannot be read ({error}): export again") from error
 
 
-def checksum(config: Mapping[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> str:
+def checksum(
+    config: Mapping[str, Any], tensors: Iterable[tuple[str, Shaped[Tensor, "..."]]]
+) -> str:
     """The fingerprint of a canonical configuration and of named tensors, sorted by name."""
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in tensors:
