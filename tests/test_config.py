@@ -333,6 +333,7 @@ def test_a_quantizer_is_chosen_by_its_group(compose: Compose) -> None:
         ("fsq", "fsq", 15_360, 5),
         ("lfq", "lfq", 16_384, 14),
         ("ibq", "ibq", 16_384, 256),
+        ("simvq", "simvq", 16_384, 64),
     ],
 )
 def test_every_quantizer_is_reached_by_its_name(

@@ -28,7 +28,7 @@ from taming_dist.models.quantizers import (
     build_quantizer,
     keep_used,
 )
-from taming_dist.models.quantizers.interface import StaysFloat32
+from taming_dist.models.quantizers.interface import STRAIGHT_THROUGH, StaysFloat32
 from taming_dist.ranges import check_ranges, ranged
 
 
@@ -187,6 +187,14 @@ class VQGAN(
     def entries(self, codes: Int64[Tensor, "b i j"]) -> Float[Tensor, "b d i j"]:
         """Codes -> the vectors that the decoder reads."""
         return self.post_quant_conv(self.quantize.lookup(codes).to(self.dtype))
+
+    def canonical_config(self) -> dict[str, Any]:
+        """The configuration as config.json has it: a later key is left out where it is what there
+        was before it, so that exports keep their fingerprints."""
+        values = super().canonical_config()
+        if values["quantizer"].get("gradient") == STRAIGHT_THROUGH:
+            del values["quantizer"]["gradient"]
+        return values
 
     @property
     def dtype(self) -> Any:

@@ -18,6 +18,7 @@ from taming_dist.engine.zero import Engine
 from taming_dist.models.quantizers import (
     IndexQuantizerConfig,
     LFQuantizerConfig,
+    SimVQConfig,
     VectorQuantizerConfig,
 )
 from taming_dist.stages.context import Context
@@ -30,8 +31,14 @@ QUANTIZERS = {
     "restarted": VectorQuantizerConfig(**RESTARTED, initial="kmeans", normalized=True),
     "lfq": LFQuantizerConfig(bits=5, temperature=0.5),
     "ibq": IndexQuantizerConfig(codes=23, dim=7, temperature=0.5),
+    "simvq": SimVQConfig(codes=23, dim=7, gradient="rotation"),
 }
-RUNS = {0: ["restarted", "lfq", "ibq"], 1: [], 2: ["restarted"], 3: ["ibq"]}
+RUNS = {
+    0: ["restarted", "lfq", "ibq", "simvq"],
+    1: [],
+    2: ["restarted", "simvq"],
+    3: ["ibq", "simvq"],
+}
 RESUMED = (1, 3)  # "restarted" too
 
 

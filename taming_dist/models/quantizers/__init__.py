@@ -20,6 +20,7 @@ from taming_dist.models.quantizers.interface import (
 )
 from taming_dist.models.quantizers.lookup_free import LFQuantizer, LFQuantizerConfig
 from taming_dist.models.quantizers.remap import keep_used
+from taming_dist.models.quantizers.simvq import SimVQConfig, SimVQuantizer
 from taming_dist.models.quantizers.vector import VectorQuantizer, VectorQuantizerConfig
 
 __all__ = [
@@ -39,6 +40,8 @@ __all__ = [
     "Quantizer",
     "QuantizerConfig",
     "ReplaceRows",
+    "SimVQConfig",
+    "SimVQuantizer",
     "Statistics",
     "VectorQuantizer",
     "VectorQuantizerConfig",
@@ -54,6 +57,7 @@ VARIANTS: dict[str, tuple[type[QuantizerConfig], Callable[..., Quantizer]]] = {
     "fsq": (FSQuantizerConfig, FSQuantizer),
     "lfq": (LFQuantizerConfig, LFQuantizer),
     "ibq": (IndexQuantizerConfig, IndexQuantizer),
+    "simvq": (SimVQConfig, SimVQuantizer),
 }
 
 

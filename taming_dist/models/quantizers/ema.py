@@ -14,7 +14,9 @@ from omegaconf import MISSING
 from torch import Tensor
 
 from taming_dist.models.quantizers.interface import (
+    GRADIENTS,
     MOST_CODES,
+    STRAIGHT_THROUGH,
     Quantized,
     Quantizer,
     QuantizerConfig,
@@ -26,7 +28,6 @@ from taming_dist.models.quantizers.interface import (
     count,
     full_precision,
     nearest,
-    straight_through,
 )
 from taming_dist.models.quantizers.restarts import (
     Start,
@@ -35,7 +36,7 @@ from taming_dist.models.quantizers.restarts import (
     dead_codes,
     replacements,
 )
-from taming_dist.ranges import check_ranges, marked, ranged
+from taming_dist.ranges import check_choice, check_ranges, marked, ranged
 
 
 @dataclasses.dataclass
@@ -44,7 +45,8 @@ class EMAQuantizerConfig(QuantizerConfig):
 
     `decay` is per optimizer step. `initial`: random, or data or kmeans from the first global batch.
     A code that is chosen less than `revive_below` times as often as it would be if all codes were
-    chosen alike takes the place of a latent of the present batch; 0: never.
+    chosen alike takes the place of a latent of the present batch; 0: never. `gradient`: as that of
+    `VectorQuantizerConfig`.
     """
 
     name: str = "ema"
@@ -55,10 +57,12 @@ class EMAQuantizerConfig(QuantizerConfig):
     normalized: bool = True
     initial: str = marked("random", compared=False)
     revive_below: float = ranged(0.05, at_least=0, below=1, compared=False)
+    gradient: str = marked(STRAIGHT_THROUGH, compared=False)
 
     def __post_init__(self) -> None:
         check_ranges(self, "model.quantizer")
         check_start(self.initial)
+        check_choice("model.quantizer.gradient", self.gradient, GRADIENTS)
 
 
 class EMAQuantizer(Quantizer):
@@ -72,6 +76,7 @@ class EMAQuantizer(Quantizer):
         super().__init__()
         self.vocabulary, self.dim, self.beta = config.codes, config.dim, config.beta
         self.normalized, self.decay = config.normalized, config.decay
+        self.passed = GRADIENTS[config.gradient]
         self.revive_below = config.revive_below
         self.start = Start(config.initial)
         entries = torch.randn(config.codes, config.dim)
@@ -90,7 +95,7 @@ class EMAQuantizer(Quantizer):
             codes = nearest(flat.detach(), self.entries, self.lean)
             entries = F.embedding(codes, self.entries)
             return Quantized(
-                z_q=as_grid(straight_through(flat, entries), z),
+                z_q=as_grid(self.passed(flat, entries), z),
                 codes=as_code_grid(codes, z),
                 loss=self.beta * F.mse_loss(flat, entries),
                 statistics=self._statistics(flat.detach().view(len(z), -1, self.dim), codes),

@@ -8,7 +8,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,8 @@ from taming_dist.exact import without_autocast
 
 NO_CODE = -1
 MOST_CODES = 2**24  # how often each is used is held, and counted in fp32
+STRAIGHT_THROUGH = "straight_through"
+SMALLEST = 1e-6  # a vector that is shorter has no direction
 SEARCH_BYTES = 64 << 20  # the largest block of an N x K matrix that is ever held
 
 Average = Callable[[Tensor], Tensor]  # a mean over all ranks through which gradients flow
@@ -55,6 +57,8 @@ class Quantized(NamedTuple):
 @dataclasses.dataclass
 class QuantizerConfig(ABC):
     """Base of the config classes; each has these three as fields, or computes them."""
+
+    without_rows: ClassVar[tuple[str, ...]] = ()  # tensors of the state that have no row per code
 
     @property
     @abstractmethod
@@ -173,6 +177,26 @@ def straight_through(
 ) -> Float32[Tensor, "*size"]:
     """The value of the entries with the gradient of the vectors."""
     return vectors + (entries - vectors).detach()
+
+
+def rotated(
+    vectors: Float32[Tensor, "N d"], entries: Float32[Tensor, "N d"]
+) -> Float32[Tensor, "N d"]:
+    """The value of the entries; the gradient is that of the rotation and scaling, taken as
+    constant, which bring each vector to its entry: it keeps its angle to the vector. Source: arXiv
+    2410.06424, section 4.2, by two reflections."""
+    with torch.no_grad():
+        lengths = vectors.norm(dim=-1, keepdim=True).clamp(min=SMALLEST)
+        theirs = entries.norm(dim=-1, keepdim=True).clamp(min=SMALLEST)
+        origin, target = vectors / lengths, entries / theirs
+        between = F.normalize(origin + target, dim=-1, eps=SMALLEST)
+        scale = theirs / lengths
+    reflected = vectors - 2 * (vectors * between).sum(-1, keepdim=True) * between
+    turned = scale * (reflected + 2 * (vectors * origin).sum(-1, keepdim=True) * target)
+    return straight_through(turned, entries)
+
+
+GRADIENTS = {STRAIGHT_THROUGH: straight_through, "rotation": rotated}
 
 
 def rows_per_block(codes: int) -> int:

@@ -34,6 +34,9 @@ def keep_used(
         raise UserError(
             f"the used codes must be different numbers from 0 to {config.codes - 1}, at least one"
         )
-    # every tensor of such a quantizer has a row per code, but for single numbers
-    kept = {name: tensor[used] if tensor.ndim else tensor for name, tensor in state.items()}
+    # single numbers aside
+    kept = {
+        name: tensor[used] if tensor.ndim and name not in config.without_rows else tensor
+        for name, tensor in state.items()
+    }
     return dataclasses.replace(config, codes=len(ids)), kept

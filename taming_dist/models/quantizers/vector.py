@@ -14,7 +14,9 @@ from omegaconf import MISSING
 from torch import Tensor, nn
 
 from taming_dist.models.quantizers.interface import (
+    GRADIENTS,
     MOST_CODES,
+    STRAIGHT_THROUGH,
     Quantized,
     Quantizer,
     QuantizerConfig,
@@ -27,7 +29,6 @@ from taming_dist.models.quantizers.interface import (
     count,
     full_precision,
     nearest,
-    straight_through,
 )
 from taming_dist.models.quantizers.restarts import (
     Start,
@@ -36,7 +37,7 @@ from taming_dist.models.quantizers.restarts import (
     check_start,
     replacements,
 )
-from taming_dist.ranges import check_ranges, marked, ranged
+from taming_dist.ranges import check_choice, check_ranges, marked, ranged
 
 
 class Codebook(StaysFloat32):
@@ -72,6 +73,9 @@ class VectorQuantizerConfig(QuantizerConfig):
     `normalized`: codes on the unit sphere. `initial`: random, or data or kmeans from the first
     global batch. A code that is chosen less than `revive_below` times as often as it would be if
     all codes were chosen alike takes the place of a latent of the present batch; 0: never.
+
+    `gradient` that a latent gets of its entry: straight_through, as it is; rotation, turned and
+    scaled as the entry is from the latent.
     """
 
     name: str = "vector"
@@ -82,10 +86,12 @@ class VectorQuantizerConfig(QuantizerConfig):
     legacy: bool = marked(False, compared=False)
     initial: str = marked("random", compared=False)
     revive_below: float = ranged(0.0, at_least=0, below=1, compared=False)
+    gradient: str = marked(STRAIGHT_THROUGH, compared=False)
 
     def __post_init__(self) -> None:
         check_ranges(self, "model.quantizer")
         check_start(self.initial)
+        check_choice("model.quantizer.gradient", self.gradient, GRADIENTS)
 
 
 class VectorQuantizer(Quantizer):
@@ -95,12 +101,14 @@ class VectorQuantizer(Quantizer):
     similarity, low-dimensional codes).
     """
 
-    def __init__(self, config: VectorQuantizerConfig) -> None:
+    def __init__(self, config: VectorQuantizerConfig, embedding: Codebook | None = None) -> None:
+        """`embedding`: the entries, where they are not a table of their own."""
         super().__init__()
         self.vocabulary, self.dim = config.codes, config.dim
+        self.passed = GRADIENTS[config.gradient]
         self.normalized, self.beta, self.legacy = config.normalized, config.beta, config.legacy
         self.revive_below = config.revive_below
-        self.embedding = Codebook(config.codes, config.dim, config.normalized)
+        self.embedding = embedding or Codebook(config.codes, config.dim, config.normalized)
         self.start = Start(config.initial)
         self.usage = Usage(config.codes) if config.revive_below else None
 
@@ -112,7 +120,7 @@ class VectorQuantizer(Quantizer):
             commitment = F.mse_loss(flat, entries.detach())
             on_codebook, on_encoder = (self.beta, 1.0) if self.legacy else (1.0, self.beta)
             return Quantized(
-                z_q=as_grid(straight_through(flat, entries), z),
+                z_q=as_grid(self.passed(flat, entries), z),
                 codes=as_code_grid(codes, z),
                 loss=on_codebook * codebook_term + on_encoder * commitment,
                 statistics=self._statistics(flat.detach().view(len(z), -1, self.dim), codes),

@@ -14,6 +14,7 @@ from taming_dist.models.quantizers import (
     GumbelQuantizerConfig,
     IndexQuantizerConfig,
     LFQuantizerConfig,
+    SimVQConfig,
     VectorQuantizerConfig,
     build_quantizer,
     keep_used,
@@ -54,6 +55,7 @@ def test_used_codes_get_the_originals_numbers_and_the_others_the_nearest_of_them
         EMAQuantizerConfig(codes=12, dim=4),
         GumbelQuantizerConfig(codes=12, dim=4),
         IndexQuantizerConfig(codes=12, dim=4),
+        SimVQConfig(codes=12, dim=4),
     ],
     ids=lambda config: config.name,
 )
