@@ -246,6 +246,7 @@ def check(config: Config, world_size: int) -> BatchSizes:
     Raises:
         UserError: names the keys, before any process group starts.
     """
-    stage_of(config).check_freeze(config)
-    stage_of(config).check(config)
+    stage = stage_of(config)
+    stage.check_freeze(config)
+    stage.check(config)
     return config.data.batch_sizes(world_size)

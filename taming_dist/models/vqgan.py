@@ -211,7 +211,7 @@ class VQGAN(
     def wrote(self, fingerprint: str) -> bool:
         """Whether codes are this tokenizer's: by the fingerprint of encoder and codebook, or as was
         written before there was one, by that of the whole model."""
-        return fingerprint in (self.tokenizer_fingerprint, self.fingerprint)
+        return fingerprint == self.tokenizer_fingerprint or fingerprint == self.fingerprint
 
 
 def check_all_coded(codes: Int[Tensor, "b ..."], keys: Sequence[str], advice: str) -> None:

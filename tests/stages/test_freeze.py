@@ -1,37 +1,27 @@
 """train.freeze: parts of an export stay as they are while the rest is trained on."""
 
-import io
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from taming_dist.errors import UserError
 from taming_dist.generation.generator import check_pair
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.quantizers import EMAQuantizerConfig
-from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.models.vqgan import VQGAN
 from taming_dist.stages.counting import generator_flops
-from tests.data.shard_files import writing_shards
+from tests.data.shard_files import write_noise
+from tests.tiny_models import tiny_config
 
 pytestmark = pytest.mark.slow
 
-MODEL = VQGANConfig(
-    quantizer=EMAQuantizerConfig(codes=12, dim=4),
-    resolution=32,
-    channels=32,
-    multipliers=[1, 1],
-    blocks=1,
-    attention_resolutions=[],
-    latent_channels=4,
-)
+MODEL = tiny_config(EMAQuantizerConfig(codes=12, dim=4), 32)
 SETTINGS = (
     "+experiment=flickr model/quantizer=ema run.name=tuned data.train=data data.val=data "
     "data.size=32 data.global_batch=4 data.micro_batch=2 data.lanes=4 data.block=1 "
@@ -63,12 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("freeze")
     torch.manual_seed(7)
     VQGAN(MODEL).save_pretrained(folder / "export")
-    with writing_shards(folder / "data", "images", 8) as write:
-        for number in range(8):
-            noise = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-            file = io.BytesIO()
-            Image.fromarray(noise).save(file, "PNG")
-            write(f"{number}", {"png": file.getvalue()})
+    write_noise(folder / "data", 8, 32)
     command = ["engine=zero3", "engine.persist_below=0", "train.freeze=[encoder,quantizer]"]
     command += ["train.steps=4", "train.checkpoint_every=2"]
     done = train(folder, *command, "run.init=export", "run.dir=whole")

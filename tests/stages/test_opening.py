@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -33,7 +32,7 @@ from taming_dist.stages.opening import discriminator_weights, initial_weights
 from taming_dist.stages.prior import TokenLossConfig, TransformerRecipe
 from taming_dist.stages.vqgan import VQGANLossConfig
 from taming_dist.training.optimization import OptimConfig
-from tests.data.shard_files import writing_shards
+from tests.data.shard_files import write_noise, writing_shards
 from tests.tiny_models import tiny_config
 
 QUANTIZER = {"name": "vector", "codes": 12, "dim": 4, "legacy": True}
@@ -58,12 +57,7 @@ def export(tmp_path: Path) -> Path:
 
 def test_training_starts_from_the_weights_of_the_export(export: Path, tmp_path: Path) -> None:
     """One real step at learning rate 0, under the ZeRO stage that cuts the weights up."""
-    with writing_shards(tmp_path / "data", "images", 4) as write:
-        for number in range(2):
-            noise = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-            file = io.BytesIO()
-            Image.fromarray(noise).save(file, "PNG")
-            write(f"{number}", {"png": file.getvalue()})
+    write_noise(tmp_path / "data", 2, 32)
     judge = PatchGAN(PatchGANConfig(channels=8, layers=2), 3).state_dict()
     save_file(judge, export / "discriminator.safetensors")
     command = [sys.executable, "-m", "taming_dist.train", "+experiment=flickr", "engine=zero3"]

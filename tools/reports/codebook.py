@@ -5,18 +5,20 @@ from collections.abc import Sequence
 from html import escape
 
 import numpy as np
+import torch
 
 from reports.charts import BOTTOM, HEIGHT, RIGHT, TOP, WIDTH, ends_of, pen
 from reports.html import cells, colour, plain, table
 from reports.quantities import Line
 from reports.reading import CodeUses, RunRecord
+from taming_dist.evaluation.reconstruction import codebook_use
 
 LEFT = 50.0
 POINTS = 128  # of a line, evenly spread over the codes that were used
 LAST, FIRST = "last", "first"
 
 
-def codebook_use(runs: Sequence[RunRecord], several: bool) -> str:
+def use_part(runs: Sequence[RunRecord], several: bool) -> str:
     """The part of the runs that have counts; empty if none has. `several` runs are on the page."""
     known = [run for run in runs if run.uses]
     if not known:
@@ -98,11 +100,12 @@ def svg(lines: Sequence[Line], several: bool) -> str:
 def use_table(runs: Sequence[RunRecord]) -> str:
     """The last validations in numbers."""
     last = [(run, run.uses[-1]) for run in runs]
+    found = [(run, codebook_use(torch.tensor(uses.counts.copy()))) for run, uses in last]
     rows = [
         cells("After images", [(run, f"{uses.images:,.0f}") for run, uses in last]),
         cells("Codes", [(run, f"{uses.counts.size:,}") for run, uses in last]),
-        cells("Never used", [(run, f"{uses.never:.1%}") for run, uses in last]),
+        cells("Never used", [(run, f"{1 - use['codebook_usage']:.1%}") for run, use in found]),
         cells("Uses of the most used 1 %", [(run, f"{uses.top:.1%}") for run, uses in last]),
-        cells("Perplexity", [(run, plain(uses.perplexity)) for run, uses in last]),
+        cells("Perplexity", [(run, plain(use["codebook_perplexity"])) for run, use in found]),
     ]
     return table("Use of the codebook at the last validation", runs, rows)

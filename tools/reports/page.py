@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from reports.charts import figures
-from reports.codebook import codebook_use
+from reports.codebook import use_part
 from reports.configs import config_tables
 from reports.course import best, course_table
 from reports.html import HERE, document, part, section, tag
@@ -84,7 +84,7 @@ def trainings(records: Sequence[RunRecord], summary: Mapping[str, Any]) -> list[
                         faults(runs),
                         part("Curves", figures(charts, several) if charts else ""),
                         part("Previews", previews(runs, uris)),
-                        part("Use of the codebook", codebook_use(runs, several)),
+                        part("Use of the codebook", use_part(runs, several)),
                         part("Course and cost", course_table(runs)),
                         part("Configuration", config_tables(runs)),
                     ]

@@ -56,21 +56,10 @@ class CodeUses:
     counts: np.ndarray
 
     @property
-    def never(self) -> float:
-        """The share of the codes that were not used."""
-        return float((self.counts == 0).mean())
-
-    @property
     def top(self) -> float:
         """The share of the uses that went to the most used 1 % of the codes, at least one code."""
         most = max(1, round(self.counts.size / 100))
         return float(self.counts[:most].sum() / self.counts.sum())
-
-    @property
-    def perplexity(self) -> float:
-        """exp of the entropy of the uses: so many codes, used evenly, would be as varied."""
-        shares = self.counts[self.counts > 0] / self.counts.sum()
-        return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -160,9 +161,9 @@ def save(record: Record, run: Path, folder: Path) -> Path:
     gives the file of the record."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = lines_of(run / METRICS)
-    training = [line for line in lines if "train/loss" in line]
-    some = training[:: max(1, -(-len(training) // MOST_LINES))]
-    kept = [line for line in lines if line not in training or line in some]
+    every = max(1, -(-sum("train/loss" in line for line in lines) // MOST_LINES))
+    place = count()
+    kept = [line for line in lines if "train/loss" not in line or next(place) % every == 0]
     text = "".join(f"{json.dumps(line, allow_nan=False)}\n" for line in kept)
     write_bytes(folder / record.log, text.encode())
     file = folder / f"{record.name}.json"

@@ -19,15 +19,15 @@ from taming_dist.models.quantizers.interface import (
     STRAIGHT_THROUGH,
     QuantizerConfig,
 )
-from taming_dist.models.quantizers.vector import Codebook, VectorQuantizer, VectorQuantizerConfig
+from taming_dist.models.quantizers.vector import Entries, VectorQuantizer, VectorQuantizerConfig
 from taming_dist.ranges import check_choice, check_ranges, marked, ranged
 
 
-class MovedCodebook(Codebook):
+class MovedCodebook(Entries):
     """Rows that never change, times a weight [d,d] that is learned: the entries."""
 
     def __init__(self, codes: int, dim: int) -> None:
-        super().__init__(codes, dim, normalized=False)
+        super().__init__()
         self.register_buffer("rows", torch.randn(codes, dim) * dim**-0.5)
         self.rows: Tensor
         self.weight = nn.Parameter(torch.empty(dim, dim).uniform_(-(dim**-0.5), dim**-0.5))

@@ -40,8 +40,27 @@ from taming_dist.models.quantizers.restarts import (
 from taming_dist.ranges import check_choice, check_ranges, marked, ranged
 
 
-class Codebook(StaysFloat32):
-    """The entries; the weight is used in this module's own forward, where ZeRO-3 has it."""
+class Entries(StaysFloat32):
+    """What has `entries`; the weight is used in this module's own forward, where ZeRO-3 has it."""
+
+    weight: nn.Parameter
+
+    def entries(self) -> Float32[Tensor, "K d"]:
+        raise NotImplementedError
+
+    def forward(
+        self, z: Float32[Tensor, "N d"] | None, codes: Int64[Tensor, "N"] | None = None
+    ) -> tuple[Int64[Tensor, "N"], Float32[Tensor, "N d"]]:
+        """Vectors (or codes) -> codes, their entries."""
+        entries = self.entries()
+        if codes is None:
+            assert z is not None
+            codes = nearest(z.detach(), entries.detach(), self.lean)
+        return codes, F.embedding(codes, entries)
+
+
+class Codebook(Entries):
+    """A table of entries, each learned by itself."""
 
     def __init__(self, codes: int, dim: int, normalized: bool) -> None:
         super().__init__()
@@ -53,16 +72,6 @@ class Codebook(StaysFloat32):
     def entries(self) -> Float32[Tensor, "K d"]:
         weight = self.weight.float()
         return F.normalize(weight, dim=-1) if self.normalized else weight
-
-    def forward(
-        self, z: Float32[Tensor, "N d"] | None, codes: Int64[Tensor, "N"] | None = None
-    ) -> tuple[Int64[Tensor, "N"], Float32[Tensor, "N d"]]:
-        """Vectors (or codes) -> codes, their entries."""
-        entries = self.entries()
-        if codes is None:
-            assert z is not None
-            codes = nearest(z.detach(), entries.detach(), self.lean)
-        return codes, F.embedding(codes, entries)
 
 
 @dataclasses.dataclass
@@ -101,7 +110,7 @@ class VectorQuantizer(Quantizer):
     similarity, low-dimensional codes).
     """
 
-    def __init__(self, config: VectorQuantizerConfig, embedding: Codebook | None = None) -> None:
+    def __init__(self, config: VectorQuantizerConfig, embedding: Entries | None = None) -> None:
         """`embedding`: the entries, where they are not a table of their own."""
         super().__init__()
         self.vocabulary, self.dim = config.codes, config.dim
