@@ -36,7 +36,7 @@ def test_both_stages_of_a_demo_fit_each_other(compose: Compose, demo: Any) -> No
     model, prior = first.model, second.model
     assert first.data.size == model.resolution == demo.size
     assert prior.grid == [demo.size // model.factor] * 2
-    assert prior.vocabulary == model.quantizer.codes
+    assert prior.vocabulary == model.vocabulary
     assert second.data.vqgan == str(Path(first.run.dir) / "export")
     assert first.data.flip == (demo.views == "flip")
     assert second.loss.condition_dropout > 0  # sampling is guided
