@@ -18,6 +18,8 @@ from taming_dist.models.quantizers import (
     GumbelQuantizerConfig,
     IndexQuantizerConfig,
     LFQuantizerConfig,
+    ProductQuantizerConfig,
+    ResidualQuantizerConfig,
     SimVQConfig,
     VectorQuantizerConfig,
     build_quantizer,
@@ -37,6 +39,12 @@ CONFIGS = {
     "simvq": SimVQConfig(codes=12, dim=4),
     "rotation": VectorQuantizerConfig(codes=12, dim=4, gradient="rotation"),
     "ema, rotation": EMAQuantizerConfig(codes=12, dim=4, gradient="rotation"),
+    "product": ProductQuantizerConfig(codes=12, dim=4, tables=2),
+    "product, restarted": ProductQuantizerConfig(
+        codes=12, dim=6, tables=3, normalized=False, initial="kmeans", revive_below=0.1
+    ),
+    "residual": ResidualQuantizerConfig(codes=12, dim=4, depth=3),
+    "residual, rotation": ResidualQuantizerConfig(codes=12, dim=4, depth=2, gradient="rotation"),
 }
 every = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 
@@ -61,7 +69,9 @@ def test_shapes_types_and_range_of_the_codes(config: Any) -> None:
     z = latents(config.dim)
     out = quantizer(z)
     assert out.z_q.shape == z.shape
-    assert out.codes.shape == (3, 5, 6)
+    shape = config.code_shape(5, 6)
+    assert out.codes.shape == (3, *shape)
+    assert config.latent_grid(shape) == (5, 6)
     assert out.codes.dtype == torch.int64
     assert out.loss.shape == ()
     assert int(out.codes.min()) >= 0
@@ -117,7 +127,7 @@ def test_a_latent_that_is_not_finite_shows_in_the_reconstruction_and_nowhere_els
 def test_a_latent_that_is_not_finite_has_no_code(config: Any, value: float) -> None:
     z, quantizer = latents(config.dim), built(config).eval()
     expected = quantizer.encode(z)
-    expected[1, 3, 4] = NO_CODE
+    expected[1, ..., 3, 4] = NO_CODE
     z[1, 2, 3, 4] = value
     assert torch.equal(quantizer.encode(z), expected)
 
@@ -199,6 +209,18 @@ def test_an_unknown_quantizer_is_the_users_mistake() -> None:
         (FSQuantizerConfig, {"levels": []}, r"levels=\[\]: use one or more whole"),
         (LFQuantizerConfig, {"bits": 0}, "bits=0: use a whole number from 1 to 24"),
         (SimVQConfig, {"codes": 0, "dim": 4}, "codes=0: use a whole number"),
+        (
+            ProductQuantizerConfig,
+            {"codes": 12, "dim": 4, "tables": 3},
+            "tables=3: dim=4 does not divide by it, use dim=6 or other tables",
+        ),
+        (
+            ProductQuantizerConfig,
+            {"codes": 13, "dim": 6, "tables": 3},
+            "tables=3: codes=13 does not divide by it, use codes=15",
+        ),
+        (ProductQuantizerConfig, {"codes": 4, "dim": 2, "tables": 1}, "tables=1: use a whole"),
+        (ResidualQuantizerConfig, {"codes": 4, "dim": 2, "depth": 1}, "depth=1: use a whole"),
         (
             VectorQuantizerConfig,
             {"codes": 4, "dim": 4, "gradient": "turned"},
