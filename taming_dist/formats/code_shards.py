@@ -18,13 +18,7 @@ import xxhash
 from taming_dist.atomic import replacing
 from taming_dist.errors import UserError
 from taming_dist.formats.faults import BrokenData
-from taming_dist.formats.manifest import (
-    CODES_FORMAT,
-    CODES_FORMATS,
-    SHAPED_CODES_FORMAT,
-    Manifest,
-    Shard,
-)
+from taming_dist.formats.manifest import CODES_FORMATS, Manifest, Shard
 from taming_dist.formats.names import printable
 from taming_dist.formats.npy import from_npy, to_npy
 from taming_dist.formats.objects import Boxes
@@ -49,7 +43,7 @@ def codes_dtype(vocabulary: int) -> np.dtype:
 def format_of(shape: Sequence[int]) -> str:
     """The format of shards whose views have codes of this shape. A grid is written as it always
     was, so that folders of any age can be continued, and read by any version."""
-    return CODES_FORMAT if len(shape) == 2 else SHAPED_CODES_FORMAT
+    return CODES_FORMATS[len(shape) != 2]
 
 
 @dataclass(frozen=True)

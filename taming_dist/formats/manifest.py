@@ -29,9 +29,7 @@ from taming_dist.formats.strict_json import json_safe
 from taming_dist.placeholders import refuse_placeholder
 
 IMAGES_FORMAT = "taming_dist.images.v1"
-CODES_FORMAT = "taming_dist.codes.v1"  # a grid of codes for each view
-SHAPED_CODES_FORMAT = "taming_dist.codes.v2"  # several grids, or a sequence
-CODES_FORMATS = (CODES_FORMAT, SHAPED_CODES_FORMAT)
+CODES_FORMATS = ("taming_dist.codes.v1", "taming_dist.codes.v2")  # of a grid; of other shapes
 MANIFEST = "manifest.json"
 IDX = ".idx"  # appended to a shard's name
 MANIFEST_LIMIT = 2**28  # bytes: about a million shards
@@ -283,8 +281,7 @@ def resolve(spec: str | Sequence[str], *formats: str) -> Dataset:
     paths or URLs.
 
     Raises:
-        UserError: no shard; one that is missing or in no manifest, of another size, or of none of
-            `formats` (images).
+        UserError: no shard; one that is missing, in no manifest, of another size or format.
     """
     places = [place for single in specs_of(spec) for place in _expand(single)]
     if not places:
