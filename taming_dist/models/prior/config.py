@@ -112,7 +112,7 @@ class TransformerConfig(ModelConfig):
             self.scheme.causal,
             self.positions,
             self.condition.length,
-            self.code_grid,
+            self.scheme.image_grid(self.code_grid),
         )
 
     def fitted(self, codes: Codes, spec: Any) -> "TransformerConfig":
@@ -142,6 +142,10 @@ class TransformerConfig(ModelConfig):
             raise UserError(f"model.width: {self.width} does not divide by heads={self.heads}")
         self.condition.check()
         self.block_type.check(self.block_sizes, self.block)
+        unmasked = self.block_type.unmasked(self.block)
+        fault = self.scheme.fault(self.grid, self.order.name, unmasked)
+        if fault is not None:
+            raise UserError(fault)
         if self.null_prefix and not self.condition.can_drop:
             raise UserError(
                 f"loss.condition_dropout: there is nothing to drop of model/condition="

@@ -56,8 +56,9 @@ class Transformer(Exported):
         self.null_emb = self.pos_emb = self.target_emb = self.level_emb = None
         if config.null_prefix:
             self.null_emb = nn.Parameter(torch.empty(self.condition.length, width))
-        positions = config.positions if kind.learned_positions else self.condition.length
-        if kind.learned_positions or positions > 1:
+        self._learns_places = kind.learned_positions or self.scheme.learned_positions
+        positions = config.positions if self._learns_places else self.condition.length
+        if self._learns_places or positions > 1:
             self.pos_emb = nn.Parameter(torch.zeros(1, positions, width))
         if self.order.target_aware:
             self.target_emb = nn.Parameter(torch.empty(config.num_tokens, width))
@@ -93,18 +94,20 @@ class Transformer(Exported):
         Raises:
             UserError: more tokens than positions.
         """
-        prefix, shift = as_prefix(prefix), self.scheme.shift
+        prefix, scheme = as_prefix(prefix), self.scheme
         spots = self._spots(self.places if places is None else places)
-        read = tokens[:, : tokens.shape[1] - shift]
-        front = self._prefix_embedded(prefix)
-        x = torch.cat([front, self.tok_emb(read)], dim=1)
-        self._check_length(x.shape[1])
+        front, read = self._prefix_embedded(prefix), scheme.read(self.tok_emb, tokens)
+        x, count = torch.cat([front, read], dim=1), prefix.length + read.shape[1]
+        self._check_length(count)
         x = self.drop(self._placed(x, prefix.length, spots))
-        around = self._around(front, spots[..., : read.shape[1]])
+        around = self._around(front, scheme.where(spots)[..., : read.shape[1]])
+        mask = scheme.mask(prefix.length, x.device)
+        if mask is not None:
+            around = around._replace(mask=mask[:count, :count])
         for block in self.blocks:
             x = block(x, around)
         # Positions inside the prefix predict no code, so the head skips them.
-        return self.head(self._normed(x[:, prefix.length - shift :], around), targets, hits)
+        return self.head(self._normed(x[:, prefix.length - scheme.shift :], around), targets, hits)
 
     @property
     def device(self) -> torch.device:
@@ -142,6 +145,16 @@ class Transformer(Exported):
         """
         return self._continue(self.tok_emb(tokens), cache)
 
+    def several(self, tokens: Int64[Tensor, "b t"], cache: KVCache) -> Float[Tensor, "b u v"]:
+        """Read what the scheme makes of all tokens so far at the positions after those in the
+        cache, which see each other; return logits of each.
+
+        Raises:
+            UserError: more tokens than positions.
+        """
+        read = self.scheme.read(self.tok_emb, tokens, cache.length - cache.prefix)
+        return self._continued(read, cache, all_of_them=True)
+
     def canonical_config(self) -> dict[str, Any]:
         """The configuration as config.json has it: what later keys say is left out where it is what
         there was before them, so that exports keep their fingerprints."""
@@ -170,8 +183,8 @@ class Transformer(Exported):
         spots = self._spots(self.places)
         unplaced = front.new_zeros(min(positions, prefix + len(spots)), front.shape[-1])
         learned = self._placed(unplaced, prefix, spots)
-        kind = ReadOnce if once else KVCache
-        return kind(keys, values, learned, self._around(front, spots), prefix)
+        around = self._around(front, self.scheme.where(spots))
+        return (ReadOnce if once else KVCache)(keys, values, learned, around, prefix)
 
     def _spots(self, places: Places) -> Spots:
         """Where each token belongs, from the places of the grid: its place times the number of
@@ -184,6 +197,12 @@ class Transformer(Exported):
 
     def _continue(self, x: Float[Tensor, "b t c"], cache: KVCache) -> Float[Tensor, "b v"]:
         """Logits after the positions with the embeddings x, which follow those in the cache."""
+        return self._continued(x, cache)[:, 0]
+
+    def _continued(
+        self, x: Float[Tensor, "b t c"], cache: KVCache, all_of_them: bool = False
+    ) -> Float[Tensor, "b u v"]:
+        """Logits at the last of those positions, or at all of them."""
         if cache.again is not None:
             x, cache.length = torch.cat([cache.again, x], dim=1), 0
         count = x.shape[1]
@@ -197,9 +216,9 @@ class Transformer(Exported):
         last = len(self.blocks) - 1
         for layer, block in enumerate(self.blocks):
             around = around._replace(layer=layer)
-            x = block(x, around if layer < last else around.of_last())
+            x = block(x, around if all_of_them or layer < last else around.of_last())
         cache.advance(count)
-        return self.head(self._normed(x, around))[:, 0]
+        return self.head(self._normed(x, around))
 
     def _prefix_embedded(self, prefix: Prefix) -> Float[Tensor, "b m c"]:
         """The embeddings of the prefix's parts, one after the other; the null one where dropped."""
@@ -243,7 +262,7 @@ class Transformer(Exported):
         """Embeddings of the first t positions with what is learned of them added; the first
         `prefix` of all are the condition's."""
         end = x.shape[-2]
-        learned = end if self._kind.learned_positions else min(end, prefix)
+        learned = end if self._learns_places else min(end, prefix)
         if self.pos_emb is not None:
             rows = self._learned(learned, prefix, spots)
             x = x + (rows if learned == end else F.pad(rows, (0, 0, 0, end - learned)))

@@ -19,6 +19,7 @@ from taming_dist.models.quantizers.interface import (
     nearest,
 )
 from taming_dist.models.quantizers.lookup_free import LFQuantizer, LFQuantizerConfig
+from taming_dist.models.quantizers.multi_scale import MultiScaleConfig, MultiScaleQuantizer
 from taming_dist.models.quantizers.product import ProductQuantizer, ProductQuantizerConfig
 from taming_dist.models.quantizers.remap import keep_used
 from taming_dist.models.quantizers.residual import ResidualQuantizer, ResidualQuantizerConfig
@@ -38,6 +39,8 @@ __all__ = [
     "IndexQuantizerConfig",
     "LFQuantizer",
     "LFQuantizerConfig",
+    "MultiScaleConfig",
+    "MultiScaleQuantizer",
     "ProductQuantizer",
     "ProductQuantizerConfig",
     "Quantized",
@@ -64,6 +67,7 @@ VARIANTS: dict[str, tuple[type[QuantizerConfig], Callable[..., Quantizer]]] = {
     "lfq": (LFQuantizerConfig, LFQuantizer),
     "ibq": (IndexQuantizerConfig, IndexQuantizer),
     "simvq": (SimVQConfig, SimVQuantizer),
+    "multiscale": (MultiScaleConfig, MultiScaleQuantizer),
     "product": (ProductQuantizerConfig, ProductQuantizer),
     "residual": (ResidualQuantizerConfig, ResidualQuantizer),
 }
