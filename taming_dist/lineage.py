@@ -13,7 +13,7 @@ from typing import Any
 from taming_dist.data.codes import CodesConfig
 from taming_dist.data.mixture import resolve_training
 from taming_dist.formats.manifest import (
-    CODES_FORMAT,
+    CODES_FORMATS,
     MANIFEST,
     Dataset,
     Manifest,
@@ -57,7 +57,7 @@ def codes(spec: Any) -> Artifact:
     Raises:
         UserError: they are not there.
     """
-    dataset = resolve(spec, CODES_FORMAT)
+    dataset = resolve(spec, *CODES_FORMATS)
     facts = {
         "samples": dataset.num_samples,
         "shards": len(dataset.shards),

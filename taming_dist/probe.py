@@ -7,6 +7,7 @@ from real images. The idea is that of arXiv 2504.08736 (AR probing).
 """
 
 import dataclasses
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,7 +83,7 @@ def run_probe(
     prepare_folder(out, world)
     facts = {"kind": "probe", "images": val.num_samples, "training_images": train.num_samples}
     facts |= {"tokenizer": train.tokenizer_fingerprint, "vocabulary": train.vocabulary}
-    tokens = train.grid[0] * train.grid[1]
+    tokens = math.prod(train.grid)
     probed = Probed(Measured(facts | {"tokens": tokens}), train, recipe)
     with training_folder(out, world) as folder:
         with torch.inference_mode(False):
@@ -98,7 +99,7 @@ def run_probe(
 def add_likelihoods(probed: Probed, found: dict[str, float], val: CodeDataset) -> None:
     """Add what `predictions` has found on codes. Beside the likelihood there is the entropy of
     single codes, which it has to stay below."""
-    tokens, found_by = val.grid[0] * val.grid[1], protocol_of(val)
+    tokens, found_by = math.prod(val.grid), protocol_of(val)
     probed.add("nll", tokens * found["val_nll"], found_by)
     probed.add("nll_per_token", found["val_nll"], found_by)
     probed.add("unigram_entropy", tokens * found["unigram_entropy"], found_by)

@@ -334,6 +334,9 @@ def test_a_quantizer_is_chosen_by_its_group(compose: Compose) -> None:
         ("lfq", "lfq", 16_384, 14),
         ("ibq", "ibq", 16_384, 256),
         ("simvq", "simvq", 16_384, 64),
+        ("multiscale", "multiscale", 4_096, 32),
+        ("product", "product", 32_768, 64),
+        ("residual", "residual", 16_384, 256),
     ],
 )
 def test_every_quantizer_is_reached_by_its_name(

@@ -106,7 +106,7 @@ def describe(dataset: CodeDataset, counts: Counts) -> dict[str, Any]:
     found = {
         "samples": dataset.num_samples,
         "views": dataset.views,
-        "grid": f"{dataset.grid[0]} x {dataset.grid[1]}",
+        "grid": " x ".join(map(str, dataset.grid)),
         "vocabulary": dataset.vocabulary,
         "codebook_usage": float(np.mean(counts.codes > 0)),
         "codebook_perplexity": math.exp(float(unigram_entropy(torch.from_numpy(counts.codes)))),

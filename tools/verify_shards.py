@@ -13,7 +13,7 @@ from taming_dist.cli import count
 from taming_dist.errors import UserError
 from taming_dist.formats import storage
 from taming_dist.formats.code_shards import SHARED_FACTS, CodeShard
-from taming_dist.formats.manifest import CODES_FORMAT, IDX, Manifest, Shard, read_index
+from taming_dist.formats.manifest import CODES_FORMATS, IDX, Manifest, Shard, read_index
 from taming_dist.formats.shards import measure, scan
 from taming_dist.formats.storage import shown
 
@@ -51,7 +51,7 @@ def check(folder: str, shard: Shard, manifest: Manifest) -> None:
             raise UserError(
                 f"{shown(location)} has contents that differ from its manifest (xxh3 {digest})"
             )
-        if manifest.format == CODES_FORMAT:
+        if manifest.format in CODES_FORMATS:
             check_codes(path, location, shard, manifest.details)
         else:
             check_images(path, location, shard, storage.beside(folder, shard.name + IDX))

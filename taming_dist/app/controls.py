@@ -25,6 +25,7 @@ from taming_dist.app.painting import (
 from taming_dist.data.images import Shape
 from taming_dist.errors import UserError
 from taming_dist.models.modalities import LabelMap
+from taming_dist.models.prior.schemes import Masked
 from taming_dist.ranges import LARGEST_SEED
 from taming_dist.sampling.given import read_column
 
@@ -78,7 +79,7 @@ class Sampled:
                 found["guidance"] = gr.Slider(
                     0, 10, 1, step=0.1, label="Guidance", info="toward what is asked for; 1: off"
                 )
-            if not transformer.scheme.causal:
+            if isinstance(transformer.scheme, Masked):
                 found["steps"] = gr.Slider(
                     1,
                     transformer.config.num_tokens,

@@ -23,6 +23,7 @@ from taming_dist.generation.generator import Generator
 from taming_dist.generation.pictures import to_uint8
 from taming_dist.generation.tiles import decode_pictures, tile_rows
 from taming_dist.models.modalities import palette
+from taming_dist.models.prior.orders import arrange, grid_of
 from taming_dist.sampling.condition_pictures import CODES
 from taming_dist.sampling.config import SampleConfig
 from taming_dist.sampling.given import Given, read_file
@@ -39,8 +40,9 @@ SHARE = 2  # looking takes at most 1 / (1 + SHARE) of the time
 
 @dataclass(frozen=True)
 class Story:
-    """How a picture came about: its codes [i, j], which of them were known at first, and what came
-    after: one code after the other, number k at places[k]; or, of the masked scheme, `steps`."""
+    """How a picture came about: its codes [*shape], which of them were known at first, and what
+    came after: one code after the other, the k-th place at places[k]; or, of the masked scheme,
+    `steps`."""
 
     codes: Tensor
     start: Tensor
@@ -55,13 +57,9 @@ class Story:
         """What was known of the picture after so many steps."""
         if self.steps:
             return self.steps[step - 1] if step else self._known(self.start)
-        order = self.start.flatten()[self.places].logical_not().cumsum(0)
-        count = int((order <= step).sum()) if step < len(self) else len(self.places)
-        return self._known(self.start | first_codes(count, self._grid, self.places))
-
-    @property
-    def _grid(self) -> tuple[int, int]:
-        return self.codes.shape[0], self.codes.shape[1]
+        order = arrange(~self.start[None], self.places)[0].cumsum(0)
+        count = int((order <= step).sum()) if step < len(self) else self.start.numel()
+        return self._known(self.start | first_codes(count, self.codes.shape, self.places))
 
     def _known(self, mask: Tensor) -> Known:
         return Known(self.codes[None], mask)
@@ -102,10 +100,12 @@ class Watching:
         self.plan, self.job = plan, job
         self.steps: list[Known] = []
         self._last: Callable[[], Known] | None = None
-        scheme, grid = plan.generator.transformer.scheme, plan.generator.transformer.config.grid
+        scheme, config = plan.generator.transformer.scheme, plan.generator.transformer.config
         self._keeps = not scheme.causal
         # of the device nothing is asked for between rows, so that it is not waited for
-        self._every = grid[-1] if scheme.causal and plan.large is None else 1
+        self._every = (
+            config.code_grid[1] * config.levels if scheme.causal and plan.large is None else 1
+        )
         self._calls, self._next = 0, 0.0
         self._looks = not tile_rows(plan.generator.vqgan, plan.size)
 
@@ -138,10 +138,10 @@ class Watching:
         """How the finished picture came about."""
         assert self._last is not None, "every picture has at least one step"
         codes = _on_cpu(self._last()).codes[0]
-        grid = (codes.shape[0], codes.shape[1])
         given = self.plan.known(range(1))
-        start = torch.zeros(grid, dtype=torch.bool) if given is None else given.mask[0].cpu()
-        return Story(codes, start, places_of(self.plan.generator, grid), tuple(self.steps))
+        start = torch.zeros_like(codes) > 0 if given is None else given.mask[0].cpu()
+        places = places_of(self.plan.generator, grid_of(codes.shape))
+        return Story(codes, start, places, tuple(self.steps))
 
 
 def _on_cpu(known: Known) -> Known:
@@ -218,7 +218,7 @@ def make(models: Models, config: SampleConfig, folder: Path, job: Job[Progress |
 @dataclass(frozen=True)
 class Reconstructed:
     """A picture as the VQGAN sees it and as its codes show it, uint8 [3, h, w] each, the codes
-    [i, j], and the files of the latter two."""
+    [*shape], and the files of the latter two."""
 
     seen: Tensor
     picture: Tensor
@@ -253,8 +253,10 @@ def reconstruct(models: Models, path: Path, folder: Path) -> Reconstructed:
 
 
 def code_picture(codes: Tensor, vocabulary: int, times: int) -> np.ndarray:
-    """Codes [i, j] as a picture, uint8 [i * times, j * times, 3]: each code has a colour."""
-    found = to_uint8(palette(vocabulary))[codes].numpy()
+    """Codes [i, j] as a picture, uint8 [i * times, j * times, 3]: each code has a colour. Levels
+    [levels, i, j] lie side by side, and a sequence [n] is a row."""
+    beside = torch.atleast_2d(codes) if codes.ndim < 3 else torch.cat(list(codes), dim=1)
+    found = to_uint8(palette(vocabulary))[beside].numpy()
     return found.repeat(times, axis=0).repeat(times, axis=1)
 
 

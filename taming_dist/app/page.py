@@ -199,9 +199,9 @@ def reconstruct_tab(desk: Desk) -> None:
             job.tell(reconstruct(models, Path(path), desk.folder()))
 
         for found in desk.jobs.run(session(request), work):
-            rows, columns = found.codes.shape
             vocabulary = models.vqgan.config.vocabulary
-            said = f"{rows} x {columns} codes, {found.used:,} of the {vocabulary:,}"
+            shape = " x ".join(map(str, found.codes.shape))
+            said = f"{shape} codes, {found.used:,} of the {vocabulary:,}"
             codes = code_picture(found.codes, vocabulary, models.vqgan.config.factor)
             listed = gr.update(value=list(map(str, found.files)), visible=True)
             return pixels(found.seen), pixels(found.picture), codes, bar(1, said), listed

@@ -115,9 +115,10 @@ def as_tensor(rows: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(rows.astype(np.int64) if whole else rows)
 
 
-# name on disk -> how it is read. codes [b, i, j]; cls [b]; cond [b, k, l], codes of a second
-# tokenizer; crop fp32 [b, 5]: left, top, width, height of what each sample shows as shares of its
-# image, 1 if it is mirrored; txt fp16 [b, t, w], the embedding of a text, zero behind its end.
+# name on disk -> how it is read. codes [b, *shape]; cls [b]; cond [b, *shape], codes of a
+# second tokenizer; crop fp32 [b, 5]: left, top, width, height of what each sample shows as shares
+# of its image, 1 if it is mirrored; txt fp16 [b, t, w], the embedding of a text, zero behind its
+# end.
 COLUMNS: dict[str, Column] = {
     CODES: ArrayColumn(lambda shard: shard.codes, "tokenize_dataset.py"),
     CLASSES: ArrayColumn(lambda shard: shard.classes, "image shards with classes", of_image=True),

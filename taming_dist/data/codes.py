@@ -28,7 +28,7 @@ from taming_dist.formats.agreement import (
     shared_facts,
 )
 from taming_dist.formats.code_shards import CLASSES, CODES, CodeShard, open_verified
-from taming_dist.formats.manifest import CODES_FORMAT, Dataset, Manifest, resolve
+from taming_dist.formats.manifest import CODES_FORMATS, Dataset, Manifest, resolve
 
 # Enough for the lanes of a rank to stay in their shards; a system allows some 65,000 mappings.
 OPEN_SHARDS = 512
@@ -68,8 +68,9 @@ class CodeDataset:
 
     A sample is one view of one image, so there are `num_samples` = images x views of them. The
     `facts` are what all shards have in common; `num_classes` is one more than the largest class id,
-    0 without classes; `image_size` is the side in pixels of the square images that were coded, None
-    where the manifest does not say it; `origin` tells which images these are.
+    0 without classes; `grid` is the shape of a sample's codes; `image_size` is the side in pixels
+    of the square images that were coded, None where the manifest does not say it; `origin` tells
+    which images these are.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class CodeDataset:
         self.image_size, self.origin = image_size, origin
         self.tokenizer_fingerprint: str = facts["tokenizer"]["fingerprint"]
         self.vocabulary: int = facts["vocab"]
-        self.grid: tuple[int, int] = (facts["grid"][0], facts["grid"][1])
+        self.grid: tuple[int, ...] = tuple(facts["grid"])
         self.views: int = facts["views"]
         self.condition: Mapping[str, Any] | None = facts.get("condition")
         self.text: Mapping[str, Any] | None = facts.get("text")
@@ -104,7 +105,7 @@ class CodeDataset:
             UserError: one is missing, or comes from another tokenizer, vocabulary or grid than the
                 first; names the folder or shard.
         """
-        dataset = resolve(spec, CODES_FORMAT)
+        dataset = resolve(spec, *CODES_FORMATS)
         folders = list(dict.fromkeys(path.parent for path in dataset.paths))
         manifests = {folder: Manifest.load(folder) for folder in folders}
         details = [manifest.details for manifest in manifests.values()]
@@ -237,7 +238,7 @@ def _origin(details: Mapping[str, Any]) -> Origin:
 
 @dataclass(frozen=True)
 class CodeBatch:
-    """The columns of some samples by name, `codes` int64 [b, i, j] and those that were asked for
+    """The columns of some samples by name, `codes` int64 [b, *shape] and those that were asked for
     (see `code_columns.COLUMNS`), and sample ids int64 [b]; on the CPU. `coded` [b], of codes that
     were just made on a device and lie there: whether an image has all of them (None: all do)."""
 

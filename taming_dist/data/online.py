@@ -107,7 +107,7 @@ class OnlineCodes:
         self._dataset = dataset
         self.image_size: int | None = size
         self.vocabulary = vqgan.config.vocabulary
-        self.grid = grid_of(vqgan, size)
+        self.grid = vqgan.config.code_shape(size, size)
         self.tokenizer_fingerprint = vqgan.tokenizer_fingerprint
         self.fingerprints: tuple[str, ...] = (vqgan.fingerprint,)
         self.condition: Mapping[str, Any] | None = None
@@ -115,7 +115,7 @@ class OnlineCodes:
             self.condition = {
                 "fingerprint": condition_vqgan.tokenizer_fingerprint,
                 "vocab": condition_vqgan.config.vocabulary,
-                "grid": list(grid_of(condition_vqgan, size)),
+                "grid": list(condition_vqgan.config.code_shape(size, size)),
             }
             self.fingerprints += (condition_vqgan.fingerprint,)
         self.text: Mapping[str, Any] | None = None
@@ -158,9 +158,3 @@ class OnlineCodes:
                 )
             elif name not in (*KNOWN, CONDITIONS):
                 raise UserError(f"images give no column {name}: use data=codes")
-
-
-def grid_of(vqgan: VQGAN, size: int) -> tuple[int, int]:
-    """The code grid of square images of `size` pixels."""
-    side = size // vqgan.config.factor
-    return side, side

@@ -21,7 +21,7 @@ from taming_dist.formats.manifest import resolve
 from taming_dist.generation.pictures import to_uint8
 from taming_dist.inception import SPATIAL_LAYER, Inception, inception
 from taming_dist.models.modalities import RGB, LabelMap, Modality
-from taming_dist.models.vqgan import VQGAN, check_all_coded, check_size
+from taming_dist.models.vqgan import VQGAN, check_all_coded
 from taming_dist.pretrained import lpips_digest, lpips_network
 
 
@@ -37,7 +37,7 @@ def evaluate_vqgan(config: EvaluateConfig, world: World) -> Measured:
     vqgan = VQGAN.from_pretrained(config.model)
     facts = {"kind": VQGAN.kind, "fingerprint": vqgan.fingerprint}
     size = config.size or vqgan.config.resolution
-    check_size(size, vqgan.config.factor, "size")
+    vqgan.config.code_shape(size, size, "size")
     modality = vqgan.config.modality
     dataset = resolve(config.data)
     metrics = metrics_of(vqgan, size, config, world)

@@ -34,7 +34,7 @@ class LabelMapMetrics:
 
     @torch.no_grad()
     def update(self, images: Tensor, reconstructions: Tensor, codes: Tensor) -> None:
-        """Add one-hot maps [b,v,h,w], logits [b,v,h,w] and codes [b,i,j]."""
+        """Add one-hot maps [b,v,h,w], logits [b,v,h,w] and codes [b,*shape]."""
         self.sums = self.sums.to(images.device)
         truth, taken = images.argmax(1).flatten(), reconstructions.argmax(1).flatten()
         right, ones = (truth == taken).double(), torch.ones_like(truth, dtype=torch.float64)

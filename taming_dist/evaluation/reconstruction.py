@@ -56,7 +56,7 @@ class ReconstructionMetrics:
 
     @torch.no_grad()
     def update(self, images: Tensor, reconstructions: Tensor, codes: Tensor) -> None:
-        """Add images and reconstructions [b, c, h, w], about [-1, 1], and codes [b, i, j].
+        """Add images and reconstructions [b, c, h, w], about [-1, 1], codes [b, *shape].
 
         Reconstructions are clamped to [-1, 1] first, as they are when they are written to a file.
         """

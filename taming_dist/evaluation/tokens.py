@@ -4,6 +4,7 @@ Legend: b batch, n tokens, v vocabulary, h w pixels.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -24,15 +25,22 @@ class TokenMetrics:
     """
 
     def __init__(
-        self, vocabulary: int, tokens: int, measure: str = "nll", dimensions: int | None = None
+        self,
+        vocabulary: int,
+        tokens: int,
+        measure: str = "nll",
+        dimensions: int | None = None,
+        groups: Sequence[int] = (),
     ) -> None:
         """`tokens`: n, those of an image. `measure`: the name of the negative log-likelihood, see
         `Scheme.measure`. `dimensions`: the numbers that an image has, 3 h w; None where that is not
-        known, or the likelihoods of an image's tokens do not add up to its own."""
+        known, or the likelihoods of an image's tokens do not add up to its own. `groups`: into what
+        parts these fall, see `Scheme.groups`."""
         self.measure, self.tokens, self.dimensions = measure, tokens, dimensions
-        # tokens predicted right; in the order of the sequence summed negative log-likelihoods, and
+        self.groups = list(groups)
+        # in the order of the sequence tokens predicted right, summed negative log-likelihoods, and
         # how many; uses per code
-        self.sums = torch.zeros(1 + 2 * tokens + vocabulary, dtype=torch.float64)
+        self.sums = torch.zeros(3 * tokens + vocabulary, dtype=torch.float64)
 
     @torch.no_grad()
     def update(self, judged: Judged, targets: Tensor, weights: Tensor | None = None) -> None:
@@ -42,7 +50,7 @@ class TokenMetrics:
         right, nll, counts, codes = self._parts()
         each, hits = judged.nll.double(), judged.hits
         counted = torch.ones_like(each) if weights is None else weights.to(each.dtype)
-        right += (hits * counted).sum()
+        right += (hits * counted).sum(0)
         nll += (each * counted).sum(0)
         counts += counted.sum(0)
         codes.index_add_(0, targets.flatten(), counted.flatten())
@@ -53,7 +61,8 @@ class TokenMetrics:
         `val_nll` (or as the `measure` is called); `unigram_entropy`, which it has to stay below;
         `val_accuracy`, the share of tokens whose likeliest code is the right one;
         `val_nll_by_position`, the mean of each of the n tokens in the order of the sequence (NaN of
-        one that never counted); with `dimensions` `val_bits_per_dim`, the bits of all codes of an
+        one that never counted), and of each of the `groups` likewise `val_nll_by_scale` and
+        `val_accuracy_by_scale`; with `dimensions` `val_bits_per_dim`, the bits of all codes of an
         image, per number of the image: n val_nll / (3 h w ln 2). That is the rate of a code for the
         images' codes, not a likelihood of pixels, which the decoder does not give.
         """
@@ -62,19 +71,25 @@ class TokenMetrics:
         mean = float(nll.sum() / counts.sum())
         found: dict[str, float | list[float]] = {
             f"val_{self.measure}": mean,
-            "val_accuracy": float(right / counts.sum()),
+            "val_accuracy": float(right.sum() / counts.sum()),
             "unigram_entropy": float(unigram_entropy(codes)),
         }
         if self.dimensions is not None:
             found["val_bits_per_dim"] = self.tokens * mean / (self.dimensions * math.log(2))
-        by_position = (nll / counts).tolist()
-        found[f"val_{self.measure}_by_position"] = [round(value, DIGITS) for value in by_position]
+        found[f"val_{self.measure}_by_position"] = _listed(nll / counts)
+        if self.groups:
+            totals = [self._by_group(part) for part in (nll, right, counts)]
+            found[f"val_{self.measure}_by_scale"] = _listed(totals[0] / totals[2])
+            found["val_accuracy_by_scale"] = _listed(totals[1] / totals[2])
         return found
+
+    def _by_group(self, sums: Tensor) -> Tensor:
+        return torch.stack([part.sum() for part in sums.split(self.groups)])
 
     def _parts(self) -> list[Tensor]:
         """The parts of `sums`, as views."""
         right, nll, counts, codes = self.sums.split(
-            [1, self.tokens, self.tokens, len(self.sums) - 1 - 2 * self.tokens]
+            [*[self.tokens] * 3, len(self.sums) - 3 * self.tokens]
         )
         return [right, nll, counts, codes]
 
@@ -109,11 +124,12 @@ class NllByClass:
         if self.metrics.dimensions is not None:
             bits = self.metrics.tokens / (self.metrics.dimensions * math.log(2))
             found["val_bits_per_dim_by_class"] = nll * bits
-        rounded = {
-            name: [round(value, DIGITS) for value in values.tolist()]
-            for name, values in found.items()
-        }
+        rounded = {name: _listed(values) for name, values in found.items()}
         return rounded | {"val_images_by_class": images.long().tolist()}
+
+
+def _listed(values: Tensor) -> list[float]:
+    return [round(value, DIGITS) for value in values.tolist()]
 
 
 def token_metrics(model: TransformerConfig, image_size: int | None) -> TokenMetrics:
@@ -122,4 +138,5 @@ def token_metrics(model: TransformerConfig, image_size: int | None) -> TokenMetr
     measure, dimensions = model.scheme.measure, None
     if measure == LIKELIHOOD and image_size is not None:
         dimensions = COLOURS * image_size**2
-    return TokenMetrics(model.vocabulary, model.num_tokens, measure, dimensions)
+    groups = model.scheme.groups(model.num_tokens)
+    return TokenMetrics(model.vocabulary, model.num_tokens, measure, dimensions, groups)

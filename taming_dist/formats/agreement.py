@@ -37,17 +37,18 @@ def _check_facts(facts: Mapping[str, Any]) -> None:
     """Raise whatever Python raises for facts that are malformed."""
     numbers = [facts["vocab"], facts["views"], *facts["grid"]]
     fingerprints = [facts["tokenizer"]["fingerprint"]]
-    sides = len(facts["grid"])
+    shapes = [facts["grid"]]
     if "condition" in facts:
         condition = facts["condition"]
         numbers += [condition["vocab"], *condition["grid"]]
         fingerprints.append(condition["fingerprint"])
-        sides += len(condition["grid"]) - 2
+        shapes.append(condition["grid"])
     if "text" in facts:
         text = facts["text"]
         numbers += [text["tokens"], text["width"]]
         fingerprints.append(text["fingerprint"])
-    if sides != 2 or any(type(number) is not int or number < 1 for number in numbers):
+    is_odd = any(len(shape) not in (1, 2, 3) for shape in shapes)
+    if is_odd or any(type(number) is not int or number < 1 for number in numbers):
         raise ValueError("an impossible vocabulary, grid, number of views or shape of texts")
     if not all(isinstance(fingerprint, str) for fingerprint in fingerprints):
         raise ValueError("a fingerprint that is not text")

@@ -18,7 +18,7 @@ import xxhash
 from taming_dist.atomic import replacing
 from taming_dist.errors import UserError
 from taming_dist.formats.faults import BrokenData
-from taming_dist.formats.manifest import CODES_FORMAT, Manifest, Shard
+from taming_dist.formats.manifest import CODES_FORMATS, Manifest, Shard
 from taming_dist.formats.names import printable
 from taming_dist.formats.npy import from_npy, to_npy
 from taming_dist.formats.objects import Boxes
@@ -40,13 +40,20 @@ def codes_dtype(vocabulary: int) -> np.dtype:
     return np.dtype(np.uint16 if vocabulary <= 2**16 else np.int32)
 
 
+def format_of(shape: Sequence[int]) -> str:
+    """The format of shards whose views have codes of this shape. A grid is written as it always
+    was, so that folders of any age can be continued, and read by any version."""
+    return CODES_FORMATS[len(shape) != 2]
+
+
 @dataclass(frozen=True)
 class CodeShard:
     """The contents of one code shard.
 
-    `facts`: its json. `codes` [n, views, i, j]; `sources` int64 [n], the ids of the images in
-    their data set; `keys`, their n names; `classes` int32 [n] or None; `conditions`
-    [n, views, k, l], the codes of a second tokenizer, or None; `crops` float32 [n, views, 5]:
+    `facts`: its json. `codes` [n, views, *shape], where a view's shape is (i, j), (levels, i, j) or
+    (n,); `sources` int64 [n], the ids of the images in their data set; `keys`, their n names;
+    `classes` int32 [n] or None; `conditions` [n, views, *shape], the codes of a second tokenizer,
+    or None; `crops` float32 [n, views, 5]:
     left, top, width, height of each view as fractions of its image, 1 if it is mirrored, or None;
     `boxes` of the objects in each of the n x views, float32 fractions of the view, or None;
     `texts` float16 [n, tokens, width], embeddings whose vectors behind the end are zero, or None.
@@ -110,7 +117,7 @@ class CodeShard:
             for name, array in self.arrays.items()
         }
         return self.facts | {
-            "format": CODES_FORMAT,
+            "format": format_of(grid),
             "n": n,
             "views": views,
             "grid": grid,
@@ -162,7 +169,7 @@ class CodeShard:
 
     def _check(self, arrays: Mapping[str, np.ndarray]) -> None:
         facts = self.facts
-        if facts["format"] != CODES_FORMAT:
+        if facts["format"] not in CODES_FORMATS or facts["format"] != format_of(facts["grid"]):
             raise ValueError(f"format {facts['format']!r}")
         if arrays.keys() != facts["columns"].keys() or arrays.keys() != self.arrays.keys():
             raise ValueError(f"columns {sorted(arrays)}")
@@ -285,7 +292,7 @@ def write_codes_manifest(
         "fingerprint": source_fingerprint or sources.hexdigest(),
         "bad": bad,
     }
-    manifest = Manifest(CODES_FORMAT, tuple(entries), classes, details)
+    manifest = Manifest(format_of(facts["grid"]), tuple(entries), classes, details)
     manifest.save(folder, writer)
     return manifest
 

@@ -29,7 +29,7 @@ from taming_dist.formats.strict_json import json_safe
 from taming_dist.placeholders import refuse_placeholder
 
 IMAGES_FORMAT = "taming_dist.images.v1"
-CODES_FORMAT = "taming_dist.codes.v1"
+CODES_FORMATS = ("taming_dist.codes.v1", "taming_dist.codes.v2")  # of a grid; of other shapes
 MANIFEST = "manifest.json"
 IDX = ".idx"  # appended to a shard's name
 MANIFEST_LIMIT = 2**28  # bytes: about a million shards
@@ -274,14 +274,14 @@ def specs_of(given: Any) -> list[str]:
     )
 
 
-def resolve(spec: str | Sequence[str], format: str = IMAGES_FORMAT) -> Dataset:
+def resolve(spec: str | Sequence[str], *formats: str) -> Dataset:
     """Find the shards that a spec names and check each against its manifest.
 
     A spec is a folder with a manifest, a glob, a brace expansion, one file, or a list of these;
     paths or URLs.
 
     Raises:
-        UserError: no shard; one that is missing or in no manifest, or of another size or `format`.
+        UserError: no shard; one that is missing, in no manifest, of another size or format.
     """
     places = [place for single in specs_of(spec) for place in _expand(single)]
     if not places:
@@ -293,7 +293,7 @@ def resolve(spec: str | Sequence[str], format: str = IMAGES_FORMAT) -> Dataset:
             there = (location, storage.beside(folder, MANIFEST))
             if not is_url(folder) and not any(Path(file).is_file() for file in there):
                 raise UserError(f"there is no shard {location}: fix the shard spec, or {_MAKE}")
-            manifests[folder] = _load_checked(folder, format)
+            manifests[folder] = _load_checked(folder, formats or (IMAGES_FORMAT,))
     found = [_check(folder, name, manifests[folder]) for folder, name in places]
     return Dataset(
         locations=tuple(location for location, _ in found),
@@ -341,12 +341,12 @@ def _shards_of(location: str) -> list[tuple[str, str]]:
     return [(storage.folder_of(location), storage.file_name(location))]
 
 
-def _load_checked(folder: str, format: str) -> Manifest:
+def _load_checked(folder: str, formats: Sequence[str]) -> Manifest:
     manifest = Manifest.load(folder)
-    if manifest.format != format:
+    if manifest.format not in formats:
         raise UserError(
             f"{shown(storage.beside(folder, MANIFEST))} has the format {manifest.format!r}, but "
-            f"{format!r} is needed here"
+            f"{formats[0]!r} is needed here"
         )
     return manifest
 

@@ -6,7 +6,8 @@ Source: arXiv 2012.09841, section 4.2 (image completion; figure "completions").
 Legend: b images, i j code grid, n = i * j tokens, h w pixels.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from taming_dist.copies import to_device
 from taming_dist.errors import UserError
-from taming_dist.models.prior.orders import Order, arrange, restore
+from taming_dist.models.prior.orders import Order, arrange, grid_of, restore
 from taming_dist.models.prior.schemes import KnownTokens
 
 HALVES = ("upper", "lower", "left", "right")
@@ -24,8 +25,9 @@ UNKNOWN = -0.5  # the shade, in [-1, 1], of what is not known in a picture
 
 @dataclass(frozen=True)
 class Known:
-    """What of b images is known: `codes` [b, i, j] int64 where `mask` [b, i, j] bool is true;
-    elsewhere the codes mean nothing. A mask [i, j] is that of every image.
+    """What of b images is known: `codes` [b, *shape] int64 where `mask` [b, *shape] bool is true;
+    elsewhere the codes mean nothing. A mask [*shape] is that of every image, and where there are
+    several codes at a place, [i, j] that of all of them.
 
     Raises:
         UserError: the mask has another grid than the codes.
@@ -35,7 +37,9 @@ class Known:
     mask: Tensor
 
     def __post_init__(self) -> None:
-        if self.mask.shape not in (self.codes.shape, self.codes.shape[1:]):
+        shape = self.codes.shape
+        known = (shape, shape[1:], shape[2:]) if self.codes.ndim == 4 else (shape, shape[1:])
+        if self.mask.shape not in known:
             raise UserError(
                 f"known: a mask {list(self.mask.shape)} does not fit codes "
                 f"{list(self.codes.shape)}: give one of their grid"
@@ -43,18 +47,18 @@ class Known:
         object.__setattr__(self, "mask", self.mask.bool().expand(self.codes.shape))
 
     @classmethod
-    def nothing(cls, count: int, grid: tuple[int, int]) -> "Known":
+    def nothing(cls, count: int, shape: Sequence[int]) -> "Known":
         """Return it of `count` images of which nothing is known."""
-        codes = torch.zeros(count, *grid, dtype=torch.int64)
-        return cls(codes, torch.zeros(grid, dtype=torch.bool))
+        codes = torch.zeros(count, *shape, dtype=torch.int64)
+        return cls(codes, torch.zeros(*shape, dtype=torch.bool))
 
     def __len__(self) -> int:
         return len(self.codes)
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of codes."""
-        return self.codes.shape[1], self.codes.shape[2]
+    def shape(self) -> tuple[int, ...]:
+        """The shape of an image's codes."""
+        return tuple(self.codes.shape[1:])
 
     def rows(self, chosen: slice | Tensor) -> "Known":
         """Return what is known of some of the images."""
@@ -64,14 +68,14 @@ class Known:
         """Return what is known of `count` images, which are these in turn."""
         return self.rows(torch.arange(count) % len(self))
 
-    def check(self, grid: tuple[int, int], vocabulary: int) -> None:
-        """Raise a UserError unless there are codes of this grid, below the vocabulary where they
+    def check(self, shape: tuple[int, ...], vocabulary: int) -> None:
+        """Raise a UserError unless there are codes of this shape, below the vocabulary where they
         are known; those that lie on a device came from a VQGAN, and are not waited for."""
         if not len(self):
             raise UserError("known: it is of no image, give the codes of at least one")
-        if self.grid != grid:
+        if self.shape != shape:
             raise UserError(
-                f"known: codes of the grid {list(self.grid)}, but images have {list(grid)}"
+                f"known: codes of the grid {list(self.shape)}, but images have {list(shape)}"
             )
         if self.codes.device.type == "cpu":
             kept = self.codes[self.mask.cpu()]
@@ -80,7 +84,7 @@ class Known:
 
     def tokens(self, order: Order, device: torch.device) -> KnownTokens:
         """Return it in an order, on the device. A mask that lies on the CPU is not waited for."""
-        places = order.places(self.grid)
+        places = order.places(grid_of(self.shape))
         mask = arrange(self.mask, to_device(places, self.mask.device))
         leading = int(mask.all(0).long().cumprod(0).sum())
         tokens = arrange(to_device(self.codes, device), to_device(places, device))
@@ -119,10 +123,11 @@ def half(keep: str | float, grid: tuple[int, int]) -> Tensor:
     return mask
 
 
-def first_codes(count: int, grid: tuple[int, int], places: Tensor) -> Tensor:
-    """Return the mask [i, j] of the first codes of an order that has its k-th at places[k]."""
-    sequence = torch.arange(len(places), device=places.device)
-    return restore(sequence[None], grid, places)[0] < count
+def first_codes(count: int, shape: Sequence[int], places: Tensor) -> Tensor:
+    """Return the mask [*shape] of the first codes of an order that has its k-th place at
+    places[k]."""
+    sequence = torch.arange(math.prod(shape), device=places.device)
+    return restore(sequence[None], shape, places)[0] < count
 
 
 def whole_codes(kept: Tensor, factor: int) -> Tensor:
@@ -138,8 +143,16 @@ def unseen(mask: Tensor) -> int:
     return int(mask[int(unknown[0]) :].sum()) if len(unknown) else 0
 
 
+def grids_known(mask: Tensor) -> Tensor:
+    """Return where in the grid [i, j] all codes are known of a mask [*shape]."""
+    if mask.ndim == 1:
+        return mask.all()[None, None]
+    return mask.all(0) if mask.ndim == 3 else mask
+
+
 def masked_picture(picture: Tensor, mask: Tensor) -> Tensor:
-    """Return a picture [3, h, w] in [-1, 1] with a flat shade where no code, mask [i, j], is
-    known."""
+    """Return a picture [3, h, w] in [-1, 1] with a flat shade where not all codes of a place, mask
+    [i, j] or [levels, i, j], are known; of a sequence, mask [n], each code may be of all places."""
+    mask = grids_known(mask)
     shown = F.interpolate(mask[None, None].float(), picture.shape[-2:])[0, 0] > 0
     return torch.where(shown, picture, UNKNOWN)

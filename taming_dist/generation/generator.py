@@ -32,7 +32,7 @@ Step = TypeVar("Step")
 
 
 class Samples(NamedTuple):
-    """Generated images [b, 3, h, w] in [-1, 1] (maps in colours) and their codes [b, i, j]."""
+    """Generated images [b, 3, h, w] in [-1, 1] (maps in colours) and their codes [b, *shape]."""
 
     images: Tensor
     codes: Tensor
@@ -95,7 +95,7 @@ class Generator:
         window_memory: float = 2.0,
         tile: int | None = None,
     ) -> Samples:
-        """Return n images [n, 3, h, w] in [-1, 1] and their codes [n, i, j], on the models' device.
+        """Return n images [n, 3, h, w] in [-1, 1] and their codes [n, *shape], on one device.
 
         `condition` is what `prefix` takes, and stands in for n; `size` is (h, w)
         in pixels. Image k depends on the seed, its condition and k; `batch`, images at a time,
@@ -157,7 +157,7 @@ class Generator:
         """
         self._check(sampling, batch)
         if known is not None:
-            known.check(self.transformer.config.code_grid, self.transformer.config.vocabulary)
+            known.check(self.transformer.config.code_shape, self.transformer.config.vocabulary)
             known = known.in_turn(len(prefix))
         if rejection.candidates > 1:
             rejection.check(self.transformer)
@@ -178,7 +178,7 @@ class Generator:
     def prefix(self, n: int | None = None, condition: Any = None) -> Prefix:
         """Return the prefixes of n images, on the models' device.
 
-        `condition`: what the transformer's condition takes, class ids [n], codes [n, k, l], crops
+        `condition`: what the transformer's condition takes, class ids [n], codes [n, *shape], crops
         [n, 5] or n layouts of objects; or its columns by name; or, for several, what each takes by
         its name.
 
@@ -207,8 +207,7 @@ class Generator:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width in pixels of the images that the transformer has learned."""
-        factor, (rows, columns) = self.vqgan.config.factor, self.transformer.config.code_grid
-        return rows * factor, columns * factor
+        return self.vqgan.config.image_shape(self.transformer.config.code_shape)
 
     def condition(self, placement: Placement | None = None) -> Condition:
         """The condition of the images that the transformer has learned, or, with a `placement`, of
@@ -264,7 +263,7 @@ class Generator:
         if not memory >= 0:  # nor is a number that is none
             raise UserError(f"window_memory: {memory} GiB, give at least 0")
         known.check(placement.image, self.transformer.config.vocabulary)
-        count, (height, width) = len(known), known.grid
+        count, (height, width) = len(known), placement.image
         self.condition(placement).prefix(count, columns)
         images = range(first, first + count)
         drawn = uniforms(seed, images, height * width, self.transformer.device)
@@ -272,13 +271,13 @@ class Generator:
         return evaluated(steps, self.sampled)
 
     def pictures(self, codes: Tensor, tile: int | None = None) -> Tensor:
-        """Return the images [b, 3, h, w] in [-1, 1] (maps in colours) of codes [b, i, j]; `tile` as
-        in `tiles.tile_rows`."""
+        """Return the images [b, 3, h, w] in [-1, 1] (maps in colours) of codes [b, *shape]; `tile`
+        as in `tiles.tile_rows`."""
         with evaluating(self.vqgan):
             return decode_pictures(self.vqgan, codes, tile)
 
     def tiles(self, codes: Tensor, tile: int | None, scratch: Path) -> Iterator[Tensor]:
-        """Yield the image of codes [i, j] in tiles [3, n, w], see `tiles.picture_tiles`."""
+        """Yield the image of codes [*shape] in tiles [3, n, w], see `tiles.picture_tiles`."""
         return evaluated(picture_tiles(self.vqgan, codes, tile, scratch), self.vqgan)
 
     def _check(self, sampling: Sampling, batch: int) -> None:
@@ -333,8 +332,8 @@ def generate_codes(
     images: Sequence[int],
     known: Known | None = None,
 ) -> Tensor:
-    """Return codes [b, i, j] int64 for the prefixes of a seed's images, by their numbers, with what
-    is known of them as it is, by the transformer's scheme in its order."""
+    """Return codes [b, *shape] int64 for the prefixes of a seed's images, by their numbers, with
+    what is known of them as it is, by the transformer's scheme in its order."""
     return Sampler(transformer, sampling).codes(prefix, seed, images, known)
 
 

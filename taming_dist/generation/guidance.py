@@ -53,6 +53,11 @@ class Guided:
         logits = self.network.step(tokens.repeat(2, 1), cache)
         return guided(logits, cache.of_token(self.scales))
 
+    def several(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        """Return logits [b, u, v] of all codes that come next after an image's tokens [b, t]."""
+        logits = self.network.several(tokens.repeat(2, 1), cache)
+        return guided(logits, self.scales[tokens.shape[1]])
+
 
 def guided(logits: Tensor, scales: Tensor) -> Tensor:
     """Return guided logits [b, *n, v] from those of both halves [2 b, *n, v] and scales that

@@ -55,6 +55,11 @@ class Autocast:
         with self._autocast():
             return self.network.step(tokens, cache)
 
+    def several(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        """Return logits [b, u, v] of all codes that come next after an image's tokens [b, t]."""
+        with self._autocast():
+            return self.network.several(tokens, cache)
+
     def _autocast(self) -> torch.autocast:
         # a recorded step must not remember what was cast, and nothing large is left to be
         return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)

@@ -109,7 +109,8 @@ ALL = Rejection()  # that rejects nothing
 def best_of(
     candidates: Iterable[Tensor], score: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Return, of candidates [b, i, j] for b images, the codes with the best scores, and these [b].
+    """Return, of candidates [b, *shape] for b images, the codes with the best scores, and the
+    scores [b].
 
     A score that is not a number is the worst one. The host never waits for the device.
     """
@@ -119,7 +120,7 @@ def best_of(
     for codes in left:
         scores = _comparable(score(codes))
         better = scores > highest
-        best = torch.where(better[:, None, None], codes, best)
+        best = torch.where(better.view(-1, *[1] * (codes.ndim - 1)), codes, best)
         highest = torch.where(better, scores, highest)
     return best, highest
 
@@ -129,7 +130,7 @@ def _comparable(scores: Tensor) -> Tensor:
 
 
 def log_likelihood(transformer: Transformer, codes: Tensor, prefix: Prefix) -> Tensor:
-    """Return log p(s | c) [b] in nats of codes [b, i, j], at temperature 1 and without guidance.
+    """Return log p(s | c) [b] in nats of codes [b, *shape], at temperature 1 and without guidance.
 
     Raises:
         UserError: the transformer's scheme has no such number.

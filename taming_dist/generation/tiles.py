@@ -63,7 +63,7 @@ def whole_bytes(device: torch.device) -> int:
 def decode_pictures(
     vqgan: VQGAN, codes: Tensor, tile: int | None = None, scratch: Path | None = None
 ) -> Tensor:
-    """Return the pictures [b, 3, h, w] in [-1, 1] of codes [b, i, j], on their device.
+    """Return the pictures [b, 3, h, w] in [-1, 1] of codes [b, *shape], on their device.
 
     Pictures that are too large for the whole decode are decoded in tiles, one after the other:
     `tile` as in `tile_rows`, `scratch` as in `decode_tiles`.
@@ -86,7 +86,7 @@ def decode_pictures(
 def picture_tiles(
     vqgan: VQGAN, codes: Tensor, tile: int | None = None, scratch: Path | None = None
 ) -> Iterator[Tensor]:
-    """Yield the picture of codes [i, j] as tiles [3, n, w] in [-1, 1], from the top; as one where
+    """Yield the picture of codes [*shape] as tiles [3, n, w] in [-1, 1], from the top; as one where
     it is not too large for the whole decode. The rest as in `decode_pictures`."""
     rows = tile_rows(vqgan, size_of(vqgan, codes), tile)
     if not rows:
@@ -97,16 +97,15 @@ def picture_tiles(
 
 
 def size_of(vqgan: VQGAN, codes: Tensor) -> tuple[int, int]:
-    """Return the height and width in pixels of codes [i, j]."""
-    height, width = codes.shape
-    return height * vqgan.config.factor, width * vqgan.config.factor
+    """Return the height and width in pixels of codes [*shape]."""
+    return vqgan.config.image_shape(codes.shape)
 
 
 @torch.no_grad()
 def decode_tiles(
     vqgan: VQGAN, codes: Tensor, rows: int, scratch: Path | None = None
 ) -> Iterator[Tensor]:
-    """Yield what `vqgan.decode_codes` gives for codes [i, j] in tiles [c, n, w], from the top.
+    """Yield what `vqgan.decode_codes` gives for codes [*shape] in tiles [c, n, w], from the top.
 
     n is `rows` but for the last tile, and w the width of the picture. The model is in eval mode.
     `scratch`: the folder of temporary files, by default the system's (TMPDIR). They have no names,
@@ -119,7 +118,8 @@ def decode_tiles(
     decoder = vqgan.decoder
     folder = Path(tempfile.gettempdir()) if scratch is None else scratch
     tiling = Tiling(rows, codes.device, folder)
-    x = tiling.stored([decoder.coarse(vqgan.entries(codes[None]))], len(codes))
+    entries = vqgan.entries(codes[None])
+    x = tiling.stored([decoder.coarse(entries)], entries.shape[2])
     for layer in decoder.layers():
         x = tiling.through(layer, x)
 

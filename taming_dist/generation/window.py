@@ -61,6 +61,11 @@ def check_windows(transformer: Transformer) -> None:
             f"size: a transformer of model/scheme={config.scheme.name} writes an image of the size "
             f"that it has learned, all over it at once: leave size out"
         )
+    if len(config.grid) != 2:
+        raise UserError(
+            f"size: larger images are written code by code of one grid, but this transformer has "
+            f"learned codes of the shape {list(config.grid)}: leave size out"
+        )
     if not torch.equal(transformer.places.cpu(), torch.arange(config.num_tokens)):
         raise UserError(
             f"size: larger images are written row by row, but this transformer has learned "

@@ -103,6 +103,12 @@ def check_vqgan(vqgan: VQGAN, folder: str) -> None:
             f"vqgan={folder} makes maps ({vqgan.config.modality.name}), which CLIP has not "
             f"learned: give the export of a VQGAN of photographs"
         )
+    side = vqgan.config.resolution
+    if len(shape := vqgan.config.code_shape(side, side)) != 2:
+        raise UserError(
+            f"vqgan={folder} has codes of the shape {list(shape)}, but what is optimised here is "
+            f"one code at each place: give a VQGAN whose codes are a grid"
+        )
     if vqgan.config.vocabulary > MOST_CODES:
         raise UserError(
             f"vqgan={folder} has {vqgan.config.vocabulary} codes, more than the {MOST_CODES} that "

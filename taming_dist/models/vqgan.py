@@ -57,7 +57,7 @@ class VQGANConfig(ModelConfig):
                 f"model.channels={self.channels}: use a multiple of {GROUPS} "
                 f"(GroupNorm has {GROUPS} groups)"
             )
-        check_size(self.resolution, self.factor, "model.resolution")
+        self.code_shape(self.resolution, self.resolution, "model.resolution")
 
     @property
     def factor(self) -> int:
@@ -68,6 +68,22 @@ class VQGANConfig(ModelConfig):
     def vocabulary(self) -> int:
         """Number of codes."""
         return self.quantizer.codes
+
+    def code_shape(self, height: int, width: int, name: str = "image size") -> tuple[int, ...]:
+        """The shape of the codes of an image of so many pixels: a grid (i, j) with i = h/f and
+        j = w/f, several of them (levels, i, j), or a sequence (n,).
+
+        Raises:
+            UserError: there are none for images of that size; `name` is the size's.
+        """
+        for side in (height, width):
+            check_size(side, self.factor, name)
+        return self.quantizer.code_shape(height // self.factor, width // self.factor)
+
+    def image_shape(self, code_shape: Sequence[int]) -> tuple[int, int]:
+        """Height and width in pixels of the images whose codes have a shape."""
+        i, j = self.quantizer.latent_grid(code_shape)
+        return i * self.factor, j * self.factor
 
 
 def check_size(size: int, factor: int, name: str) -> None:
@@ -90,7 +106,7 @@ class Reconstruction(NamedTuple):
     images: Float[Tensor, "b c h w"]
     features: Float[Tensor, "b width h w"]
     codebook_loss: Float32[Tensor, ""]
-    codes: Int64[Tensor, "b i j"]
+    codes: Int64[Tensor, "b *shape"]
     statistics: Statistics
 
 
@@ -172,19 +188,19 @@ class VQGAN(
         return self.quant_conv(self.encoder(images))
 
     @torch.no_grad()
-    def encode(self, images: Float[Tensor, "b c h w"]) -> Int64[Tensor, "b i j"]:
-        """Images in [-1,1] -> codes, i = h/f and j = w/f: those of `forward` in eval mode.
+    def encode(self, images: Float[Tensor, "b c h w"]) -> Int64[Tensor, "b *shape"]:
+        """Images in [-1,1] -> codes of `VQGANConfig.code_shape`: those of `forward` in eval mode.
 
         The encoder and the search run, and nothing else: no loss, no statistics, no graph. Where
         latents are not finite the code is -1, see `check_all_coded`; the device is not waited for.
         """
         return self.quantize.encode(self.latents(images.to(self.dtype)))
 
-    def decode_codes(self, codes: Int64[Tensor, "b i j"]) -> Float[Tensor, "b c h w"]:
-        """Codes -> images, h = i*f and w = j*f, about in [-1,1] (not clamped), or logits."""
+    def decode_codes(self, codes: Int64[Tensor, "b *shape"]) -> Float[Tensor, "b c h w"]:
+        """Codes -> images of `VQGANConfig.image_shape`, about in [-1,1] (not clamped); logits."""
         return self.decoder(self.entries(codes))
 
-    def entries(self, codes: Int64[Tensor, "b i j"]) -> Float[Tensor, "b d i j"]:
+    def entries(self, codes: Int64[Tensor, "b *shape"]) -> Float[Tensor, "b d i j"]:
         """Codes -> the vectors that the decoder reads."""
         return self.post_quant_conv(self.quantize.lookup(codes).to(self.dtype))
 

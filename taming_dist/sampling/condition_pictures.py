@@ -90,7 +90,7 @@ def scaled_shape(
 ) -> Shape:
     """The pixels in which the condition of images of a shape is encoded: they give codes of the
     condition's grid, or as many more as the images are larger than in training."""
-    learned, factor = generator.transformer.config.code_grid, generator.vqgan.config.factor
-    image = shape[0] // factor, shape[1] // factor
-    rows, columns = condition.enlarged(learned, image).grid
-    return rows * vqgan.config.factor, columns * vqgan.config.factor
+    if shape != generator.size:
+        learned, factor = generator.transformer.config.code_grid, generator.vqgan.config.factor
+        condition = condition.enlarged(learned, (shape[0] // factor, shape[1] // factor))
+    return vqgan.config.image_shape(condition.grid)

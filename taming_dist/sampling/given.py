@@ -87,7 +87,7 @@ class Given:
         return modality.tensor(taken)
 
     def codes(self, numbers: Sequence[int]) -> Tensor:
-        """The codes int64 [b, i, j] of pictures, on the CPU; after the last the first comes again.
+        """The codes int64 [b, *shape] of pictures, on the CPU; the first comes after the last.
 
         Each is encoded alone, so that its codes do not depend on the others.
         """

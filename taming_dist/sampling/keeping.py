@@ -32,8 +32,8 @@ BRIGHT = 128  # of a mask: from here on it says that a pixel is to be sampled an
 
 @dataclass(frozen=True)
 class Kept:
-    """Pictures of which a part is kept, in turn: `region` [i, j] of all of them, or what their
-    `masks` say, one for all or one for each."""
+    """Pictures of which a part is kept, in turn: the codes at the places `region` [i, j] of all of
+    them, or what their `masks` say, one for all or one for each."""
 
     given: Given
     region: Tensor | None
@@ -59,14 +59,18 @@ class Kept:
         """
         numbers = [image % len(self) for image in images]
         masks = {number: self.mask(number) for number in set(numbers)}
-        return Known(self.given.codes(numbers), torch.stack([masks[k] for k in numbers]))
+        codes = self.given.codes(numbers)
+        where = torch.stack([masks[k] for k in numbers])
+        if codes.ndim == 4:
+            where = where.unsqueeze(1).expand(codes.shape)
+        return Known(codes, where)
 
     def picture(self, number: int) -> Tensor:
         """What is kept of a picture, [3, h, w] in [-1, 1] on the CPU."""
         return masked_picture(self.given.picture(number), self.mask(number))
 
     def mask(self, number: int) -> Tensor:
-        """Which codes [i, j] of a picture are kept; `UserError` if it is all of them, or none."""
+        """Where codes [i, j] of a picture are kept; `UserError` if it is everywhere, or nowhere."""
         if self.region is not None:
             return self.region
         path = self.masks[number % len(self.masks)]
@@ -121,6 +125,12 @@ def kept_pictures(config: SampleConfig, generator: Generator, shape: Shape) -> K
     if len(asked) != 1:
         fault = f"not both {asked[0]} and {asked[1]}" if asked else "which part of it is kept?"
         raise UserError(f"image: {fault}: give one of keep=upper, mask=PICTURE and keep_codes=N")
+    if len(generator.transformer.config.grid) == 1:
+        raise UserError(
+            f"image: this transformer has learned sequences of "
+            f"{generator.transformer.config.num_tokens} codes, none of which is of a part of a "
+            f"picture: leave image and {asked[0]} out"
+        )
     paths = paths_of("image", config.image)
     given = Given("image", paths, generator.vqgan, shape, shape)
     if config.mask is not None:

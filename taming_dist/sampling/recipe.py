@@ -11,7 +11,7 @@ import torch
 
 import taming_dist
 from taming_dist.errors import UserError
-from taming_dist.formats.manifest import CODES_FORMAT, MANIFEST, resolve
+from taming_dist.formats.manifest import CODES_FORMATS, MANIFEST, resolve
 from taming_dist.formats.shards import measure
 from taming_dist.formats.storage import is_url
 from taming_dist.formats.strict_json import json_safe
@@ -170,4 +170,4 @@ def _hash_of_place(place: str) -> str:
     if not is_url(place) and path.is_dir() and not (path / MANIFEST).exists():
         facts = sorted([own.name, own.stat().st_size] for own in path.iterdir() if own.is_file())
         return hashlib.sha256(json.dumps(facts, allow_nan=False).encode()).hexdigest()
-    return resolve(place, CODES_FORMAT).fingerprint
+    return resolve(place, *CODES_FORMATS).fingerprint

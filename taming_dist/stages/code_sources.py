@@ -11,7 +11,7 @@ from taming_dist.data.online import OnlineCodes, OnlineConfig
 from taming_dist.errors import UserError
 from taming_dist.formats.code_shards import CLASSES, CONDITIONS
 from taming_dist.models.prior.conditions import Codes
-from taming_dist.models.vqgan import VQGAN, check_size
+from taming_dist.models.vqgan import VQGAN
 from taming_dist.stages.images import open_images, resolve_images
 from taming_dist.stages.interface import Config, Start, part
 from taming_dist.stages.online import Encoder
@@ -135,7 +135,7 @@ class OnlineImages(CodeSource[OnlineCodes]):
             self._condition = open_vqgan("data.condition_vqgan", data.condition_vqgan)
         self._size = data.size or self._vqgan.config.resolution
         for model in filter(None, (self._vqgan, self._condition)):
-            check_size(self._size, model.config.factor, "data.size")
+            model.config.code_shape(self._size, self._size, "data.size")
         sized = dataclasses.replace(data, size=self._size)
         super().__init__(dataclasses.replace(config, data=sized), columns)
         self.encoder = Encoder(self._vqgan, self._condition, columns, data.precision)

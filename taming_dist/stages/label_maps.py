@@ -14,7 +14,7 @@ from taming_dist.data.reader import ImagesConfig
 from taming_dist.evaluation.label_maps import LabelMapMetrics
 from taming_dist.losses.reconstruction import label_map_bce
 from taming_dist.models.modalities import LabelMap
-from taming_dist.models.vqgan import VQGAN, Reconstruction, VQGANConfig, check_size
+from taming_dist.models.vqgan import VQGAN, Reconstruction, VQGANConfig
 from taming_dist.ranges import check_ranges, ranged
 from taming_dist.stages.autoencoder import (
     FIRST_STAGE_SCHEMAS,
@@ -55,7 +55,8 @@ class LabelMapStage(Stage[OpenedAutoencoder]):
 
     def check(self, config: Config) -> None:
         model = part(config.model, VQGANConfig)
-        check_size(part(config.data, ImagesConfig).size, model.factor, "data.size")
+        size = part(config.data, ImagesConfig).size
+        model.code_shape(size, size, "data.size")
         if not isinstance(model.modality, LabelMap):
             raise other_loss(model, "labels", "vqgan")
 

@@ -298,7 +298,7 @@ class TransformerRecipe:
         return batch if self.encoder is None else self.encoder(batch)
 
     def _codes(self, batch: CodeBatch) -> Tensor:
-        """Codes [b,i,j] on the device."""
+        """Codes [b,*shape] on the device."""
         return to_device(batch.codes, self.world.device)
 
     def _prefix(self, batch: CodeBatch, draws: Columns = NO_DRAWS) -> Prefix:
@@ -341,7 +341,7 @@ class TransformerRecipe:
                     yield Pictures(self._decoded(codes), real, batch.ids)
 
     def _decoded(self, codes: Tensor) -> Tensor:
-        """The pictures uint8 [b,3,h,w] of codes [b,i,j] of images."""
+        """The pictures uint8 [b,3,h,w] of codes [b,*shape] of images."""
         assert self.vqgan is not None
         return to_uint8(self._pictures(self.vqgan, codes))
 
@@ -374,7 +374,7 @@ class TransformerRecipe:
         return Preview(image_grid(to_uint8(pictures), columns=len(batch)), names)
 
     def _pictures(self, vqgan: VQGAN, codes: Tensor) -> Tensor:
-        """The pictures [b,3,h,w] of codes [b,i,j]."""
+        """The pictures [b,3,h,w] of codes [b,*shape]."""
         decoder = vqgan.to(self.world.device)
         return decoder.config.modality.picture(decoder.decode_codes(codes)).float()
 

@@ -32,7 +32,7 @@ from taming_dist.models.discriminators import (
 )
 from taming_dist.models.discriminators.dino import DinoFeatures
 from taming_dist.models.modalities import RGB, LabelMap
-from taming_dist.models.vqgan import VQGAN, Reconstruction, VQGANConfig, check_size
+from taming_dist.models.vqgan import VQGAN, Reconstruction, VQGANConfig
 from taming_dist.stages.adaptive import ADAPTIVE
 from taming_dist.stages.adversary import Adversary
 from taming_dist.stages.autoencoder import (
@@ -84,7 +84,7 @@ class VQGANStage(Stage[OpenedVQGAN]):
         """The image halves down to whole codes and suits the losses; so does the modality."""
         model, loss = part(config.model, VQGANConfig), part(config.loss, VQGANLossConfig)
         size = part(config.data, ImagesConfig).size
-        check_size(size, model.factor, "data.size")
+        model.code_shape(size, size, "data.size")
         if isinstance(model.modality, LabelMap):
             raise other_loss(model, "vqgan", "labels")
         loss.check_size(size)

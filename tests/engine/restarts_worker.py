@@ -18,6 +18,9 @@ from taming_dist.engine.zero import Engine
 from taming_dist.models.quantizers import (
     IndexQuantizerConfig,
     LFQuantizerConfig,
+    MultiScaleConfig,
+    ProductQuantizerConfig,
+    ResidualQuantizerConfig,
     SimVQConfig,
     VectorQuantizerConfig,
 )
@@ -32,12 +35,15 @@ QUANTIZERS = {
     "lfq": LFQuantizerConfig(bits=5, temperature=0.5),
     "ibq": IndexQuantizerConfig(codes=23, dim=7, temperature=0.5),
     "simvq": SimVQConfig(codes=23, dim=7, gradient="rotation"),
+    "multiscale": MultiScaleConfig(**RESTARTED, scales=[1, 3, 8], initial="data"),
+    "product": ProductQuantizerConfig(codes=21, dim=9, tables=3, initial="data", revive_below=0.9),
+    "residual": ResidualQuantizerConfig(codes=23, dim=7, depth=3, revive_below=0.9),
 }
 RUNS = {
-    0: ["restarted", "lfq", "ibq", "simvq"],
-    1: [],
-    2: ["restarted", "simvq"],
-    3: ["ibq", "simvq"],
+    0: ["restarted", "lfq", "ibq", "simvq", "multiscale", "product", "residual"],
+    1: ["product", "residual"],
+    2: ["restarted", "simvq", "multiscale", "product", "residual"],
+    3: ["ibq", "simvq", "multiscale", "product", "residual"],
 }
 RESUMED = (1, 3)  # "restarted" too
 

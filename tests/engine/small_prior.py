@@ -39,8 +39,9 @@ def code_batches(recipe: TransformerRecipe, step: int) -> Iterator[CodeBatch]:
     """What `image_batches` is to stage 1; every batch has the columns of all conditions."""
     context, world = recipe.context, recipe.world
     count, randomness = global_batch(context), torch.Generator().manual_seed(step)
+    shape = recipe.network.config.code_shape
     columns = {
-        "codes": torch.randint(VOCABULARY, (count, *GRID), generator=randomness),
+        "codes": torch.randint(VOCABULARY, (count, *shape), generator=randomness),
         "cls": torch.randint(CLASSES, (count,), generator=randomness),
         "cond": torch.randint(SECOND_VOCABULARY, (count, *SECOND_GRID), generator=randomness),
     }

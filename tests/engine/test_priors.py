@@ -27,6 +27,9 @@ def found(run_worker: Callable[..., dict[str, Any]]) -> dict[str, Any]:
         "gpt zero3 offload",
         "llama zero1 compiled",
         "rar zero3 compiled",
+        "next_scale zero2",
+        "next_scale zero3",
+        "next_scale zero1 compiled",
     ],
 )
 def test_a_prior_learns_the_same_however_it_is_cut_and_placed(

@@ -9,6 +9,7 @@ import webdataset as wds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from taming_dist.data.codes import CodeDataset
 from taming_dist.errors import UserError
 from taming_dist.formats.code_shards import CodeShard, open_verified
 from taming_dist.formats.manifest import Manifest
@@ -90,6 +91,49 @@ def test_a_json_that_says_another_shape_is_refused(codes: Any, tmp_path: Path) -
 def test_codes_above_65536_are_stored_wider(codes: Any, tmp_path: Path) -> None:
     codes.shard(range(5), vocab=65537).save(tmp_path / "a.tar")
     assert CodeShard.open(tmp_path / "a.tar").codes.dtype == np.int32
+
+
+def shaped(codes: Any, *shape: int) -> CodeShard:
+    """A shard of 5 images of 2 views, whose codes have another shape."""
+    numbers = np.arange(5 * 2 * np.prod(shape), dtype=np.uint16) % codes.vocabulary
+    return replace(codes.shard(range(5), views=2), codes=numbers.reshape(5, 2, *shape))
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 4), (30,)])
+def test_codes_of_several_grids_or_a_sequence_are_a_format_of_their_own(
+    codes: Any, tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    written = shaped(codes, *shape)
+    entry = written.save(tmp_path / "a.tar")
+    read = open_verified(tmp_path / "a.tar", entry)
+    assert np.array_equal(read.codes, written.codes)
+    assert read.facts["format"] == "taming_dist.codes.v2"
+    assert read.facts["grid"] == list(shape)
+    folder = codes.write(tmp_path / "codes", written, written)
+    assert Manifest.load(folder).format == "taming_dist.codes.v2"
+    dataset = CodeDataset.open(str(folder))
+    assert dataset.grid == shape
+    taken = dataset.samples(range(7, 13), ())["codes"].numpy()
+    flat = written.codes.reshape(10, *shape)
+    assert np.array_equal(taken, np.concatenate([flat[7:], flat[:3]]))
+
+
+def test_a_grid_of_codes_has_the_bytes_that_it_always_had(codes: Any, tmp_path: Path) -> None:
+    """So that folders of any age are read, and continued."""
+    entry = codes.shard(range(5), views=2, conditions=7, places=True).save(tmp_path / "a.tar")
+    assert entry.xxh3_128 == "fcc93478b5f97540cc92aa0c9f5bad09"
+    assert CodeShard.open(tmp_path / "a.tar").facts["format"] == "taming_dist.codes.v1"
+
+
+def test_a_shape_that_is_not_of_the_format_is_refused(codes: Any, tmp_path: Path) -> None:
+    for shard in (codes.shard(range(5)), shaped(codes, 3, 2, 4)):
+        shard.save(tmp_path / "a.tar")
+        data = (tmp_path / "a.tar").read_bytes()
+        other = {b"codes.v1": b"codes.v2", b"codes.v2": b"codes.v1"}
+        here = next(name for name in other if name in data)
+        (tmp_path / "a.tar").write_bytes(data.replace(here, other[here]))
+        with pytest.raises(UserError, match=r"damaged \(format 'taming_dist.codes.v\d'\)"):
+            CodeShard.open(tmp_path / "a.tar")
 
 
 def test_bytes_depend_on_the_contents_only(codes: Any, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from taming_dist.errors import UserError
 from taming_dist.formats.manifest import (
-    CODES_FORMAT,
+    CODES_FORMATS,
     IMAGES_FORMAT,
     Manifest,
     Shard,
@@ -174,7 +174,7 @@ def test_mistakes_in_a_spec_name_the_file_and_the_fix(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             resolve(spec)
     with pytest.raises(UserError, match=r"taming_dist\.images\.v1.*taming_dist\.codes\.v1"):
-        resolve(str(folder), CODES_FORMAT)
+        resolve(str(folder), *CODES_FORMATS)
 
 
 def test_a_shard_that_changed_its_size_is_refused(tmp_path: Path) -> None:

@@ -198,13 +198,11 @@ def code_recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., TransformerRec
         **given: Any,
     ) -> TransformerRecipe:
         model = TransformerConfig(
-            vocabulary=24,
-            grid=[3, 4],
             layers=1,
             heads=2,
             width=16,
             null_prefix=condition_dropout > 0,
-            **{"condition": ClassCondition(3), **(parts or {})},
+            **{"vocabulary": 24, "grid": [3, 4], "condition": ClassCondition(3), **(parts or {})},
         )
         loss = TokenLossConfig(condition_dropout=condition_dropout)
         context = Context(OptimConfig(lr=lr), EngineConfig(), ALONE, 2, accumulation)

@@ -13,7 +13,7 @@ from taming_dist.models.export import ModelConfig
 from taming_dist.models.prior import former_keys
 from taming_dist.models.prior.blocks import BLOCKS, Block, BlockSizes
 from taming_dist.models.prior.conditions import CONDITIONS, Codes, agreed
-from taming_dist.models.prior.orders import ORDERS
+from taming_dist.models.prior.orders import ORDERS, grid_of, is_code_shape, levels_of
 from taming_dist.models.prior.schemes import SCHEMES
 from taming_dist.ranges import check_choice, check_ranges, marked, ranged
 
@@ -24,8 +24,9 @@ CONDITION_TABLES = ("own", "shared")
 class TransformerConfig(ModelConfig):
     """Sizes of a transformer and the tokenizer that it was trained on; defaults are the paper's.
 
-    `vocabulary` is the number of codes, `grid` the code grid [i, j] of one image, `block_size` the
-    number of positions (0: as many as prefix and grid need). `condition`, `block`, `order` and
+    `vocabulary` is the number of codes, `grid` the shape of an image's: a grid [i, j], several
+    [levels, i, j], or a sequence [n]. `block_size` is the number of positions (0: as many as prefix
+    and grid need). `condition`, `block`, `order` and
     `scheme` are members of CONDITIONS, BLOCKS, ORDERS and SCHEMES.
 
     `condition_table`: `own` gives the condition's tokens a table of their own, of any size;
@@ -37,7 +38,7 @@ class TransformerConfig(ModelConfig):
     """
 
     vocabulary: int = ranged(at_least=0, from_data=True)
-    grid: list[int] = ranged(at_least=1, length=2, empty=True, from_data=True)
+    grid: list[int] = ranged(at_least=1, empty=True, from_data=True)
     block_size: int = ranged(0, at_least=0, compared=False)
     layers: int = ranged(24, at_least=1, compared=False)
     heads: int = ranged(16, at_least=1)
@@ -72,13 +73,23 @@ class TransformerConfig(ModelConfig):
 
     @property
     def num_tokens(self) -> int:
-        """Return n = i * j, the number of codes of one image."""
+        """Return n, the number of codes of one image."""
         return prod(self.grid)
 
     @property
+    def code_shape(self) -> tuple[int, ...]:
+        """Return the shape of an image's codes as a tuple."""
+        return tuple(self.grid)
+
+    @property
     def code_grid(self) -> tuple[int, int]:
-        """Return the grid [i, j] as a tuple."""
-        return self.grid[0], self.grid[1]
+        """Return the grid [i, j] of the places of codes; that of a sequence is one row."""
+        return grid_of(self.grid)
+
+    @property
+    def levels(self) -> int:
+        """Return how many codes there are at a place."""
+        return levels_of(self.grid)
 
     @property
     def positions(self) -> int:
@@ -101,7 +112,7 @@ class TransformerConfig(ModelConfig):
             self.scheme.causal,
             self.positions,
             self.condition.length,
-            self.code_grid,
+            self.scheme.image_grid(self.code_grid),
         )
 
     def fitted(self, codes: Codes, spec: Any) -> "TransformerConfig":
@@ -122,12 +133,19 @@ class TransformerConfig(ModelConfig):
 
     def check(self) -> None:
         """Raise a UserError, naming the key, if the sizes do not fit together."""
-        if not self.grid:
-            raise UserError("model.grid=[]: give the code grid [height, width]")
+        if not is_code_shape(self.grid):
+            raise UserError(
+                f"model.grid={list(self.grid)}: give the code grid [height, width], or with "
+                f"several codes at a place [levels, height, width]"
+            )
         if self.width % self.heads:
             raise UserError(f"model.width: {self.width} does not divide by heads={self.heads}")
         self.condition.check()
         self.block_type.check(self.block_sizes, self.block)
+        unmasked = self.block_type.unmasked(self.block)
+        fault = self.scheme.fault(self.grid, self.order.name, unmasked)
+        if fault is not None:
+            raise UserError(fault)
         if self.null_prefix and not self.condition.can_drop:
             raise UserError(
                 f"loss.condition_dropout: there is nothing to drop of model/condition="

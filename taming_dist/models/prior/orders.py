@@ -3,11 +3,13 @@
 An order is a class and one line in ORDERS. Those of the original implementation (its permuters; the
 paper compares them in its appendix) have its indices wherever it has any: it makes `z_curve`,
 `subsample` and the spirals for square grids of a power of two only (spirals: of an even side), and
-here they are defined for every grid. Legend: b batch, i j code grid, n = i * j tokens.
+here they are defined for every grid. An order is one of the places of a grid; all levels of codes
+at a place are written before the next place. Legend: b batch, i j code grid, p = i * j places, n
+tokens, as many for each place as there are levels.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,7 +22,23 @@ from taming_dist.errors import UserError
 from taming_dist.ranges import check_ranges, ranged
 
 Grid = tuple[int, int]
-Places = Int64[Tensor, "n"] | Int64[Tensor, "b n"]
+Places = Int64[Tensor, "p"] | Int64[Tensor, "b p"]
+
+
+def is_code_shape(shape: Sequence[int]) -> bool:
+    """Whether an image's codes may have a shape: (i, j), (levels, i, j), or (n,) of a sequence."""
+    return 1 <= len(shape) <= 3
+
+
+def grid_of(shape: Sequence[int]) -> Grid:
+    """The grid [i, j] of the places of codes of a shape; of a sequence one row."""
+    i, j = (1, *shape)[-2:]
+    return i, j
+
+
+def levels_of(shape: Sequence[int]) -> int:
+    """How many codes there are at a place."""
+    return shape[0] if len(shape) == 3 else 1
 
 
 class Order(ABC):
@@ -36,12 +54,12 @@ class Order(ABC):
     target_aware: ClassVar[bool] = False
 
     @abstractmethod
-    def places(self, grid: Grid) -> Int64[Tensor, "n"]:
-        """Return the place of the k-th token, counted row by row, on the CPU."""
+    def places(self, grid: Grid) -> Int64[Tensor, "p"]:
+        """Return the k-th place, counted row by row, on the CPU."""
 
     def draw(
         self, count: int, grid: Grid, progress: float, generator: torch.Generator
-    ) -> Float[Tensor, "b n"] | None:
+    ) -> Float[Tensor, "b p"] | None:
         """Return numbers for `count` samples whose ascending order is that of the places of each
         (`places_of`); None where all have `places`.
 
@@ -51,20 +69,26 @@ class Order(ABC):
         return None
 
 
-def places_of(drawn: Float[Tensor, "b n"]) -> Int64[Tensor, "b n"]:
-    """Return the place of the k-th token of each sample from what its order has drawn."""
+def places_of(drawn: Float[Tensor, "b p"]) -> Int64[Tensor, "b p"]:
+    """Return the k-th place of each sample from what its order has drawn."""
     return drawn.argsort(dim=-1, stable=True)  # ties are then broken alike everywhere
 
 
-def arrange(codes: Shaped[Tensor, "b i j"], places: Places) -> Shaped[Tensor, "b n"]:
-    """Return the tokens of codes, or of what else a grid has: the k-th has the place places[k]."""
-    return codes.flatten(1).gather(1, places.expand(len(codes), -1))
+def arrange(codes: Shaped[Tensor, "b *shape"], places: Places) -> Shaped[Tensor, "b n"]:
+    """Return the tokens of codes, or of what else has their shape: those of the k-th place in the
+    order are the ones at places[k], level by level."""
+    by_level = codes.reshape(len(codes), -1, places.shape[-1])
+    index = places.expand(len(codes), -1).unsqueeze(1).expand(by_level.shape)
+    return by_level.gather(2, index).transpose(1, 2).flatten(1)
 
 
-def restore(tokens: Integer[Tensor, "b n"], grid: Grid, places: Places) -> Integer[Tensor, "b i j"]:
+def restore(
+    tokens: Integer[Tensor, "b n"], shape: Sequence[int], places: Places
+) -> Integer[Tensor, "b *shape"]:
     """Return the codes of tokens: the inverse of `arrange`."""
-    token_at = places.argsort(-1)
-    return tokens.gather(1, token_at.expand(len(tokens), -1)).unflatten(1, grid)
+    by_level = tokens.unflatten(1, (places.shape[-1], -1)).transpose(1, 2)
+    index = places.argsort(-1).expand(len(tokens), -1).unsqueeze(1).expand(by_level.shape)
+    return by_level.gather(2, index).reshape(len(tokens), *shape)
 
 
 @dataclass
@@ -73,7 +97,7 @@ class Raster(Order):
 
     name: str = "raster"
 
-    def places(self, grid: Grid) -> Int64[Tensor, "n"]:
+    def places(self, grid: Grid) -> Int64[Tensor, "p"]:
         return torch.arange(grid[0] * grid[1])
 
 
@@ -83,7 +107,7 @@ class Alternate(Order):
 
     name: str = "alternate"
 
-    def places(self, grid: Grid) -> Int64[Tensor, "n"]:
+    def places(self, grid: Grid) -> Int64[Tensor, "p"]:
         rows = torch.arange(grid[0] * grid[1]).view(grid)
         rows[1::2] = rows[1::2].flip(1)
         return rows.flatten()
@@ -98,7 +122,7 @@ class ZCurve(Order):
 
     name: str = "z_curve"
 
-    def places(self, grid: Grid) -> Int64[Tensor, "n"]:
+    def places(self, grid: Grid) -> Int64[Tensor, "p"]:
         return _interleaved(grid, range(_bits(grid))).argsort()
 
 
@@ -111,7 +135,7 @@ class Subsample(Order):
 
     name: str = "subsample"
 
-    def places(self, grid: Grid) -> Int64[Tensor, "n"]:
+    def places(self, grid: Grid) -> Int64[Tensor, "p"]:
         return _interleaved(grid, reversed(range(_bits(grid)))).argsort()
 
 
@@ -121,7 +145,7 @@ class SpiralIn(Order):
 
     name: str = "spiral_in"
 
-    def places(self, grid: Grid) -> Int64[Tensor, "n"]:
+    def places(self, grid: Grid) -> Int64[Tensor, "p"]:
         rest, sides = torch.arange(grid[0] * grid[1]).view(grid), []
         while rest.numel():
             sides.append(rest[:, -1].flip(0))
@@ -135,7 +159,7 @@ class SpiralOut(Order):
 
     name: str = "spiral_out"
 
-    def places(self, grid: Grid) -> Int64[Tensor, "n"]:
+    def places(self, grid: Grid) -> Int64[Tensor, "p"]:
         return SpiralIn().places(grid).flip(0)
 
 
@@ -145,7 +169,7 @@ class Random(Order):
 
     name: str = "random"
 
-    def places(self, grid: Grid) -> Int64[Tensor, "n"]:
+    def places(self, grid: Grid) -> Int64[Tensor, "p"]:
         # numpy keeps what RandomState draws the same in every version
         return torch.from_numpy(np.random.RandomState(1).permutation(grid[0] * grid[1])).long()
 
@@ -174,7 +198,7 @@ class RandomToRaster(Order):
                 f"smaller start or a larger end"
             )
 
-    def places(self, grid: Grid) -> Int64[Tensor, "n"]:
+    def places(self, grid: Grid) -> Int64[Tensor, "p"]:
         return Raster().places(grid)
 
     def random_share(self, progress: float) -> float:
@@ -185,7 +209,7 @@ class RandomToRaster(Order):
 
     def draw(
         self, count: int, grid: Grid, progress: float, generator: torch.Generator
-    ) -> Float[Tensor, "b n"] | None:
+    ) -> Float[Tensor, "b p"] | None:
         share = self.random_share(progress)
         if share == 0:
             return None
@@ -199,7 +223,7 @@ def _bits(grid: Grid) -> int:
     return (max(grid) - 1).bit_length()
 
 
-def _interleaved(grid: Grid, bits: Iterable[int]) -> Int64[Tensor, "n"]:
+def _interleaved(grid: Grid, bits: Iterable[int]) -> Int64[Tensor, "p"]:
     """The numbers that these bits of each place's row and column make, from the lowest on; of two
     at the same bit, the column's is the lower one."""
     rows, columns = torch.arange(grid[0])[:, None], torch.arange(grid[1])[None]

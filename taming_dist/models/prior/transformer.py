@@ -29,6 +29,7 @@ from taming_dist.models.prior.prefix import Part, Prefix, as_prefix
 from taming_dist.models.prior.schemes import SCHEMES
 
 INIT_STD = 0.02
+Spots = Int64[Tensor, "n"] | Int64[Tensor, "b n"]  # of all images, or of each
 MASK_WIDTH = 16  # the fast kernels of attention read masks of its multiples as they lie
 
 
@@ -52,21 +53,24 @@ class Transformer(Exported):
         kind, sizes = self._kind, self._sizes
         self.tok_emb = nn.Embedding(config.vocabulary + self.scheme.extra_tokens, width)
         self.cond_emb = _condition_embedding(config)
-        self.null_emb = self.pos_emb = self.target_emb = None
+        self.null_emb = self.pos_emb = self.target_emb = self.level_emb = None
         if config.null_prefix:
             self.null_emb = nn.Parameter(torch.empty(self.condition.length, width))
-        positions = config.positions if kind.learned_positions else self.condition.length
-        if kind.learned_positions or positions > 1:
+        self._learns_places = kind.learned_positions or self.scheme.learned_positions
+        positions = config.positions if self._learns_places else self.condition.length
+        if self._learns_places or positions > 1:
             self.pos_emb = nn.Parameter(torch.zeros(1, positions, width))
         if self.order.target_aware:
             self.target_emb = nn.Parameter(torch.empty(config.num_tokens, width))
+        if config.levels > 1 and not kind.learned_positions:
+            self.level_emb = nn.Parameter(torch.empty(config.levels, width))
         self.drop = nn.Dropout(config.dropout_embedding)
         self.blocks = nn.ModuleList(kind(sizes, config.block) for _ in range(config.layers))
         self.ln_f = kind.last_norm(sizes, config.block)
         self.head = (ZeroHead if kind.zero_head else Head)(width, config.vocabulary)
         self._places = self.order.places(config.code_grid)
         self.apply(_initialise)
-        for table in (self.null_emb, self.target_emb):
+        for table in (self.null_emb, self.target_emb, self.level_emb):
             if table is not None:
                 draw_normal(table, 0.0, INIT_STD)
 
@@ -82,7 +86,7 @@ class Transformer(Exported):
         log-likelihood in nats, and with `hits` beside it whether each is the likeliest code: of
         neither all logits are held at once.
 
-        The tokens have the `places` of the grid, those of the model's order if they are left out,
+        The tokens are those of the `places` of the grid, of the model's order if they are left out,
         and m + n - shift <= positions, where m >= 1 is the prefix's length and `shift` the
         scheme's. With the next index (shift 1) logits at k come from prefix and tokens[:, :k].
         Source: arXiv 2012.09841, equation 11 (the negative mean log-likelihood is `losses.tokens`).
@@ -90,18 +94,20 @@ class Transformer(Exported):
         Raises:
             UserError: more tokens than positions.
         """
-        prefix, shift = as_prefix(prefix), self.scheme.shift
-        places = self.places if places is None else places
-        read = tokens[:, : tokens.shape[1] - shift]
-        front = self._prefix_embedded(prefix)
-        x = torch.cat([front, self.tok_emb(read)], dim=1)
-        self._check_length(x.shape[1])
-        x = self.drop(self._placed(x, prefix.length, places))
-        around = self._around(front, places[..., : read.shape[1]])
+        prefix, scheme = as_prefix(prefix), self.scheme
+        spots = self._spots(self.places if places is None else places)
+        front, read = self._prefix_embedded(prefix), scheme.read(self.tok_emb, tokens)
+        x, count = torch.cat([front, read], dim=1), prefix.length + read.shape[1]
+        self._check_length(count)
+        x = self.drop(self._placed(x, prefix.length, spots))
+        around = self._around(front, scheme.where(spots)[..., : read.shape[1]])
+        mask = scheme.mask(prefix.length, x.device)
+        if mask is not None:
+            around = around._replace(mask=mask[:count, :count])
         for block in self.blocks:
             x = block(x, around)
         # Positions inside the prefix predict no code, so the head skips them.
-        return self.head(self._normed(x[:, prefix.length - shift :], around), targets, hits)
+        return self.head(self._normed(x[:, prefix.length - scheme.shift :], around), targets, hits)
 
     @property
     def device(self) -> torch.device:
@@ -109,8 +115,8 @@ class Transformer(Exported):
         return self.tok_emb.weight.device
 
     @property
-    def places(self) -> Int64[Tensor, "n"]:
-        """The place in the grid of each token, in the model's order and on its device."""
+    def places(self) -> Int64[Tensor, "p"]:
+        """The places of the grid, in the model's order and on its device."""
         if self._places.device != self.device:
             self._places = to_device(self._places, self.device)
         return self._places
@@ -139,6 +145,16 @@ class Transformer(Exported):
         """
         return self._continue(self.tok_emb(tokens), cache)
 
+    def several(self, tokens: Int64[Tensor, "b t"], cache: KVCache) -> Float[Tensor, "b u v"]:
+        """Read what the scheme makes of all tokens so far at the positions after those in the
+        cache, which see each other; return logits of each.
+
+        Raises:
+            UserError: more tokens than positions.
+        """
+        read = self.scheme.read(self.tok_emb, tokens, cache.length - cache.prefix)
+        return self._continued(read, cache, all_of_them=True)
+
     def canonical_config(self) -> dict[str, Any]:
         """The configuration as config.json has it: what later keys say is left out where it is what
         there was before them, so that exports keep their fingerprints."""
@@ -164,13 +180,29 @@ class Transformer(Exported):
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
         keys, values = (torch.empty(shape, device=device, dtype=dtype) for _ in range(2))
-        unplaced = front.new_zeros(min(positions, prefix + len(self.places)), front.shape[-1])
-        learned = self._placed(unplaced, prefix, self.places)
-        kind = ReadOnce if once else KVCache
-        return kind(keys, values, learned, self._around(front, self.places), prefix)
+        spots = self._spots(self.places)
+        unplaced = front.new_zeros(min(positions, prefix + len(spots)), front.shape[-1])
+        learned = self._placed(unplaced, prefix, spots)
+        around = self._around(front, self.scheme.where(spots))
+        return (ReadOnce if once else KVCache)(keys, values, learned, around, prefix)
+
+    def _spots(self, places: Places) -> Spots:
+        """Where each token belongs, from the places of the grid: its place times the number of
+        levels, and its level."""
+        levels = self.config.levels
+        if levels == 1:
+            return places
+        level = torch.arange(levels, device=places.device)
+        return (places.unsqueeze(-1) * levels + level).flatten(-2)
 
     def _continue(self, x: Float[Tensor, "b t c"], cache: KVCache) -> Float[Tensor, "b v"]:
         """Logits after the positions with the embeddings x, which follow those in the cache."""
+        return self._continued(x, cache)[:, 0]
+
+    def _continued(
+        self, x: Float[Tensor, "b t c"], cache: KVCache, all_of_them: bool = False
+    ) -> Float[Tensor, "b u v"]:
+        """Logits at the last of those positions, or at all of them."""
         if cache.again is not None:
             x, cache.length = torch.cat([cache.again, x], dim=1), 0
         count = x.shape[1]
@@ -184,9 +216,9 @@ class Transformer(Exported):
         last = len(self.blocks) - 1
         for layer, block in enumerate(self.blocks):
             around = around._replace(layer=layer)
-            x = block(x, around if layer < last else around.of_last())
+            x = block(x, around if all_of_them or layer < last else around.of_last())
         cache.advance(count)
-        return self.head(self._normed(x, around))[:, 0]
+        return self.head(self._normed(x, around))
 
     def _prefix_embedded(self, prefix: Prefix) -> Float[Tensor, "b m c"]:
         """The embeddings of the prefix's parts, one after the other; the null one where dropped."""
@@ -202,10 +234,10 @@ class Transformer(Exported):
         assert self.null_emb is not None, "a model without null_prefix drops no condition"
         return torch.where(prefix.dropped[:, None, None], self.null_emb.to(front.dtype), front)
 
-    def _around(self, front: Float[Tensor, "b m c"], places: Int64[Tensor, "*b n"]) -> Around:
-        """What the blocks are told of the prefix and of tokens at these places."""
-        inside = places.new_full((*places.shape[:-1], front.shape[1]), -1)
-        where = torch.cat([inside, places], dim=-1)
+    def _around(self, front: Float[Tensor, "b m c"], spots: Spots) -> Around:
+        """What the blocks are told of the prefix and of tokens at these spots."""
+        inside = spots.new_full((*spots.shape[:-1], front.shape[1]), -1)
+        where = torch.cat([inside, spots // self.config.levels], dim=-1)
         rotation = self._kind.rotation(self._sizes, self.config.block, where)
         return Around(rotation, front.mean(1) if self._adaptive else None)
 
@@ -225,30 +257,33 @@ class Transformer(Exported):
             )
 
     def _placed(
-        self, x: Float[Tensor, "*b t c"], prefix: int, places: Places
+        self, x: Float[Tensor, "*b t c"], prefix: int, spots: Spots
     ) -> Float[Tensor, "*b t c"]:
         """Embeddings of the first t positions with what is learned of them added; the first
         `prefix` of all are the condition's."""
         end = x.shape[-2]
-        learned = end if self._kind.learned_positions else min(end, prefix)
+        learned = end if self._learns_places else min(end, prefix)
         if self.pos_emb is not None:
-            rows = self._learned(learned, prefix, places)
+            rows = self._learned(learned, prefix, spots)
             x = x + (rows if learned == end else F.pad(rows, (0, 0, 0, end - learned)))
         if self.target_emb is not None:
             first = prefix - self.scheme.shift  # position p predicts token p - first
-            wanted = self.target_emb[places[..., : end - first]]
+            wanted = self.target_emb[spots[..., : end - first]]
             x = x + F.pad(wanted, (0, 0, first, end - first - wanted.shape[-2]))
+        if self.level_emb is not None:
+            own = self.level_emb[spots[..., : max(0, end - prefix)] % len(self.level_emb)]
+            x = x + F.pad(own, (0, 0, end - own.shape[-2], 0))
         return x
 
-    def _learned(self, end: int, prefix: int, places: Places) -> Float[Tensor, "*b t c"]:
+    def _learned(self, end: int, prefix: int, spots: Spots) -> Float[Tensor, "*b t c"]:
         """The learned embeddings of the first positions: in the prefix, and in an order that all
-        images have, by position; in one that is drawn by place."""
+        images have, by position; in one that is drawn by spot."""
         assert self.pos_emb is not None
         table = self.pos_emb[0]
         if end <= prefix or not self.order.drawn:
             return table[:end]
         own = torch.arange(prefix, device=table.device)
-        there = places[..., : end - prefix] + prefix
+        there = spots[..., : end - prefix] + prefix
         return table[torch.cat([own.expand(*there.shape[:-1], -1), there], dim=-1)]
 
 

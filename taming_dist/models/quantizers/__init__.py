@@ -19,7 +19,10 @@ from taming_dist.models.quantizers.interface import (
     nearest,
 )
 from taming_dist.models.quantizers.lookup_free import LFQuantizer, LFQuantizerConfig
+from taming_dist.models.quantizers.multi_scale import MultiScaleConfig, MultiScaleQuantizer
+from taming_dist.models.quantizers.product import ProductQuantizer, ProductQuantizerConfig
 from taming_dist.models.quantizers.remap import keep_used
+from taming_dist.models.quantizers.residual import ResidualQuantizer, ResidualQuantizerConfig
 from taming_dist.models.quantizers.simvq import SimVQConfig, SimVQuantizer
 from taming_dist.models.quantizers.vector import VectorQuantizer, VectorQuantizerConfig
 
@@ -36,10 +39,16 @@ __all__ = [
     "IndexQuantizerConfig",
     "LFQuantizer",
     "LFQuantizerConfig",
+    "MultiScaleConfig",
+    "MultiScaleQuantizer",
+    "ProductQuantizer",
+    "ProductQuantizerConfig",
     "Quantized",
     "Quantizer",
     "QuantizerConfig",
     "ReplaceRows",
+    "ResidualQuantizer",
+    "ResidualQuantizerConfig",
     "SimVQConfig",
     "SimVQuantizer",
     "Statistics",
@@ -58,6 +67,9 @@ VARIANTS: dict[str, tuple[type[QuantizerConfig], Callable[..., Quantizer]]] = {
     "lfq": (LFQuantizerConfig, LFQuantizer),
     "ibq": (IndexQuantizerConfig, IndexQuantizer),
     "simvq": (SimVQConfig, SimVQuantizer),
+    "multiscale": (MultiScaleConfig, MultiScaleQuantizer),
+    "product": (ProductQuantizerConfig, ProductQuantizer),
+    "residual": (ResidualQuantizerConfig, ResidualQuantizer),
 }
 
 

@@ -125,7 +125,7 @@ class EMAQuantizer(Quantizer):
         assert statistics.candidates is not None
         pool = statistics.candidates.flatten(0, 1)
         if self.start.pending():
-            first = self.start.entries(pool, self.vocabulary, self.normalized, generator)
+            first = self.first_entries(pool, generator)
             self._place(torch.ones_like(self.cluster_size).bool(), first, statistics.counts.mean())
             return 0
         self.cluster_size.lerp_(statistics.counts, 1 - self.decay)
@@ -135,6 +135,12 @@ class EMAQuantizer(Quantizer):
         dead = dead_codes(self.cluster_size, self.revive_below, len(pool))
         self._place(dead, replacements(pool, dead, generator), self.cluster_size.mean())
         return dead.sum()
+
+    def first_entries(
+        self, pool: Float32[Tensor, "P d"], generator: torch.Generator
+    ) -> Float32[Tensor, "K d"]:
+        """The codebook at its start, from latents of the first global batch."""
+        return self.start.entries(pool, self.vocabulary, self.normalized, generator)
 
     def _place(self, codes: Tensor, entries: Tensor, size: Tensor) -> None:
         """Put entries [K,d] in the places of the codes whose flag is set [K]. The averages start

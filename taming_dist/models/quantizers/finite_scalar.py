@@ -32,6 +32,8 @@ class FSQuantizerConfig(QuantizerConfig):
     """`levels` of each channel; the codes are all their combinations. The paper's: [8,5,5,5] for
     about 2^10 codes, [7,5,5,5,5] for 2^12, [8,8,8,6,5] for 2^14, [8,8,8,5,5,5] for 2^16."""
 
+    whole = "its codes are combinations of levels"
+
     name: str = "fsq"
     levels: list[int] = ranged(MISSING, at_least=2)
 

@@ -6,14 +6,14 @@ Legend: b batch, d latent channels, i j latent grid, K codes, N = b*i*j vectors.
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor, nn
 
 from taming_dist.exact import without_autocast
@@ -44,12 +44,12 @@ class Statistics(NamedTuple):
 class Quantized(NamedTuple):
     """What a quantizer gives. (A tuple, because ZeRO-3 looks for tensors in tuples only.)
 
-    z_q: the chosen entries, with a gradient to z; codes: their indices; loss: the codebook loss;
-    statistics: see there.
+    z_q: what the chosen entries make, with a gradient to z; codes: their indices, of the shape that
+    `QuantizerConfig.code_shape` says; loss: the codebook loss; statistics: see there.
     """
 
     z_q: Float32[Tensor, "b d i j"]
-    codes: Int64[Tensor, "b i j"]
+    codes: Int64[Tensor, "b *shape"]
     loss: Float32[Tensor, ""]
     statistics: Statistics
 
@@ -59,6 +59,7 @@ class QuantizerConfig(ABC):
     """Base of the config classes; each has these three as fields, or computes them."""
 
     without_rows: ClassVar[tuple[str, ...]] = ()  # tensors of the state that have no row per code
+    whole: ClassVar[str] = ""  # why none of its codes can be left out; empty: any can
 
     @property
     @abstractmethod
@@ -74,6 +75,20 @@ class QuantizerConfig(ABC):
     @abstractmethod
     def dim(self) -> int:
         """Number of latent channels d."""
+
+    def code_shape(self, i: int, j: int) -> tuple[int, ...]:
+        """The shape of an image's codes for its latents [d, i, j]: a grid (i, j) of them, several
+        (levels, i, j), or a sequence (n,).
+
+        Raises:
+            UserError: there are none for latents of that grid; names the key.
+        """
+        return i, j
+
+    def latent_grid(self, shape: Sequence[int]) -> tuple[int, int]:
+        """The grid i, j of the latents whose codes have a shape: the inverse of `code_shape`."""
+        i, j = shape[-2:]
+        return i, j
 
 
 class StaysFloat32(nn.Module):
@@ -105,20 +120,21 @@ class Quantizer(StaysFloat32):
     dim: int
     average: Average | None = None
 
-    def encode(self, z: Float[Tensor, "b d i j"]) -> Int64[Tensor, "b i j"]:
+    def encode(self, z: Float[Tensor, "b d i j"]) -> Int64[Tensor, "b *shape"]:
         """Latents -> codes: those of `forward` in evaluation, nothing beside.
 
-        A latent that is not finite has none: -1.
+        A latent that is not finite has none: -1, in a sequence throughout.
         """
         with torch.no_grad(), full_precision(z) as z32:
-            return self._codes_of(z32).where(z32.isfinite().all(1), NO_CODE)
+            codes = self._codes_of(z32)
+            return codes.where(_has_codes(z32.isfinite().all(1), codes), NO_CODE)
 
-    def _codes_of(self, z: Float32[Tensor, "b d i j"]) -> Int64[Tensor, "b i j"]:
+    def _codes_of(self, z: Float32[Tensor, "b d i j"]) -> Int64[Tensor, "b *shape"]:
         """The codes of latents, as evaluation chooses them."""
         raise NotImplementedError
 
-    def lookup(self, codes: Int64[Tensor, "b i j"]) -> Float32[Tensor, "b d i j"]:
-        """Codes -> entries."""
+    def lookup(self, codes: Int64[Tensor, "b *shape"]) -> Float32[Tensor, "b d i j"]:
+        """Codes -> what their entries make."""
         raise NotImplementedError
 
     def anneal(self, progress: float) -> dict[str, float]:
@@ -140,6 +156,15 @@ class Quantizer(StaysFloat32):
         return 0
 
 
+def _has_codes(
+    finite: Bool[Tensor, "b i j"], codes: Int64[Tensor, "b *shape"]
+) -> Bool[Tensor, "b *other"]:
+    """Which codes are of finite latents, to broadcast against the codes."""
+    if codes.ndim == 2:  # every code of a sequence may be of every latent
+        return finite.flatten(1).all(1, keepdim=True)
+    return finite.unsqueeze(1) if codes.ndim == 4 else finite
+
+
 @contextmanager
 def full_precision(z: Float[Tensor, "b d i j"]) -> Iterator[Float32[Tensor, "b d i j"]]:
     """The latents in fp32, with autocast off.
@@ -153,18 +178,21 @@ def full_precision(z: Float[Tensor, "b d i j"]) -> Iterator[Float32[Tensor, "b d
         yield z.where(z.isfinite(), torch.nan)
 
 
-def as_vectors(z: Float32[Tensor, "b d i j"], normalized: bool = False) -> Float32[Tensor, "N d"]:
-    """Each latent as a row, `normalized` to unit length."""
-    vectors = rearrange(z, "b d i j -> (b i j) d")
+def as_vectors(
+    z: Float32[Tensor, "b d i j"], normalized: bool = False, parts: int = 1
+) -> Float32[Tensor, "N c"]:
+    """Each latent as a row, or as a row for each of equal `parts` of its channels one after the
+    other; `normalized` to unit length."""
+    vectors = rearrange(z, "b (parts c) i j -> (b i j parts) c", parts=parts)
     return F.normalize(vectors, dim=-1) if normalized else vectors
 
 
 def as_grid(
-    vectors: Float32[Tensor, "N d"], z: Float[Tensor, "b d i j"]
+    vectors: Float32[Tensor, "N c"], z: Float[Tensor, "b d i j"]
 ) -> Float32[Tensor, "b d i j"]:
     """The inverse of `as_vectors`, with the sizes of z."""
     b, _, i, j = z.shape
-    return rearrange(vectors, "(b i j) d -> b d i j", b=b, i=i, j=j)
+    return rearrange(vectors, "(b i j parts) c -> b (parts c) i j", b=b, i=i, j=j)
 
 
 def as_code_grid(codes: Int64[Tensor, "N"], z: Float[Tensor, "b d i j"]) -> Int64[Tensor, "b i j"]:

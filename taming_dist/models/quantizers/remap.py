@@ -21,13 +21,12 @@ def keep_used(
     """Configuration and state of a quantizer that has the codes `used` only, in that order.
 
     Raises:
-        UserError: the quantizer's codes are not entries of a table, or one of the codes does not
-            exist or is given twice.
+        UserError: none of the quantizer's codes can be left out, or one of the codes does not exist
+            or is given twice.
     """
-    if "codes" not in {field.name for field in dataclasses.fields(config)}:
+    if config.whole:
         raise UserError(
-            f"model.quantizer.name={config.name}: its codes are combinations of levels, none of "
-            f"them can be left out"
+            f"model.quantizer.name={config.name}: {config.whole}, none of them can be left out"
         )
     ids = used.tolist()
     if not ids or min(ids) < 0 or max(ids) >= config.codes or len(set(ids)) < len(ids):

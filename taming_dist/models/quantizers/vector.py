@@ -5,6 +5,7 @@ Legend: b batch, d latent channels, i j latent grid, K codes, N = b*i*j vectors.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -55,17 +56,23 @@ class Entries(StaysFloat32):
         entries = self.entries()
         if codes is None:
             assert z is not None
-            codes = nearest(z.detach(), entries.detach(), self.lean)
+            codes = self.search(z.detach(), entries.detach())
         return codes, F.embedding(codes, entries)
+
+    def search(
+        self, z: Float32[Tensor, "N d"], entries: Float32[Tensor, "K d"]
+    ) -> Int64[Tensor, "N"]:
+        """The code of each vector."""
+        return nearest(z, entries, self.lean)
 
 
 class Codebook(Entries):
-    """A table of entries, each learned by itself."""
+    """A table of entries, each learned by itself; or several `tables` of as many codes each."""
 
-    def __init__(self, codes: int, dim: int, normalized: bool) -> None:
+    def __init__(self, codes: int, dim: int, normalized: bool, tables: int = 1) -> None:
         super().__init__()
         self.normalized = normalized
-        weight = torch.empty(codes, dim).uniform_(-1 / codes, 1 / codes)
+        weight = torch.empty(codes, dim).uniform_(-tables / codes, tables / codes)
         # of unit length from the start: a gradient step turns a tiny vector by any angle
         self.weight = nn.Parameter(F.normalize(weight, dim=-1) if normalized else weight)
 
@@ -123,31 +130,45 @@ class VectorQuantizer(Quantizer):
 
     def forward(self, z: Float[Tensor, "b d i j"]) -> Quantized:
         with full_precision(z) as z32:
-            flat = as_vectors(z32, self.normalized)
+            flat = self._vectors(z32)
             codes, entries = self.embedding(flat)
             codebook_term = F.mse_loss(entries, flat.detach())
             commitment = F.mse_loss(flat, entries.detach())
             on_codebook, on_encoder = (self.beta, 1.0) if self.legacy else (1.0, self.beta)
             return Quantized(
                 z_q=as_grid(self.passed(flat, entries), z),
-                codes=as_code_grid(codes, z),
+                codes=self._shaped(codes, z),
                 loss=on_codebook * codebook_term + on_encoder * commitment,
                 statistics=self._statistics(flat.detach().view(len(z), -1, self.dim), codes),
             )
 
-    def _codes_of(self, z: Float32[Tensor, "b d i j"]) -> Int64[Tensor, "b i j"]:
-        codes, _ = self.embedding(as_vectors(z, self.normalized))
+    def _vectors(self, z: Float32[Tensor, "b d i j"]) -> Float32[Tensor, "N c"]:
+        """What is compared with the entries."""
+        return as_vectors(z, self.normalized)
+
+    def _shaped(
+        self, codes: Int64[Tensor, "N"], z: Float[Tensor, "b d i j"]
+    ) -> Int64[Tensor, "b *shape"]:
+        """The codes of the vectors in their shape."""
         return as_code_grid(codes, z)
 
+    def _codes_of(self, z: Float32[Tensor, "b d i j"]) -> Int64[Tensor, "b *shape"]:
+        codes, _ = self.embedding(self._vectors(z))
+        return self._shaped(codes, z)
+
     def _statistics(
-        self, latents: Float32[Tensor, "b n d"], codes: Int64[Tensor, "b*n"]
+        self, latents: Float32[Tensor, "b n d"], codes: Int64[Tensor, "N"]
     ) -> Statistics:
         counts, at_start = count(codes, self.vocabulary), self.start.pending()
         if not self.training or (self.usage is None and not at_start):
             return Statistics(counts)
         return Statistics(counts, candidates=candidates(latents, at_start))
 
-    def lookup(self, codes: Int64[Tensor, "b i j"]) -> Float32[Tensor, "b d i j"]:
+    def _pools(self, candidates: Float32[Tensor, "b k d"]) -> Sequence[Float32[Tensor, "P c"]]:
+        """The vectors that may become entries; those of each table, where there are several."""
+        return [candidates.flatten(0, 1)]
+
+    def lookup(self, codes: Int64[Tensor, "b *shape"]) -> Float32[Tensor, "b d i j"]:
         _, entries = self.embedding(None, codes.flatten())
         return rearrange(entries, "(b i j) d -> b d i j", i=codes.shape[1], j=codes.shape[2])
 
@@ -158,13 +179,16 @@ class VectorQuantizer(Quantizer):
         """Dead codes take the place of latents; all else is the optimizer's."""
         if statistics.candidates is None:
             return 0
-        pool = statistics.candidates.flatten(0, 1)
+        pools = self._pools(statistics.candidates)
         if self.start.pending():
-            everyone = torch.ones(self.vocabulary, dtype=torch.bool, device=pool.device)
-            entries = self.start.entries(pool, self.vocabulary, self.normalized, generator)
-            replace_rows(self.embedding.weight, everyone, entries)
+            own = self.vocabulary // len(pools)
+            first = [self.start.entries(pool, own, self.normalized, generator) for pool in pools]
+            everyone = torch.ones_like(statistics.counts).bool()
+            replace_rows(self.embedding.weight, everyone, torch.cat(first))
             return 0
         assert self.usage is not None
-        dead = self.usage.dead(statistics.counts, self.revive_below, len(pool))
-        replace_rows(self.embedding.weight, dead, replacements(pool, dead, generator))
+        dead = self.usage.dead(statistics.counts, self.revive_below, len(pools[0]))
+        of_tables = zip(pools, dead.chunk(len(pools)), strict=True)
+        entries = [replacements(pool, part, generator) for pool, part in of_tables]
+        replace_rows(self.embedding.weight, dead, torch.cat(entries))
         return dead.sum()

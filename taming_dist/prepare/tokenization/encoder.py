@@ -113,7 +113,7 @@ class Encoder:
 
     @torch.inference_mode()
     def codes(self, model: VQGAN, batch: Batch, precision: str) -> Tensor:
-        """The codes that a model assigns to a batch, int32 [b, views, i, j] on the device."""
+        """The codes that a model assigns to a batch, int32 [b, views, *shape] on the device."""
         views = self.inputs(model, batch)
         return torch.stack([self._encode(model, view, precision) for view in views], 1)
 
@@ -180,8 +180,8 @@ class Encoder:
         return np.concatenate([none, *(r.texts.numpy() for r in rows if r.texts is not None)])
 
     def _stored(self, model: VQGAN, codes: list[Tensor]) -> np.ndarray:
-        """A model's codes in their stored type, [n, views, i, j]."""
-        shape = (0, len(self.job.views.names), *self.job.grid(model))
+        """A model's codes in their stored type, [n, views, *shape]."""
+        shape = (0, len(self.job.views.names), *self.job.code_shape(model))
         joined = torch.cat([torch.empty(shape, dtype=torch.int32), *codes])
         return joined.numpy().astype(codes_dtype(model.config.vocabulary))
 

@@ -96,7 +96,7 @@ class Job:
             settings["condition"] = {
                 "fingerprint": self.condition_model.tokenizer_fingerprint,
                 "vocab": self.condition_model.config.vocabulary,
-                "grid": self.grid(self.condition_model),
+                "grid": self.code_shape(self.condition_model),
             }
             if self.condition_size is not None:
                 settings["condition"]["size"] = self.condition_size
@@ -111,9 +111,10 @@ class Job:
             return self.condition_size
         return self.size
 
-    def grid(self, model: VQGAN) -> list[int]:
-        """The code grid [i, j] that a model produces from a crop."""
-        return [self.side(model) // model.config.factor] * 2
+    def code_shape(self, model: VQGAN) -> list[int]:
+        """The shape of the codes that a model gives a crop."""
+        side = self.side(model)
+        return list(model.config.code_shape(side, side))
 
     def facts(self, part: Part) -> dict[str, Any]:
         """The facts of a shard of this job, except those that depend on its images."""

@@ -18,7 +18,7 @@ from taming_dist.formats.code_shards import (
     open_verified,
     write_codes_manifest,
 )
-from taming_dist.formats.manifest import CODES_FORMAT, MANIFEST, Manifest, Shard
+from taming_dist.formats.manifest import CODES_FORMATS, MANIFEST, Manifest, Shard
 from taming_dist.formats.strict_json import write_json
 from taming_dist.prepare.tokenization.job import Job, Part
 
@@ -48,7 +48,7 @@ class Ledger:
             raise UserError(f"--out {job.out} is a file: give a folder")
         if (job.out / MANIFEST).exists():
             manifest = Manifest.load(job.out)
-            if manifest.format != CODES_FORMAT:
+            if manifest.format not in CODES_FORMATS:
                 raise UserError(
                     f"--out {job.out} holds {manifest.format} shards: choose another --out"
                 )

@@ -177,7 +177,7 @@ def test_masked_tokens_are_generated_as_the_paper_tells_it(steps: int, knobs: di
 
 @settings(max_examples=12, deadline=None)
 @given(
-    name=st.sampled_from(sorted(SCHEMES)),
+    name=st.sampled_from(["masked", "next_index"]),
     images=st.lists(st.integers(0, 99), min_size=1, max_size=3),
     share=st.sampled_from([0.0, 0.3, 0.8, 1.0]),
     leading=st.integers(0, 12),

@@ -5,7 +5,7 @@ Legend: b batch, t queries, s keys, c width, d width of a head.
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -16,17 +16,17 @@ def attend(
     causal: bool,
     dropout: float = 0.0,
     unmasked: int = 0,
-    mask: Float[Tensor, "*a t s"] | None = None,
+    mask: Float[Tensor, "*a t s"] | Bool[Tensor, "t s"] | None = None,
 ) -> Float[Tensor, "b t c"]:
     """Return what the queries read, their heads side by side.
 
     Queries are those of the last t of s positions. With `causal` the query at position p sees the
     keys up to p; the first `unmasked` positions see each other, too, where all are queries. `mask`,
-    added to the scores, says instead what is seen.
+    added to the scores, or true where keys are seen, says it instead.
     """
     positions, total = query.shape[2], key.shape[2]
     if mask is not None:
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
     elif not causal or positions == 1 or positions == total <= unmasked:
         out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
     elif positions < total:

@@ -6,7 +6,7 @@ Legend: b batch, t positions of a step, s positions of the cache, c width, d wid
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -16,7 +16,7 @@ class Around(NamedTuple):
     `rotation`: what the kind's `rotation` gave for the positions of x, the same for all images or
     one for each; `signal`: the mean of the prefix's embeddings, for kinds whose norms it moves;
     `cache`: the positions before x, none without it; `layer`: which of its layers is the block's;
-    `mask`: what is added to the scores of attention over the cache (None: nothing, see `attend`);
+    `mask`: what attention sees of the positions, or what is added to its scores (None: `attend`);
     `last`: whether only the last position's answer is wanted.
     """
 
@@ -24,7 +24,7 @@ class Around(NamedTuple):
     signal: Float[Tensor, "b c"] | None = None
     cache: "KVCache | None" = None
     layer: int = 0
-    mask: Float[Tensor, "*b t s"] | None = None
+    mask: Float[Tensor, "*b t s"] | Bool[Tensor, "t s"] | None = None
     last: bool = False
 
     def of_last(self) -> "Around":

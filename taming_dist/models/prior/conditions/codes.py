@@ -15,21 +15,23 @@ from taming_dist.models.prior.conditions.interface import (
     Request,
     agreed,
 )
-from taming_dist.models.prior.orders import Grid
+from taming_dist.models.prior.orders import Grid, is_code_shape
 from taming_dist.models.prior.window import Window
 from taming_dist.ranges import check_ranges, marked, ranged
 
 
 @dataclass
 class CodesCondition(Condition):
-    """The codes that a second VQGAN gives a label map, a depth map or the like, row by row.
+    """The codes that a second VQGAN gives a label map, a depth map or the like, row by row, and of
+    several grids one after the other.
 
-    Vocabulary, `grid` and fingerprint are those of the second VQGAN's codes; left out, they are as
-    the code shards say. Source: arXiv 2012.09841, section 3.2, "conditioned synthesis".
+    Vocabulary, `grid` (the shape of an image's codes) and fingerprint are those of the second
+    VQGAN's codes; left out, they are as the code shards say. Source: arXiv 2012.09841, section 3.2,
+    "conditioned synthesis".
     """
 
     vocabulary: int = ranged(0, at_least=0, from_data=True)
-    grid: list[int] = ranged([], at_least=1, length=2, empty=True, from_data=True)
+    grid: list[int] = ranged([], at_least=1, empty=True, from_data=True)
     fingerprint: str = marked("", compared=False)
     name: str = "codes"
     columns: ClassVar[tuple[str, ...]] = ("cond",)
@@ -42,7 +44,7 @@ class CodesCondition(Condition):
         return prod(self.grid)
 
     def part(self, count: int, columns: Columns) -> Int64[Tensor, "{count} m"]:
-        """Return codes [b, k, l] as prefix, m = k * l."""
+        """Return codes [b, *grid] as prefix of as many tokens."""
         given = columns.get("cond")
         if given is None:
             raise UserError(
@@ -63,6 +65,11 @@ class CodesCondition(Condition):
 
     def enlarged(self, window: Grid, image: Grid) -> "CodesCondition":
         """Its grid is to that of the image as it was in training."""
+        if len(self.grid) != 2:
+            raise UserError(
+                f"size: the condition's codes have the shape {list(self.grid)}, and only a grid of "
+                f"them is known for larger images: leave size out"
+            )
         sides = []
         for own, side, whole in zip(self.grid, window, image, strict=True):
             if whole * own % side:
@@ -87,7 +94,7 @@ class CodesCondition(Condition):
         return {"cond": request.encode_pictures(request.images)}
 
     def check(self) -> None:
-        if not self.grid or self.vocabulary < 1:
+        if not is_code_shape(self.grid) or self.vocabulary < 1:
             raise UserError(
                 f"model.condition.grid={list(self.grid)} and model.condition.vocabulary="
                 f"{self.vocabulary} describe no codes: leave them out, they are those of the code "

@@ -18,7 +18,7 @@ from taming_dist.ranges import check_ranges, ranged
 
 @dataclass
 class CoordinatesCondition(Condition):
-    """One token for each code of the image: its place among all pixels, counted row by row.
+    """One token for each place of the image's codes: which it is of all pixels, row by row.
 
     `steps`: 0 to 1 is rounded to the tokens 0 to `steps`. `grid` and `factor`, the pixels of a side
     of the image for each code, are those of the code shards. `vocabulary`: rows of the table; 0:
@@ -70,13 +70,19 @@ class CoordinatesCondition(Condition):
 
     def fitted(self, codes: Codes, spec: Any) -> "CoordinatesCondition":
         super().fitted(codes, spec)
-        factor = self.factor if codes.image_size is None else codes.image_size // codes.grid[0]
+        if len(codes.grid) < 2:
+            raise UserError(
+                f"model/condition=coordinates: the codes of {spec} are a sequence of "
+                f"{codes.grid[0]} without a grid, use another condition"
+            )
+        grid = codes.grid[-2:]
+        factor = self.factor if codes.image_size is None else codes.image_size // grid[0]
         if not factor:
             raise UserError(
                 f"model.condition.factor: the codes of {spec} do not say of how many pixels they "
                 f"are: give the factor of the VQGAN, such as 16"
             )
-        facts = {"grid": list(codes.grid), "factor": factor}
+        facts = {"grid": list(grid), "factor": factor}
         return agreed(self, facts, "model.condition", spec)
 
 

@@ -28,7 +28,7 @@ class Codes(Protocol):
     """What a condition asks of a data set of codes, before they are read (`taming_dist.data`)."""
 
     vocabulary: int
-    grid: tuple[int, int]
+    grid: tuple[int, ...]  # the shape of an image's codes, (i, j), (levels, i, j) or (n,)
     image_size: int | None  # pixels of a side of the square images; None: not known
     tokenizer_fingerprint: str
     condition: Mapping[str, Any] | None
@@ -56,8 +56,8 @@ class Request:
     `class_id` and `condition` as they were typed, None if they were not; `open_codes` opens the
     code shards of a spec, `read_json` reads a file. `prompts`: texts for the images in turn, which
     `encode_texts` turns into the embeddings [n, m, w] that a condition on texts has learned.
-    `encode_pictures` gives the codes [n, k, l] of the pictures that are the condition of the images
-    with these numbers; None if none are given; `condition` does not name them any more."""
+    `encode_pictures` gives the codes [n, *shape] of the pictures that are the condition of the
+    images with these numbers; None if none are given; `condition` does not name them any more."""
 
     count: int
     open_codes: Callable[[Any], StoredCodes]

@@ -20,6 +20,7 @@ from taming_dist.models.prior.schemes.interface import (
 )
 from taming_dist.models.prior.schemes.masked import Masked
 from taming_dist.models.prior.schemes.next_index import NextIndex
+from taming_dist.models.prior.schemes.next_scale import NextScale
 
 __all__ = [
     "LIKELIHOOD",
@@ -32,6 +33,7 @@ __all__ = [
     "Masked",
     "Network",
     "NextIndex",
+    "NextScale",
     "Pair",
     "Repeat",
     "Scheme",
@@ -44,4 +46,5 @@ __all__ = [
 SCHEMES: dict[str, type[Scheme]] = {
     "next_index": NextIndex,
     "masked": Masked,
+    "next_scale": NextScale,
 }

@@ -5,7 +5,7 @@ Legend: b batch, n tokens of an image, m of its prefix, v vocabulary.
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, NamedTuple, Protocol
 
 import torch
@@ -32,6 +32,7 @@ class Network(Protocol):
         self, prefix: Prefix, tokens: Int64[Tensor, "b t"] | None = None, once: bool = False
     ) -> tuple[Float[Tensor, "b v"], KVCache]: ...
     def step(self, tokens: Int64[Tensor, "b t"], cache: KVCache) -> Float[Tensor, "b v"]: ...
+    def several(self, tokens: Int64[Tensor, "b t"], cache: KVCache) -> Float[Tensor, "b u v"]: ...
 
 
 class Pair(NamedTuple):
@@ -100,11 +101,12 @@ def one_by_one(
 class Scheme(ABC):
     """How tokens are learned and generated; all random numbers are arguments.
 
-    `causal`: no position sees a later one. `shift`: the logits of token k are those `shift`
-    positions before it, so that many tokens at the end are not read. `extra_tokens`: how many other
-    tokens the inputs may have, numbered from the vocabulary on (a mask, say). `measure`: the name
-    of its mean negative log-likelihood of a token; `nll` is that of the paper, which added up over
-    an image's tokens is -log p(s | c).
+    `causal`: no position sees a later one (else `mask` says what they see). `shift`: the logits of
+    token k are those `shift` positions before it, so that many tokens at the end are not read.
+    `extra_tokens`: how many other tokens the inputs may have, numbered from the vocabulary on (a
+    mask, say). `measure`: the name of its mean negative log-likelihood of a token; `nll` is that of
+    the paper, which added up over an image's tokens is -log p(s | c). `learned_positions`: each
+    position has a learned embedding, whatever the kind of block.
     """
 
     name: str
@@ -112,6 +114,41 @@ class Scheme(ABC):
     shift: ClassVar[int]
     extra_tokens: ClassVar[int] = 0
     measure: ClassVar[str] = LIKELIHOOD
+    learned_positions: ClassVar[bool] = False
+
+    def fault(self, shape: Sequence[int], order: str, unmasked: int) -> str | None:
+        """Return a line, naming the key, if images cannot have codes of this shape in an order of
+        that name, or the blocks not so many unmasked positions."""
+        return None
+
+    def image_grid(self, code_grid: tuple[int, int]) -> tuple[int, int]:
+        """Return the grid [i, j] of an image's latents, from that of its codes."""
+        return code_grid
+
+    def groups(self, count: int) -> list[int]:
+        """Return into how many parts, one after the other, an image's tokens fall, by the number of
+        tokens of each: figures are given for each; none where there is but one."""
+        return []
+
+    def read(
+        self,
+        embedding: Callable[[Tensor], Tensor],
+        tokens: Int64[Tensor, "b t"],
+        first: int = 0,
+    ) -> Float[Tensor, "b r c"]:
+        """Return what the blocks read of an image's tokens, from the position `first` after the
+        prefix on; `embedding` gives that of each token."""
+        return embedding(tokens[:, first : tokens.shape[1] - self.shift])
+
+    def where(self, places: Int64[Tensor, "*b n"]) -> Int64[Tensor, "*b r"]:
+        """Return the place in the image grid of what stands at each position after the prefix, for
+        tokens at these places."""
+        return places
+
+    def mask(self, prefix: int, device: torch.device) -> Bool[Tensor, "t t"] | None:
+        """Return which positions each one sees, those of the prefix first, where not `causal` says
+        it all."""
+        return None
 
     def draw(
         self, shape: tuple[int, int], vocabulary: int, generator: torch.Generator
