@@ -468,7 +468,8 @@ def test_a_mistyped_command_line_is_refused_in_one_line(
     [
         (
             "data.size=100",
-            "data.size=100: the model halves the image 4 times, so use a multiple of 16",
+            "data.size=100: a code of this model stands for 16 x 16 pixels, so use a multiple of "
+            "16",
         ),
         ("data.size=0", "data.size=0"),
         ("data.size=-64", "data.size=-64"),
