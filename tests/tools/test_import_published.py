@@ -56,7 +56,6 @@ def test_maskgits_tokenizer_gives_the_same_codes_and_pictures(
         assert torch.equal(ours.encode(x), codes)
         pictures = 2 * theirs.decode(codes) - 1
         torch.testing.assert_close(ours.decode_codes(codes), pictures, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(ours(x).images, pictures, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("within", ["model", "ema"])

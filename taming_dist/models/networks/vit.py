@@ -19,7 +19,7 @@ from taming_dist.models.first_stage import DecoderNetwork, FirstStageConfig
 from taming_dist.models.initial import draw_normal
 from taming_dist.models.prior.blocks.cache import Around
 from taming_dist.models.prior.blocks.interface import BlockSizes
-from taming_dist.models.prior.blocks.llama import LlamaBlock, LlamaBlockConfig
+from taming_dist.models.prior.blocks.llama import EPS, LlamaBlock, LlamaBlockConfig
 from taming_dist.models.prior.blocks.rotary import rotations
 from taming_dist.ranges import ranged
 
@@ -81,7 +81,7 @@ class Blocks(nn.Module):
             draw_normal(first, 0.0, STD)
             self.registers = nn.Parameter(first)
         self.blocks = nn.ModuleList(LlamaBlock(sizes, BLOCK) for _ in range(config.depth))
-        self.norm = LlamaBlock.last_norm(sizes, BLOCK)
+        self.norm = nn.RMSNorm(config.width, EPS)
 
     def forward(self, x: Float[Tensor, "b n c"], columns: int) -> Float[Tensor, "b n c"]:
         """Tokens of a grid of so many columns, row by row; registers stay inside."""
