@@ -1,4 +1,4 @@
-"""Vision transformers as E and G: beside a slow, obvious form, and as users of a VQGAN call them."""
+"""Vision transformers as E and G, beside a slow, obvious form and as users of a VQGAN call them."""
 
 import math
 from pathlib import Path
