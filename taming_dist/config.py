@@ -106,8 +106,8 @@ def scaled(config: DictConfig, overrides: list[str]) -> list[str]:
     They depend on the stage, which Hydra knows only after composing. What is typed wins over them,
     wherever it stands. `scaled` of the result tells what they change.
     """
-    model = OmegaConf.get_type(config.model)
-    stage = next(name for name, stage in STAGES.items() if stage.model is model)
+    model = OmegaConf.get_type(config.model) or object
+    stage = next(name for name, stage in STAGES.items() if issubclass(model, stage.model))
     known = OmegaConf.to_container(config.scale)
     assert isinstance(known, dict)
     values = flatten(OmegaConf.to_container(OmegaConf.merge(known["all"], known[stage])))
@@ -140,11 +140,11 @@ def _plain(value: Any) -> Any:
 
 
 def applies(config: DictConfig, path: str) -> bool:
-    """Whether a key of a scale is for this configuration: another loss, discriminator or condition,
-    or none, has other keys than the one that is scaled."""
+    """Whether a key of a scale is for this configuration: another loss, discriminator, network or
+    condition, or none, has other keys than the one that is scaled."""
     parent, _, name = path.rpartition(".")
     node = OmegaConf.select(config, parent)
-    varies = parent.startswith(("loss", "model.condition"))
+    varies = parent.startswith(("loss", "model"))
     return not varies or (node is not None and name in list(node))
 
 

@@ -29,13 +29,15 @@ from taming_dist.stages.vqgan import VQGANRecipe
 from taming_dist.training.clock import Clock
 from taming_dist.training.optimization import OptimConfig
 
-IMAGES = [
-    "model.resolution=32",
+SIZES = [  # of the paper's networks
     "model.channels=32",
     "model.multipliers=[1,1,1]",
     "model.blocks=1",
     "model.attention_resolutions=[]",
     "model.latent_channels=16",
+]
+IMAGES = [
+    "model.resolution=32",
     "data.size=32",
     "loss.discriminator=null",
     "loss.terms.perceptual.weight=0",
@@ -68,7 +70,8 @@ def context() -> Context:
 
 
 def first_stage(words: list[str]) -> None:
-    config = composed([*words, *IMAGES])
+    others = any(word.startswith("model=") for word in words)
+    config = composed([*words, *IMAGES, *([] if others else SIZES)])
     recipe = VQGANRecipe(config.model, config.loss, context())
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     (scalars,) = recipe.train_step([Images(images)], Clock(2, 4))

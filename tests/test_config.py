@@ -25,9 +25,10 @@ from taming_dist.formats.code_shards import CodeShard, write_codes_manifest
 from taming_dist.launch import ALONE
 from taming_dist.losses.terms import L1Config, L2Config, PerceptualConfig
 from taming_dist.models.discriminators import DinoConfig, StyleGANConfig
+from taming_dist.models.networks import MaskGITConfig, ViTConfig
 from taming_dist.models.prior.transformer import TransformerConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
-from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.models.vqgan import VQGAN, FirstStageConfig, VQGANConfig
 from taming_dist.sample import SampleConfig
 from taming_dist.stages import schemas, stage_of
 from taming_dist.stages.interface import Config, Start
@@ -346,6 +347,20 @@ def test_every_quantizer_is_reached_by_its_name(
     assert (quantizer.name, quantizer.codes, quantizer.dim) == (variant, codes, dim)
 
 
+@pytest.mark.parametrize(("name", "kind"), [("maskgit", MaskGITConfig), ("vit", ViTConfig)])
+def test_networks_are_chosen_by_the_model_group(
+    compose: Compose, name: str, kind: type[FirstStageConfig]
+) -> None:
+    config = compose("+experiment=custom", f"model={name}", "model/quantizer=fsq")
+    assert type(config.model) is kind
+    assert config.model.factor == 16
+    assert check(config, world_size=1)
+    small = compose("+experiment=custom", f"model={name}", "+scale=laptop", "data.size=64")
+    sizes = {"maskgit": ("channels", 32), "vit": ("width", 128)}
+    assert getattr(small.model, sizes[name][0]) == sizes[name][1]
+    assert not any("latent_channels" in change for change in small.scaled)
+
+
 def test_a_discriminator_is_chosen_by_its_group_and_null_is_none(compose: Compose) -> None:
     flickr = ("+experiment=flickr", "data.size=128")
     stylegan = compose(*flickr, "loss/discriminator=stylegan", "loss.discriminator.channels=8")
@@ -393,6 +408,13 @@ def test_terms_of_the_loss_are_added_weighed_and_dropped(compose: Compose) -> No
             ["+experiment=maskgit", "model/condition=codes"],
             ["experiment/maskgit sets model.condition.classes, which what you have chosen instead"],
         ),
+        (
+            ["+experiment=llamagen_vq16", "model=vit"],
+            ["experiment/llamagen_vq16 sets model.multipliers, which what you have chosen instead"],
+        ),
+        (["+experiment=custom", "model=vit", "model.channels=64"], ["no key model.channels"]),
+        (["+experiment=custom", "model=vit", "model.name=maskgit"], ["choose networks by model="]),
+        (["+experiment=custom", "model=vit", "data.size=100"], ["16 x 16 pixels, so use a mult"]),
         (["+experiment=flikr"], ["experiment/flikr", *EXPERIMENTS]),
         (["+experiment=flickr", "engine=zero4"], ["engine/zero4", "zero0", "zero3"]),
         (["+experiment=flickr", "+scale=phone"], ["scale/phone", "laptop"]),
@@ -471,7 +493,8 @@ def test_a_mistyped_command_line_is_refused_in_one_line(
     [
         (
             "data.size=100",
-            "data.size=100: the model halves the image 4 times, so use a multiple of 16",
+            "data.size=100: a code of this model stands for 16 x 16 pixels, so use a multiple of "
+            "16",
         ),
         ("data.size=0", "data.size=0"),
         ("data.size=-64", "data.size=-64"),

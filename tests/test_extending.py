@@ -19,6 +19,7 @@ PAGE = REPOSITORY / "docs/extending.md"
 FENCED = re.compile(r"^```(\w+)\n# (\S+?)(?:, before (\w+))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 KINDS = {
     "quantizer": "model/quantizer",
+    "Networks": "model",
     "loss term": "loss/terms",
     "transformer block": "model/block",
     "condition": "model/condition",

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 
 from taming_dist.models.modalities import Modality
+from taming_dist.models.networks import MaskGITConfig, ViTConfig
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
-from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.models.vqgan import VQGAN, FirstStageConfig, VQGANConfig
 
 
 def tiny_config(quantizer: Any, resolution: int = 8, **settings: Any) -> VQGANConfig:
@@ -21,6 +22,15 @@ def tiny_config(quantizer: Any, resolution: int = 8, **settings: Any) -> VQGANCo
         "latent_channels": 4,
     }
     return VQGANConfig(quantizer, resolution, **usual | settings)
+
+
+def tiny_networks(kind: type[FirstStageConfig]) -> FirstStageConfig:
+    """MaskGIT's networks or vision transformers for images of 32 pixels, 4 of them per code."""
+    sizes: dict[type, dict[str, Any]] = {
+        MaskGITConfig: {"channels": 32, "multipliers": [1, 2, 1], "blocks": 1},
+        ViTConfig: {"patch": 4, "width": 16, "depth": 1, "heads": 2, "registers": 2},
+    }
+    return kind(VectorQuantizerConfig(codes=24, dim=8), 32, **sizes[kind])
 
 
 def save_vqgan(folder: Path, modality: Modality, codes: int, resolution: int = 8) -> VQGAN:

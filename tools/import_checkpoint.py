@@ -1,4 +1,5 @@
-"""Make exports from a checkpoint of the original: VQGANs, transformers, latent diffusion's VQ.
+"""Make exports from a checkpoint of the original (VQGANs, transformers), latent diffusion's VQ,
+LlamaGen's or MaskGIT's.
 
 python tools/import_checkpoint.py last.ckpt --out DIR [--config model.yaml]
 See docs/checkpoints.md.
@@ -37,10 +38,10 @@ from taming_dist.taming_compat.files import (
 from taming_dist.taming_compat.first_stage import (
     ASIDE,
     DISCRIMINATOR,
-    import_vqgan,
     set_aside,
     with_key,
 )
+from taming_dist.taming_compat.layouts import import_first_stage
 from taming_dist.taming_compat.transformer import (
     CONDITION,
     FIRST_STAGE,
@@ -194,7 +195,7 @@ def read_vqgan(
     tensors: dict[str, Tensor], description: dict[str, Any], resolution: int | None
 ) -> VQGAN:
     kept, counts = set_aside(tensors)
-    vqgan = import_vqgan(kept, description, resolution, label_map="colorize" in counts)
+    vqgan = import_first_stage(kept, description, resolution, label_map="colorize" in counts)
     for prefix, count in counts.items():
         print(f"left out: {count} tensors {prefix}* ({ASIDE[prefix]})")
     return vqgan

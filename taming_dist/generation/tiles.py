@@ -21,7 +21,14 @@ from torch import Tensor, nn
 from taming_dist.copies import to_device
 from taming_dist.errors import UserError
 from taming_dist.formats.scratch import Planes
-from taming_dist.models.autoencoder import GROUPS, AttnBlock, Moments, ResnetBlock, Upsample
+from taming_dist.models.autoencoder import (
+    GROUPS,
+    AttnBlock,
+    ConvolutionalDecoder,
+    Moments,
+    ResnetBlock,
+    Upsample,
+)
 from taming_dist.models.vqgan import VQGAN
 
 MARGIN = 1  # rows above and below that a 3x3 convolution sees; each step has one convolution
@@ -37,16 +44,21 @@ def tile_rows(vqgan: VQGAN, size: tuple[int, int], tile: int | None = None) -> i
     on the CPU or half of a GPU's memory, and above that tiles of 64 MiB for each activation.
 
     Raises:
-        UserError: `tile` is negative.
+        UserError: `tile` is negative, or the decoder attends to the whole picture at every layer.
     """
     height, width = size
+    if tile is not None and tile < 0:
+        raise UserError(f"tile: {tile} rows of pixels, give at least 1, or 0 for no tiles")
+    if not isinstance(vqgan.decoder, ConvolutionalDecoder):
+        if tile and tile < height:
+            raise UserError(
+                f"tile={tile}: the decoder of model={vqgan.config.name} has to see the whole "
+                f"picture, give 0 for no tiles"
+            )
+        return 0
     if tile is not None:
-        if tile < 0:
-            raise UserError(f"tile: {tile} rows of pixels, give at least 1, or 0 for no tiles")
         return tile if tile < height else 0
-    config = vqgan.config
-    widest = max(config.channels * max(config.multipliers[:2]), config.modality.channels)
-    row = widest * width * vqgan.dtype.itemsize
+    row = vqgan.decoder.widest * width * vqgan.dtype.itemsize
     if HELD * row * height <= whole_bytes(vqgan.quant_conv.weight.device):
         return 0
     return max(1, TILE_BYTES // row)
@@ -116,6 +128,7 @@ def decode_tiles(
         UserError: the disk of the scratch folder is full.
     """
     decoder = vqgan.decoder
+    assert isinstance(decoder, ConvolutionalDecoder)
     folder = Path(tempfile.gettempdir()) if scratch is None else scratch
     tiling = Tiling(rows, codes.device, folder)
     entries = vqgan.entries(codes[None])

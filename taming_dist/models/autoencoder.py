@@ -6,7 +6,7 @@ Legend: b batch, c channels, h w pixels, d latent channels, i j latent grid.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
 from taming_dist.models.convolution import Convolution, laid_out
+from taming_dist.models.first_stage import DecoderNetwork
 
 GROUPS = 32  # of every GroupNorm, as in the original
 
@@ -49,16 +50,23 @@ class ResnetBlock(nn.Module):
     """Pre-activation residual block, in two halves of one norm and one 3x3 convolution each.
 
     A half takes the moments of its norm's input where it sees a part of an image only.
+    `biased`: whether the 3x3 convolutions have biases.
     """
+
+    biased: ClassVar[bool] = True
 
     def __init__(self, channels: int, out: int, dropout: float) -> None:
         super().__init__()
         self.norm1 = Norm(channels)
-        self.conv1 = Convolution(channels, out)
+        self.conv1 = Convolution(channels, out, bias=self.biased)
         self.norm2 = Norm(out)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = Convolution(out, out)
-        self.nin_shortcut = nn.Conv2d(channels, out, 1) if channels != out else nn.Identity()
+        self.conv2 = Convolution(out, out, bias=self.biased)
+        self.nin_shortcut = self.shortcut(channels, out)
+
+    def shortcut(self, channels: int, out: int) -> nn.Module:
+        """The layer past the convolutions, called in `residual`."""
+        return nn.Conv2d(channels, out, 1) if channels != out else nn.Identity()
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h w"]:
         return self.second(x, self.first(x))
@@ -75,7 +83,13 @@ class ResnetBlock(nn.Module):
         moments: Moments | None = None,
     ) -> Float[Tensor, "b out h w"]:
         h = self.conv2(self.dropout(F.silu(self.norm2(h, moments))))
-        return self.nin_shortcut(x) + h
+        return self.residual(x, h) + h
+
+    def residual(
+        self, x: Float[Tensor, "b c h w"], h: Float[Tensor, "b out h w"]
+    ) -> Float[Tensor, "b out h w"]:
+        """What is added to the answer h of the convolutions to x."""
+        return self.nin_shortcut(x)
 
 
 class AttnBlock(nn.Module):
@@ -125,7 +139,10 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution: residual blocks, each followed by attention where asked for."""
+    """The blocks of one resolution: residual blocks of a `kind`, each followed by attention where
+    asked for."""
+
+    kind: ClassVar[type[ResnetBlock]] = ResnetBlock
 
     def __init__(
         self, channels: int, out: int, blocks: int, attention: bool, dropout: float
@@ -133,7 +150,7 @@ class Level(nn.Module):
         super().__init__()
         widths = [channels] + [out] * blocks
         self.block = nn.ModuleList(
-            ResnetBlock(a, b, dropout) for a, b in zip(widths[:-1], widths[1:], strict=True)
+            self.kind(a, b, dropout) for a, b in zip(widths[:-1], widths[1:], strict=True)
         )
         self.attn = nn.ModuleList(AttnBlock(out) for _ in range(blocks) if attention)
 
@@ -235,49 +252,17 @@ class Encoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(self.mid(h))))
 
 
-class Decoder(nn.Module):
-    """G: latents -> images; one block a level more than the encoder.
-
-    `features` ends before the last convolution `conv_out`, whose weight gradients set the adaptive
-    weight of the GAN loss (equation 7); `forward` is `conv_out(features(z))`. Where a picture is
-    too large, `coarse`, `layers` and `fine`, which make up `features`, are called one by one
-    (`generation.tiles`). `lean`: as in `Encoder`.
+class ConvolutionalDecoder(DecoderNetwork):
+    """G of levels of residual blocks. Where a picture is too large, `coarse`, `layers` and `fine`,
+    which make up `features`, are called one by one (`generation.tiles`).
     """
 
-    lean = False
-
-    def __init__(
-        self,
-        out_channels: int,
-        latent_channels: int,
-        channels: int,
-        multipliers: list[int],
-        blocks: int,
-        attention_resolutions: list[int],
-        resolution: int,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        last = len(multipliers) - 1
-        width = channels * multipliers[-1]
-        self.conv_in = Convolution(latent_channels, width)
-        self.mid = Middle(width, dropout)
-        levels: list[UpLevel] = []
-        for index in range(last, -1, -1):
-            out = channels * multipliers[index]
-            attention = (resolution >> index) in attention_resolutions
-            level = UpLevel(width, out, blocks + 1, attention, dropout, index == 0)
-            levels.insert(0, level)  # up[0] is the highest resolution, as in the original
-            width = out
-        self.up = nn.ModuleList(levels)
-        self.norm_out = Norm(width)
-        self.conv_out = Convolution(width, out_channels)
+    conv_in: Convolution
+    mid: nn.Module
+    up: nn.ModuleList  # of UpLevel; up[0] is the highest resolution, as in the original
+    norm_out: Norm
 
     def features(self, z: Float[Tensor, "b d i j"]) -> Float[Tensor, "b c h w"]:
-        if self.lean:
-            from taming_dist.models import lean
-
-            return lean.features(self, z)
         h = self.coarse(z)
         for level in reversed(self.up):
             h = level(h)
@@ -300,8 +285,52 @@ class Decoder(nn.Module):
         """After the levels; `moments`: those of the image that h is a part of."""
         return F.silu(self.norm_out(h, moments))
 
-    def forward(self, z: Float[Tensor, "b d i j"]) -> Float[Tensor, "b c h w"]:
-        return self.conv_out(self.features(z))
+    @property
+    def widest(self) -> int:
+        """The most channels of anything at full resolution."""
+        inside = (m.num_channels for m in self.up[0].modules() if isinstance(m, Norm))
+        return max(*inside, self.conv_out.in_channels, self.conv_out.out_channels)
+
+
+class Decoder(ConvolutionalDecoder):
+    """G: latents -> images; one block a level more than the encoder. `lean`: as in `Encoder`."""
+
+    lean = False
+    mid: Middle
+
+    def __init__(
+        self,
+        out_channels: int,
+        latent_channels: int,
+        channels: int,
+        multipliers: list[int],
+        blocks: int,
+        attention_resolutions: list[int],
+        resolution: int,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        last = len(multipliers) - 1
+        width = channels * multipliers[-1]
+        self.conv_in = Convolution(latent_channels, width)
+        self.mid = Middle(width, dropout)
+        levels: list[UpLevel] = []
+        for index in range(last, -1, -1):
+            out = channels * multipliers[index]
+            attention = (resolution >> index) in attention_resolutions
+            level = UpLevel(width, out, blocks + 1, attention, dropout, index == 0)
+            levels.insert(0, level)
+            width = out
+        self.up = nn.ModuleList(levels)
+        self.norm_out = Norm(width)
+        self.conv_out = Convolution(width, out_channels)
+
+    def features(self, z: Float[Tensor, "b d i j"]) -> Float[Tensor, "b c h w"]:
+        if self.lean:
+            from taming_dist.models import lean
+
+            return lean.features(self, z)
+        return super().features(z)
 
 
 def last_layer_gradients(

@@ -20,8 +20,8 @@ class Convolution(nn.Conv2d):
 
     fast = True
 
-    def __init__(self, channels: int, out: int, upsampled: bool = False) -> None:
-        super().__init__(channels, out, 3, padding=1)
+    def __init__(self, channels: int, out: int, upsampled: bool = False, bias: bool = True) -> None:
+        super().__init__(channels, out, 3, padding=1, bias=bias)
         self.upsampled = upsampled
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out i j"]:

@@ -12,88 +12,26 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Float32, Int, Int64
-from omegaconf import MISSING
 from torch import Tensor, nn
 
 from taming_dist.errors import UserError
-from taming_dist.models.autoencoder import GROUPS, AttnBlock, Decoder, Encoder, ResnetBlock
-from taming_dist.models.choice import chosen, configs
-from taming_dist.models.export import Exported, ModelConfig
-from taming_dist.models.modalities import MODALITIES, Modality
-from taming_dist.models.quantizers import (
-    NO_CODE,
-    VARIANTS,
-    QuantizerConfig,
-    Statistics,
-    build_quantizer,
-    keep_used,
-)
+from taming_dist.models.autoencoder import AttnBlock, Decoder, Encoder, ResnetBlock
+from taming_dist.models.export import Exported
+from taming_dist.models.first_stage import FirstStageConfig, check_size
+from taming_dist.models.networks import VQGANConfig, networks_of
+from taming_dist.models.prior.blocks import Block
+from taming_dist.models.quantizers import NO_CODE, Statistics, build_quantizer, keep_used
 from taming_dist.models.quantizers.interface import STRAIGHT_THROUGH, StaysFloat32
-from taming_dist.ranges import check_ranges, ranged
 
-
-@dataclasses.dataclass
-class VQGANConfig(ModelConfig):
-    """The architecture (table 7 of the paper). `resolution` places attention; other sizes that the
-    model can halve work too. `latent_channels` is the encoder's width before the 1x1 convolution to
-    the quantizer's dimension. `modality`: what it encodes, of `taming_dist.models.modalities`."""
-
-    quantizer: QuantizerConfig = MISSING
-    resolution: int = ranged(256, at_least=1, compared=False)
-    channels: int = ranged(128, at_least=1, compared=False)
-    multipliers: list[int] = ranged([1, 1, 2, 2, 4], at_least=1, compared=False)
-    blocks: int = ranged(2, at_least=1, compared=False)
-    attention_resolutions: list[int] = ranged([16], at_least=1, empty=True, compared=False)
-    latent_channels: int = ranged(256, at_least=1, compared=False)
-    dropout: float = ranged(0.0, at_least=0, below=1, compared=False)
-    modality: Modality = MISSING
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "model")
-        self.quantizer = chosen(configs(VARIANTS), self.quantizer, "model/quantizer")
-        self.modality = chosen(MODALITIES, self.modality, "model/modality")
-        if self.channels % GROUPS:
-            raise UserError(
-                f"model.channels={self.channels}: use a multiple of {GROUPS} "
-                f"(GroupNorm has {GROUPS} groups)"
-            )
-        self.code_shape(self.resolution, self.resolution, "model.resolution")
-
-    @property
-    def factor(self) -> int:
-        """Pixels per code along one side."""
-        return 2 ** (len(self.multipliers) - 1)
-
-    @property
-    def vocabulary(self) -> int:
-        """Number of codes."""
-        return self.quantizer.codes
-
-    def code_shape(self, height: int, width: int, name: str = "image size") -> tuple[int, ...]:
-        """The shape of the codes of an image of so many pixels: a grid (i, j) with i = h/f and
-        j = w/f, several of them (levels, i, j), or a sequence (n,).
-
-        Raises:
-            UserError: there are none for images of that size; `name` is the size's.
-        """
-        for side in (height, width):
-            check_size(side, self.factor, name)
-        return self.quantizer.code_shape(height // self.factor, width // self.factor)
-
-    def image_shape(self, code_shape: Sequence[int]) -> tuple[int, int]:
-        """Height and width in pixels of the images whose codes have a shape."""
-        i, j = self.quantizer.latent_grid(code_shape)
-        return i * self.factor, j * self.factor
-
-
-def check_size(size: int, factor: int, name: str) -> None:
-    """UserError unless an image side of `size` pixels can be halved down to whole codes."""
-    if size < factor or size % factor:
-        times = factor.bit_length() - 1
-        raise UserError(
-            f"{name}={size}: the model halves the image {times} times, "
-            f"so use a multiple of {factor}"
-        )
+__all__ = [
+    "VQGAN",
+    "FirstStageConfig",
+    "Reconstruction",
+    "VQGANConfig",
+    "check_all_coded",
+    "check_size",
+    "with_codes",
+]
 
 
 class Reconstruction(NamedTuple):
@@ -125,39 +63,41 @@ class VQGAN(
         "quantizer": ("quantize",),
         "decoder": ("post_quant_conv", "decoder"),
     }
-    block_types = (ResnetBlock, AttnBlock)
+    block_types = (ResnetBlock, AttnBlock, Block)
     passes = ("latents", "decoded")  # the search for codes between them may wait for the device
 
-    def __init__(self, config: VQGANConfig) -> None:
+    def __init__(self, config: FirstStageConfig) -> None:
         super().__init__()
-        self.config = config
-        shape: dict[str, Any] = {
-            "latent_channels": config.latent_channels,
-            "channels": config.channels,
-            "multipliers": list(config.multipliers),
-            "blocks": config.blocks,
-            "attention_resolutions": list(config.attention_resolutions),
-            "resolution": config.resolution,
-            "dropout": config.dropout,
-        }
-        self.encoder = Encoder(config.modality.channels, **shape)
-        self.decoder = Decoder(config.modality.channels, **shape)
+        self.config, dim = config, config.quantizer.dim
+        self.encoder = config.encoder()
+        self.decoder = config.decoder()
         self.quantize = build_quantizer(config.quantizer)
-        self.quant_conv = nn.Conv2d(config.latent_channels, config.quantizer.dim, 1)
-        self.post_quant_conv = nn.Conv2d(config.quantizer.dim, config.latent_channels, 1)
+        self.quant_conv = nn.Conv2d(config.encoder_width, dim, 1)
+        width = config.decoder_width
+        self.post_quant_conv = nn.Identity() if width is None else nn.Conv2d(dim, width, 1)
+
+    @classmethod
+    def _decode_arg(cls, expected_type: Any, value: Any) -> Any:
+        return super()._decode_arg(networks_of(value), value)
 
     def run_lean(self) -> bool:
         """Run by kernels of our own from now on, if there is Triton: the search for codes, and E
-        and G if the kernels take their widths (`taming_dist.models.lean`); gives whether it does.
+        and G if they are the paper's and the kernels take their widths
+        (`taming_dist.models.lean`); gives whether it does.
         """
         if find_spec("triton") is None:
             return False
         for module in self.quantize.modules():
             if isinstance(module, StaysFloat32):
                 module.lean = True
-        widths = (self.config.channels * multiplier for multiplier in (1, *self.config.multipliers))
-        powers_of_two = all(width & (width - 1) == 0 for width in widths)
-        self.encoder.lean = self.decoder.lean = powers_of_two
+        if isinstance(self.encoder, Encoder) and isinstance(self.decoder, Decoder):
+            widths = {
+                block.norm1.num_channels
+                for block in self.modules()
+                if isinstance(block, ResnetBlock)
+            }
+            powers_of_two = all(width & (width - 1) == 0 for width in widths)
+            self.encoder.lean = self.decoder.lean = powers_of_two
         return True
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Reconstruction:
@@ -189,7 +129,7 @@ class VQGAN(
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b c h w"]) -> Int64[Tensor, "b *shape"]:
-        """Images in [-1,1] -> codes of `VQGANConfig.code_shape`: those of `forward` in eval mode.
+        """Images in [-1,1] -> codes of the config's `code_shape`: those of `forward` in eval mode.
 
         The encoder and the search run, and nothing else: no loss, no statistics, no graph. Where
         latents are not finite the code is -1, see `check_all_coded`; the device is not waited for.
@@ -197,7 +137,7 @@ class VQGAN(
         return self.quantize.encode(self.latents(images.to(self.dtype)))
 
     def decode_codes(self, codes: Int64[Tensor, "b *shape"]) -> Float[Tensor, "b c h w"]:
-        """Codes -> images of `VQGANConfig.image_shape`, about in [-1,1] (not clamped); logits."""
+        """Codes -> images of the config's `image_shape`, about in [-1,1] (not clamped); logits."""
         return self.decoder(self.entries(codes))
 
     def entries(self, codes: Int64[Tensor, "b *shape"]) -> Float[Tensor, "b d i j"]:
@@ -242,8 +182,8 @@ def check_all_coded(codes: Int[Tensor, "b ..."], keys: Sequence[str], advice: st
 
 
 def with_codes(
-    config: VQGANConfig, state: Mapping[str, Tensor], used: Int64[Tensor, "U"]
-) -> tuple[VQGANConfig, dict[str, Tensor]]:
+    config: FirstStageConfig, state: Mapping[str, Tensor], used: Int64[Tensor, "U"]
+) -> tuple[FirstStageConfig, dict[str, Tensor]]:
     """Configuration and state of a VQGAN that has the codes `used` only, in that order.
 
     Raises:

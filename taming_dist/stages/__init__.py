@@ -29,7 +29,8 @@ def stage_of(config: Config) -> Stage[Any]:
     """
     parts = (type(config.model), type(config.loss), type(config.data))
     for stage in STAGES.values():
-        if parts[:2] == (stage.model, stage.loss) and parts[2] in stage.schemas["data"].values():
+        fits = issubclass(parts[0], stage.model) and parts[1] is stage.loss
+        if fits and parts[2] in stage.schemas["data"].values():
             return stage
     model, loss, data = (part.__name__ for part in parts)
     raise UserError(

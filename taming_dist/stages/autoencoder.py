@@ -16,8 +16,9 @@ from taming_dist.errors import UserError
 from taming_dist.generation.pictures import image_grid, to_uint8
 from taming_dist.models.choice import configs
 from taming_dist.models.modalities import MODALITIES
+from taming_dist.models.networks import NETWORKS
 from taming_dist.models.quantizers import VARIANTS
-from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.models.vqgan import VQGAN, FirstStageConfig
 from taming_dist.stages.codebook import CodebookUpdates
 from taming_dist.stages.context import Context
 from taming_dist.stages.images import open_images
@@ -30,7 +31,7 @@ from taming_dist.training.recipe import CODE_COUNTS, Measured, Pictures, Preview
 
 # What every first stage has of config groups: networks, what they encode, and how codes are chosen.
 FIRST_STAGE_SCHEMAS: Mapping[str, Mapping[str, type]] = {
-    "model": {"vqgan": VQGANConfig},
+    "model": NETWORKS,
     "model/quantizer": configs(VARIANTS),
     "model/modality": MODALITIES,
     "data": {"images": ImagesConfig},
@@ -50,19 +51,19 @@ def open_autoencoder(config: Config, start: Start) -> OpenedAutoencoder:
     Raises:
         UserError: they are missing, or are not those of this configuration.
     """
-    model = part(config.model, VQGANConfig)
+    model = part(config.model, FirstStageConfig)
     initial = initial_weights(start.init, VQGAN, model)
     return OpenedAutoencoder(open_images(config, start, [model.modality.column]), initial)
 
 
 def plan_autoencoder(config: Config) -> Planned:
     """E, codebook and G of a run that has not started; what is frozen of them has no gradient."""
-    network = VQGAN(part(config.model, VQGANConfig))
+    network = VQGAN(part(config.model, FirstStageConfig))
     network.freeze(config.train.freeze)
     return Planned(network, averaged=True)
 
 
-def other_loss(model: VQGANConfig, given: str, fitting: str) -> UserError:
+def other_loss(model: FirstStageConfig, given: str, fitting: str) -> UserError:
     """The error of a modality that goes with another loss."""
     return UserError(
         f"model.modality={model.modality.name} does not go with loss={given}: label maps are "
@@ -81,7 +82,7 @@ class Autoencoder:
     """E, codebook and G: what they read of a batch, how they are measured and shown."""
 
     def __init__(
-        self, model: VQGANConfig, context: Context, initial: Mapping[str, Tensor] | None = None
+        self, model: FirstStageConfig, context: Context, initial: Mapping[str, Tensor] | None = None
     ) -> None:
         """`initial`: the weights of E, codebook and G to start from, instead of random ones."""
         self.trained = Trained(VQGAN, model, context, initial)

@@ -16,7 +16,7 @@ from taming_dist import pretrained
 from taming_dist.engine.flops import Flops
 from taming_dist.losses.reconstruction import ReconstructionLoss
 from taming_dist.models.discriminators import DinoConfig, build_discriminator
-from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.models.vqgan import VQGAN, FirstStageConfig
 from taming_dist.stages.vqgan_loss import VQGANLossConfig
 from taming_dist.training.workload import Workload
 
@@ -34,12 +34,12 @@ def counted(network: Network, *inputs: Tensor) -> Flops:
     return flops
 
 
-def blank_image(config: VQGANConfig, size: int) -> Tensor:
+def blank_image(config: FirstStageConfig, size: int) -> Tensor:
     """An image [1,c,h,w] as the network reads it, without memory."""
     return torch.empty(1, config.modality.channels, size, size, device=META)
 
 
-def generator_flops(config: VQGANConfig, size: int, freeze: Sequence[str] = ()) -> Flops:
+def generator_flops(config: FirstStageConfig, size: int, freeze: Sequence[str] = ()) -> Flops:
     """Those of E, codebook and G for an image of `size` pixels across; the search of the codes,
     which has no gradient, is one of its products, and so are those of what is frozen."""
     started = {"initial": "random"} if hasattr(config.quantizer, "initial") else {}
@@ -50,13 +50,13 @@ def generator_flops(config: VQGANConfig, size: int, freeze: Sequence[str] = ()) 
     return counted(network, blank_image(config, size))
 
 
-def generator_workload(config: VQGANConfig, size: int, freeze: Sequence[str] = ()) -> Workload:
+def generator_workload(config: FirstStageConfig, size: int, freeze: Sequence[str] = ()) -> Workload:
     """That of a step without networks in its loss."""
     return Workload({"generator": generator_flops(config, size, freeze).total})
 
 
 def vqgan_workload(
-    model: VQGANConfig, loss: VQGANLossConfig, size: int, freeze: Sequence[str] = ()
+    model: FirstStageConfig, loss: VQGANLossConfig, size: int, freeze: Sequence[str] = ()
 ) -> Workload:
     """That of the step of `stages.vqgan`.
 
@@ -78,7 +78,7 @@ def vqgan_workload(
 
 
 def adversary_parts(
-    model: VQGANConfig, loss: VQGANLossConfig, x: Tensor, y: Tensor
+    model: FirstStageConfig, loss: VQGANLossConfig, x: Tensor, y: Tensor
 ) -> Mapping[str, int]:
     """Those of the GAN for images x and reconstructions y [1,c,h,w]."""
     assert loss.discriminator is not None

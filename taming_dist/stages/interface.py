@@ -117,8 +117,8 @@ Part = TypeVar("Part")
 
 
 class Stage(Generic[OpenedT]):
-    """One stage of training, which trains a `network`. `model` and `loss` are the config classes
-    that go together, and with any of `schemas["data"]`.
+    """One stage of training, which trains a `network`. `model`, or a class derived from it, and
+    `loss` are the config classes that go together, and with any of `schemas["data"]`.
 
     `has_objective`: the first metric of its validation is what training minimises, so that the best
     model by it is kept unless `train.best` says otherwise.

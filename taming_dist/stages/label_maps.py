@@ -14,7 +14,7 @@ from taming_dist.data.reader import ImagesConfig
 from taming_dist.evaluation.label_maps import LabelMapMetrics
 from taming_dist.losses.reconstruction import label_map_bce
 from taming_dist.models.modalities import LabelMap
-from taming_dist.models.vqgan import VQGAN, Reconstruction, VQGANConfig
+from taming_dist.models.vqgan import VQGAN, FirstStageConfig, Reconstruction
 from taming_dist.ranges import check_ranges, ranged
 from taming_dist.stages.autoencoder import (
     FIRST_STAGE_SCHEMAS,
@@ -49,12 +49,12 @@ class LabelMapStage(Stage[OpenedAutoencoder]):
     """Label maps: one channel per class, cross-entropy, no discriminator."""
 
     network = VQGAN
-    model = VQGANConfig
+    model = FirstStageConfig
     loss = LabelMapLossConfig
     schemas = {**FIRST_STAGE_SCHEMAS, "loss": {"labels": LabelMapLossConfig}}
 
     def check(self, config: Config) -> None:
-        model = part(config.model, VQGANConfig)
+        model = part(config.model, FirstStageConfig)
         size = part(config.data, ImagesConfig).size
         model.code_shape(size, size, "data.size")
         if not isinstance(model.modality, LabelMap):
@@ -71,12 +71,12 @@ class LabelMapStage(Stage[OpenedAutoencoder]):
 
     def workload(self, config: Config, opened: OpenedAutoencoder) -> Workload:
         size = part(config.data, ImagesConfig).size
-        return generator_workload(part(config.model, VQGANConfig), size, config.train.freeze)
+        return generator_workload(part(config.model, FirstStageConfig), size, config.train.freeze)
 
     def recipe(
         self, config: Config, opened: OpenedAutoencoder, context: Context
     ) -> "LabelMapRecipe":
-        model, loss = part(config.model, VQGANConfig), part(config.loss, LabelMapLossConfig)
+        model, loss = part(config.model, FirstStageConfig), part(config.loss, LabelMapLossConfig)
         return LabelMapRecipe(model, loss, context, opened.initial)
 
 
@@ -85,7 +85,7 @@ class LabelMapRecipe:
 
     def __init__(
         self,
-        model: VQGANConfig,
+        model: FirstStageConfig,
         loss: LabelMapLossConfig,
         context: Context,
         initial: Mapping[str, Tensor] | None = None,

@@ -32,7 +32,7 @@ from taming_dist.models.discriminators import (
 )
 from taming_dist.models.discriminators.dino import DinoFeatures
 from taming_dist.models.modalities import RGB, LabelMap
-from taming_dist.models.vqgan import VQGAN, Reconstruction, VQGANConfig
+from taming_dist.models.vqgan import VQGAN, FirstStageConfig, Reconstruction
 from taming_dist.stages.adaptive import ADAPTIVE
 from taming_dist.stages.adversary import Adversary
 from taming_dist.stages.autoencoder import (
@@ -70,7 +70,7 @@ class VQGANStage(Stage[OpenedVQGAN]):
     """Photographs, depth maps and the like, with the losses of the paper."""
 
     network = VQGAN
-    model = VQGANConfig
+    model = FirstStageConfig
     loss = VQGANLossConfig
     schemas = {
         **FIRST_STAGE_SCHEMAS,
@@ -82,7 +82,7 @@ class VQGANStage(Stage[OpenedVQGAN]):
 
     def check(self, config: Config) -> None:
         """The image halves down to whole codes and suits the losses; so does the modality."""
-        model, loss = part(config.model, VQGANConfig), part(config.loss, VQGANLossConfig)
+        model, loss = part(config.model, FirstStageConfig), part(config.loss, VQGANLossConfig)
         size = part(config.data, ImagesConfig).size
         model.code_shape(size, size, "data.size")
         if isinstance(model.modality, LabelMap):
@@ -96,7 +96,7 @@ class VQGANStage(Stage[OpenedVQGAN]):
         return ReconstructionMetrics.higher_is_better
 
     def distances(self, config: Config, opened: OpenedVQGAN, world: World) -> Distances | None:
-        model = part(config.model, VQGANConfig)
+        model = part(config.model, FirstStageConfig)
         if not config.train.evaluate_every or not isinstance(model.modality, RGB):
             return super().distances(config, opened, world)
         if config.train.evaluate_reference is not None:
@@ -107,7 +107,7 @@ class VQGANStage(Stage[OpenedVQGAN]):
         return open_distances(config.train, opened.data, world, self.distance_prefix)
 
     def plan(self, config: Config) -> Plan:
-        model, loss = part(config.model, VQGANConfig), part(config.loss, VQGANLossConfig)
+        model, loss = part(config.model, FirstStageConfig), part(config.loss, VQGANLossConfig)
         frozen: nn.Module = ReconstructionLoss(loss.terms, pretrained.Blank())
         networks = {"generator": plan_autoencoder(config)}
         if (judge := loss.discriminator) is not None:
@@ -120,18 +120,18 @@ class VQGANStage(Stage[OpenedVQGAN]):
         return Plan(networks)
 
     def open_data(self, config: Config, start: Start) -> OpenedVQGAN:
-        model, loss = part(config.model, VQGANConfig), part(config.loss, VQGANLossConfig)
+        model, loss = part(config.model, FirstStageConfig), part(config.loss, VQGANLossConfig)
         opened, channels = open_autoencoder(config, start), model.modality.channels
         judge = discriminator_weights(start.init, loss.discriminator, channels)
         return OpenedVQGAN(opened.data, opened.initial, judge)
 
     def workload(self, config: Config, opened: OpenedVQGAN) -> Workload:
-        model, loss = part(config.model, VQGANConfig), part(config.loss, VQGANLossConfig)
+        model, loss = part(config.model, FirstStageConfig), part(config.loss, VQGANLossConfig)
         size = part(config.data, ImagesConfig).size
         return vqgan_workload(model, loss, size, config.train.freeze)
 
     def recipe(self, config: Config, opened: OpenedVQGAN, context: Context) -> "VQGANRecipe":
-        model, loss = part(config.model, VQGANConfig), part(config.loss, VQGANLossConfig)
+        model, loss = part(config.model, FirstStageConfig), part(config.loss, VQGANLossConfig)
         return VQGANRecipe(model, loss, context, opened.initial, opened.initial_discriminator)
 
 
@@ -140,7 +140,7 @@ class VQGANRecipe:
 
     def __init__(
         self,
-        model: VQGANConfig,
+        model: FirstStageConfig,
         loss: VQGANLossConfig,
         context: Context,
         initial: Mapping[str, Tensor] | None = None,

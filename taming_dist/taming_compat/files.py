@@ -19,6 +19,8 @@ from taming_dist.errors import UserError
 from taming_dist.formats.files import writing
 from taming_dist.placeholders import refuse_placeholder
 
+# Where a file has its state dict, the first of them that it has.
+WITHIN = ("ema", "model", "state_dict")
 # Classes that lightning 1 uses as names of its callbacks' states.
 CALLBACKS = "pytorch_lightning.callbacks."
 
@@ -30,7 +32,8 @@ class Unread:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The state dict of a checkpoint, on the CPU, mapped from the file where its format allows.
 
-    `path` is a torch file, {"state_dict": ...} or the state dict itself, or a .safetensors file.
+    `path` is a torch file, {"state_dict": ...}, {"model": ...} (of LlamaGen, beside which "ema" is
+    the average that it samples with) or the state dict itself, or a .safetensors file.
 
     Raises:
         UserError: there is no such file, it is damaged, or it holds objects that are not tensors.
@@ -40,8 +43,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: no such checkpoint")
     refuse_placeholder(path, "a checkpoint")
     contents = _read_safe(path) if path.suffix == ".safetensors" else _unpickle(path)
-    state = contents.get("state_dict", contents) if isinstance(contents, dict) else None
-    if not isinstance(state, dict) or not state:
+    state: dict[Any, Any] = contents if isinstance(contents, dict) else {}
+    state = next((state[key] for key in WITHIN if isinstance(state.get(key), dict)), state)
+    if not state:
         raise UserError(f"{path} holds no state_dict: name a checkpoint of a model")
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor):

@@ -25,7 +25,7 @@ from taming_dist.models.modalities import (
     palette,
 )
 from taming_dist.models.quantizers import VARIANTS
-from taming_dist.models.vqgan import VQGAN, VQGANConfig, with_codes
+from taming_dist.models.vqgan import VQGAN, FirstStageConfig, VQGANConfig, with_codes
 from taming_dist.taming_compat.description import check_said, instance, number, section
 from taming_dist.training.export import check_tensors
 
@@ -35,6 +35,7 @@ ASIDE = {
     "loss.discriminator.": "the discriminator",
     "model_ema.": "moving averages of the weights; the weights themselves are taken",
     "colorize": "colours of label maps in previews",
+    "quantize.codebook_used": "codes that were in use lately",
 }
 DISCRIMINATOR = "loss.discriminator."  # its names below this are those of our PatchGAN
 
@@ -100,13 +101,18 @@ def import_vqgan(
     kind = codebook_kind(tensors)
     renamed = {f"quantize.{theirs}": f"quantize.{ours}" for ours, theirs in CODEBOOKS[kind].items()}
     state = {renamed.get(name, name): tensor for name, tensor in tensors.items()}
-    config = infer(state, kind, description, resolution, label_map)
-    with torch.device("meta"):
-        expected = VQGAN(config).state_dict()
-    check_tensors(expected, state, "the checkpoint")
+    config: FirstStageConfig = infer(state, kind, description, resolution, label_map)
+    check_layout(config, state)
     if used is not None:
         config, state = with_codes(config, state, used)
     return assemble(VQGAN, config, state)
+
+
+def check_layout(config: FirstStageConfig, state: Mapping[str, Tensor]) -> None:
+    """UserError unless the tensors are, by our names, those of a VQGAN of this configuration."""
+    with torch.device("meta"):
+        expected = VQGAN(config).state_dict()
+    check_tensors(expected, state, "the checkpoint")
 
 
 def codebook_kind(tensors: Mapping[str, Tensor]) -> str:
@@ -132,14 +138,14 @@ def infer(
     label_map: bool = False,
 ) -> VQGANConfig:
     """The architecture, from shapes and from what the description says beyond them."""
-    channels, image_channels = _shape(state, "encoder.conv_in.weight")[:2]
-    dim, latent_channels = _shape(state, "quant_conv.weight")[:2]
-    codes = _shape(state, f"quantize.{next(iter(CODEBOOKS[kind]))}")[0]
+    channels, image_channels = shape_of(state, "encoder.conv_in.weight")[:2]
+    dim, latent_channels = shape_of(state, "quant_conv.weight")[:2]
+    codes = shape_of(state, f"quantize.{next(iter(CODEBOOKS[kind]))}")[0]
     widths = [
-        _shape(state, f"encoder.down.{level}.block.0.conv2.weight")[0]
-        for level in range(_count(state, "encoder.down."))
+        shape_of(state, f"encoder.down.{level}.block.0.conv2.weight")[0]
+        for level in range(children(state, "encoder.down."))
     ]
-    blocks = _count(state, "encoder.down.0.block.")
+    blocks = children(state, "encoder.down.0.block.")
     attended = [
         level for level in range(len(widths)) if f"encoder.down.{level}.attn.0.q.weight" in state
     ]
@@ -220,9 +226,14 @@ def export_vqgan(vqgan: VQGAN) -> tuple[dict[str, Tensor], dict[str, Any]]:
     the original's DummyLoss.
 
     Raises:
-        UserError: the original has no such quantizer.
+        UserError: the original has no such networks, or no such quantizer.
     """
     config, quantizer = vqgan.config, vqgan.config.quantizer
+    if not isinstance(config, VQGANConfig):
+        raise UserError(
+            f"model={config.name}: the original has no such networks; only those of model=f16 can "
+            f"leave for it"
+        )
     if quantizer.name not in CODEBOOKS:
         raise UserError(
             f"model.quantizer.name={quantizer.name}: the original has no such quantizer; only "
@@ -271,13 +282,14 @@ SCHEDULE = {
 }
 
 
-def _shape(tensors: Mapping[str, Tensor], name: str) -> torch.Size:
+def shape_of(tensors: Mapping[str, Tensor], name: str) -> torch.Size:
+    """The sizes of a weight of two axes or more; UserError if it is missing."""
     if name not in tensors or tensors[name].ndim < 2:
-        raise UserError(f"{name} is missing: this is no VQGAN in the original's layout")
+        raise UserError(f"{name} is missing: this is no VQGAN in a layout that is known")
     return tensors[name].shape
 
 
-def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
+def children(tensors: Mapping[str, Tensor], prefix: str) -> int:
     """How many children, numbered from 0, are below `prefix`."""
     numbers = {name[len(prefix) :].split(".")[0] for name in tensors if name.startswith(prefix)}
     return 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)

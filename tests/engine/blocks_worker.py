@@ -16,9 +16,10 @@ from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.world import World
 from taming_dist.engine.zero import Engine
 from taming_dist.models.autoencoder import ResnetBlock
+from taming_dist.models.networks import ViTConfig
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
-from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.models.vqgan import VQGAN, FirstStageConfig, VQGANConfig
 from taming_dist.training.optimization import OptimConfig
 
 # Biases before a GroupNorm have no gradient but rounding, which Adam blows up to whole steps.
@@ -35,6 +36,9 @@ VQGAN_CONFIG = VQGANConfig(
     latent_channels=16,
     dropout=DROPOUT,
 )
+VIT_CONFIG = ViTConfig(
+    VectorQuantizerConfig(codes=24, dim=8), 16, patch=4, width=16, depth=2, heads=2, registers=2
+)
 GPT_CONFIG = TransformerConfig(
     vocabulary=24, grid=[3, 4], layers=2, heads=2, width=16, dropout_residual=DROPOUT
 )
@@ -50,9 +54,9 @@ def engine_of(make: Callable[[], Any], world: World, **settings: Any) -> Engine:
     return made
 
 
-def vqgan_steps(world: World, **settings: Any) -> dict[str, Any]:
+def vqgan_steps(config: FirstStageConfig, world: World, **settings: Any) -> dict[str, Any]:
     """Losses of three steps, the norms of the weights after them, and forward passes of blocks."""
-    engine = engine_of(lambda: VQGAN(VQGAN_CONFIG), world, **settings)
+    engine = engine_of(lambda: VQGAN(config), world, **settings)
     calls, losses = [0], []
     for block in engine.module.modules():
         if isinstance(block, ResnetBlock):
@@ -97,7 +101,9 @@ def runs(world: World) -> dict[str, Any]:
         variants = {"plain": {}, "compile": {"recompute": True, "compile": True}}
     for zero in (0, 3) if COMPILES else range(4):
         for name, settings in variants.items():
-            found[f"zero{zero} {name} vqgan"] = vqgan_steps(world, zero=zero, **settings)
+            known = {"zero": zero} | settings
+            found[f"zero{zero} {name} vqgan"] = vqgan_steps(VQGAN_CONFIG, world, **known)
+            found[f"zero{zero} {name} vit"] = vqgan_steps(VIT_CONFIG, world, **known)
             found[f"zero{zero} {name} gpt"] = gpt_steps(world, zero=zero, **settings)
     return found
 

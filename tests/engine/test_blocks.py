@@ -18,7 +18,7 @@ WORKER = Path(__file__).with_name("blocks_worker.py")
 
 def assert_same(found: dict[str, Any], zero: int, variant: str, tolerance: float) -> None:
     for process in found.keys() & {"one-0", "two-0"}:
-        for network in ("vqgan", "gpt"):
+        for network in ("vqgan", "vit", "gpt"):
             mine = found[process][f"zero{zero} {variant} {network}"]
             plain = found[process][f"zero{zero} plain {network}"]
             assert mine["losses"] == pytest.approx(plain["losses"], rel=tolerance)
@@ -40,6 +40,16 @@ def test_recomputed_blocks_change_nothing_but_run_twice(found: dict[str, Any], z
         found["one-0"][f"zero{zero} {name} vqgan"]["calls"] for name in ("plain", "recompute")
     )
     assert again == 2 * plain
+
+
+@pytest.mark.slow
+def test_vision_transformers_learn_the_same_at_every_stage_of_zero(found: dict[str, Any]) -> None:
+    for process in ("one-0", "two-0"):
+        plain = found[process]["zero0 plain vit"]
+        for zero in (1, 2, 3):
+            other = found[process][f"zero{zero} plain vit"]
+            assert other["losses"] == pytest.approx(plain["losses"], rel=1e-5)
+            assert other["norms"] == pytest.approx(plain["norms"], rel=1e-4, abs=5e-4)
 
 
 @pytest.mark.slow

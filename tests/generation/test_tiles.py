@@ -17,9 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from taming_dist.errors import UserError
 from taming_dist.generation.tiles import decode_pictures, decode_tiles, picture_tiles, tile_rows
 from taming_dist.models.modalities import Depth, LabelMap, Modality
+from taming_dist.models.networks import MaskGITConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGAN
-from tests.tiny_models import tiny_config
+from tests.tiny_models import tiny_config, tiny_networks
 
 TOLERANCE = 1e-5  # of the largest value, in fp32
 
@@ -72,6 +73,11 @@ def test_tiles_equal_the_whole_decode(
         min(rows, height - top) for top in range(0, height, rows)
     ]
     check_exact(torch.cat(tiles, 1), model, codes)
+
+
+def test_tiles_of_maskgits_decoder_equal_the_whole_decode() -> None:
+    model, codes = VQGAN(tiny_networks(MaskGITConfig)).eval(), random_codes(5, 3)
+    check_exact(torch.cat(list(decode_tiles(model, codes, 3)), 1), model, codes)
 
 
 def check_exact(found: Tensor, model: VQGAN, codes: Tensor) -> None:
@@ -188,6 +194,7 @@ RSS = """
 import re, sys, torch
 from tiny_models import tiny_config
 from taming_dist.generation.tiles import decode_tiles
+from taming_dist.models.networks import MaskGITConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGAN
 

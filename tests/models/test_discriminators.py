@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from taming_dist.errors import UserError
 from taming_dist.models.discriminators import (
     BatchNorm,
+    BlurPoolConfig,
+    BlurPoolGAN,
     PatchGAN,
     PatchGANConfig,
     StyleGAN,
@@ -145,6 +147,42 @@ def test_actnorm_set_on_halves_of_a_batch_equals_the_whole_batch() -> None:
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(half.state_dict()[name], value, atol=1e-5, rtol=1e-4)
     assert not initialize_actnorm(whole, x)
+
+
+# BlurPoolGAN
+
+
+def test_blurring_before_halving_is_the_sum_that_it_is_on_paper() -> None:
+    network = BlurPoolGAN(BlurPoolConfig(channels=8, layers=1), 3)
+    x = torch.randn(1, 2, 6, 4)
+    padded, weights = F.pad(x, (1, 1, 1, 1)), torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+    expected = torch.zeros(1, 2, 3, 2)
+    for i in range(3):
+        for j in range(2):
+            window = padded[:, :, 2 * i : 2 * i + 4, 2 * j : 2 * j + 4]
+            expected[:, :, i, j] = (window * weights[:, None] * weights).sum((2, 3))
+    torch.testing.assert_close(network.main[3](x), expected)
+
+
+@pytest.mark.parametrize(("size", "logits"), [(32, 8), (64, 16), (128, 16), (160, 20)])
+def test_of_a_large_map_the_strongest_answers_are_judged(size: int, logits: int) -> None:
+    network = BlurPoolGAN(BlurPoolConfig(channels=8, layers=2), 3)
+    images = torch.randn(1, 3, size, size)
+    assert network(images).shape == (1, 1, logits, logits)
+    if size == 128:
+        pooled = F.adaptive_max_pool2d(network.main(images), 16)
+        torch.testing.assert_close(network(images), network.to_logits(pooled))
+
+
+def test_its_size_is_the_published_one() -> None:
+    with torch.device("meta"):
+        network = BlurPoolGAN(BlurPoolConfig(), 3)
+    convolutions = [(3, 128, 5), (128, 128, 3), (128, 256, 3), (256, 512, 3), (512, 512, 1)]
+    convolutions.append((512, 1, 5))
+    expected = sum(i * o * k * k + o for i, o, k in convolutions) + 2 * (128 + 256 + 512)
+    assert sum(p.numel() for p in network.parameters()) == expected
+    with pytest.raises(UserError, match=r"data\.size=100: .*layers=3 halves .* a multiple of 8"):
+        BlurPoolConfig().check_size(100)
 
 
 # StyleGAN

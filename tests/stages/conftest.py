@@ -18,7 +18,7 @@ from taming_dist.models.modalities import LabelMap
 from taming_dist.models.prior.conditions import ClassCondition
 from taming_dist.models.prior.transformer import TransformerConfig
 from taming_dist.models.quantizers import VectorQuantizerConfig
-from taming_dist.models.vqgan import VQGANConfig
+from taming_dist.models.vqgan import FirstStageConfig, VQGANConfig
 from taming_dist.stages.context import Context
 from taming_dist.stages.label_maps import LabelMapLossConfig, LabelMapRecipe
 from taming_dist.stages.prior import TokenLossConfig, TransformerRecipe
@@ -155,7 +155,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., VQGANRecipe]:
     monkeypatch.setattr("taming_dist.stages.context.Engine", PlainEngine)
 
     def make(
-        model: dict[str, Any] | None = None,
+        model: dict[str, Any] | FirstStageConfig | None = None,
         accumulation: int = 1,
         lr: float = 1e-4,
         micro_batch: int = 2,
@@ -165,7 +165,9 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., VQGANRecipe]:
         net: str = "alex",
         **loss: Any,
     ) -> VQGANRecipe:
-        settings = MODEL | {"quantizer": VectorQuantizerConfig(codes=24, dim=8)} | (model or {})
+        if not isinstance(model, FirstStageConfig):
+            quantizer = VectorQuantizerConfig(codes=24, dim=8)
+            model = VQGANConfig(**MODEL | {"quantizer": quantizer} | (model or {}))
         lpips = PerceptualConfig(perceptual, net=net, weights="random")
         terms: dict[str, TermConfig] = {"l1": L1Config(l1), "perceptual": lpips}
         if l2 is not None:
@@ -176,7 +178,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., VQGANRecipe]:
             "discriminator": PatchGANConfig(channels=8, layers=2),
         }
         return VQGANRecipe(
-            VQGANConfig(**settings),
+            model,
             VQGANLossConfig(**defaults | loss),
             Context(OptimConfig(lr=lr), EngineConfig(), ALONE, micro_batch, accumulation),
         )

@@ -10,7 +10,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from taming_dist.data.codes import CodeBatch
-from taming_dist.models.discriminators import DinoConfig, PatchGANConfig, StyleGANConfig
+from taming_dist.models.discriminators import (
+    BlurPoolConfig,
+    DinoConfig,
+    PatchGANConfig,
+    StyleGANConfig,
+)
+from taming_dist.models.networks import MaskGITConfig, ViTConfig
 from taming_dist.models.prior import head
 from taming_dist.models.prior.blocks import LlamaBlockConfig
 from taming_dist.models.prior.conditions import TextCondition
@@ -25,6 +31,7 @@ from taming_dist.stages.counting import generator_workload, vqgan_workload
 from taming_dist.stages.prior import prior_workload
 from taming_dist.training.clock import Clock
 from tests.stages.test_label_maps import blocky
+from tests.tiny_models import tiny_networks
 
 Make = Callable[..., Any]
 
@@ -70,6 +77,9 @@ def flops_of(step: Iterable[Any], images: int) -> float:
         {"model": {"quantizer": EMAQuantizerConfig(codes=24, dim=8, initial="data")}},
         {"model": {"quantizer": GumbelQuantizerConfig(codes=24, dim=8)}},
         {"model": {"quantizer": LFQuantizerConfig(bits=6)}},
+        {"model": tiny_networks(MaskGITConfig)},
+        {"model": tiny_networks(ViTConfig)},
+        {"discriminator": BlurPoolConfig(channels=8, layers=2)},
     ],
 )
 def test_the_workload_of_a_vqgan_is_that_of_its_step(

@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from taming_dist.data.codes import CodeBatch
 from taming_dist.engine.determinism import use_deterministic
-from taming_dist.models.discriminators import DinoConfig, StyleGANConfig
+from taming_dist.models.discriminators import BlurPoolConfig, DinoConfig, StyleGANConfig
+from taming_dist.models.networks import MaskGITConfig, ViTConfig
 from taming_dist.models.quantizers import (
     EMAQuantizerConfig,
     FSQuantizerConfig,
@@ -24,6 +25,7 @@ from taming_dist.models.quantizers import (
 )
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
 from taming_dist.training.clock import Clock
+from tests.tiny_models import tiny_networks
 
 # Each raises on a GPU: backward passes that add up in any order, and a few more.
 REFUSED = {
@@ -102,6 +104,7 @@ LOSSES: dict[str, dict[str, Any]] = {
         "r1_every": 1,
     },
     "dino": {"discriminator": DinoConfig(weights="random", depths=[0])},
+    "blurpool": {"discriminator": BlurPoolConfig(channels=8, layers=1)},
 }
 
 
@@ -112,6 +115,13 @@ def test_a_gpu_refuses_no_operation_of_any_quantizer(
     names = run(recipe(model={"quantizer": quantizer}, discriminator=None), batch())
     assert "convolution_backward" in names
     assert not names & REFUSED
+
+
+@pytest.mark.parametrize("kind", [MaskGITConfig, ViTConfig])
+def test_a_gpu_refuses_no_operation_of_any_networks(
+    recipe: Callable[..., Any], batch: Callable[..., Any], kind: Any
+) -> None:
+    assert not run(recipe(model=tiny_networks(kind), discriminator=None), batch()) & REFUSED
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)

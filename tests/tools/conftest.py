@@ -185,14 +185,25 @@ def tool(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
 
 
 @pytest.fixture
-def convert(tmp_path: Path, tool: Callable[..., str]) -> Callable[..., str]:
-    """Writes tensors as lightning does and imports them into tmp_path/out."""
+def convert_whole(tmp_path: Path, tool: Callable[..., str]) -> Callable[..., str]:
+    """Writes a file with just these contents and imports it into tmp_path/out."""
     import_checkpoint = runpy.run_path(str(TOOLS / "import_checkpoint.py"))["main"]
 
-    def run(tensors: dict[str, Tensor], *options: object, **beside: Any) -> str:
+    def run(contents: dict[str, Any], *options: object) -> str:
         path = tmp_path / "last.ckpt"
-        torch.save({"epoch": 3, "global_step": 7, "state_dict": tensors} | beside, path)
+        torch.save(contents, path)
         return tool(import_checkpoint, path, "--out", tmp_path / "out", *options)
+
+    return run
+
+
+@pytest.fixture
+def convert(convert_whole: Callable[..., str]) -> Callable[..., str]:
+    """Writes tensors as lightning does and imports them into tmp_path/out."""
+
+    def run(tensors: dict[str, Tensor], *options: object, **beside: Any) -> str:
+        contents = {"epoch": 3, "global_step": 7, "state_dict": tensors} | beside
+        return convert_whole(contents, *options)
 
     return run
 

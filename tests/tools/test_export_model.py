@@ -19,6 +19,7 @@ from taming_dist.engine.pieces import Piece
 from taming_dist.engine.snapshot import Snapshot
 from taming_dist.engine.world import World
 from taming_dist.errors import UserError
+from taming_dist.models.networks import ViTConfig
 from taming_dist.models.prior.conditions import (
     ClassCondition,
     CodesCondition,
@@ -32,6 +33,7 @@ from taming_dist.models.prior.transformer import TransformerConfig
 from taming_dist.models.quantizers import EMAQuantizerConfig, VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGANConfig
 from taming_dist.taming_compat.first_stage import import_vqgan
+from tests.tiny_models import tiny_networks
 
 TOOLS = Path(__file__).parents[2] / "tools"
 export_model = runpy.run_path(str(TOOLS / "export_model.py"))["main"]
@@ -228,6 +230,15 @@ def test_codebooks_of_averages_and_of_unit_length_leave_as_plain_ones_with_the_s
         assert torch.equal(back.quantize(latents).codes, codes)
         torch.testing.assert_close(back.decode_codes(codes), model.decode_codes(codes))
     assert len(codes.unique()) > 2
+
+
+def test_networks_that_the_original_has_not_are_refused(
+    tool: Callable[..., str], tmp_path: Path
+) -> None:
+    VQGAN(tiny_networks(ViTConfig)).save_pretrained(tmp_path / "export")
+    with pytest.raises(UserError, match="model=vit: the original has no such networks"):
+        tool(export_model, tmp_path / "export", "--out", tmp_path / "out", "--format", "taming")
+    assert not (tmp_path / "out").exists()
 
 
 def test_quantizers_that_the_original_has_not_are_refused(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from taming_dist.models.discriminators.blurpool import BlurPoolConfig, BlurPoolGAN
 from taming_dist.models.discriminators.config import DiscriminatorConfig
 from taming_dist.models.discriminators.dino import DinoConfig, DinoHeads
 from taming_dist.models.discriminators.norms import (
@@ -20,6 +21,8 @@ from taming_dist.models.discriminators.stylegan import StyleGAN, StyleGANConfig
 __all__ = [
     "DISCRIMINATORS",
     "BatchNorm",
+    "BlurPoolConfig",
+    "BlurPoolGAN",
     "DinoConfig",
     "DinoHeads",
     "DiscriminatorConfig",
@@ -40,6 +43,7 @@ DISCRIMINATORS: dict[str, tuple[type[DiscriminatorConfig], Callable[..., nn.Modu
     "patchgan": (PatchGANConfig, PatchGAN),
     "stylegan": (StyleGANConfig, StyleGAN),
     "dino": (DinoConfig, DinoHeads),
+    "blurpool": (BlurPoolConfig, BlurPoolGAN),
 }
 
 
