@@ -262,11 +262,13 @@ class ConvolutionalDecoder(DecoderNetwork):
     up: nn.ModuleList  # of UpLevel; up[0] is the highest resolution, as in the original
     norm_out: Norm
 
-    def features(self, z: Float[Tensor, "b d i j"]) -> Float[Tensor, "b c h w"]:
-        h = self.coarse(z)
+    def stages(
+        self, z: Float[Tensor, "b d i j"]
+    ) -> tuple[Float[Tensor, "b width i j"], Float[Tensor, "b c h w"]]:
+        coarse = h = self.coarse(z)
         for level in reversed(self.up):
             h = level(h)
-        return self.fine(h)
+        return coarse, self.fine(h)
 
     def layers(self) -> Iterator[nn.Module]:
         """What the levels are made of, in the order of `features`: `ResnetBlock`, `AttnBlock`,
@@ -325,12 +327,14 @@ class Decoder(ConvolutionalDecoder):
         self.norm_out = Norm(width)
         self.conv_out = Convolution(width, out_channels)
 
-    def features(self, z: Float[Tensor, "b d i j"]) -> Float[Tensor, "b c h w"]:
+    def stages(
+        self, z: Float[Tensor, "b d i j"]
+    ) -> tuple[Float[Tensor, "b width i j"], Float[Tensor, "b c h w"]]:
         if self.lean:
             from taming_dist.models import lean
 
-            return lean.features(self, z)
-        return super().features(z)
+            return lean.stages(self, z)
+        return super().stages(z)
 
 
 def last_layer_gradients(

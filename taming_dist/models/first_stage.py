@@ -28,8 +28,15 @@ class DecoderNetwork(nn.Module):
 
     conv_out: nn.Conv2d
 
-    def features(self, z: Float[Tensor, "b d i j"]) -> Float[Tensor, "b width h w"]:
+    def stages(
+        self, z: Float[Tensor, "b d i j"]
+    ) -> tuple[Float[Tensor, "b coarse i j"], Float[Tensor, "b width h w"]]:
+        """What it makes of latents at their resolution, `coarse_width` channels, and `features`,
+        which comes of it."""
         raise NotImplementedError
+
+    def features(self, z: Float[Tensor, "b d i j"]) -> Float[Tensor, "b width h w"]:
+        return self.stages(z)[1]
 
     def forward(self, z: Float[Tensor, "b d i j"]) -> Float[Tensor, "b c h w"]:
         return self.conv_out(self.features(z))
@@ -66,6 +73,11 @@ class FirstStageConfig(ModelConfig):
     def decoder_width(self) -> int | None:
         """Channels that the decoder reads, after a 1x1 convolution; None: it reads the entries of
         the codebook as they are."""
+        raise NotImplementedError
+
+    @property
+    def coarse_width(self) -> int:
+        """Channels of the decoder at the resolution of the latents."""
         raise NotImplementedError
 
     def encoder(self) -> nn.Module:

@@ -23,7 +23,11 @@ from taming_dist.models.prior.blocks import Block
 from taming_dist.models.quantizers import NO_CODE, Statistics, build_quantizer, keep_used
 from taming_dist.models.quantizers.interface import STRAIGHT_THROUGH, StaysFloat32
 
+LATENTS, DECODER = "latents", "decoder"  # what losses may look into, see `VQGAN.add_projections`
+
 __all__ = [
+    "DECODER",
+    "LATENTS",
     "VQGAN",
     "FirstStageConfig",
     "Reconstruction",
@@ -35,10 +39,11 @@ __all__ = [
 
 
 class Reconstruction(NamedTuple):
-    """What a training step needs; only `images` and `codebook_loss` carry gradients.
+    """What a training step needs; `images`, `codebook_loss` and `projected` carry gradients.
 
     images: G(z_q); features: the input of the decoder's last convolution, detached (it serves the
-    adaptive weight alone); statistics: see `Statistics`.
+    adaptive weight alone); statistics: see `Statistics`; projected: by name, see
+    `VQGAN.add_projections`.
     """
 
     images: Float[Tensor, "b c h w"]
@@ -46,6 +51,7 @@ class Reconstruction(NamedTuple):
     codebook_loss: Float32[Tensor, ""]
     codes: Int64[Tensor, "b *shape"]
     statistics: Statistics
+    projected: dict[str, Float[Tensor, "b _ i j"]]
 
 
 class VQGAN(
@@ -63,6 +69,7 @@ class VQGAN(
         "quantizer": ("quantize",),
         "decoder": ("post_quant_conv", "decoder"),
     }
+    training_only = ("projections",)
     block_types = (ResnetBlock, AttnBlock, Block)
     passes = ("latents", "decoded")  # the search for codes between them may wait for the device
 
@@ -75,10 +82,24 @@ class VQGAN(
         self.quant_conv = nn.Conv2d(config.encoder_width, dim, 1)
         width = config.decoder_width
         self.post_quant_conv = nn.Identity() if width is None else nn.Conv2d(dim, width, 1)
+        self.projections = nn.ModuleDict()
+        self._sources: dict[str, str] = {}  # of the projections
 
     @classmethod
     def _decode_arg(cls, expected_type: Any, value: Any) -> Any:
         return super()._decode_arg(networks_of(value), value)
+
+    def add_projections(self, asked: Mapping[str, tuple[str, int]]) -> "VQGAN":
+        """Have `forward` give linear maps for losses, by name: what of and to how many channels.
+
+        `LATENTS`: before they are quantized; `DECODER`: the decoder's features at their resolution.
+        The maps are trained and in checkpoints with all else, and left out of exports.
+        """
+        widths = {LATENTS: self.config.quantizer.dim, DECODER: self.config.coarse_width}
+        for name, (source, width) in asked.items():
+            self.projections[name] = nn.Conv2d(widths[source], width, 1)
+            self._sources[name] = source
+        return self
 
     def run_lean(self) -> bool:
         """Run by kernels of our own from now on, if there is Triton: the search for codes, and E
@@ -102,24 +123,32 @@ class VQGAN(
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Reconstruction:
         """Images in [-1,1] -> their reconstruction, with what training needs beside."""
-        quantized = self.quantize(self.latents(images))
-        decoded, features = self.decoded(quantized.z_q.to(images.dtype))
+        z = self.latents(images)
+        quantized = self.quantize(z)
+        decoded, features, coarse = self.decoded(quantized.z_q.to(images.dtype))
+        inside = {LATENTS: z, DECODER: coarse}
+        projected = {
+            name: layer(inside[self._sources[name]]) for name, layer in self.projections.items()
+        }
         return Reconstruction(
             images=decoded,
             features=features,
             codebook_loss=quantized.loss,
             codes=quantized.codes,
             statistics=quantized.statistics,
+            projected=projected,
         )
 
     def decoded(
         self, z: Float[Tensor, "b d i j"]
-    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b width h w"]]:
-        """G(z), and the input of its last convolution. That one is detached: attached, it would be
-        a second output on the same path, and DeepSpeed would divide the gradient by the number of
-        micro-batches twice."""
-        features = self.decoder.features(self.post_quant_conv(z))
-        return self.decoder.conv_out(features), features.detach()
+    ) -> tuple[
+        Float[Tensor, "b c h w"], Float[Tensor, "b width h w"], Float[Tensor, "b coarsest i j"]
+    ]:
+        """G(z), the input of its last convolution, and what its levels start from. The second is
+        detached: attached, it would be a second output on the same path, and DeepSpeed would divide
+        the gradient by the number of micro-batches twice."""
+        coarse, features = self.decoder.stages(self.post_quant_conv(z))
+        return self.decoder.conv_out(features), features.detach(), coarse
 
     def latents(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
         """Vectors before quantisation; i = h/f, j = w/f."""

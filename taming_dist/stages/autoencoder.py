@@ -6,6 +6,7 @@ Losses and step are those of the stages (`stages.vqgan`, `stages.label_maps`).
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -36,6 +37,8 @@ FIRST_STAGE_SCHEMAS: Mapping[str, Mapping[str, type]] = {
     "model/modality": MODALITIES,
     "data": {"images": ImagesConfig},
 }
+Projections = Mapping[str, tuple[str, int]]  # see `VQGAN.add_projections`
+NONE: Projections = MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +59,10 @@ def open_autoencoder(config: Config, start: Start) -> OpenedAutoencoder:
     return OpenedAutoencoder(open_images(config, start, [model.modality.column]), initial)
 
 
-def plan_autoencoder(config: Config) -> Planned:
-    """E, codebook and G of a run that has not started; what is frozen of them has no gradient."""
-    network = VQGAN(part(config.model, FirstStageConfig))
+def plan_autoencoder(config: Config, projections: Projections = NONE) -> Planned:
+    """E, codebook and G of a run that has not started, with projections for its losses; what is
+    frozen of them has no gradient."""
+    network = VQGAN(part(config.model, FirstStageConfig)).add_projections(projections)
     network.freeze(config.train.freeze)
     return Planned(network, averaged=True)
 
@@ -82,10 +86,19 @@ class Autoencoder:
     """E, codebook and G: what they read of a batch, how they are measured and shown."""
 
     def __init__(
-        self, model: FirstStageConfig, context: Context, initial: Mapping[str, Tensor] | None = None
+        self,
+        model: FirstStageConfig,
+        context: Context,
+        initial: Mapping[str, Tensor] | None = None,
+        projections: Projections = NONE,
     ) -> None:
-        """`initial`: the weights of E, codebook and G to start from, instead of random ones."""
-        self.trained = Trained(VQGAN, model, context, initial)
+        """`initial`: the weights of E, codebook and G to start from, instead of random ones;
+        `projections`: those that losses need."""
+
+        def make() -> VQGAN:
+            return VQGAN(model).add_projections(projections)
+
+        self.trained = Trained(VQGAN, model, context, initial, make=make)
         self.engine, self.world = self.trained.engine, context.world
         self.codebook = CodebookUpdates(self.engine, context)
         self.modality = model.modality

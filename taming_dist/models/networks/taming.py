@@ -24,6 +24,10 @@ class ConvolutionalConfig(FirstStageConfig):
     def factor(self) -> int:
         return 2 ** (len(self.multipliers) - 1)
 
+    @property
+    def coarse_width(self) -> int:
+        return self.channels * self.multipliers[-1]
+
     def check(self) -> None:
         if self.channels % GROUPS:
             raise UserError(

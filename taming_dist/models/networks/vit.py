@@ -51,6 +51,10 @@ class ViTConfig(FirstStageConfig):
     def decoder_width(self) -> int:
         return self.width
 
+    @property
+    def coarse_width(self) -> int:
+        return self.width
+
     def check(self) -> None:
         if self.width % self.heads or self.width // self.heads % 4:
             raise UserError(
@@ -127,13 +131,15 @@ class ViTDecoder(DecoderNetwork):
         self.conv_out = Convolution(channels, channels)
         self.apply(_initialise)
 
-    def features(self, z: Float[Tensor, "b d i j"]) -> Float[Tensor, "b c h w"]:
+    def stages(
+        self, z: Float[Tensor, "b d i j"]
+    ) -> tuple[Float[Tensor, "b width i j"], Float[Tensor, "b c h w"]]:
         columns, p = z.shape[-1], self.patch
         tokens = self.body(rearrange(z, "b d i j -> b (i j) d"), columns)
         images = rearrange(
             self.pixels(tokens), "b (i j) (p q c) -> b c (i p) (j q)", j=columns, p=p, q=p
         )
-        return laid_out(images)
+        return rearrange(tokens, "b (i j) c -> b c i j", j=columns), laid_out(images)
 
 
 @torch.no_grad()
