@@ -16,6 +16,7 @@ from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.world import World
 from taming_dist.engine.zero import Engine
 from taming_dist.models.quantizers import (
+    BSQuantizerConfig,
     IndexQuantizerConfig,
     LFQuantizerConfig,
     SimVQConfig,
@@ -30,11 +31,12 @@ RESTARTED = {"codes": 23, "dim": 7, "revive_below": 0.9}  # odd sizes: no stage 
 QUANTIZERS = {
     "restarted": VectorQuantizerConfig(**RESTARTED, initial="kmeans", normalized=True),
     "lfq": LFQuantizerConfig(bits=5, temperature=0.5),
+    "bsq": BSQuantizerConfig(bits=5, temperature=0.1),
     "ibq": IndexQuantizerConfig(codes=23, dim=7, temperature=0.5),
     "simvq": SimVQConfig(codes=23, dim=7, gradient="rotation"),
 }
 RUNS = {
-    0: ["restarted", "lfq", "ibq", "simvq"],
+    0: ["restarted", "lfq", "bsq", "ibq", "simvq"],
     1: [],
     2: ["restarted", "simvq"],
     3: ["ibq", "simvq"],
@@ -103,7 +105,7 @@ def runs(world: World) -> dict[str, Any]:
         for quantizer in RUNS[zero]:
             recipe = build(world, zero, quantizer)
             lines = train(recipe, range(STEPS), STEPS)
-            digest = codebook_digest(recipe) if quantizer != "lfq" else ""
+            digest = codebook_digest(recipe) if quantizer not in ("lfq", "bsq") else ""
             found[f"zero{zero} {quantizer}"] = {"lines": lines, "codebook": digest}
     for zero in RESUMED:
         whole, resumed = run_and_resume(world, zero)

@@ -9,7 +9,15 @@ import pytest
 
 WORKER = Path(__file__).with_name("restarts_worker.py")
 RUNS = [f"zero{zero} restarted" for zero in range(4)]
-RUNS += ["zero0 lfq", "zero0 ibq", "zero3 ibq", "zero0 simvq", "zero2 simvq", "zero3 simvq"]
+RUNS += [
+    "zero0 lfq",
+    "zero0 bsq",
+    "zero0 ibq",
+    "zero3 ibq",
+    "zero0 simvq",
+    "zero2 simvq",
+    "zero3 simvq",
+]
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from taming_dist.data.codes import CodeBatch
 from taming_dist.engine.determinism import use_deterministic
 from taming_dist.models.discriminators import DinoConfig, StyleGANConfig
 from taming_dist.models.quantizers import (
+    BSQuantizerConfig,
     EMAQuantizerConfig,
     FSQuantizerConfig,
     GumbelQuantizerConfig,
@@ -91,6 +92,7 @@ QUANTIZERS = [
     GumbelQuantizerConfig(codes=24, dim=8),
     FSQuantizerConfig(levels=[3, 3]),
     LFQuantizerConfig(bits=4),
+    BSQuantizerConfig(bits=4),
     IndexQuantizerConfig(codes=24, dim=8),
 ]
 LOSSES: dict[str, dict[str, Any]] = {
