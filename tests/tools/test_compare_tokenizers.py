@@ -38,7 +38,7 @@ def test_recipes_are_trained_with_all_seeds_and_what_has_a_record_is_not_trained
     tmp_path: Path,
 ) -> None:
     draws = np.random.default_rng(0)
-    for part, count in (("train", 12), ("val", 8)):
+    for part, count in (("train", 64), ("val", 8)):
         folder = tmp_path / "images" / part / "one"
         folder.mkdir(parents=True)
         for number in range(count):
