@@ -79,20 +79,23 @@ def test_a_row_has_the_mean_over_seeds_and_half_their_range_and_the_best_is_firs
     (ours, original) = rows(text)
     assert ours[:3] == ["`ours`", "1,024", "0, 1"]
     assert (ours[5], original[5]) == ("77.0 ± 3.0", "105.0 ± 5.0")
-    assert (ours[-1], original[-1]) == ("-27%", "+0%")
+    assert (ours[-2:], original[-2:]) == (["-27%", "0123456"], ["+0%", "0123456"])
     assert "memory" not in text
     (alone,) = rows(markdown(of_seeds("ours", 80.0)))
     assert alone[5] == "80.0"
 
 
+def test_a_row_names_the_commits_of_its_records() -> None:
+    """As a recipe that is added later has another commit than the rest."""
+    later = dataclasses.replace(RUN, commit="abcdef", changed=["conf/x.yaml"])
+    (ours, _) = rows(markdown([*of_seeds("original", 100.0), *of_seeds("ours", 80.0, run=later)]))
+    assert ours[-1] == "abcdef with changes"
+
+
 @pytest.mark.parametrize(
     "changes",
-    [
-        {"overrides": ["train.steps=3"]},
-        {"train": "another"},
-        {"run": dataclasses.replace(RUN, commit="abcdef")},
-    ],
-    ids=["keys", "data", "code"],
+    [{"overrides": ["train.steps=3"]}, {"train": "another"}],
+    ids=["keys", "data"],
 )
 def test_what_was_not_equal_stands_in_tables_of_its_own(changes: dict[str, object]) -> None:
     text = markdown([*of_seeds("original", 100.0), *of_seeds("ours", 80.0, **changes)])
@@ -105,7 +108,7 @@ def test_probes_of_two_protocols_are_not_put_into_one_table(tmp_path: Path) -> N
     save(one, tmp_path)
     assert load(tmp_path) == [one]
     text = markdown([one, *of_seeds("original", 100.0)])
-    assert [cells[-2] for cells in rows(text)] == ["500.0", ""]
+    assert [cells[-3] for cells in rows(text)] == ["500.0", ""]
     with pytest.raises(UserError, match="protocols 00c0ffee and 0badcafe"):
         markdown([one, dataclasses.replace(other, seed=7)])
 

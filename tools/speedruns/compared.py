@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from statistics import mean
 
+from benchmarks.rows import Run
+
 from speedruns.records import Record
 from speedruns.shown import BASELINE, place
 from taming_dist.errors import UserError
@@ -22,11 +24,11 @@ FIGURES: dict[str, tuple[str, Figure]] = {
 
 
 def kind(record: Record) -> tuple[str, ...]:
-    """What records must share to stand in one table: everything but recipe and seed."""
-    run = record.run
+    """What records must share to stand in one table: all but recipe and seed, and the commit, which
+    each row names, as a recipe that is added later has another."""
     return (
-        record.protocol["hash"], record.train, place(run.machine), f"{record.tokens}",
-        f"{record.last.images}", " ".join(record.overrides), run.commit, " ".join(run.changed),
+        record.protocol["hash"], record.train, place(record.run.machine), f"{record.tokens}",
+        f"{record.last.images}", " ".join(record.overrides),
     )  # fmt: skip
 
 
@@ -48,12 +50,14 @@ def table(records: Sequence[Record]) -> str:
     names = [name for name, (_, of) in FIGURES.items() if any(of(each) for each in records)]
     header = ["recipe", "codes", "seeds", *names]
     header += [] if base is None else [f"rFID against `{BASELINE}`"]
+    header.append("commit")
     lines = [heading(records), "", f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
     for some in by_recipe:
         seeds = ", ".join(f"{each.seed}" for each in some)
         cells = [f"`{some[0].recipe}`", f"{some[0].codes:,}", seeds]
         cells += [over_seeds(some, *FIGURES[name]) for name in names]
         cells += [] if base is None else [f"{mean_rfid(some) / base - 1:+.0%}"]
+        cells.append(", ".join(sorted({code(each.run) for each in some})))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -78,6 +82,11 @@ def over_seeds(records: Sequence[Record], form: str, of: Figure) -> str:
     return f"{mean(values):{form}} ± {(max(values) - min(values)) / 2:{form}}"
 
 
+def code(run: Run) -> str:
+    """The commit of a run, and whether it had changes."""
+    return f"{run.commit[:7] or 'unknown'}{' with changes' if run.changed else ''}"
+
+
 def heading(records: Sequence[Record]) -> str:
     """What the rows of a table share."""
     record, probes = records[0], sorted({each.probe.protocol for each in records if each.probe})
@@ -86,14 +95,13 @@ def heading(records: Sequence[Record]) -> str:
             f"the codes of these records were probed by protocols {' and '.join(probes)}, which do "
             f"not compare: give all the same --probe"
         )
-    protocol, run, last = record.protocol, record.run, record.last
+    protocol, last = record.protocol, record.last
     keys = " ".join(f"`{each}`" for each in record.overrides)
     return (
         f"Protocol {protocol['hash']} (rFID): {protocol['images']} images of {protocol['size']} px "
         f"of set {protocol['reference'][:8]}, learned from set {record.train[:8]}: {last.images:,} "
         f"images in {last.step:,} steps, {record.tokens} tokens an image"
-        f"{f'; with {keys}' if keys else ''}; {place(run.machine)}; {run.date}, commit "
-        f"{run.commit[:7] or 'unknown'}{', with changes' if run.changed else ''}"
+        f"{f'; with {keys}' if keys else ''}; {place(record.run.machine)}"
         f"{f'; probe of protocol {probes[0]}' if probes else ''}. "
         f"Mean over seeds ± half of what the largest and the smallest differ by."
     )
