@@ -1,4 +1,5 @@
-# make demo: the whole chain on built-in photographs. make test: the tests. Both set up .venv first.
+# make demo: the whole chain on built-in photographs; make demo-gpu [IMAGES=DIR]: larger, on a GPU.
+# make test: the tests. All set up .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +13,7 @@ empty :=
 comma := ,
 list = $(subst $(empty) $(empty),$(comma),$(1))
 
-.PHONY: demo test test-slow test-gpu check bench env lock clean-demo
+.PHONY: demo demo-gpu test test-slow test-gpu check bench env lock clean-demo
 
 env: $(VENV)/.ready
 
@@ -40,6 +41,9 @@ lock:
 
 demo: env
 	@$(BIN)/python tools/demo.py
+
+demo-gpu: env
+	@$(BIN)/python tools/demo.py --gpu $(if $(IMAGES),--images "$(IMAGES)")
 
 # on the CPU also where there is a GPU: figures and tolerances of these tests are the CPU's; two files
 # at once, each on a core of its own: threads of both on the same cores wait for each other
@@ -70,4 +74,4 @@ bench: env
 	$(BIN)/python tools/benchmark.py all
 
 clean-demo:
-	rm -rf outputs/demo
+	rm -rf outputs/demo outputs/demo-gpu

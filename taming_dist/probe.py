@@ -28,7 +28,7 @@ from taming_dist.evaluation.image_sets import add_distances
 from taming_dist.evaluation.probe_recipe import Probed, ProbeRecipe, recipe_for
 from taming_dist.evaluation.progress import with_progress
 from taming_dist.evaluation.protocol import Measured, Protocol
-from taming_dist.evaluation.reference import Reference, features_of, open_reference
+from taming_dist.evaluation.reference import FEATURES, Reference, features_of, open_reference
 from taming_dist.evaluation.second_stage import Sampling, predictions
 from taming_dist.evaluation.sources import Intake, Source
 from taming_dist.inception import Inception, inception
@@ -115,7 +115,7 @@ def protocol_of(val: CodeDataset) -> Protocol:
 
 def add_samples(probed: Probed, samples: Source, real: Real, world: World) -> None:
     """Have the first rank add the distances of samples from real images (collective)."""
-    made = features_of(samples, real.network, real.intake, world)
+    made = features_of(samples, real.network, real.intake, world)[FEATURES]
     if world.is_first:
         distances = Measured({})
         add_distances(distances, made, real.reference, real.intake.size, real.network)

@@ -237,7 +237,7 @@ def test_every_documented_command_starts(start: Any, command: Command) -> None:
 def test_commands_are_found_in_all_kinds_of_documents() -> None:
     found = {str(command).split(":")[0] for command in COMMANDS}
     experiments = {f"conf/experiment/{path.name}" for path in REPOSITORY.glob("conf/experiment/*")}
-    demo = {f"conf/experiment/{name}.yaml" for name in ("demo", "demo_transformer")}
+    demo = {f"conf/experiment/{path.name}" for path in REPOSITORY.glob("conf/experiment/demo*")}
     assert experiments - demo <= found
     assert {"README.md", "docs/operations.md", "slurm/train_vqgan.sh", "conf/sample.yaml"} <= found
     assert any("--nodes=4" in command.words for command in COMMANDS)

@@ -1,9 +1,12 @@
-"""The whole chain at laptop size on photographs that come with Python packages: `make demo`.
+"""The whole chain on photographs that come with Python packages: `make demo`, `make demo-gpu`.
 
-    python tools/demo.py [--out outputs/demo]
+    python tools/demo.py [--out outputs/demo] [--list]
+    python tools/demo.py --gpu [--images DIR] [--out outputs/demo-gpu] [--list]
 
 Runs the project's own commands one after the other, each as a user would type it, and ends with a
-report. Finished phases are not repeated; an interrupted one resumes.
+report. Finished phases are not repeated; an interrupted one resumes. `--list` prints the commands.
+With `--images` the photographs are those of a folder, whose folders, if it has two or more, are
+classes.
 """
 
 import json
@@ -18,17 +21,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from reports.page import write_page
 
 from taming_dist import cli
 from taming_dist.errors import UserError
-from taming_dist.formats.manifest import Manifest
+from taming_dist.formats.manifest import MANIFEST, Manifest
 from taming_dist.formats.strict_json import write_json
 from taming_dist.pretrained import BACKBONES
 
-SIZE = 32
 SAMPLES_PER_CLASS = 8
+MOST_SAMPLES = 96
 GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demos differ in: their experiments, `of_classes` (overrides of the second that make
+    it class-conditional, unless it is), pixels of an image's side, `views` of an image that become
+    codes (see tokenize_dataset.py), and how samples of classes are guided."""
+
+    out: Path
+    vqgan: str
+    transformer: str
+    of_classes: tuple[str, ...]
+    size: int
+    views: str
+    guidance: float
+
+
+ON_CPU = Demo(Path("outputs/demo"), "demo", "demo_transformer", (), 48, "center", 1.5)
+ON_GPU = Demo(
+    Path("outputs/demo-gpu"), "demo_gpu", "demo_gpu_transformer",
+    ("model/condition=class", "loss.condition_dropout=0.1"), 128, "flip", 1.5,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,39 +79,24 @@ class Phase:
         return any(event["event"] == "exit" and event["finished"] for event in events)
 
 
-def phases(out: Path) -> list[Phase]:
-    """The commands of the chain, in order."""
-    photographs, shards, codes = out / "photographs", out / "shards", out / "codes"
+def phases(demo: Demo, out: Path, images: Path | None = None) -> list[Phase]:
+    """The commands of the chain, in order. How many samples there are is known once shards are."""
+    shards, codes = out / "shards", out / "codes"
     vqgan, transformer, figures = out / "vqgan", out / "transformer", out / "evaluation"
-    chain = [
+    of_classes = images is None or has_classes(images)
+    conditional = demo.of_classes if of_classes else ()
+    guided = (f"guidance={demo.guidance}",) if of_classes else ()
+    count = number_of_samples(shards / "train")
+    return [
         Phase("LPIPS weights", ("tools/fetch_lpips.py",), BACKBONES["vgg"].cache_file),
-        Phase(
-            "photographs",
-            ("tools/demo_photographs.py", "--out", f"{photographs}", "--size", f"{SIZE}"),
-            photographs / "photographs.json",
-        ),
-    ]
-    for split in ("train", "val"):
-        folder = photographs / split
-        chain.append(
-            Phase(
-                f"image shards, {split}",
-                ("tools/make_shards.py", "--images", f"{folder / 'images'}", "--labels", "folders",
-                 "--segmentations", f"{folder / 'segmentations'}", "--prefix", split,
-                 "--out", f"{shards / split}"),
-                shards / split / "manifest.json",
-            )
-        )  # fmt: skip
-    chain.append(
+        *(built_in(demo, out) if images is None else [given(demo, out, images, of_classes)]),
         Phase(
             "training the VQGAN",
-            ("-m", "taming_dist.train", "+experiment=demo", f"run.dir={vqgan}",
+            ("-m", "taming_dist.train", f"+experiment={demo.vqgan}", f"run.dir={vqgan}",
              f"data.train={shards / 'train'}", f"data.val={shards / 'val'}"),
             vqgan / "events.jsonl",
-        )
-    )  # fmt: skip
-    for split, views in (("train", "flip"), ("val", "center")):
-        chain.append(
+        ),
+        *(
             Phase(
                 f"tokenization, {split}",
                 ("tools/tokenize_dataset.py", "--model", f"{vqgan / 'export'}", "--shards",
@@ -93,22 +104,20 @@ def phases(out: Path) -> list[Phase]:
                  "--prefix", f"codes-{split}"),
                 codes / split / "manifest.json",
             )
-        )  # fmt: skip
-    classes = len(os.listdir(photographs / "train" / "images")) if photographs.is_dir() else 0
-    return [
-        *chain,
+            for split, views in (("train", demo.views), ("val", "center"))
+        ),
         Phase(
             "training the transformer",
-            ("-m", "taming_dist.train", "+experiment=demo_transformer", f"run.dir={transformer}",
-             f"data.train={codes / 'train'}", f"data.val={codes / 'val'}",
-             f"data.vqgan={vqgan / 'export'}"),
+            ("-m", "taming_dist.train", f"+experiment={demo.transformer}", *conditional,
+             f"run.dir={transformer}", f"data.train={codes / 'train'}",
+             f"data.val={codes / 'val'}", f"data.vqgan={vqgan / 'export'}"),
             transformer / "events.jsonl",
         ),
         Phase(
             "sampling",
             ("-m", "taming_dist.sample", f"transformer={transformer / 'export'}",
-             f"vqgan={vqgan / 'export'}", f"out={out / 'samples'}", "top_k=100", "seed=0",
-             f"n={classes * SAMPLES_PER_CLASS}", f"batch={classes * SAMPLES_PER_CLASS}"),
+             f"vqgan={vqgan / 'export'}", f"out={out / 'samples'}", "top_p=0.9", *guided,
+             "seed=0", f"n={count}", f"batch={count}"),
             out / "samples" / "samples.json",
         ),
         Phase(
@@ -124,6 +133,52 @@ def phases(out: Path) -> list[Phase]:
             figures / "transformer" / "metrics.json",
         ),
     ]  # fmt: skip
+
+
+def built_in(demo: Demo, out: Path) -> list[Phase]:
+    """From the photographs of the installed packages to shards."""
+    photographs, shards = out / "photographs", out / "shards"
+    cutting = Phase(
+        "photographs",
+        ("tools/demo_photographs.py", "--out", f"{photographs}", "--size", f"{demo.size}"),
+        photographs / "photographs.json",
+    )
+    folders = {split: photographs / split for split in ("train", "val")}
+    return [cutting] + [
+        Phase(
+            f"image shards, {split}",
+            ("tools/make_shards.py", "--images", f"{folder / 'images'}", "--labels", "folders",
+             "--segmentations", f"{folder / 'segmentations'}", "--prefix", split,
+             "--out", f"{shards / split}"),
+            shards / split / "manifest.json",
+        )
+        for split, folder in folders.items()
+    ]  # fmt: skip
+
+
+def given(demo: Demo, out: Path, images: Path, of_classes: bool) -> Phase:
+    """From a folder of photographs to shards; a tenth is for validation."""
+    return Phase(
+        "image shards",
+        ("tools/make_shards.py", "--images", f"{images}",
+         *(("--labels", "folders") if of_classes else ()), "--short-side", f"{demo.size}",
+         "--val-fraction", "0.1", "--out", f"{out / 'shards'}"),
+        out / "shards" / "val" / "manifest.json",
+    )  # fmt: skip
+
+
+def has_classes(images: Path) -> bool:
+    """Whether a folder of photographs has two folders or more, which are classes then."""
+    if not images.is_dir():
+        raise UserError(f"--images {images}: no such folder")
+    folders = [each.name for each in images.iterdir() if each.is_dir()]
+    return sum(not name.startswith(".") for name in folders) > 1
+
+
+def number_of_samples(shards: Path) -> int:
+    """A few of each class, and as many as fit on the page where there are none or many."""
+    classes = Manifest.load(shards).classes if (shards / MANIFEST).exists() else None
+    return min(SAMPLES_PER_CLASS * len(classes), MOST_SAMPLES) if classes else MOST_SAMPLES
 
 
 class Journal:
@@ -154,7 +209,7 @@ class Journal:
         if status != 0:
             sys.exit(status)
         if not phase.is_complete:
-            print("\ninterrupted: make demo resumes from here")
+            print("\ninterrupted: the same command resumes from here")
             sys.exit(128 + signal.SIGINT)
 
     def _save(self) -> None:
@@ -203,17 +258,31 @@ def has_gan(row: dict[str, Any]) -> bool:
     return "train/gan_g" in row
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the chain."""
     parser = cli.Parser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("outputs/demo"))
-    out: Path = parser.parse_args().out
+    parser.add_argument("--gpu", action="store_true", help="128 px, on one GPU")
+    parser.add_argument("--images", type=Path, help="folder of photographs instead of the built-in")
+    parser.add_argument("--out", type=Path, help="folder of all results")
+    parser.add_argument("--list", action="store_true", help="print the commands, run none")
+    args = parser.parse_args(argv)
+    demo = ON_GPU if args.gpu else ON_CPU
+    out: Path = args.out or demo.out
+    images: Path | None = args.images
     if not Path("tools/demo.py").is_file():
         raise UserError("run the demo from the folder of the repository: make demo")
+    if images is not None and not args.gpu:
+        raise UserError("--images is for --gpu: two cores learn too little of other photographs")
+    if args.list:
+        for phase in phases(demo, out, images):
+            print(f"python {shlex.join(phase.command)}")
+        return
+    if args.gpu and not torch.cuda.is_available():
+        raise UserError("--gpu: torch sees no GPU here; make demo runs on the CPU")
     out.mkdir(parents=True, exist_ok=True)
     journal = Journal(out / "phases.json")
-    for number in range(len(phases(out))):
-        phase = phases(out)[number]  # again: the classes are known once the photographs are cut
+    for number in range(len(phases(demo, out, images))):
+        phase = phases(demo, out, images)[number]  # again: now the shards may be there
         if journal.is_done(phase):
             print(f"{phase.name}: already done", flush=True)
         else:
@@ -230,6 +299,7 @@ def main() -> None:
 
 def farewell(out: Path, summary: dict[str, Any]) -> str:
     """Where the report is, and what to try next."""
+    one_class = " class_id=0" if summary["classes"] else ""
     return f"""
 The chain took {sum(summary["seconds"].values()):.0f} s. Open the report:
 
@@ -237,7 +307,7 @@ The chain took {sum(summary["seconds"].values()):.0f} s. Open the report:
 
 Try next:
   .venv/bin/python -m taming_dist.sample transformer={out}/transformer/export \\
-      vqgan={out}/vqgan/export out=outputs/more class_id=3 n=16 seed=1
+      vqgan={out}/vqgan/export out=outputs/more n=16 seed=1{one_class}
   .venv/bin/python tools/make_shards.py --images YOUR_PHOTOGRAPHS --short-side 256 --out data/mine
   .venv/bin/python -m taming_dist.train +experiment=flickr +scale=laptop \\
       data.train=data/mine data.val=data/mine run.name=mine"""

@@ -3,14 +3,15 @@
     python tools/demo_photographs.py --out DIR [--size 64] [--crops 250]
 
 Makes {train,val}/images/<photo>/*.png and, with the same names, {train,val}/segmentations/. A photo
-is a class. Training and validation crops come from the two sides of a cut through each photo, so
-they share no pixels. Label maps: k-means over smoothed Lab colour and position, 8 labels per photo.
+is a class, and a crop shows most of it. Training and validation differ in the scale of the crops,
+not in the photographs: validation tells how a photo is met in a framing that training never had,
+and nothing about other photographs. Label maps: k-means over smoothed Lab colour and position, 8
+labels per photo.
 """
 
 import importlib.util
 import json
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,35 +23,42 @@ from taming_dist import cli
 from taming_dist.errors import UserError
 from taming_dist.formats.strict_json import write_json
 
-PHOTOGRAPHS = {
-    "astronaut": ("skimage", "data/astronaut.png"),
-    "brick": ("skimage", "data/brick.png"),
-    "cat": ("skimage", "data/chelsea.png"),
-    "coffee": ("skimage", "data/coffee.png"),
-    "coins": ("skimage", "data/coins.png"),
-    "flower": ("sklearn", "datasets/images/flower.jpg"),
-    "galaxies": ("skimage", "data/hubble_deep_field.jpg"),
-    "motorcycle": ("skimage", "data/motorcycle_left.png"),
-    "pagoda": ("sklearn", "datasets/images/china.jpg"),
-    "retina": ("skimage", "data/retina.jpg"),
-    "rocket": ("skimage", "data/rocket.jpg"),
-    "tissue": ("skimage", "data/ihc.png"),
-}
-NUM_LABELS = 8
-VAL_SHARE = 0.16  # 40 validation crops to 250 for training
-# A crop spans a photo's short side divided by one of these: enough to be recognisable.
-ZOOMS = (2.2, 3.0)
-PLACE_WEIGHT = 30.0  # Lab units across the whole photo: keeps labels in one piece
-DONE = "photographs.json"
+Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
-class Region:
-    """One side of a photo with its label map, both [h, w], and the largest crop that fits."""
+class Photograph:
+    """A file of an installed package; `centre`: where its subject is, as a share of its width."""
 
-    photo: Image.Image
-    labels: Image.Image
-    short_side: int
+    package: str
+    file: str
+    centre: float = 0.5
+
+
+PHOTOGRAPHS = {
+    "astronaut": Photograph("skimage", "data/astronaut.png"),
+    "brick": Photograph("skimage", "data/brick.png"),
+    "cat": Photograph("skimage", "data/chelsea.png"),
+    "coffee": Photograph("skimage", "data/coffee.png", 0.47),
+    "coins": Photograph("skimage", "data/coins.png"),
+    "flower": Photograph("sklearn", "datasets/images/flower.jpg", 0.48),
+    "galaxies": Photograph("skimage", "data/hubble_deep_field.jpg"),
+    "motorcycle": Photograph("skimage", "data/motorcycle_left.png", 0.52),
+    "pagoda": Photograph("sklearn", "datasets/images/china.jpg", 0.33),
+    "retina": Photograph("skimage", "data/retina.jpg"),
+    "rocket": Photograph("skimage", "data/rocket.jpg"),
+    "tissue": Photograph("skimage", "data/ihc.png"),
+}
+NUM_LABELS = 8
+VAL_SHARE = 0.16  # 40 validation crops to 250 for training
+# The side of a crop, as a share of the photo's short side: the subject is always whole.
+LEAST_SIDE = 0.8
+SHIFT = 0.05  # of the short side: how far crops move along the long one, to either side
+# Crops of the middle of these scales, from 0 for the smallest to 1, are for validation alone.
+HELD_OUT = (0.4, 0.6)
+OVERSAMPLING = 4  # of the photos to the crops: more would cost time and show nothing
+PLACE_WEIGHT = 30.0  # Lab units across the whole photo: keeps labels in one piece
+DONE = "photographs.json"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -67,11 +75,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if is_done(args.out, settings):
         print(f"{args.out} already holds these crops; nothing to do")
         return
-    for number, name in enumerate(sorted(PHOTOGRAPHS)):
-        for split, region in cut_in_two(load(name), args.size).items():
-            seed = [number, 0 if split == "train" else 1]
-            crops = draw_crops(region, args.size, num_crops[split], np.random.default_rng(seed))
-            save(crops, args.out / split, name)
+    for number, (name, photograph) in enumerate(sorted(PHOTOGRAPHS.items())):
+        photo = shrunk(load(photograph), OVERSAMPLING * args.size)
+        labels = label_map(photo, args.size)
+        for split, count in num_crops.items():
+            generator = np.random.default_rng([number, 0 if split == "train" else 1])
+            boxes = framings(photo.size, photograph.centre, split, count, generator)
+            save(cut(photo, labels, boxes, args.size), args.out / split, name)
     write_json(args.out / DONE, settings)
     total = {split: count * len(PHOTOGRAPHS) for split, count in num_crops.items()}
     print(f"{total['train']} training and {total['val']} validation crops in {args.out}")
@@ -86,63 +96,84 @@ def is_done(out: Path, settings: dict[str, object]) -> bool:
     return True
 
 
-def load(name: str) -> Image.Image:
+def load(photograph: Photograph) -> Image.Image:
     """A photograph from the installed package that contains it."""
-    package, file = PHOTOGRAPHS[name]
+    package = photograph.package
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"{package} is not installed: pip install -e '.[demo]'")
-    path = Path(spec.submodule_search_locations[0], file)
+    path = Path(spec.submodule_search_locations[0], photograph.file)
     if not path.is_file():
         raise UserError(f"{path} is missing: reinstall {package} with pip install -e '.[demo]'")
     with Image.open(path) as image:
         return image.convert("RGB")
 
 
-def cut_in_two(photo: Image.Image, size: int) -> dict[str, Region]:
-    """Cut a photo across its longer side; both parts hold a crop of the largest scale."""
-    # A resolution several times the crops' would only blur label borders and cost time.
-    scale = ZOOMS[1] * size / min(photo.size)
-    scaled = (round(photo.width * scale), round(photo.height * scale))
-    labels = label_map(photo.resize(scaled, Resampling.LANCZOS))
-    labels = labels.resize(photo.size, Resampling.NEAREST)
-    width, height = photo.size
-    short, long = min(photo.size), max(photo.size)
-    border = long - max(round(0.3 * long), math.ceil(short / ZOOMS[0]))
-    boxes = {"train": (0, 0, border, short), "val": (border, 0, long, short)}
-    if height > width:
-        boxes = {split: (top, left, low, right) for split, (left, top, right, low) in boxes.items()}
-    # Cut before scaling, so that no filter reaches across the border.
-    return {split: Region(photo.crop(box), labels.crop(box), short) for split, box in boxes.items()}
+def shrunk(photo: Image.Image, short: int) -> Image.Image:
+    """The photo with a short side of at most so many pixels."""
+    scale = min(1.0, short / min(photo.size))
+    width, height = (round(side * scale) for side in photo.size)
+    return photo.resize((width, height), Resampling.LANCZOS)
 
 
-def label_map(photo: Image.Image) -> Image.Image:
-    """Eight labels by colour and place, numbered from dark to light."""
+def framings(
+    size: tuple[int, int], centre: float, split: str, count: int, generator: np.random.Generator
+) -> Iterator[Box]:
+    """Random squares in a photo of `size` (width, height), in pixels: left, top, right, bottom.
+
+    Their sides are spread evenly over the scales of the split. They lie anywhere across the short
+    side, and near `centre` along the long one.
+    """
+    width, height = size
+    short = min(size)
+    low, high = HELD_OUT
+    for scale, x, y in generator.random((count, 3)):
+        if split == "val":
+            scale = low + scale * (high - low)
+        else:
+            scale *= 1 - (high - low)
+            scale += (high - low) if scale >= low else 0
+        side = short * (LEAST_SIDE + scale * (1 - LEAST_SIDE))
+        left = place(width, side, centre, short, x)
+        top = place(height, side, 0.5, short, y)
+        yield left, top, left + side, top + side
+
+
+def place(length: int, side: float, centre: float, short: int, chance: float) -> float:
+    """Where a square begins along one side of a photo of `length` pixels; `chance` is in [0, 1)."""
+    free = length - side
+    if length == short:
+        return chance * free
+    middle = centre * length - side / 2 + (2 * chance - 1) * SHIFT * short
+    return min(max(middle, 0.0), free)
+
+
+def label_map(photo: Image.Image, size: int) -> Image.Image:
+    """Eight labels by colour and place, numbered from dark to light, of the photo's size."""
     from skimage.color import rgb2lab
     from skimage.filters import gaussian
     from sklearn.cluster import KMeans
 
-    pixels = np.asarray(photo)
-    colour = gaussian(rgb2lab(pixels), sigma=2, channel_axis=-1)
+    # About the crops' resolution: a larger one would only blur label borders and cost time.
+    pixels = np.asarray(shrunk(photo, round(size / LEAST_SIDE)))
     height, width = pixels.shape[:2]
-    place = np.moveaxis(np.mgrid[:height, :width], 0, -1) * (PLACE_WEIGHT / max(height, width))
-    features = np.concatenate([colour, place], axis=-1).reshape(-1, 5)
-    means = KMeans(NUM_LABELS, n_init=1, max_iter=50, random_state=0).fit(features[::7])
+    colour = gaussian(rgb2lab(pixels), sigma=1, channel_axis=-1)
+    position = np.moveaxis(np.mgrid[:height, :width], 0, -1) * (PLACE_WEIGHT / max(height, width))
+    features = np.concatenate([colour, position], axis=-1).reshape(-1, 5)
+    means = KMeans(NUM_LABELS, n_init=1, max_iter=50, random_state=0).fit(features)
     ranks = np.argsort(np.argsort(means.cluster_centers_[:, 0]))
-    return Image.fromarray(ranks[means.predict(features)].reshape(height, width).astype(np.uint8))
+    labels = ranks[means.labels_].reshape(height, width).astype(np.uint8)
+    return Image.fromarray(labels).resize(photo.size, Resampling.NEAREST)
 
 
-def draw_crops(
-    region: Region, size: int, count: int, generator: np.random.Generator
+def cut(
+    photo: Image.Image, labels: Image.Image, boxes: Iterable[Box], size: int
 ) -> Iterator[tuple[Image.Image, Image.Image]]:
-    """Random squares of random scale, each with its label map."""
-    for zoom, x, y in generator.random((count, 3)):
-        side = region.short_side / (ZOOMS[0] + zoom * (ZOOMS[1] - ZOOMS[0]))
-        left, top = x * (region.photo.width - side), y * (region.photo.height - side)
-        box = (left, top, left + side, top + side)
+    """The squares of a photo at `size` pixels, each with its label map."""
+    for box in boxes:
         yield (
-            region.photo.resize((size, size), Resampling.LANCZOS, box),
-            region.labels.resize((size, size), Resampling.NEAREST, box),
+            photo.resize((size, size), Resampling.LANCZOS, box),
+            labels.resize((size, size), Resampling.NEAREST, box),
         )
 
 

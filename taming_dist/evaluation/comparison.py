@@ -16,14 +16,32 @@ def side_by_side(folders: Sequence[Path]) -> dict[str, list[Any]]:
         UserError: a figure has another protocol in one folder than in another, or a file is
             missing, or of before figures had protocols.
     """
+    return {
+        name: values
+        for name, values in compared(folders).items()
+        if not any(isinstance(value, list | dict) for value in values)
+    }
+
+
+def by_class(folders: Sequence[Path]) -> dict[str, list[list[Any]]]:
+    """The same of the figures that are lists in the order of the classes' numbers; empty where one
+    has it not."""
+    found = {
+        name: [value if isinstance(value, list) else [] for value in values]
+        for name, values in compared(folders).items()
+        if name.partition(" ")[0].endswith("_by_class")
+    }
+    return {name: values for name, values in found.items() if any(values)}
+
+
+def compared(folders: Sequence[Path]) -> dict[str, list[Any]]:
+    """Figures of any form, as `side_by_side` has them."""
     records = [record_of(folder) for folder in folders]
     rows: dict[str, list[Any]] = {}
     known: dict[str, tuple[Path, Mapping[str, Any]]] = {}
     for column, (folder, record) in enumerate(zip(folders, records, strict=True)):
         for protocol in record["protocols"]:
             for name in protocol["figures"]:
-                if isinstance(record.get(name), list | dict):
-                    continue  # a curve or a table
                 first, before = known.setdefault(name, (folder, protocol))
                 if before["hash"] != protocol["hash"]:
                     raise UserError(

@@ -8,7 +8,9 @@ Density and coverage, which outliers of the real images sway less: arXiv 2002.09
 Legend: n images made, m real ones, d features.
 """
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -30,6 +32,18 @@ HIGHER_IS_BETTER = {
     "density": True,
     "coverage": True,
 }
+
+
+@dataclass(frozen=True)
+class OfClasses:
+    """Features [n,d] of images of classes int64 [n]."""
+
+    features: Tensor
+    classes: Tensor
+
+    def of(self, number: int) -> Tensor:
+        """The features of the images of one class."""
+        return self.features[self.classes == number]
 
 
 def distances(
@@ -72,6 +86,46 @@ def frechet(
         for part in (fid_features_to_statistics(made.cpu()), statistics)
     ]
     return float(fid_statistics_to_metric(*both, verbose=False)[KEY_METRIC_FID])
+
+
+def frechet_by_class(made: OfClasses, real: OfClasses) -> dict[str, list[float] | list[int]]:
+    """`fid_by_class`, the Frechet distances of the images of each class, in the order of the
+    classes' numbers (NaN where there are fewer than `LEAST` of either set), up to the highest class
+    of the images made; and how many images each is of, `images_by_class` and
+    `reference_images_by_class`."""
+    classes = int(made.classes.max()) + 1
+    counts = [each.classes.bincount(minlength=classes)[:classes].tolist() for each in (made, real)]
+    found = [
+        frechet_of_few(made.of(number), real.of(number)) if min(several) >= LEAST else math.nan
+        for number, several in enumerate(zip(*counts, strict=True))
+    ]
+    return {
+        "fid_by_class": found,
+        "images_by_class": counts[0],
+        "reference_images_by_class": counts[1],
+    }
+
+
+def frechet_of_few(made: Tensor, real: Tensor) -> float:
+    """The distance of `frechet` of features [n,d] and [m,d] without their covariances [d,d],
+    which are slow to take a root of where n and m are small beside d.
+
+    With centred features A [n,d], B [m,d], over the roots of n - 1 and m - 1, the covariances are
+    A'A and B'B, and the trace of the root of their product is the sum of the singular values of
+    AB' [n,m].
+    """
+    sets = [each.cpu().double() for each in (made, real)]
+    means = [each.mean(0) for each in sets]
+    one, other = (
+        (each - mean) / math.sqrt(len(each) - 1) for each, mean in zip(sets, means, strict=True)
+    )
+    traces = one.square().sum() + other.square().sum()
+    small = [
+        torch.linalg.qr(each, mode="r").R if len(each) > each.shape[1] else each
+        for each in (one, other)
+    ]
+    root = torch.linalg.svdvals(small[0] @ small[1].T).sum()
+    return float((means[0] - means[1]).square().sum() + traces - 2 * root)
 
 
 def inception_score(features: Tensor, classifier: Tensor) -> dict[str, float]:

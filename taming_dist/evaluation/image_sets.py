@@ -10,17 +10,29 @@ from taming_dist.copies import to_device
 from taming_dist.engine.world import World
 from taming_dist.errors import UserError
 from taming_dist.evaluation.config import EvaluateConfig, refuse
-from taming_dist.evaluation.distribution import distances, frechet, inception_score
+from taming_dist.evaluation.distribution import (
+    SPLITS,
+    OfClasses,
+    distances,
+    frechet,
+    frechet_by_class,
+    inception_score,
+)
 from taming_dist.evaluation.features import Features
 from taming_dist.evaluation.folder import prepare_folder
 from taming_dist.evaluation.nearest import Nearest, save_nearest
-from taming_dist.evaluation.protocol import CENTRE, LANCZOS, Measured, Protocol
+from taming_dist.evaluation.protocol import CENTRE, LANCZOS, Measured, Protocol, digest_of
 from taming_dist.evaluation.reference import Reference, open_reference
 from taming_dist.evaluation.sources import Intake, Source, open_source, read
 from taming_dist.inception import LOGITS, SPATIAL_LAYER, Inception, inception
 from taming_dist.losses.perceptual import LPIPS
 from taming_dist.pretrained import lpips_digest, lpips_network
 from taming_dist.weights import digest
+
+NO_CLASSIFIER = (
+    "no inception_score: the network's classifier is not kept, see docs/evaluation.md for "
+    "python tools/fetch_inception.py --classifier"
+)
 
 
 def evaluate_images(config: EvaluateConfig, world: World) -> Measured:
@@ -75,14 +87,14 @@ class Comparison:
         examined: dict[int, Tensor] = {}
         sides: set[tuple[int, ...]] = set()
         count = 0
-        for pixels, ids in read(images, self._intake(self.config.size), self.world):
+        for pixels, ids, classes in read(images, self._intake(self.config.size), self.world):
             sides.add(tuple(pixels.shape[2:]))
             count += len(pixels)
             for row, number in enumerate(ids.tolist()):
                 if self.lpips is not None and number < self.config.examined:
                     examined[number] = pixels[row].clone()
             if made is not None:
-                made.add(to_device(pixels, self.world.device), ids)
+                made.add(to_device(pixels, self.world.device), ids, classes)
         size = common_side(sides, images, self.world)
         count = sum(self.world.gather(count))
         if self.world.is_first:
@@ -100,11 +112,11 @@ class Comparison:
     def _add_distances(
         self, measured: Measured, made: Features, network: Inception, size: int | None
     ) -> None:
-        found = made.gathered(self.world)
+        found, classes = made.gathered(self.world), made.classes(self.world)
         intake = self._intake(size)
         reference = open_reference(self.config.reference, network, intake, self.world)
         if self.world.is_first:
-            add_distances(measured, found, reference, size, network)
+            add_distances(measured, found, reference, size, network, classes)
 
     def _add_nearest(
         self, measured: Measured, examined: dict[int, Tensor], lpips: LPIPS, size: int | None
@@ -115,7 +127,7 @@ class Comparison:
         given = torch.stack([known[number] for number in sorted(known)])
         nearest = Nearest(lpips, given, self.config.neighbours)
         seen = 0
-        for pixels, ids in read(self.training, self._intake(size), self.world):
+        for pixels, ids, _ in read(self.training, self._intake(size), self.world):
             seen += len(pixels)
             nearest.update(pixels, ids)
         nearest.gather(self.world)
@@ -147,9 +159,15 @@ def how(size: int | None) -> tuple[str, str]:
 
 
 def add_distances(
-    measured: Measured, made: Tensor, reference: Reference, size: int | None, network: Inception
+    measured: Measured,
+    made: Tensor,
+    reference: Reference,
+    size: int | None,
+    network: Inception,
+    classes: Tensor | None = None,
 ) -> None:
-    """Add the distances of features [n, d + s] from a reference.
+    """Add the distances of features [n, d + s] from a reference; also of each class, where the
+    images have `classes` int64 [n] and those of the reference have some.
 
     Raises:
         UserError: there are too few images.
@@ -164,7 +182,16 @@ def add_distances(
     if real_spatial is not None or reference.spatial is not None:
         sfid = frechet(spatial, real_spatial, reference.spatial)
         measured.add({"sfid": sfid}, Protocol(*asked, network.digest, SPATIAL_LAYER))
-    if network.classifier is not None:
+    if real is not None and classes is not None and reference.classes is not None:
+        by_class = frechet_by_class(OfClasses(own, classes), OfClasses(real, reference.classes))
+        counts = [by_class["images_by_class"], by_class["reference_images_by_class"]]
+        found_by = Protocol(*asked, network.digest, network.layer, digest_of(counts))
+        measured.add(by_class, found_by)
+    if network.classifier is None:
+        measured.notes.append(NO_CLASSIFIER)
+    elif len(made) < SPLITS:
+        measured.notes.append(f"no inception_score: it needs {SPLITS} images, not {len(made)}")
+    else:
         alone = (len(made), 0, "", size, *how(size), "uint8")
         weights = f"{network.digest}+{digest({'fc.weight': network.classifier})}"
         score = inception_score(own, network.classifier)

@@ -21,7 +21,8 @@ class Protocol:
     `reference`: the fingerprint of the data set of the latter; `size`, `crop`, `filter`: how its
     images are prepared (None and empty: as they are); `dtype` of what is compared; `network`,
     `layer`: the digest of the weights of the network whose features these are of, and where in it
-    they are (empty: of none).
+    they are (empty: of none); `class_counts`: of figures by class, which differ with the number of
+    images, a digest of how many each class has (see `digest_of`).
     """
 
     images: int
@@ -33,16 +34,30 @@ class Protocol:
     dtype: str
     network: str = ""
     layer: str = ""
+    class_counts: str = ""
 
     @property
     def hash(self) -> str:
         """Eight hex digits that differ where anything of it does."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True, allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:8]
+        return digest_of(self._facts())
 
     def record(self) -> dict[str, Any]:
         """For metrics.json."""
-        return {"hash": self.hash} | dataclasses.asdict(self)
+        return {"hash": self.hash} | self._facts()
+
+    def _facts(self) -> dict[str, Any]:
+        """All of it, but `class_counts` of figures by class only: others keep the hash that they
+        had before there were such."""
+        facts = dataclasses.asdict(self)
+        if not self.class_counts:
+            del facts["class_counts"]
+        return facts
+
+
+def digest_of(facts: Any) -> str:
+    """Eight hex digits that differ where anything of what is JSON does."""
+    text = json.dumps(facts, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 class Measured:
@@ -52,6 +67,7 @@ class Measured:
     def __init__(self, facts: Mapping[str, Any]) -> None:
         self.facts = dict(facts)
         self.figures: dict[str, Any] = {}
+        self.notes: list[str] = []  # for the reader of `lines`
         self._names: dict[Protocol, list[str]] = {}
 
     def add(self, figures: Mapping[str, Any], protocol: Protocol) -> None:
@@ -77,7 +93,7 @@ class Measured:
             if _is_short(value):
                 text = f"{value:.6g}" if isinstance(value, float) else str(value)
                 said.append(f"{name:24} {text:12} protocol {self.protocol(name).hash}")
-        return said
+        return said + self.notes
 
 
 def _is_short(value: Any) -> bool:

@@ -22,17 +22,21 @@ from taming_dist.evaluation.features import Features
 from taming_dist.evaluation.sources import ArrayOfImages, Intake, Source, open_source, read
 from taming_dist.inception import SPATIAL_LAYER, Inception
 
+FEATURES, CLASSES = "features", "classes"  # of a kept file
+
 
 @dataclass(frozen=True)
 class Reference:
     """The features fp32 [m, d + s] of the images compared with, and, where a file has them, the
     statistics `mu` and `sigma` that FID is taken from, and `spatial` ones of sFID; any may be
-    missing. `features` are on the first rank only."""
+    missing. `features` and, where all images have one, their `classes` int64 [m] are on the first
+    rank only."""
 
     fingerprint: str
     features: Tensor | None = None
     statistics: dict[str, np.ndarray] | None = None
     spatial: dict[str, np.ndarray] | None = None
+    classes: Tensor | None = None
 
     @property
     def images(self) -> int:
@@ -62,35 +66,41 @@ def open_reference(
         source = open_source(key, value)
     fingerprint = world.broadcast(source.fingerprint if world.is_first else None)
     file = kept_file(fingerprint, intake.size, network)
-    features = kept_features(file) if world.is_first else None
-    if not world.broadcast(features is not None):
-        features = features_of(source, network, intake, world)
+    kept = kept_features(file) if world.is_first else None
+    if not world.broadcast(kept is not None):
+        kept = features_of(source, network, intake, world)
         if world.is_first:
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(file, save({"features": features}))
-    return Reference(fingerprint, features, statistics, spatial)
+            write_bytes(file, save(kept))
+    kept = kept or {}
+    return Reference(fingerprint, kept.get(FEATURES), statistics, spatial, kept.get(CLASSES))
 
 
-def features_of(source: Source, network: Inception, intake: Intake, world: World) -> Tensor:
-    """The features [n, d + s] of all images of a set, on every rank (collective)."""
+def features_of(
+    source: Source, network: Inception, intake: Intake, world: World
+) -> dict[str, Tensor]:
+    """Of all images of a set, on every rank, `FEATURES` [n, d + s] and, where all have one, their
+    `CLASSES` int64 [n] (collective)."""
     features = Features.with_spatial(network)
-    for pixels, ids in read(source, intake, world):
-        features.add(to_device(pixels, world.device), ids)
-    return features.gathered(world)
+    for some in read(source, intake, world):
+        features.add(to_device(some.pixels, world.device), some.ids, some.classes)
+    found, classes = {FEATURES: features.gathered(world)}, features.classes(world)
+    return found if classes is None else found | {CLASSES: classes}
 
 
 def kept_file(fingerprint: str, size: int | None, network: Inception) -> Path:
     """Where the features of a set are kept: by all that they depend on."""
     facts = json.dumps(
-        [fingerprint, size, network.digest, network.layer, SPATIAL_LAYER], allow_nan=False
+        [fingerprint, size, network.digest, network.layer, SPATIAL_LAYER, CLASSES], allow_nan=False
     )
     name = hashlib.sha256(facts.encode()).hexdigest()[:32]
     return cache_folder() / "references" / f"{name}.safetensors"
 
 
-def kept_features(file: Path) -> Tensor | None:
-    """Those of an earlier evaluation; None if there are none that can be read."""
+def kept_features(file: Path) -> dict[str, Tensor] | None:
+    """What an earlier evaluation has found; None if there is nothing that can be read."""
     try:
-        return load_file(file).get("features")
+        found = load_file(file)
     except (OSError, SafetensorError):
         return None
+    return found if FEATURES in found else None

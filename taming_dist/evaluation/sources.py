@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -30,7 +30,14 @@ from taming_dist.formats.names import natural_order, printable
 from taming_dist.formats.shards import IMAGE_EXTENSIONS
 from taming_dist.formats.storage import is_url
 
-Some = tuple[Tensor, Tensor]  # images uint8 [b, 3, h, w] and their numbers int64 [b]
+
+class Some(NamedTuple):
+    """Images uint8 [b, 3, h, w], their numbers int64 [b], and their classes int64 [b], where all of
+    the set have one."""
+
+    pixels: Tensor
+    ids: Tensor
+    classes: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ class Source(Protocol):
 def read(source: Source, intake: Intake, world: World) -> Iterator[Some]:
     """Yield this rank's images of a set, and report progress."""
     batches = source.batches(intake, world)
-    return with_progress(batches, None, world, lambda some: len(some[1]), f"{source.key}: ")
+    return with_progress(batches, None, world, lambda some: len(some.ids), f"{source.key}: ")
 
 
 def open_source(key: str, value: Any) -> Source:
@@ -186,12 +193,12 @@ class Shards:
             intake.batch,
             rank=world.rank,
             world_size=world.world_size,
-            with_classes=False,
             threads=intake.threads,
             max_bad_fraction=intake.max_bad_fraction,
         )
         for batch in Reader(self._dataset, reading).epoch_batches():
-            yield batch.columns["image"], batch.ids
+            classes = None if batch.classes is None else batch.classes.long()
+            yield Some(batch.columns["image"], batch.ids, classes)
 
 
 def stacked(key: str, some: dict[int, np.ndarray], name: Callable[[int], str]) -> Some:
@@ -209,4 +216,4 @@ def stacked(key: str, some: dict[int, np.ndarray], name: Callable[[int], str]) -
                 f"size=, to which all are cut"
             )
     images = torch.from_numpy(np.stack(list(some.values()))).permute(0, 3, 1, 2).contiguous()
-    return images, torch.tensor(list(some))
+    return Some(images, torch.tensor(list(some)))

@@ -85,31 +85,35 @@ class NllByClass:
 
     def __init__(self, classes: int, metrics: TokenMetrics) -> None:
         self.metrics = metrics
-        # summed negative log-likelihoods of each class, and how many
-        self.sums = torch.zeros(2, classes, dtype=torch.float64)
+        # summed negative log-likelihoods of each class, how many, and images
+        self.sums = torch.zeros(3, classes, dtype=torch.float64)
 
     @torch.no_grad()
     def update(self, judged: Judged, classes: Tensor, weights: Tensor | None = None) -> None:
         """Add how a model judged images of classes [b] int64; weights as in `TokenMetrics`."""
         each = judged.nll.double()
         counted = torch.ones_like(each) if weights is None else weights.to(each.dtype)
-        of_images = torch.stack([(each * counted).sum(1), counted.sum(1)])
+        nll, tokens = (each * counted).sum(1), counted.sum(1)
+        of_images = torch.stack([nll, tokens, torch.ones_like(nll)])
         self.sums = self.sums.to(each.device)
         self.sums.index_add_(1, classes.to(each.device), of_images)
 
-    def compute(self) -> dict[str, list[float]]:
+    def compute(self) -> dict[str, list[float] | list[int]]:
         """Return `val_nll_by_class` (or as the measure is called), nats per token of each class in
-        the order of their numbers (NaN of one that does not occur), and, where there is one for all
-        of them, `val_bits_per_dim_by_class`."""
-        nll = self.sums[0] / self.sums[1]
+        the order of their numbers (NaN of one that does not occur), where there is one for all of
+        them, `val_bits_per_dim_by_class`, and of how many images these are,
+        `val_images_by_class`."""
+        summed, tokens, images = self.sums
+        nll = summed / tokens
         found = {f"val_{self.metrics.measure}_by_class": nll}
         if self.metrics.dimensions is not None:
             bits = self.metrics.tokens / (self.metrics.dimensions * math.log(2))
             found["val_bits_per_dim_by_class"] = nll * bits
-        return {
+        rounded = {
             name: [round(value, DIGITS) for value in values.tolist()]
             for name, values in found.items()
         }
+        return rounded | {"val_images_by_class": images.long().tolist()}
 
 
 def token_metrics(model: TransformerConfig, image_size: int | None) -> TokenMetrics:

@@ -38,6 +38,10 @@ class Sampled:
         with tempfile.TemporaryDirectory() as scratch:
             units = units_of(count, self.plan.batch, Path(scratch), range(count))
             for unit in units[world.rank :: world.world_size]:
-                pictures = self.plan.pictures(unit)
-                pixels = [intake.prepared_planes(picture.pixels()) for picture in pictures]
-                yield torch.stack(pixels), torch.tensor(list(unit.images))
+                pictures, pixels = [], []
+                for picture in self.plan.pictures(unit):  # whose pixels are there until the next
+                    pixels.append(intake.prepared_planes(picture.pixels()))
+                    pictures.append(picture)
+                known = [picture.facts.get("class") for picture in pictures]
+                classes = None if None in known else torch.tensor(known)
+                yield Some(torch.stack(pixels), torch.tensor(list(unit.images)), classes)

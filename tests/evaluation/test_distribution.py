@@ -1,5 +1,6 @@
 """Distances between sets of images: those of torch-fidelity's own command, and of a slow form."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from taming_dist.evaluation.distribution import density_and_coverage, distances, inception_score
+from taming_dist.evaluation.distribution import (
+    OfClasses,
+    density_and_coverage,
+    distances,
+    frechet,
+    frechet_by_class,
+    frechet_of_few,
+    inception_score,
+)
 from taming_dist.evaluation.protocol import Protocol
 from taming_dist.inception import LAYER, inception
 
@@ -28,6 +37,32 @@ def test_a_set_is_no_distance_away_from_itself() -> None:
     assert near["fid"] < far["fid"]
     assert near["kid"] < far["kid"]
     assert near["density"] > far["density"] == 0
+
+
+@pytest.mark.parametrize(("count", "others"), [(50, 60), (9, 60), (60, 9), (9, 7)])
+def test_the_distance_without_covariances_is_that_of_torch_fidelity(
+    count: int, others: int
+) -> None:
+    made, real = 2 * features(count, 0.3), features(others, 0.0)
+    assert frechet_of_few(made, real) == pytest.approx(frechet(made, real), rel=1e-4)
+    assert frechet_of_few(made, made) == pytest.approx(0, abs=1e-9)
+
+
+def test_the_distance_of_a_class_is_that_of_its_images() -> None:
+    made, real = features(30, 0.3), features(41, 0.0)
+    labels = torch.arange(30) % 3 * 2, torch.arange(41) % 6  # of the classes 0, 2, 4; 0 to 5
+    found = frechet_by_class(OfClasses(made, labels[0]), OfClasses(real, labels[1]))
+    assert found["images_by_class"] == [10, 0, 10, 0, 10]
+    assert found["reference_images_by_class"] == [7, 7, 7, 7, 7]
+    for number, value in enumerate(found["fid_by_class"]):
+        of_class = made[labels[0] == number], real[labels[1] == number]
+        assert (
+            math.isnan(value)
+            if number % 2
+            else value == pytest.approx(frechet(*of_class), rel=1e-4)
+        )
+    few = frechet_by_class(OfClasses(made, labels[0]), OfClasses(real[:30], labels[1][:30]))
+    assert all(map(math.isnan, few["fid_by_class"]))  # of 5 images
 
 
 def test_density_and_coverage_are_those_of_a_loop_over_all_pairs() -> None:

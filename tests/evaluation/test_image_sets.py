@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from PIL import Image
 
 from taming_dist.errors import UserError
 from taming_dist.evaluate import EvaluateConfig, main
-from taming_dist.evaluation import progress, reference
-from taming_dist.evaluation.distribution import distances
+from taming_dist.evaluation import image_sets, progress, reference
+from taming_dist.evaluation.comparison import side_by_side
+from taming_dist.evaluation.distribution import distances, frechet
 from taming_dist.inception import inception
 from tests.data.shard_files import writing_shards
 
@@ -47,10 +49,11 @@ def npz_of(file: Path, images: np.ndarray) -> str:
     return str(file)
 
 
-def shards_of(folder: Path, images: np.ndarray) -> str:
+def shards_of(folder: Path, images: np.ndarray, classes: Sequence[int] | None = None) -> str:
     with writing_shards(folder, "val", 4) as write:
         for number, image in enumerate(images):
-            write(f"{number:04d}", {"png": png(image)})
+            label = {} if classes is None else {"cls": str(classes[number]).encode()}
+            write(f"{number:04d}", {"png": png(image)} | label)
     return str(folder)
 
 
@@ -129,7 +132,7 @@ def test_features_of_a_reference_are_kept_by_what_is_in_it(
     counted: list[str] = []
     honest = reference.features_of
 
-    def counting(source: Any, *rest: Any) -> torch.Tensor:
+    def counting(source: Any, *rest: Any) -> dict[str, torch.Tensor]:
         counted.append(source.key)
         return honest(source, *rest)
 
@@ -147,6 +150,67 @@ def test_features_of_a_reference_are_kept_by_what_is_in_it(
     assert len(counted) == 3
     assert changed["fid"] != first["fid"]
     assert changed["protocols"][0]["hash"] != first["protocols"][0]["hash"]
+
+
+def test_where_both_sets_have_classes_each_has_its_distance(sets: Path, tmp_path: Path) -> None:
+    images = [np.concatenate([pictures(seed), pictures(seed + 2)]) for seed in (0, 1)]
+    classes = [0, 2] * COUNT, [2] * COUNT + [0] * COUNT
+    places = ("made", "real")
+    for place, some, labels in zip(places, images, classes, strict=True):
+        shards_of(tmp_path / place, some, labels)
+    found, again = (
+        evaluated(
+            tmp_path / out,
+            images=str(tmp_path / "made"),
+            reference=str(tmp_path / "real"),
+            size=SIZE,
+        )
+        for out in ("out", "again")  # whose reference is kept
+    )
+    assert found["fid_by_class"] == again["fid_by_class"]
+    assert found["images_by_class"] == [COUNT, 0, COUNT] == found["reference_images_by_class"]
+    network = inception("random")
+    for number, value in enumerate(found["fid_by_class"]):
+        if number == 1:
+            assert value is None
+            continue
+        parts = [
+            network(torch.from_numpy(some[np.array(labels) == number]).permute(0, 3, 1, 2))
+            for some, labels in zip(images, classes, strict=True)
+        ]
+        assert value == pytest.approx(frechet(*parts), rel=1e-4)
+    by_name = {name: each for each in found["protocols"] for name in each["figures"]}
+    assert "class_counts" not in by_name["fid"]
+    assert by_name["fid_by_class"]["hash"] != by_name["fid"]["hash"]
+
+    shards_of(tmp_path / "uneven", images[0], [0] * 10 + [2] * 8)
+    uneven = evaluated(
+        tmp_path / "uneven-out",
+        images=str(tmp_path / "uneven"),
+        reference=str(tmp_path / "real"),
+        size=SIZE,
+    )
+    others = {name: each for each in uneven["protocols"] for name in each["figures"]}
+    assert others["fid"]["hash"] == by_name["fid"]["hash"]
+    assert others["fid_by_class"]["hash"] != by_name["fid_by_class"]["hash"]
+    with pytest.raises(UserError, match=r"fid_by_class of .* differ in class_counts"):
+        side_by_side([tmp_path / "out", tmp_path / "uneven-out"])
+    plain = compared(sets, tmp_path / "plain", "folder", str(tmp_path / "real"))
+    assert "fid_by_class" not in plain
+
+
+def test_a_score_that_is_left_out_is_explained(
+    sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = compared(sets, tmp_path / "few", "folder", "other")
+    assert "inception_score" not in found
+    assert "no inception_score: it needs 10 images, not 9" in capsys.readouterr().out
+    network = inception("random")
+    network.classifier = None
+    monkeypatch.setattr(image_sets, "inception", lambda _: network)
+    found = compared(sets, tmp_path / "none", "folder", "other")
+    assert "inception_score" not in found
+    assert "no inception_score: the network's classifier is not kept" in capsys.readouterr().out
 
 
 def test_both_sets_report_their_progress(

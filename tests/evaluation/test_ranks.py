@@ -12,6 +12,7 @@ import pytest
 
 from taming_dist.evaluate import EvaluateConfig, main
 from tests.engine.ranks import free_port
+from tests.evaluation.test_image_sets import pictures, shards_of
 from tests.evaluation.test_samples import models  # noqa: F401  (a fixture)
 from tests.test_evaluate import inputs  # noqa: F401  (a fixture)
 
@@ -43,8 +44,9 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
     for name, value in one.items():
         if isinstance(value, float):
             assert other[name] == pytest.approx(value, rel=1e-4, abs=1e-7), name
-        elif isinstance(value, list) and isinstance(value[0], float):
-            assert np.allclose(value, other[name], atol=2e-5), name
+        elif isinstance(value, list) and any(isinstance(each, float) for each in value):
+            found = [np.array(each, dtype=float) for each in (value, other[name])]
+            assert np.allclose(*found, rtol=1e-4, atol=2e-5, equal_nan=True), name
         elif name == "nearest":
             found = [[row["numbers"] for row in rows] for rows in (value, other[name])]
             assert found[0] == found[1]
@@ -78,6 +80,19 @@ def test_reconstructions_are_those_of_one_rank(
 ) -> None:
     settings = {"model": str(inputs / "vqgan"), "data": str(inputs / "images"), "pictures": 5}
     assert len(assert_ranks_agree(tmp_path, settings, monkeypatch)) == 2 * 5 + 1
+
+
+def test_distances_of_classes_are_those_of_one_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seed in (("made", 0), ("real", 1)):
+        shards_of(tmp_path / name, pictures(seed), [seed, 1 - seed, 1] * 3)
+    settings = {"images": str(tmp_path / "made"), "reference": str(tmp_path / "real"), "size": 24}
+    assert_ranks_agree(tmp_path, settings, monkeypatch)
+    found = json.loads((tmp_path / "2" / "metrics.json").read_text())
+    assert found["images_by_class"] == [3, 6] == found["reference_images_by_class"]
+    assert found["fid_by_class"][0] is None
+    assert found["fid_by_class"][1] > 0
 
 
 def test_likelihoods_samples_and_nearest_images_are_those_of_one_rank(

@@ -1,5 +1,6 @@
 """Samples that are measured on the fly: those of the sampling command, and what is said of them."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from taming_dist.models.prior.conditions import ClassCondition
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.vqgan import VQGAN
 from taming_dist.sampling.config import SampleConfig
+from tests.data.shard_files import writing_shards
 from tests.test_evaluate import VOCABULARY, inputs, write_images  # noqa: F401
 
 GRID, SIDE, CLASSES = (4, 4), 32, 3
@@ -108,8 +110,36 @@ def test_the_likelihood_of_each_class_is_that_of_its_images(models: Path, tmp_pa
     assert len(by_class) == CLASSES - 1
     assert (4 * by_class[0] + 3 * by_class[1]) / 7 == pytest.approx(found["val_nll"], abs=1e-4)
     assert abs(by_class[0] - by_class[1]) > 1e-3
+    assert found["val_images_by_class"] == [4, 3]
     bits = GRID[0] * GRID[1] * by_class[0] / (3 * SIDE**2 * np.log(2))
     assert found["val_bits_per_dim_by_class"][0] == pytest.approx(bits, abs=1e-4)
+
+
+def test_samples_of_a_class_are_compared_with_images_of_it(models: Path, tmp_path: Path) -> None:
+    generator = np.random.default_rng(2)
+    images = generator.integers(0, 256, (24, SIDE, SIDE, 3), dtype=np.uint8)
+    with writing_shards(tmp_path / "real", "val", 8) as write:
+        for number, image in enumerate(images):
+            file = io.BytesIO()
+            Image.fromarray(image).save(file, "PNG")
+            write(f"{number:04d}", {"png": file.getvalue(), "cls": str(number % CLASSES).encode()})
+    asked = {"model": str(models / "transformer"), "data": str(models / "codes"), "n": 18}
+    asked |= {"vqgan": str(models / "vqgan"), "reference": str(tmp_path / "real"), "seed": 3}
+    found = evaluated(tmp_path / "all", **asked)
+    assert found["images_by_class"] == [6, 6, 6]
+    assert found["reference_images_by_class"] == [8, 8, 8]
+    assert len(set(found["fid_by_class"])) == CLASSES
+
+    names = {"transformer": asked["model"], "vqgan": asked["vqgan"], "out": str(tmp_path / "made")}
+    sample.main(SampleConfig(**names, n=18, seed=3, batch=4, format="shards"))
+    sets = {"images": names["out"], "reference": asked["reference"], "size": SIDE}
+    written = evaluated(tmp_path / "written", **sets)
+    assert written["fid_by_class"] == pytest.approx(found["fid_by_class"], rel=1e-4)
+    hashes = [
+        {name: each["hash"] for each in record["protocols"] for name in each["figures"]}
+        for record in (found, written)
+    ]
+    assert hashes[0]["fid_by_class"] == hashes[1]["fid_by_class"]
 
 
 @pytest.mark.parametrize(

@@ -34,20 +34,30 @@ def test_every_photograph_gives_crops_and_label_maps_of_one_size(crops: Path) ->
                 assert (image.size, image.mode) == ((16, 16), mode)
 
 
-def test_training_and_validation_parts_share_no_pixel_and_hold_a_crop() -> None:
-    for shape in ((300, 200), (200, 300), (250, 250)):
-        numbers = np.arange(shape[0] * shape[1])
-        pixels = np.stack([numbers % 256, numbers // 256, 0 * numbers], axis=-1)
-        photo = Image.fromarray(pixels.reshape(*shape, 3).astype(np.uint8))
-        parts = tool["cut_in_two"](photo, 16)
-        seen = [
-            {tuple(pixel) for pixel in np.asarray(part.photo).reshape(-1, 3).tolist()}
-            for part in (parts["train"], parts["val"])
-        ]
-        assert seen[0] & seen[1] == set()
-        assert len(seen[0] | seen[1]) == shape[0] * shape[1]
-        for part in parts.values():
-            assert min(part.photo.size) >= part.short_side / tool["ZOOMS"][0]
+def test_validation_has_scales_that_training_never_has() -> None:
+    least, (low, high) = tool["LEAST_SIDE"], tool["HELD_OUT"]
+    for size in ((300, 200), (200, 300), (250, 250)):
+        scales = {}
+        for split in ("train", "val"):
+            boxes = np.array([*tool["framings"](size, 0.5, split, 500, np.random.default_rng(0))])
+            sides = boxes[:, 2:] - boxes[:, :2]
+            assert boxes.min() >= 0
+            assert (boxes[:, 2:] <= np.array(size) + 1e-9).all()
+            assert np.allclose(sides[:, 0], sides[:, 1])
+            scales[split] = (sides[:, 0] / min(size) - least) / (1 - least)
+        assert scales["val"].min() > low
+        assert scales["val"].max() < high
+        assert ((scales["train"] < low) | (scales["train"] > high)).all()
+        assert scales["train"].min() < 0.05
+        assert scales["train"].max() > 0.95
+
+
+def test_crops_of_a_wide_photograph_lie_around_its_subject() -> None:
+    boxes = np.array([*tool["framings"]((600, 200), 0.3, "train", 500, np.random.default_rng(0))])
+    middles = boxes[:, ::2].mean(axis=1)
+    shift = tool["SHIFT"] * 200
+    assert np.abs(middles - 180).max() <= shift + 1e-9
+    assert np.ptp(middles) > 1.8 * shift
 
 
 def test_a_second_run_has_nothing_to_do(crops: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -511,6 +511,30 @@ def test_evaluations_of_one_protocol_stand_side_by_side(chain: Path, tmp_path: P
     assert "curve (" not in page
 
 
+def test_figures_by_class_are_folded_away_with_the_numbers_of_images(
+    chain: Path, tmp_path: Path
+) -> None:
+    by_class = {"figures": ["fid_by_class", "images_by_class"]}
+    folders = []
+    for name, fids in (("a", [21.5, None, 9.25]), ("b", [30.25, None])):
+        folder = evaluation(tmp_path / name, 1.0, **by_class)
+        record = json.loads((folder / "metrics.json").read_text())
+        record |= {"fid_by_class": fids, "images_by_class": [7, 0, 8][: len(fids)]}
+        (folder / "metrics.json").write_text(json.dumps(record))
+        folders.append(folder)
+    out = tmp_path / "report.html"
+    write_page(out, "Two", [chain / "transformer"], {"classes": ["<ants>"]}, folders)
+    page = out.read_text()
+    folded = page.partition("<summary>By class</summary>")[2].partition("</details>")[0]
+    heads = [head for head in re.findall(r"scope=col>(.*?)<", folded) if head != "Class"]
+    assert heads == ["fid (00000000)"] * 2 + ["images (00000000)"] * 2
+    assert shown(folded, "&lt;ants&gt;") == ["<b>21.5</b>", "<b>30.25</b>", "<b>7</b>", "<b>7</b>"]
+    assert shown(folded, "1") == ["", "", "<b>0</b>", "<b>0</b>"]
+    assert shown(folded, "2") == ["<b>9.25</b>", "", "<b>8</b>", ""]
+    write_page(out, "One", [chain / "transformer"], {}, [chain / "evaluation"])
+    assert "By class" not in out.read_text()
+
+
 def test_figures_of_two_protocols_are_refused_in_one_line(chain: Path, tmp_path: Path) -> None:
     folders = [
         evaluation(tmp_path / "a", 21.5),

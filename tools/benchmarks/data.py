@@ -84,7 +84,7 @@ def write_photographs(folder: Path, count: int) -> float:
     from taming_dist.formats.manifest import IMAGES_FORMAT, Manifest
     from taming_dist.formats.shards import write_shard
 
-    photographs = [load(name).convert("RGB") for name in PHOTOGRAPHS]
+    photographs = [load(photograph) for photograph in PHOTOGRAPHS.values()]
     rng = random.Random(0)
     total = 0
 

@@ -43,7 +43,7 @@ def write_page(
         UserError: a folder that is no run, or evaluations that do not compare.
     """
     known = summary or {}
-    compared = comparison(evaluations)  # refuses before anything is drawn
+    compared = comparison(evaluations, known.get("classes", []))  # refuses before anything is drawn
     records = read_runs(runs)
     parts = [
         headline(known),

@@ -8,7 +8,7 @@ from typing import Any
 
 from reports.html import scrolling
 from taming_dist.cli import duration
-from taming_dist.evaluation.comparison import side_by_side
+from taming_dist.evaluation.comparison import by_class, side_by_side
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,9 @@ def figure_table(summary: Mapping[str, Any]) -> str:
     return scrolling("Figures", f"<table>{body}</table>") if rows else ""
 
 
-def comparison(evaluations: Sequence[Path]) -> str:
-    """A table of the figures of evaluations, each with the hash of its protocol.
+def comparison(evaluations: Sequence[Path], classes: Sequence[str] = ()) -> str:
+    """A table of the figures of evaluations, each with the hash of its protocol, and one of those
+    by class, folded away, whose `classes` may have names.
 
     Raises:
         UserError: figures of two protocols, or a folder without an evaluation.
@@ -95,7 +96,32 @@ def comparison(evaluations: Sequence[Path]) -> str:
     ]
     note = "<p>In brackets: the hash of the protocol, which all of a row have in common.</p>"
     table = f"<table><tr><td></td>{heads}</tr>{''.join(rows)}</table>"
-    return note + scrolling("Evaluations", table)
+    return note + scrolling("Evaluations", table) + class_table(evaluations, classes)
+
+
+def class_table(evaluations: Sequence[Path], classes: Sequence[str]) -> str:
+    """The figures by class, those of several evaluations beside each other; empty without any."""
+    found = by_class(evaluations)
+    if not found:
+        return ""
+    several = len(evaluations) > 1
+    titles = [escape(name.replace("_by_class", "")) for name in found]
+    places = [f"<br><small>{escape(str(folder))}</small>" * several for folder in evaluations]
+    heads = "".join(f"<th scope=col>{title}{place}</th>" for title in titles for place in places)
+    columns = [values for every in found.values() for values in every]
+    rows = []
+    for number in range(max(map(len, columns))):
+        name = classes[number] if number < len(classes) else str(number)
+        cells = "".join(
+            f"<td>{figure(values[number] if number < len(values) else None)}</td>"
+            for values in columns
+        )
+        rows.append(f"<tr><th scope=row>{escape(name)}</th>{cells}</tr>")
+    table = (
+        f"<table><thead><tr><th scope=col>Class</th>{heads}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table>"
+    )
+    return f"<details><summary>By class</summary>{scrolling('By class', table)}</details>"
 
 
 def figure(value: Any) -> str:
