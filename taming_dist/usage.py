@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 WIDTH = 100
-GROUPS_OF_A_RUN = ("experiment", "scale", "debug", "speedrun")  # added with a plus
+GROUPS_OF_A_RUN = ("experiment", "scale", "debug", "speedrun", "comparison")  # added with a plus
 COMMANDS = ("evaluate",)  # whose own configuration lies in a folder of their name
 
 HELP = """\

@@ -16,6 +16,7 @@ from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.world import World
 from taming_dist.engine.zero import Engine
 from taming_dist.models.quantizers import (
+    BSQuantizerConfig,
     IndexQuantizerConfig,
     LFQuantizerConfig,
     MultiScaleConfig,
@@ -33,6 +34,7 @@ RESTARTED = {"codes": 23, "dim": 7, "revive_below": 0.9}  # odd sizes: no stage 
 QUANTIZERS = {
     "restarted": VectorQuantizerConfig(**RESTARTED, initial="kmeans", normalized=True),
     "lfq": LFQuantizerConfig(bits=5, temperature=0.5),
+    "bsq": BSQuantizerConfig(bits=5, temperature=0.1),
     "ibq": IndexQuantizerConfig(codes=23, dim=7, temperature=0.5),
     "simvq": SimVQConfig(codes=23, dim=7, gradient="rotation"),
     "multiscale": MultiScaleConfig(**RESTARTED, scales=[1, 3, 8], initial="data"),
@@ -40,7 +42,7 @@ QUANTIZERS = {
     "residual": ResidualQuantizerConfig(codes=23, dim=7, depth=3, revive_below=0.9),
 }
 RUNS = {
-    0: ["restarted", "lfq", "ibq", "simvq", "multiscale", "product", "residual"],
+    0: ["restarted", "lfq", "bsq", "ibq", "simvq", "multiscale", "product", "residual"],
     1: ["product", "residual"],
     2: ["restarted", "simvq", "multiscale", "product", "residual"],
     3: ["ibq", "simvq", "multiscale", "product", "residual"],
@@ -109,7 +111,7 @@ def runs(world: World) -> dict[str, Any]:
         for quantizer in RUNS[zero]:
             recipe = build(world, zero, quantizer)
             lines = train(recipe, range(STEPS), STEPS)
-            digest = codebook_digest(recipe) if quantizer != "lfq" else ""
+            digest = codebook_digest(recipe) if quantizer not in ("lfq", "bsq") else ""
             found[f"zero{zero} {quantizer}"] = {"lines": lines, "codebook": digest}
     for zero in RESUMED:
         whole, resumed = run_and_resume(world, zero)

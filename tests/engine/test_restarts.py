@@ -9,7 +9,8 @@ import pytest
 
 WORKER = Path(__file__).with_name("restarts_worker.py")
 RUNS = [f"zero{zero} restarted" for zero in range(4)]
-RUNS += ["zero0 lfq", "zero0 ibq", "zero3 ibq", "zero0 simvq", "zero2 simvq", "zero3 simvq"]
+RUNS += ["zero0 lfq", "zero0 bsq", "zero0 ibq", "zero3 ibq"]
+RUNS += ["zero0 simvq", "zero2 simvq", "zero3 simvq"]
 RUNS += ["zero0 multiscale", "zero2 multiscale", "zero3 multiscale"]
 RUNS += [f"zero{zero} {several}" for zero in range(4) for several in ("product", "residual")]
 

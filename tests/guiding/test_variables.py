@@ -5,6 +5,7 @@ import torch
 
 from taming_dist.guiding.variables import VARIABLES, Codebook, Codes, Latents
 from taming_dist.models.quantizers import (
+    BSQuantizerConfig,
     FSQuantizerConfig,
     GumbelQuantizerConfig,
     LFQuantizerConfig,
@@ -20,6 +21,7 @@ CONFIGS: list[QuantizerConfig] = [
     GumbelQuantizerConfig(codes=16, dim=4),
     FSQuantizerConfig(levels=[4, 3, 5]),
     LFQuantizerConfig(bits=4),
+    BSQuantizerConfig(bits=4),
 ]
 
 

@@ -16,6 +16,7 @@ from taming_dist.engine.determinism import use_deterministic
 from taming_dist.models.discriminators import BlurPoolConfig, DinoConfig, StyleGANConfig
 from taming_dist.models.networks import MaskGITConfig, ViTConfig
 from taming_dist.models.quantizers import (
+    BSQuantizerConfig,
     EMAQuantizerConfig,
     FSQuantizerConfig,
     GumbelQuantizerConfig,
@@ -93,6 +94,7 @@ QUANTIZERS = [
     GumbelQuantizerConfig(codes=24, dim=8),
     FSQuantizerConfig(levels=[3, 3]),
     LFQuantizerConfig(bits=4),
+    BSQuantizerConfig(bits=4),
     IndexQuantizerConfig(codes=24, dim=8),
 ]
 LOSSES: dict[str, dict[str, Any]] = {

@@ -20,7 +20,7 @@ TOOL = TOOLS / "speedrun.py"
 sys.path.insert(0, str(TOOLS))
 from benchmarks.machine import Machine  # noqa: E402
 from benchmarks.rows import Run  # noqa: E402
-from speedruns.records import Point, Record, begin, load, save  # noqa: E402
+from speedruns.records import Point, Record, begin, load, save, save_log  # noqa: E402
 from speedruns.shown import grouped, markdown, target  # noqa: E402
 
 TINY = [
@@ -119,7 +119,8 @@ def test_a_record_is_read_as_it_was_written_and_damage_is_told(tmp_path: Path) -
     lines.append({"samples": 8 * 250, "eval/rfid": 3.0})
     (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     made, folder = record("ours", 3.0), tmp_path / "records"
-    file = save(made, tmp_path, folder)
+    assert save_log(made, tmp_path, folder) == made
+    file = save(made, folder)
     assert load(folder) == [made]
     log = (folder / made.log).read_text().splitlines()
     assert len(log) <= 101

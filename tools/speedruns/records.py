@@ -22,6 +22,7 @@ from taming_dist.models.modalities import RGB
 from taming_dist.models.vqgan import VQGAN
 
 BEGUN, METRICS = "begun.json", "metrics.jsonl"
+MEMORY = "throughput/memory_peak_gib"
 FIGURES = ("lpips", "psnr", "codebook_usage", "codebook_perplexity")  # of validation
 MOST_LINES = 100  # of training, in a log
 
@@ -41,10 +42,21 @@ class Point:
 
 
 @dataclasses.dataclass(frozen=True)
+class Probe:
+    """The keys that a probe was given, the hash of its protocol, and its figures by name."""
+
+    asked: Sequence[str]
+    protocol: str
+    figures: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
 class Record:
     """One run of a recipe. `overrides`: what was changed of it; `train`: the fingerprint of the
     images learned from; `protocol`: that of its rFID, with its `hash`; `tokens` of an image, each
-    one of `codes`; `wall_seconds`: with starts and measurements; `log`: a file beside this one."""
+    one of `codes`; `wall_seconds`: with starts and measurements; `log`: a file beside this one, ""
+    if there is none; `memory_gib`: the peak of a rank, of the GPU or of the process; `probe`: what
+    `taming_dist.evaluate probe=true` found of the codes."""
 
     recipe: str
     seed: int
@@ -57,6 +69,8 @@ class Record:
     wall_seconds: float
     points: Sequence[Point]
     log: str
+    memory_gib: float | None = None
+    probe: Probe | None = None
 
     @property
     def last(self) -> Point:
@@ -67,6 +81,11 @@ class Record:
     def name(self) -> str:
         """What its files are called."""
         return f"{self.run.date}-{self.recipe}-seed{self.seed}-{self.run.commit[:7] or 'unknown'}"
+
+    @property
+    def images_per_second(self) -> float:
+        """Of steps that count: without starts, waiting and measurements."""
+        return self.last.images / self.last.seconds
 
     def reached(self, rfid: float) -> Point | None:
         """The first measurement that is as good; None: there is none."""
@@ -109,12 +128,12 @@ def read_run(folder: Path, recipe: str, seed: int, overrides: Sequence[str]) -> 
         raise UserError(f"{folder}: rFID was not measured, set train.evaluate_every")
     model = VQGAN.from_pretrained(folder / "export").config
     side = config["data"]["size"] // model.factor
-    record = Record(
+    return Record(
         recipe, seed, list(overrides), run_of(read_json(folder / BEGUN)),
         resolve(config["data"]["train"]).fingerprint, protocol_of(folder, config).record(),
         side**2, model.vocabulary, ends[-1]["running_s"], points, "",
+        max(line.get(MEMORY, 0.0) for line in lines_of(folder / METRICS)) or None,
     )  # fmt: skip
-    return dataclasses.replace(record, log=f"{record.name}.jsonl")
 
 
 def protocol_of(folder: Path, config: Mapping[str, Any]) -> Protocol:
@@ -156,19 +175,26 @@ def lines_of(file: Path) -> list[dict[str, Any]]:
         raise UserError(f"{file}: cannot be read ({error.strerror}), run the recipe") from error
 
 
-def save(record: Record, run: Path, folder: Path) -> Path:
-    """Write a record and its log, each measurement and some lines of training of the folder `run`;
-    gives the file of the record."""
+def save(record: Record, folder: Path) -> Path:
+    """Write a record into a folder; gives its file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{record.name}.json"
+    write_json(file, dataclasses.asdict(record))
+    return file
+
+
+def save_log(record: Record, run: Path, folder: Path) -> Record:
+    """Write the log of a record, each measurement and some lines of training of the folder `run`;
+    gives the record that names it."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = lines_of(run / METRICS)
     every = max(1, -(-sum("train/loss" in line for line in lines) // MOST_LINES))
     place = count()
     kept = [line for line in lines if "train/loss" not in line or next(place) % every == 0]
     text = "".join(f"{json.dumps(line, allow_nan=False)}\n" for line in kept)
-    write_bytes(folder / record.log, text.encode())
-    file = folder / f"{record.name}.json"
-    write_json(file, dataclasses.asdict(record))
-    return file
+    named = dataclasses.replace(record, log=f"{record.name}.jsonl")
+    write_bytes(folder / named.log, text.encode())
+    return named
 
 
 def load(folder: Path) -> list[Record]:
@@ -186,13 +212,18 @@ def load(folder: Path) -> list[Record]:
 def record_of(file: Path) -> Record:
     given = read_json(file)
     try:
-        parts = {"run": run_of(given["run"]), "points": [Point(**each) for each in given["points"]]}
+        parts: dict[str, Any] = {
+            "run": run_of(given["run"]),
+            "points": [Point(**each) for each in given["points"]],
+        }
+        if given.get("probe") is not None:
+            parts["probe"] = Probe(**given["probe"])
         record = Record(**(given | parts))
         assert record.points
         record.protocol["hash"]
     except (TypeError, KeyError, AttributeError, AssertionError) as error:
-        advice = "give what tools/speedrun.py wrote"
-        raise UserError(f"{file} is no record of a speedrun ({error!r}): {advice}") from error
+        advice = "give what tools/speedrun.py or tools/compare_tokenizers.py wrote"
+        raise UserError(f"{file} is no record of a run ({error!r}): {advice}") from error
     return record
 
 

@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
+from benchmarks.machine import Machine
+
 from speedruns.records import Record
+from taming_dist.cli import count
 
 BASELINE = "original"
 HEADER = (
@@ -16,13 +19,18 @@ SCALES = {"seconds of training": "seconds", "images seen": "images"}
 INCHES = (9.0, 3.6)
 
 
-def kind(record: Record) -> tuple[str, str, str, str, int]:
+def kind(record: Record) -> tuple[str, str, str, str]:
     """What records must share to be compared: how they are measured, what they learn from, the
     device, and how much an image is compressed."""
-    machine = record.run.machine
-    device = machine.cpu if machine.device == "CPU" else machine.device
     bits = f"{record.tokens} tokens of {record.codes:,} codes"
-    return record.protocol["hash"], record.train, device, bits, machine.threads
+    return record.protocol["hash"], record.train, place(record.run.machine), bits
+
+
+def place(machine: Machine) -> str:
+    """The device, and of a CPU how much of it."""
+    if machine.device != "CPU":
+        return machine.device
+    return f"{machine.cpu}, {count(machine.threads, 'thread')}"
 
 
 def grouped(records: Sequence[Record]) -> list[list[Record]]:
@@ -45,12 +53,11 @@ def markdown(records: Sequence[Record]) -> str:
 def table(records: Sequence[Record]) -> str:
     """A table of records that compare."""
     first, aim = records[0], target(records)
-    protocol, machine = first.protocol, first.run.machine
-    _, train, device, bits, threads = kind(first)
-    own = "" if machine.device != "CPU" else f", {threads} thread{'s' * (threads > 1)}"
+    protocol = first.protocol
+    _, train, device, bits = kind(first)
     lines = [
         f"Protocol {protocol['hash']}: {protocol['images']} images of {protocol['size']} px of "
-        f"set {protocol['reference'][:8]}, learned from set {train[:8]}; {bits}; {device}{own}.",
+        f"set {protocol['reference'][:8]}, learned from set {train[:8]}; {bits}; {device}.",
         "",
         f"| {' | '.join(HEADER)} |",
         f"|{'---|' * len(HEADER)}",

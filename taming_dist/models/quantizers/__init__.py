@@ -5,6 +5,7 @@ A quantizer is a class with a config dataclass; `VARIANTS` has both by the name 
 
 from collections.abc import Callable
 
+from taming_dist.models.quantizers.binary_spherical import BSQuantizer, BSQuantizerConfig
 from taming_dist.models.quantizers.ema import EMAQuantizer, EMAQuantizerConfig
 from taming_dist.models.quantizers.finite_scalar import FSQuantizer, FSQuantizerConfig
 from taming_dist.models.quantizers.gumbel import GumbelQuantizer, GumbelQuantizerConfig
@@ -29,6 +30,8 @@ from taming_dist.models.quantizers.vector import VectorQuantizer, VectorQuantize
 __all__ = [
     "NO_CODE",
     "VARIANTS",
+    "BSQuantizer",
+    "BSQuantizerConfig",
     "EMAQuantizer",
     "EMAQuantizerConfig",
     "FSQuantizer",
@@ -65,6 +68,7 @@ VARIANTS: dict[str, tuple[type[QuantizerConfig], Callable[..., Quantizer]]] = {
     "gumbel": (GumbelQuantizerConfig, GumbelQuantizer),
     "fsq": (FSQuantizerConfig, FSQuantizer),
     "lfq": (LFQuantizerConfig, LFQuantizer),
+    "bsq": (BSQuantizerConfig, BSQuantizer),
     "ibq": (IndexQuantizerConfig, IndexQuantizer),
     "simvq": (SimVQConfig, SimVQuantizer),
     "multiscale": (MultiScaleConfig, MultiScaleQuantizer),

@@ -18,15 +18,16 @@ class EntropyQuantizer(Quantizer):
     diversity: float
 
     def entropy_term(
-        self, of_each: Float32[Tensor, ""], mean: Float32[Tensor, "K"]
+        self, of_each: Float32[Tensor, ""], mean: Float32[Tensor, "..."]
     ) -> Float32[Tensor, ""]:
-        """The weighted term from E[H(q(z))] and E[q(z)] on this rank; the latter is averaged over
-        all ranks first."""
+        """The weighted term from E[H(q(z))] and E[q(z)] on this rank; the latter, whole or as its
+        independent factors, is averaged over all ranks first."""
         if self.average is not None:
             mean = self.average(mean)
         return self.entropy_weight * (of_each - self.diversity * entropy(mean))
 
 
-def entropy(p: Float32[Tensor, "K"]) -> Float32[Tensor, ""]:
-    """Entropy of a distribution in nats; a probability of 0 adds nothing."""
+def entropy(p: Float32[Tensor, "..."]) -> Float32[Tensor, ""]:
+    """Entropy of a distribution in nats, or of several that are independent; a probability of 0
+    adds nothing."""
     return -(p * p.clamp(min=1e-12).log()).sum()

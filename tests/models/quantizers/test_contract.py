@@ -13,6 +13,7 @@ from taming_dist.errors import UserError
 from taming_dist.models.quantizers import (
     NO_CODE,
     VARIANTS,
+    BSQuantizerConfig,
     EMAQuantizerConfig,
     FSQuantizerConfig,
     GumbelQuantizerConfig,
@@ -36,6 +37,7 @@ CONFIGS = {
     "gumbel": GumbelQuantizerConfig(codes=12, dim=4),
     "fsq": FSQuantizerConfig(levels=[4, 3, 2]),
     "lfq": LFQuantizerConfig(bits=4),
+    "bsq": BSQuantizerConfig(bits=4),
     "ibq": IndexQuantizerConfig(codes=12, dim=4),
     "simvq": SimVQConfig(codes=12, dim=4),
     "multiscale": MultiScaleConfig(codes=12, dim=4, scales=[1, 2, 4]),
@@ -184,7 +186,7 @@ def test_evaluation_is_deterministic_and_gathers_nothing_for_updates(config: Any
 
 def test_every_code_can_be_reached_by_its_own_entry() -> None:
     """Where the nearest entry is chosen; the others have a test of their own."""
-    for name in ("vector", "normalized", "ema", "lfq", "simvq"):
+    for name in ("vector", "normalized", "ema", "lfq", "bsq", "simvq"):
         quantizer = built(CONFIGS[name]).eval()
         codes = torch.arange(quantizer.vocabulary)[None, None]
         entries = quantizer.lookup(codes)
@@ -222,6 +224,7 @@ def test_an_unknown_quantizer_is_the_users_mistake() -> None:
         (FSQuantizerConfig, {"levels": [8, 1]}, r"levels=\[8, 1\]: use one or more whole"),
         (FSQuantizerConfig, {"levels": []}, r"levels=\[\]: use one or more whole"),
         (LFQuantizerConfig, {"bits": 0}, "bits=0: use a whole number from 1 to 24"),
+        (BSQuantizerConfig, {"bits": 25}, "bits=25: use a whole number from 1 to 24"),
         (SimVQConfig, {"codes": 0, "dim": 4}, "codes=0: use a whole number"),
         (
             ProductQuantizerConfig,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from taming_dist.errors import UserError
 from taming_dist.models.quantizers import (
+    BSQuantizerConfig,
     EMAQuantizerConfig,
     FSQuantizerConfig,
     GumbelQuantizerConfig,
@@ -72,7 +73,10 @@ def test_vectors_of_kept_codes_keep_their_entries(config: Any) -> None:
     torch.testing.assert_close(smaller.lookup(after.codes), whole.lookup(USED[after.codes]))
 
 
-@pytest.mark.parametrize("config", [FSQuantizerConfig(levels=[4, 3]), LFQuantizerConfig(bits=3)])
+@pytest.mark.parametrize(
+    "config",
+    [FSQuantizerConfig(levels=[4, 3]), LFQuantizerConfig(bits=3), BSQuantizerConfig(bits=3)],
+)
 def test_codes_that_are_combinations_cannot_be_left_out(config: Any) -> None:
     with pytest.raises(UserError, match=f"{config.name}: its codes are combinations"):
         keep_used(config, {}, USED)
