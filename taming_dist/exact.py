@@ -1,9 +1,8 @@
-"""Around autocast: what is computed in fp32 whatever it says, and what it would cast twice."""
+"""Around autocast: what is computed in fp32 whatever it says."""
 
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
@@ -12,11 +11,3 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     if device.type == "meta":
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
-
-
-def cast_once(x: Tensor) -> Tensor:
-    """Return x in autocast's precision if that is on: autocast casts what several layers read once
-    for each of them, and its gradients as often."""
-    if x.is_meta or not torch.is_autocast_enabled(x.device.type):
-        return x
-    return x.to(torch.get_autocast_dtype(x.device.type))

@@ -20,6 +20,7 @@ from taming_dist.engine.state import AVERAGE, BUFFERS, WEIGHTS
 from taming_dist.engine.world import World
 from taming_dist.errors import UserError
 from taming_dist.models.export import assemble, read_kind
+from taming_dist.models.joined import stored_parameters
 from taming_dist.models.prior.transformer import Transformer
 from taming_dist.models.vqgan import VQGAN
 from taming_dist.taming_compat.files import write_checkpoint
@@ -102,9 +103,10 @@ def from_pieces(checkpoint: Path) -> Any:
         network = kind(config)
     pieces = Pieces(checkpoint / meta.exported, 0)
     state = {}
-    for name, parameter in network.named_parameters():
-        averaged = f"{AVERAGE}/{name}" in pieces
-        state[name] = filled(pieces, f"{AVERAGE if averaged else WEIGHTS}/{name}", parameter)
+    for stored in stored_parameters(network):
+        name = stored.name
+        kind_of = AVERAGE if f"{AVERAGE}/{name}" in pieces else WEIGHTS
+        state[name] = filled(pieces, f"{kind_of}/{name}", stored.of(stored.parameter))
     for name, buffer in network.named_buffers():
         state[name] = filled(pieces, f"{BUFFERS}/{name}", buffer)
     return assemble(kind, config, state)

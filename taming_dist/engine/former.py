@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from taming_dist.errors import UserError
+from taming_dist.models.joined import stored_parameters
 
 STAGES = {0: "zero0", 1: "zero1 or zero2", 2: "zero1 or zero2", 3: "zero3"}
 
@@ -16,6 +17,12 @@ def load_former(engine: Any, folder: Path, name: str, zero: int) -> dict[str, An
     Betas and weight decay stay as they are.
     """
     check_former(folder / name, zero)
+    if any(stored.parts > 1 for stored in stored_parameters(engine.module)):
+        raise UserError(
+            f"{folder / name} is of a version that computed this network's layers apart: resume "
+            f"once with the version that wrote it and save with a later one, or start from its "
+            f"export (run.init)"
+        )
     groups = engine.optimizer.param_groups
     kept = [{key: group[key] for key in SETTINGS} for group in groups]
     _, ours = engine.load_checkpoint(str(folder), tag=name)

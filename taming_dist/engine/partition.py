@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from taming_dist.engine.settings import EngineConfig, deepspeed_config
 from taming_dist.engine.start import load_deepspeed
 from taming_dist.engine.world import World
+from taming_dist.models.joined import stored_parameters
 
 
 @contextmanager
@@ -54,17 +55,20 @@ def build_network(
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], config: EngineConfig) -> None:
     """`load_state_dict` of a network that may be cut up: one parameter at a time (collective).
     Parameters that are missing in `state` stay as they are."""
-    parameters = dict(network.named_parameters())
-    buffers = {name: state[name] for name in state if name not in parameters}
+    parameters = list(stored_parameters(network))
+    buffers = dict(state)
+    for stored in parameters:
+        buffers.pop(stored.name, None)
     absent, unknown = network.load_state_dict(buffers, strict=False)
-    assert set(absent) == set(parameters)
+    assert set(absent) == {stored.source for stored in parameters}
     assert not unknown
-    for name, parameter in parameters.items():
-        if name not in state:
+    for stored in parameters:
+        if stored.name not in state:
             continue
-        with gathered(config, [parameter], writer=0):
-            assert parameter.shape == state[name].shape, name
-            parameter.copy_(state[name])
+        with gathered(config, [stored.parameter], writer=0):
+            part = stored.of(stored.parameter)
+            assert part.shape == state[stored.name].shape, stored.name
+            part.copy_(state[stored.name])
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from taming_dist.engine.average import WeightAverage
 from taming_dist.engine.layouts import Layout, Part
 from taming_dist.engine.pieces import Piece, Pieces
 from taming_dist.errors import UserError
+from taming_dist.models.joined import Stored, stored_parameters
 
 WEIGHTS, AVERAGE, BUFFERS = "weights", "average", "buffers"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -32,13 +33,13 @@ class EngineState:
 
     def pieces(self, rank: int, ranks: int) -> Iterator[Piece]:
         """Yield what this rank has of the parameters; its share where every rank has everything."""
-        for name, parameter in self.module.named_parameters():
-            at, shares = (0, 1) if self._is_cut(parameter) else (rank, ranks)
+        for stored in stored_parameters(self.module):
+            at, shares = (0, 1) if self._is_cut(stored.parameter) else (rank, ranks)
             for kind in (WEIGHTS, *MOMENTS, AVERAGE):
-                for part, first in self._parts(kind, parameter):
+                for part, first in self._parts(kind, stored):
                     start, stop = (part.numel() * edge // shares for edge in (at, at + 1))
                     if stop > start:
-                        yield Piece(f"{kind}/{name}", first + start, part[start:stop])
+                        yield Piece(f"{kind}/{stored.name}", first + start, part[start:stop])
 
     def whole(self) -> Iterator[tuple[str, Tensor]]:
         """Yield what every rank has whole, and therefore the same: buffers at any stage, weights
@@ -72,20 +73,22 @@ class EngineState:
                 f"{pieces.folder} has no average of the weights: that run kept none; set "
                 f"optim.ema_half_life=0"
             )
-        names = {parameter: name for name, parameter in self.module.named_parameters()}
+        everything = list(stored_parameters(self.module))
+        names = {stored.parameter: stored.name for stored in everything}
         self.layout.begin_state(lambda parameter: f"{MOMENTS[0]}/{names[parameter]}" in pieces)
-        for parameter, name in names.items():
+        for stored in everything:
+            name = stored.name
             for kind in (WEIGHTS, *MOMENTS, AVERAGE):
-                for part, first in self._parts(kind, parameter):
+                for part, first in self._parts(kind, stored):
                     there = f"{kind}/{name}" in pieces
                     if kind in MOMENTS and not there:
                         continue  # it had no gradient yet
                     frozen = kind == AVERAGE and not there  # until now
                     pieces.fill(f"{WEIGHTS if frozen else kind}/{name}", first, part)
-        for name, parameter in self._trained():
-            state = self.layout.state(parameter)
+        for stored in self._trained():
+            state = self.layout.state(stored.parameter)
             if state:
-                state["step"].clamp_(min=steps.get(name, 0))
+                state["step"].clamp_(min=steps.get(stored.name, 0))
         for name, buffer in self._buffers():
             values = torch.empty(buffer.numel(), dtype=buffer.dtype)
             pieces.fill(f"{BUFFERS}/{name}", 0, values)
@@ -94,38 +97,40 @@ class EngineState:
     def steps(self) -> dict[str, int]:
         """How often the optimizer has moved those parameters that this rank has a part of."""
         found = {}
-        for name, parameter in self._trained():
-            step = self.layout.state(parameter).get("step")
+        for stored in self._trained():
+            step = self.layout.state(stored.parameter).get("step")
             if step is not None:
-                found[name] = step
+                found[stored.name] = step
         return {name: int(step) for name, step in zip(found, _read(found.values()), strict=True)}
 
-    def _parts(self, kind: str, parameter: Any) -> Iterator[Part]:
-        """This rank's parts of one kind of a parameter's numbers, without padding."""
+    def _parts(self, kind: str, stored: Stored) -> Iterator[Part]:
+        """This rank's parts of one kind of a stored tensor's numbers, without padding."""
+        parameter: Any = stored.parameter
         if kind == AVERAGE and self.average is None:
             return
         if parameter.requires_grad:
             found = self.layout.optimizer_parts(parameter, kind if kind in MOMENTS else None)
         else:
             found = iter([self.layout.frozen(parameter)] if kind == WEIGHTS else [])
+        share = getattr(parameter, "ds_numel", parameter.numel()) // stored.parts
+        begin, end = stored.place * share, (stored.place + 1) * share
         for part, first in found:
-            whole = getattr(parameter, "ds_numel", parameter.numel())
-            length = min(part.numel(), whole - first)
-            if length > 0:
-                values = part[:length]
+            start, stop = max(first, begin), min(first + part.numel(), end)
+            if stop > start:
+                values = part[start - first : stop - first]
                 if kind == AVERAGE and self.average is not None:
                     values = self.average.beside(values, self.layout.masters())
-                yield values, first
+                yield values, start - begin
 
     def _is_cut(self, parameter: Any) -> bool:
         """Whether each rank has its own part of what there is of a parameter."""
         layout = self.layout
         return layout.cuts_optimizer if parameter.requires_grad else layout.cuts_weights
 
-    def _trained(self) -> Iterator[tuple[str, Any]]:
-        for name, parameter in self.module.named_parameters():
-            if parameter.requires_grad:
-                yield name, parameter
+    def _trained(self) -> Iterator[Stored]:
+        for stored in stored_parameters(self.module):
+            if stored.parameter.requires_grad:
+                yield stored
 
     def _buffers(self) -> Iterator[tuple[str, Tensor]]:
         """Those that a state_dict has."""
@@ -135,7 +140,7 @@ class EngineState:
                     yield f"{prefix}.{name}".lstrip("."), buffer
 
     def _has_average(self, pieces: Pieces) -> bool:
-        return any(f"{AVERAGE}/{name}" in pieces for name, _ in self._trained())
+        return any(f"{AVERAGE}/{stored.name}" in pieces for stored in self._trained())
 
 
 def _read(values: Any) -> list[float]:

@@ -33,6 +33,7 @@ from taming_dist.engine.start import load_deepspeed
 from taming_dist.engine.state import EngineState
 from taming_dist.engine.world import World
 from taming_dist.formats.strict_json import read_json
+from taming_dist.models.joined import stored_parameters
 
 
 class Optimizer(Protocol):
@@ -359,10 +360,11 @@ class Engine:
         """
         state: dict[str, Tensor] = {}
         with self._averaged():
-            for name, parameter in self.module.named_parameters():
-                with self._gathered(parameter):
+            for stored in stored_parameters(self.module):
+                with self._gathered(stored.parameter):
                     if self.world.is_first:
-                        state[name] = parameter.detach().to("cpu", copy=True)
+                        part = stored.of(stored.parameter.detach())
+                        state[stored.name] = part.to("cpu", copy=True)
         if not self.world.is_first:
             return None
         buffers = self.module.named_buffers()

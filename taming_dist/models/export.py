@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from taming_dist.access import require_readable, usual_mode
 from taming_dist.errors import UserError
+from taming_dist.models.joined import as_computed, as_stored
 from taming_dist.placeholders import refuse_placeholder
 
 WEIGHTS = "model.safetensors"
@@ -80,6 +81,14 @@ class Exported(nn.Module, PyTorchModelHubMixin):
                 f"{folder}/model.safetensors is damaged or does not fit config.json "
                 f"({str(error).splitlines()[0]}): export the model again"
             ) from error
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The tensors by the names by which they are stored (`taming_dist.models.joined`)."""
+        return as_stored(self, super().state_dict(*args, **kwargs))
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Take tensors over, by these names."""
+        return super().load_state_dict(as_computed(self, state_dict), *args, **kwargs)
 
     @classmethod
     def _decode_arg(cls, expected_type: Any, value: Any) -> Any:

@@ -20,6 +20,7 @@ from small_stage import image_batches, load, save, small_recipe, train, work
 from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.world import World
 from taming_dist.models.discriminators import PatchGANConfig
+from taming_dist.models.joined import stored_parameters
 from taming_dist.models.quantizers import EMAQuantizerConfig
 from taming_dist.stages.context import Context
 from taming_dist.training.optimization import OptimConfig
@@ -36,7 +37,7 @@ def build(world: World, kind: str, zero: int, decay: float = 0.1) -> Any:
     micro_batch = GLOBAL_BATCH // world.world_size
     context = Context(optim, engine, world, micro_batch, 1, freeze=freeze)
     if kind == "prior":
-        return small_prior("rar", context)
+        return small_prior("gpt", context)  # of which some tensors are stored in parts
     return small_recipe(
         EMAQuantizerConfig(codes=24, dim=8, decay=0.8, revive_below=0.3),
         context,
@@ -80,6 +81,9 @@ def is_same_again(recipe: Any, source: Path, folder: Path) -> bool:
     scalars = [json.loads(path.read_text()) for path in sorted(source.glob("*/state.json"))]
     again = [json.loads(path.read_text()) for path in sorted(folder.glob("*/state.json"))]
     kinds = {name.split("/")[1] for name in before}
+    for name, engine in recipe.engines.items():
+        kept = {part.name for part in stored_parameters(engine.module)}
+        assert {f"{name}/weights/{part}" for part in kept} <= before.keys()
     assert kinds >= {"weights", "exp_avg", "exp_avg_sq", "average"}, kinds
     return (
         before.keys() == after.keys()

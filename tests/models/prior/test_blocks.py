@@ -4,9 +4,11 @@ and what the transformer leaves to a kind, told by one with positions of its own
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -421,15 +423,12 @@ def test_where_no_step_follows_nothing_is_kept_and_the_logits_are_the_same(
     assert nothing.keys.numel() == nothing.values.numel() == 0
 
 
-def test_under_autocast_what_attention_reads_is_cast_once() -> None:
-    model = tiny(block=GPTBlockConfig(), condition=CodesCondition(7, [2, 2]))
-    read: list[Tensor] = []
-    attention = model.get_submodule("blocks.0.attn")
-    for name in ("query", "key", "value"):
-        layer = attention.get_submodule(name)
-        layer.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        model(some_tokens(), some_prefix(model))
-    assert len(read) == 3
-    assert all(x is read[0] for x in read)
-    assert read[0].dtype == torch.bfloat16
+@each_kind
+def test_a_layer_makes_four_products_of_what_it_reads(kind: str) -> None:
+    """Queries, keys and values together, their way back, and two of the perceptron."""
+    model = tiny(block=KINDS[kind], condition=CodesCondition(7, [2, 2]))
+    tokens, prefix = some_tokens(), some_prefix(model)
+    with mock.patch.object(F, "linear", wraps=F.linear) as linear:
+        model(tokens, prefix)
+    large = [call for call in linear.call_args_list if call.args[0].ndim == 3]
+    assert len(large) == 4 * len(model.blocks) + 1  # and the logits

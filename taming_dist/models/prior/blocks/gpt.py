@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from taming_dist.exact import cast_once
+from taming_dist.models.joined import JoinedLinear
 from taming_dist.models.prior.blocks.attention import attend
 from taming_dist.models.prior.blocks.cache import Around
 from taming_dist.models.prior.blocks.interface import Block, BlockSizes
@@ -35,17 +35,14 @@ class Attention(nn.Module):
         width = sizes.width
         self.heads, self.causal, self.unmasked = sizes.heads, sizes.causal, unmasked
         self.dropout = sizes.dropout_attention
-        self.key = nn.Linear(width, width)
-        self.query = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
+        self.qkv = JoinedLinear(width, ("key", "query", "value"))
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Float[Tensor, "b t c"], around: Around) -> Float[Tensor, "b u c"]:
         """With a cache, x continues the positions in it."""
-        x = cast_once(x)
-        query, key, value = (
+        key, query, value = (
             projected.unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for projected in (self.query(around.wanted(x)), self.key(x), self.value(x))
+            for projected in self.qkv(x, around.wanted(x), x)
         )
         if around.cache is not None:
             key, value = around.cache.extend(around.layer, key, value)
@@ -57,7 +54,7 @@ class Attention(nn.Module):
 class GPTBlock(Block):
     """Pre-norm residual block: attention, then a perceptron of four times the width.
 
-    Source: the original implementation (minGPT), whose parameter names it has.
+    Source: the original implementation (minGPT), whose names its stored tensors have.
     """
 
     def __init__(self, sizes: BlockSizes, config: GPTBlockConfig) -> None:
