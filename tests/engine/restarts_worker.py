@@ -35,7 +35,7 @@ QUANTIZERS = {
     "ibq": IndexQuantizerConfig(codes=23, dim=7, temperature=0.5),
     "simvq": SimVQConfig(codes=23, dim=7, gradient="rotation"),
     "product": ProductQuantizerConfig(codes=21, dim=9, tables=3, initial="data", revive_below=0.9),
-    "residual": ResidualQuantizerConfig(codes=23, dim=7, depth=3, revive_below=0.9),
+    "residual": ResidualQuantizerConfig(codes=23, dim=7, depth=3, decay=0.5, revive_below=0.9),
 }
 RUNS = {
     0: ["restarted", "lfq", "ibq", "simvq", "product", "residual"],
