@@ -340,13 +340,21 @@ def generate_codes(
 def check_pair(transformer: Transformer, vqgan: VQGAN) -> None:
     """Raise a UserError if the transformer did not learn the codes of this VQGAN.
 
-    A transformer that names no tokenizer (an empty fingerprint) is held to the vocabulary only.
+    A transformer that names no tokenizer (an empty fingerprint) is held to the vocabulary and the
+    shape of the codes only.
     """
     config = transformer.config
     if config.vocabulary != vqgan.config.vocabulary:
         raise UserError(
             f"vqgan: its codebook has {vqgan.config.vocabulary} codes, but the transformer was "
             f"trained on {config.vocabulary}; give the VQGAN that made its codes"
+        )
+    learned = config.code_shape
+    given = vqgan.config.code_shape(*vqgan.config.image_shape(learned))
+    if given != learned:
+        raise UserError(
+            f"vqgan: its codes of an image have the shape {list(given)}, but the transformer was "
+            f"trained on {list(learned)}; give the VQGAN that made its codes"
         )
     if config.vqgan_fingerprint and not vqgan.wrote(config.vqgan_fingerprint):
         raise UserError(

@@ -39,7 +39,7 @@ QUANTIZERS = {
     "simvq": SimVQConfig(codes=23, dim=7, gradient="rotation"),
     "multiscale": MultiScaleConfig(**RESTARTED, scales=[1, 3, 8], initial="data"),
     "product": ProductQuantizerConfig(codes=21, dim=9, tables=3, initial="data", revive_below=0.9),
-    "residual": ResidualQuantizerConfig(codes=23, dim=7, depth=3, revive_below=0.9),
+    "residual": ResidualQuantizerConfig(codes=23, dim=7, depth=3, decay=0.5, revive_below=0.9),
 }
 RUNS = {
     0: ["restarted", "lfq", "bsq", "ibq", "simvq", "multiscale", "product", "residual"],

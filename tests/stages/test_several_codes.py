@@ -97,6 +97,17 @@ def test_a_transformer_learns_them_and_its_export_draws_pictures(
         generator.sample(1, size=(8, 16))
 
 
+def test_a_transformer_of_codes_of_another_shape_is_refused(made: Path) -> None:
+    vqgan = VQGAN.from_pretrained(made / "v")
+    sizes: dict[str, Any] = {"layers": 1, "heads": 2, "width": 8}
+    for shape in ([4, 4], [5, 4, 4], [16]):
+        transformer = Transformer(TransformerConfig(24, shape, condition=Unconditional(), **sizes))
+        with pytest.raises(
+            UserError, match=r"vqgan: its codes of an image have the shape \[[23], "
+        ):
+            Generator(transformer, vqgan)
+
+
 def test_images_that_are_encoded_as_they_are_read_have_the_same_codes(made: Path) -> None:
     vqgan = VQGAN.from_pretrained(made / "v")
     assert Encoder(vqgan, None, ()).flops(8) > 0

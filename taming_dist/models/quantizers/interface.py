@@ -87,7 +87,7 @@ class QuantizerConfig(ABC):
 
     def latent_grid(self, shape: Sequence[int]) -> tuple[int, int]:
         """The grid i, j of the latents whose codes have a shape: the inverse of `code_shape`."""
-        i, j = shape[-2:]
+        i, j = (1, *shape)[-2:]
         return i, j
 
 
