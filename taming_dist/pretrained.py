@@ -7,27 +7,44 @@ index, or else from torchvision's own download.
 
 import importlib.util
 import logging
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from taming_dist.access import require_readable
 from taming_dist.caches import cache_folder
 from taming_dist.errors import UserError
+from taming_dist.losses.frozen import FrozenNetwork
 from taming_dist.losses.perceptual import LPIPS
 from taming_dist.models.convolution import Convolution
 from taming_dist.models.discriminators import DinoConfig, DiscriminatorConfig
 from taming_dist.models.discriminators.dino import SIDE, DinoFeatures
 from taming_dist.placeholders import refuse_placeholder
+from taming_dist.timm_networks import (
+    blank_timm_network,
+    check_timm_network,
+    read_tensors,
+    timm_network,
+)
 from taming_dist.vision import torchvision_models
 from taming_dist.weights import load_weights
+
+__all__ = [
+    "BACKBONES",
+    "Backbone",
+    "Blank",
+    "blank_features",
+    "check_frozen_features",
+    "check_timm_network",
+    "frozen_features",
+    "lpips_digest",
+    "lpips_network",
+    "timm_network",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -131,6 +148,9 @@ class Blank:
     def lpips_network(self, net: str, weights: str) -> LPIPS:
         return _random(BACKBONES[net])
 
+    def timm_network(self, name: str, path: str, sha256: str, size: int) -> FrozenNetwork:
+        return blank_timm_network(name, size)
+
 
 def _convolutions(slices: list[nn.Module]) -> list[nn.Conv2d]:
     return [layer for part in slices for layer in part.children() if isinstance(layer, nn.Conv2d)]
@@ -219,11 +239,9 @@ def check_frozen_features(discriminator: DiscriminatorConfig) -> None:
 def _read_dino(file: Path) -> dict[str, Tensor]:
     refuse_placeholder(file, "the weights of DINO")
     try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f"loss.discriminator.weights={file} holds no tensors: {error}") from error
+        return read_tensors(file)
+    except UserError as error:
+        raise UserError(f"loss.discriminator.weights: {error}") from error
 
 
 def _download_dino() -> dict[str, Tensor]:

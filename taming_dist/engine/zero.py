@@ -150,11 +150,12 @@ class Engine:
         """The factor on losses while their gradients are taken; 1 but for fp16."""
         return 1.0 if self._scale is None else self._scale.value
 
-    def gradient(self, loss: Tensor, at: Tensor) -> Tensor:
-        """d loss / d at, past the engine, for a leaf `at` in fp32: scaled on the way there, as
-        networks in fp16 need it. Nothing else collects a gradient."""
-        (scaled,) = torch.autograd.grad(loss * self.loss_scale, at)
-        return scaled / self.loss_scale
+    def gradients_at(self, loss: Tensor, *leaves: Tensor) -> list[Tensor]:
+        """d loss / d leaf of each, past the engine, for leaves in fp32: scaled on the way there, as
+        networks in fp16 need it; zeros where the loss does not depend on one. Nothing else collects
+        a gradient."""
+        found = torch.autograd.grad(loss * self.loss_scale, leaves, materialize_grads=True)
+        return [scaled / self.loss_scale for scaled in found]
 
     def backward(self, loss: Tensor, value: Tensor | None = None) -> None:
         """Add the gradients of one micro-batch, averaged over ranks and micro-batches.

@@ -53,7 +53,7 @@ class LPIPS(nn.Module):
     @torch.no_grad()
     def features(self, x: Float[Tensor, "b c h w"]) -> list[Float32[Tensor, "b _ _ _"]]:
         """Features of a reference in [-1, 1], for several calls of `forward`."""
-        return self._features(x)
+        return self.layers(x)
 
     def forward(
         self,
@@ -66,10 +66,11 @@ class LPIPS(nn.Module):
         `x_features`, from `features(x)`, saves the pass over x; no gradient reaches x then.
         """
         with without_autocast(y.device):
-            ours = self._features(x) if x_features is None else x_features
-            return distances(ours, self._features(y), self.heads)
+            ours = self.layers(x) if x_features is None else x_features
+            return distances(ours, self.layers(y), self.heads)
 
-    def _features(self, images: Float[Tensor, "b c h w"]) -> list[Float32[Tensor, "b _ _ _"]]:
+    def layers(self, images: Float[Tensor, "b c h w"]) -> list[Float32[Tensor, "b _ _ _"]]:
+        """Features of images in [-1, 1] in each layer, of length one in every pixel."""
         with without_autocast(images.device):
             hidden = (images.float() - self.shift) / self.scale
             if hidden.device.type == "cpu":  # where it is faster

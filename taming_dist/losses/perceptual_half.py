@@ -52,10 +52,11 @@ class HalfLPIPS(nn.Module):
         """Distance of x and y, both in [-1, 1], of 3 channels or of 1; no gradient reaches x."""
         with without_autocast(y.device):
             with torch.no_grad():
-                ours = self._features(x)
-            return distances(ours, self._features(y), self.heads)
+                ours = self.layers(x)
+            return distances(ours, self.layers(y), self.heads)
 
-    def _features(self, images: Float[Tensor, "b c h w"]) -> list[Float32[Tensor, "b _ _ _"]]:
+    def layers(self, images: Float[Tensor, "b c h w"]) -> list[Float32[Tensor, "b _ _ _"]]:
+        """`LPIPS.layers`."""
         b, _, h, w = images.shape
         scale = b * h * w / PIXELS_PER_SCALE
         whitened = (images.float() - self.shift) / self.scale

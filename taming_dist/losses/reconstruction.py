@@ -1,12 +1,13 @@
 """Losses between images and their reconstructions; results in fp32."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch.nn.functional as F
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
-from taming_dist.losses.terms import Networks, TermConfig
+from taming_dist.losses.terms import Networks, TermConfig, TermOfLatents
 
 
 class ReconstructionLoss(nn.Module):
@@ -18,15 +19,25 @@ class ReconstructionLoss(nn.Module):
         self.weights = {name: config.weight for name, config in terms.items()}
         self.terms = nn.ModuleList(config.build(networks) for config in terms.values())
 
+    @property
+    def projections(self) -> dict[str, int]:
+        """The channels of the projections that `forward` needs, by the names of their terms."""
+        terms = zip(self.weights, self.terms, strict=True)
+        return {name: term.width for name, term in terms if isinstance(term, TermOfLatents)}
+
     def forward(
-        self, images: Float[Tensor, "b c h w"], reconstructions: Float[Tensor, "b c h w"]
+        self,
+        images: Float[Tensor, "b c h w"],
+        reconstructions: Float[Tensor, "b c h w"],
+        projected: Mapping[str, Float[Tensor, "b _ i j"]] = MappingProxyType({}),
     ) -> tuple[Float32[Tensor, ""], dict[str, Float32[Tensor, ""]]]:
         """The sum, and the value of each term that has a weight, by its name.
 
-        Images and reconstructions are about [-1, 1]; nothing is computed for a weight of 0.
+        Images and reconstructions are about [-1, 1]; `projected`: linear maps of the latents, for
+        the terms in `projections`. Nothing is computed for a weight of 0.
         """
         values = {
-            name: term(images, reconstructions)
+            name: term(images, projected.get(name, reconstructions))
             for (name, weight), term in zip(self.weights.items(), self.terms, strict=True)
             if weight > 0
         }

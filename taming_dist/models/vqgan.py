@@ -81,10 +81,11 @@ def check_size(size: int, factor: int, name: str) -> None:
 
 
 class Reconstruction(NamedTuple):
-    """What a training step needs; only `images` and `codebook_loss` carry gradients.
+    """What a training step needs; `images`, `codebook_loss` and `projected` carry gradients.
 
     images: G(z_q); features: the input of the decoder's last convolution, detached (it serves the
-    adaptive weight alone); statistics: see `Statistics`.
+    adaptive weight alone); statistics: see `Statistics`; projected: by name, see
+    `VQGAN.add_projections`.
     """
 
     images: Float[Tensor, "b c h w"]
@@ -92,6 +93,7 @@ class Reconstruction(NamedTuple):
     codebook_loss: Float32[Tensor, ""]
     codes: Int64[Tensor, "b i j"]
     statistics: Statistics
+    projected: dict[str, Float[Tensor, "b _ i j"]]
 
 
 class VQGAN(
@@ -109,6 +111,7 @@ class VQGAN(
         "quantizer": ("quantize",),
         "decoder": ("post_quant_conv", "decoder"),
     }
+    training_only = ("projections",)
     block_types = (ResnetBlock, AttnBlock)
     passes = ("latents", "decoded")  # the search for codes between them may wait for the device
 
@@ -129,6 +132,14 @@ class VQGAN(
         self.quantize = build_quantizer(config.quantizer)
         self.quant_conv = nn.Conv2d(config.latent_channels, config.quantizer.dim, 1)
         self.post_quant_conv = nn.Conv2d(config.quantizer.dim, config.latent_channels, 1)
+        self.projections = nn.ModuleDict()
+
+    def add_projections(self, channels: Mapping[str, int]) -> "VQGAN":
+        """Have `forward` give linear maps of the latents to so many channels, by name, for losses
+        on them. They are trained and in checkpoints with all else, and left out of exports."""
+        for name, width in channels.items():
+            self.projections[name] = nn.Conv2d(self.config.quantizer.dim, width, 1)
+        return self
 
     def run_lean(self) -> bool:
         """Run by kernels of our own from now on, if there is Triton: the search for codes, and E
@@ -146,7 +157,9 @@ class VQGAN(
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Reconstruction:
         """Images in [-1,1] -> their reconstruction, with what training needs beside."""
-        quantized = self.quantize(self.latents(images))
+        z = self.latents(images)
+        projected = {name: layer(z) for name, layer in self.projections.items()}
+        quantized = self.quantize(z)
         decoded, features = self.decoded(quantized.z_q.to(images.dtype))
         return Reconstruction(
             images=decoded,
@@ -154,6 +167,7 @@ class VQGAN(
             codebook_loss=quantized.loss,
             codes=quantized.codes,
             statistics=quantized.statistics,
+            projected=projected,
         )
 
     def decoded(

@@ -6,6 +6,7 @@ Losses and step are those of the stages (`stages.vqgan`, `stages.label_maps`).
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -35,6 +36,7 @@ FIRST_STAGE_SCHEMAS: Mapping[str, Mapping[str, type]] = {
     "model/modality": MODALITIES,
     "data": {"images": ImagesConfig},
 }
+NONE: Mapping[str, int] = MappingProxyType({})  # no projections
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +57,10 @@ def open_autoencoder(config: Config, start: Start) -> OpenedAutoencoder:
     return OpenedAutoencoder(open_images(config, start, [model.modality.column]), initial)
 
 
-def plan_autoencoder(config: Config) -> Planned:
-    """E, codebook and G of a run that has not started; what is frozen of them has no gradient."""
-    network = VQGAN(part(config.model, VQGANConfig))
+def plan_autoencoder(config: Config, projections: Mapping[str, int] = NONE) -> Planned:
+    """E, codebook and G of a run that has not started, with projections of latents for its losses;
+    what is frozen of them has no gradient."""
+    network = VQGAN(part(config.model, VQGANConfig)).add_projections(projections)
     network.freeze(config.train.freeze)
     return Planned(network, averaged=True)
 
@@ -81,10 +84,19 @@ class Autoencoder:
     """E, codebook and G: what they read of a batch, how they are measured and shown."""
 
     def __init__(
-        self, model: VQGANConfig, context: Context, initial: Mapping[str, Tensor] | None = None
+        self,
+        model: VQGANConfig,
+        context: Context,
+        initial: Mapping[str, Tensor] | None = None,
+        projections: Mapping[str, int] = NONE,
     ) -> None:
-        """`initial`: the weights of E, codebook and G to start from, instead of random ones."""
-        self.trained = Trained(VQGAN, model, context, initial)
+        """`initial`: the weights of E, codebook and G to start from, instead of random ones;
+        `projections`: those of latents that losses need, see `VQGAN.add_projections`."""
+
+        def make() -> VQGAN:
+            return VQGAN(model).add_projections(projections)
+
+        self.trained = Trained(VQGAN, model, context, initial, make=make)
         self.engine, self.world = self.trained.engine, context.world
         self.codebook = CodebookUpdates(self.engine, context)
         self.modality = model.modality

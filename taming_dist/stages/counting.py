@@ -17,6 +17,7 @@ from taming_dist.engine.flops import Flops
 from taming_dist.losses.reconstruction import ReconstructionLoss
 from taming_dist.models.discriminators import DinoConfig, build_discriminator
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
+from taming_dist.stages.autoencoder import NONE
 from taming_dist.stages.vqgan_loss import VQGANLossConfig
 from taming_dist.training.workload import Workload
 
@@ -24,10 +25,10 @@ META = torch.device("meta")
 # R1: the pass, its gradient at the images, and the gradients of the factors of both
 GRADIENT_PENALTY = 6  # passes
 
-Network = Callable[[Tensor], Any]
+Network = Callable[..., Any]
 
 
-def counted(network: Network, *inputs: Tensor) -> Flops:
+def counted(network: Network, *inputs: Any) -> Flops:
     """The FLOPs of a pass."""
     with Flops() as flops:
         network(*inputs)
@@ -39,13 +40,20 @@ def blank_image(config: VQGANConfig, size: int) -> Tensor:
     return torch.empty(1, config.modality.channels, size, size, device=META)
 
 
-def generator_flops(config: VQGANConfig, size: int, freeze: Sequence[str] = ()) -> Flops:
-    """Those of E, codebook and G for an image of `size` pixels across; the search of the codes,
-    which has no gradient, is one of its products, and so are those of what is frozen."""
+def generator_flops(
+    config: VQGANConfig,
+    size: int,
+    freeze: Sequence[str] = (),
+    projections: Mapping[str, int] = NONE,
+) -> Flops:
+    """Those of E, codebook and G for an image of `size` pixels across, with the projections of
+    latents that losses need; the search of the codes, which has no gradient, is one of its
+    products, and so are those of what is frozen."""
     started = {"initial": "random"} if hasattr(config.quantizer, "initial") else {}
     quantizer = dataclasses.replace(config.quantizer, **started)
     with META:
         network = VQGAN(dataclasses.replace(config, quantizer=quantizer))
+        network.add_projections(projections)
     network.freeze(freeze)
     return counted(network, blank_image(config, size))
 
@@ -60,16 +68,22 @@ def vqgan_workload(
 ) -> Workload:
     """That of the step of `stages.vqgan`.
 
-    `generator`: E, codebook and G, both ways. `losses`: LPIPS of image and reconstruction, and its
-    gradient at the latter. `gan`: what D says of the reconstruction, and the gradient of that.
-    `discriminator`: D's own step on both, frozen features of them included. `update`: another
-    reconstruction for it, with loss.order=updated. `r1`: the penalty, as far as it is products.
+    `generator`: E, codebook and G, both ways. `losses`: the terms' networks, LPIPS say, on image
+    and reconstruction, and their gradient at the latter. `gan`: what D says of the reconstruction,
+    and the gradient of that. `discriminator`: D's own step on both, frozen features of them
+    included. `update`: another reconstruction for it, with loss.order=updated. `r1`: the penalty,
+    as far as it is products.
     """
-    generator = generator_flops(model, size, freeze)
-    x, y = blank_image(model, size), blank_image(model, size).requires_grad_(True)
     with META:
         losses = ReconstructionLoss(loss.terms, pretrained.Blank()).to(META)
-    parts = {"generator": generator.total, "losses": counted(losses, x, y).total}
+    generator = generator_flops(model, size, freeze, losses.projections)
+    side = size // model.factor
+    projected = {
+        name: torch.empty(1, width, side, side, device=META, requires_grad=True)
+        for name, width in losses.projections.items()
+    }
+    x, y = blank_image(model, size), blank_image(model, size).requires_grad_(True)
+    parts = {"generator": generator.total, "losses": counted(losses, x, y, projected).total}
     if loss.discriminator is not None:
         parts |= adversary_parts(model, loss, x, y)
         if loss.order == "updated":

@@ -39,11 +39,13 @@ class Trained:
         context: Context,
         initial: Mapping[str, Tensor] | None = None,
         groups: ParameterGroups | None = None,
+        make: Callable[[], Exported] | None = None,
     ) -> None:
         """`initial`: the weights to start from, instead of random ones; `groups`: the optimizer's
-        parameter groups of the model, one of all parameters without it."""
+        parameter groups of the model, one of all parameters without it; `make`: what makes the
+        model, where it has submodules for training only."""
         self.kind, self.world = kind, context.world
-        model = context.build(lambda: kind(config), context.seed, initial)
+        model = context.build(make or (lambda: kind(config)), context.seed, initial)
         model.freeze(context.freeze)
         chosen = None if groups is None else groups(model)
         self.engine = context.start(model, chosen, context.optim.ema_half_life)
@@ -75,7 +77,10 @@ class Trained:
     def export(self) -> Export | None:
         """The model for use without training code, on the first rank (collective)."""
         state = self.engine.full_state()
-        return None if state is None else Export(self.kind, self.engine.module.config, state)
+        if state is None:
+            return None
+        used = {n: t for n, t in state.items() if n.split(".")[0] not in self.kind.training_only}
+        return Export(self.kind, self.engine.module.config, used)
 
 
 def begin_step(engines: Mapping[str, Engine], context: Context, clock: Clock) -> None:

@@ -6,7 +6,7 @@ decoder's last convolution alone, and one backward pass takes their sum through 
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from taming_dist.errors import UserError
 from taming_dist.evaluation.reconstruction import ReconstructionMetrics
 from taming_dist.losses.perceptual import LPIPS
 from taming_dist.losses.reconstruction import ReconstructionLoss
-from taming_dist.losses.terms import TERMS
+from taming_dist.losses.terms import TERMS, PublishedConfig, TermConfig
 from taming_dist.losses.terms.perceptual import Perceptual
 from taming_dist.models.choice import configs
 from taming_dist.models.convolution import run_plainly
@@ -88,6 +88,8 @@ class VQGANStage(Stage[OpenedVQGAN]):
         if isinstance(model.modality, LabelMap):
             raise other_loss(model, "vqgan", "labels")
         loss.check_size(size)
+        for name, term in loss.terms.items():
+            check_term(f"loss.terms.{name}", term, config.train.freeze)
         if loss.discriminator is not None:
             pretrained.check_frozen_features(loss.discriminator)
             loss.discriminator.check_channels(model.modality.channels)
@@ -108,8 +110,9 @@ class VQGANStage(Stage[OpenedVQGAN]):
 
     def plan(self, config: Config) -> Plan:
         model, loss = part(config.model, VQGANConfig), part(config.loss, VQGANLossConfig)
-        frozen: nn.Module = ReconstructionLoss(loss.terms, pretrained.Blank())
-        networks = {"generator": plan_autoencoder(config)}
+        reconstruction = ReconstructionLoss(loss.terms, pretrained.Blank())
+        frozen: nn.Module = reconstruction
+        networks = {"generator": plan_autoencoder(config, reconstruction.projections)}
         if (judge := loss.discriminator) is not None:
             trained = build_discriminator(judge, model.modality.channels)
             networks["discriminator"] = Planned(trained, largest_zero=loss.largest_zero)
@@ -148,9 +151,9 @@ class VQGANRecipe:
     ) -> None:
         """`initial`: as in `Autoencoder`; `initial_discriminator`: the same for D."""
         self.context, self.world, self.loss = context, context.world, loss
-        self.autoencoder = Autoencoder(model, context, initial)
-        self.generator = self.autoencoder.engine
         self.reconstruction = ReconstructionLoss(loss.terms, pretrained).to(self.world.device)
+        self.autoencoder = Autoencoder(model, context, initial, self.reconstruction.projections)
+        self.generator = self.autoencoder.engine
         lpips = (m for m in self.reconstruction.modules() if isinstance(m, LPIPS))
         self.lpips = next(lpips, None)  # measures the validation set, too
         halves = context.engine.halves_losses(self.world.device)
@@ -190,16 +193,17 @@ class VQGANRecipe:
         for n, batch in enumerate(micro_batches):
             x = self.autoencoder.input(batch)
             out: Reconstruction = self.generator(x)
-            y = out.images.detach().float().requires_grad_(True)
+            y = leaf(out.images)
+            projected = {name: leaf(made) for name, made in out.projected.items()}
 
-            rec, scalars = self.reconstruction(x, y)
-            gradient = self.generator.gradient(rec, y)
+            rec, scalars = self.reconstruction(x, y, projected)
+            gradient, *others = self.generator.gradients_at(rec, y, *projected.values())
             loss = rec + self.loss.codebook_weight * out.codebook_loss
             if adversary is not None:
                 shown = adversary.show(x, y if gan_weight > 0 else y.detach(), draws[n])
             if adversary is not None and gan_weight > 0:
                 gan = adversary.generator_loss(shown)
-                gan_gradient = self.generator.gradient(gan, y)
+                (gan_gradient,) = self.generator.gradients_at(gan, y)
                 weighed.append(self.adaptive(out.features, gradient, gan_gradient))
                 weight = gan_weight * weighed[-1].weight
                 gradient = gradient + weight * gan_gradient
@@ -207,8 +211,11 @@ class VQGANRecipe:
                 scalars |= {"gan_g": gan, "gan_weight": weight}
                 scalars |= {"adaptive_weight": weighed[-1].weight}
 
-            # its gradient at x^ is the sum above; its value means nothing
+            # its gradient at x^ is the sum above, at what losses read of the latents that of rec;
+            # its value means nothing
             surrogate = (out.images.float() * gradient).sum()
+            for made, at_made in zip(out.projected.values(), others, strict=True):
+                surrogate = surrogate + (made.float() * at_made).sum()
             surrogate = surrogate + self.loss.codebook_weight * out.codebook_loss
             self.generator.backward(surrogate, value=loss)
             self.generator.step()
@@ -274,3 +281,19 @@ class VQGANRecipe:
         self.adaptive.load_state_dict(state)
         if self.adversary is not None:
             self.adversary.load_state_dict(state)
+
+
+def check_term(key: str, term: TermConfig, freeze: Sequence[str]) -> None:
+    """UserError if a term lacks its network, or is about latents that stay as they are."""
+    if isinstance(term, PublishedConfig):
+        pretrained.check_timm_network(term.network, term.path, term.sha256)
+    if term.of_latents and term.weight > 0 and "encoder" in freeze:
+        raise UserError(
+            f"{key} is for the encoder, which train.freeze=[{','.join(freeze)}] keeps as it "
+            f"is: set {key}.weight=0"
+        )
+
+
+def leaf(made: Tensor) -> Tensor:
+    """What a network made, in fp32, cut off from it: losses give their gradient there."""
+    return made.detach().float().requires_grad_(True)

@@ -10,9 +10,11 @@ from typing import Any
 
 from small_prior import code_batches, small_prior
 from small_stage import Lines, codebook_digest, load, norms_of, save, small_recipe, train, work
+from tiny_timm import save_timm
 
 from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.world import World
+from taming_dist.losses.terms import GramConfig, L2Config, LogitsConfig, VFConfig
 from taming_dist.models.discriminators import DinoConfig, PatchGANConfig, StyleGANConfig
 from taming_dist.models.quantizers import EMAQuantizerConfig, VectorQuantizerConfig
 from taming_dist.stages.context import Context
@@ -55,6 +57,19 @@ OVER_RANKS = {
     },
     "dino": {"discriminator": DinoConfig(weights="random", depths=[2])},
 }
+SMOOTH = {"cosine_margin": 0.0, "distance_margin": 0.0}
+
+
+def terms(folder: Path) -> dict[str, Any]:
+    """All terms that stand on frozen networks, one of which has a trained projection."""
+    vit, convnext = (save_timm(folder, name) for name in ("test_vit", "test_convnext"))
+    found = {
+        "l2": L2Config(),
+        "gram": GramConfig(net="alex", weights="random"),
+        "logits": LogitsConfig(**convnext),
+        "vf": VFConfig(size=32, **SMOOTH, **vit),
+    }
+    return {"size": 32, "terms": found}
 
 
 def context_of(world: World, zero: int, accumulation: int, optim: OptimConfig) -> Context:
@@ -124,6 +139,9 @@ def runs(world: World) -> dict[str, Any]:
     if whole:
         found["zero0 ema x2"] = run(world, 0, "ema", 2)
         found["zero0 steady x1"] = run(world, 0, "vector", 1, **steady)
+    over_ranks = dict(OVER_RANKS)
+    if whole:
+        over_ranks["terms"] = terms(Path(f"{sys.argv[1]}-{world.rank}-timm"))
     for zero in range(4) if whole else (0, 3):
         first, resumed = run_and_resume(world, zero)
         found |= {f"zero{zero} vector x2": first, f"zero{zero} resumed": {"lines": resumed}}
@@ -132,7 +150,7 @@ def runs(world: World) -> dict[str, Any]:
             continue
         found[f"zero{zero} ema x1"] = run(world, zero, "ema", 1)
         found[f"zero{zero} steady x2"] = run(world, zero, "vector", 2, **steady)
-        for name, loss in OVER_RANKS.items():
+        for name, loss in over_ranks.items():
             found[f"zero{zero} {name} x1"] = run(world, zero, "vector", 1, 3, disc_start=1, **loss)
     return found
 

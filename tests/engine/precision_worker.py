@@ -155,7 +155,7 @@ def vanishing(world: World, zero: int) -> list[float]:
         with torch.autocast("cpu", torch.float16, enabled=half):
             return 1e-6 * engine.module(x).float().mean()
 
-    gradients = [engine.gradient(loss(True), x)]
+    gradients = engine.gradients_at(loss(True), x)
     gradients += [torch.autograd.grad(loss(half), x)[0] for half in (True, False)]
     return [float(gradient.norm()) for gradient in gradients]
 

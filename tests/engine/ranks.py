@@ -32,6 +32,7 @@ def start(worker: str, arguments: list[str], variables: dict[str, str]) -> int:
     os.environ.update(variables)
     sys.argv = [worker, *arguments]
     sys.path.insert(0, str(Path(worker).parent))
+    sys.path.append(str(Path(__file__).parents[1]))
     runpy.run_path(worker, run_name="__main__")
     sys.stdout.flush()
     os._exit(0)

@@ -13,7 +13,7 @@ import pytest
 
 WORKER = Path(__file__).with_name("equality_worker.py")
 DISC_START = 2
-STAGE_1 = ("vector x2", "ema x1", "steady x2", "actnorm x1", "stylegan x1", "dino x1")
+STAGE_1 = ("vector x2", "ema x1", "steady x2", "actnorm x1", "stylegan x1", "dino x1", "terms x1")
 RUNS = (*STAGE_1, "transformer x2")
 CORE = {"vector x1", "vector x2", "transformer x1", "transformer x2"}
 Lines = list[dict[str, float]]

@@ -85,8 +85,8 @@ class PlainEngine:
     def replace_rows(self, parameter: nn.Parameter, rows: Tensor, values: Tensor) -> None:
         parameter.data[rows] = values[rows]
 
-    def gradient(self, loss: Tensor, at: Tensor) -> Tensor:
-        return torch.autograd.grad(loss, at)[0]
+    def gradients_at(self, loss: Tensor, *leaves: Tensor) -> list[Tensor]:
+        return list(torch.autograd.grad(loss, leaves, materialize_grads=True))
 
     def window_metrics(self) -> dict[str, float]:
         return {"lr": self.lr}

@@ -1,10 +1,11 @@
 """What every term of the reconstruction loss has: a config class, and a module that it builds."""
 
 import dataclasses
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import nn
 
+from taming_dist.losses.frozen import FrozenNetwork
 from taming_dist.losses.perceptual import LPIPS
 from taming_dist.ranges import check_ranges, ranged
 
@@ -14,10 +15,15 @@ class Networks(Protocol):
 
     def lpips_network(self, net: str, weights: str) -> LPIPS: ...
 
+    def timm_network(self, name: str, path: str, sha256: str, size: int) -> FrozenNetwork: ...
+
 
 @dataclasses.dataclass
 class TermConfig:
-    """A term and its weight. With weight 0 it is not computed."""
+    """A term and its weight. With weight 0 it is not computed. `of_latents`: it builds a
+    `TermOfLatents`."""
+
+    of_latents: ClassVar[bool] = False
 
     weight: float = ranged(1.0, at_least=0)
 
@@ -29,5 +35,13 @@ class TermConfig:
         """UserError if images of so many pixels across will not do."""
 
     def build(self, networks: Networks) -> nn.Module:
-        """The term: a module that is called with images and reconstructions, about [-1, 1]."""
+        """The term: a module that is called with images and reconstructions, about [-1, 1]; or a
+        `TermOfLatents`."""
         raise NotImplementedError
+
+
+class TermOfLatents(nn.Module):
+    """A term that is called with images and, instead of reconstructions, a trained linear map of
+    their latents to `width` channels."""
+
+    width: int

@@ -8,19 +8,18 @@ Legend: b batch, k depths, n patches, e width of the features.
 
 import dataclasses
 import math
-from functools import cache
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
-from taming_dist.copies import to_device
 from taming_dist.errors import UserError
 from taming_dist.exact import without_autocast
 from taming_dist.models.discriminators.config import DiscriminatorConfig
 from taming_dist.models.discriminators.norms import NORMS
 from taming_dist.ranges import check_ranges, ranged
+from taming_dist.resizing import resized
 
 PATCH, WIDTH, DEPTH, HEADS, SIDE = 16, 384, 12, 6, 224  # ViT-S/16 as published
 KERNEL = 9
@@ -91,27 +90,8 @@ class DinoFeatures(nn.Module):
         return torch.stack(found, 1)
 
     def _resized(self, images: Tensor) -> Tensor:
-        if images.shape[2:] == (self.side, self.side):
-            return images
         area = min(images.shape[2:]) > self.side
-        rows, columns = (
-            resizing(length, self.side, area, images.device) for length in images.shape[2:]
-        )
-        with without_autocast(images.device):
-            return rows @ images @ columns.T
-
-
-@cache
-def resizing(
-    length: int, side: int, area: bool, device: torch.device
-) -> Float32[Tensor, "{side} {length}"]:
-    """The matrix that resizes one axis, by means of areas or else bicubically.
-
-    `F.interpolate` does the same, and its gradient adds up in any order on a GPU.
-    """
-    with torch.inference_mode(False), torch.no_grad():
-        impulses, mode = torch.eye(length)[None, None], "area" if area else "bicubic"
-        return to_device(F.interpolate(impulses, (side, length), mode=mode)[0, 0], device)
+        return resized(images, (self.side, self.side), "area" if area else "bicubic")
 
 
 class Block(nn.Module):
