@@ -6,6 +6,7 @@ import importlib
 import inspect
 import io
 import pickle
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,16 +66,21 @@ def timm_model(name: str, size: int, tensors: dict[str, Tensor] | None = None) -
         overlay = {"state_dict": tensors, "source": "", "custom_load": False}
         given = {"pretrained": True, "pretrained_cfg_overlay": overlay}
     try:
-        with torch.device("meta"):
-            kind = type(timm.create_model(name))
-        if "img_size" in inspect.signature(kind).parameters:
-            given["img_size"] = size
-        return timm.create_model(name, **given)
+        sized = {"img_size": size} if takes_size(name) else {}
+        return timm.create_model(name, **given, **sized)
     except MISFITS as error:
         weights = "" if tensors is None else ", or the weights are not its own"
         raise UserError(
             f"timm cannot make {name} for {size} pixels{weights} ({one_line(error)})"
         ) from error
+
+
+@cache
+def takes_size(name: str) -> bool:
+    """Whether a network is made for images of one size, as ViTs are."""
+    with torch.device("meta"):
+        kind = type(_timm_with(name).create_model(name))
+    return "img_size" in inspect.signature(kind).parameters
 
 
 def as_frozen(network: Any, name: str, size: int) -> FrozenNetwork:

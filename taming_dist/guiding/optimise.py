@@ -97,8 +97,7 @@ class Optimisation:
 
     def decode(self, entries: Tensor) -> Tensor:
         """Entries [1, d, i, j] -> images [1, 3, h, w]."""
-        images, _ = self.vqgan.decoded(entries.to(self.vqgan.dtype))
-        return images
+        return self.vqgan.decoded(entries.to(self.vqgan.dtype))[0]
 
     @torch.no_grad()
     def picture(self) -> Tensor:

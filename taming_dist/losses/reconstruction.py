@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
-from taming_dist.losses.terms import Networks, TermConfig, TermOfLatents
+from taming_dist.losses.terms import Networks, ProjectedTerm, TermConfig
 
 
 class ReconstructionLoss(nn.Module):
@@ -17,13 +17,19 @@ class ReconstructionLoss(nn.Module):
         """`terms` by the name under which each is logged; `networks`: `taming_dist.pretrained`."""
         super().__init__()
         self.weights = {name: config.weight for name, config in terms.items()}
+        self._looks_into = {name: config.looks_into for name, config in terms.items()}
         self.terms = nn.ModuleList(config.build(networks) for config in terms.values())
 
     @property
-    def projections(self) -> dict[str, int]:
-        """The channels of the projections that `forward` needs, by the names of their terms."""
-        terms = zip(self.weights, self.terms, strict=True)
-        return {name: term.width for name, term in terms if isinstance(term, TermOfLatents)}
+    def projections(self) -> dict[str, tuple[str, int]]:
+        """The projections that `forward` needs, by the names of their terms: what of the model, and
+        to how many channels."""
+        terms = zip(self._looks_into.items(), self.terms, strict=True)
+        return {
+            name: (source, term.width)
+            for (name, source), term in terms
+            if isinstance(term, ProjectedTerm)
+        }
 
     def forward(
         self,
@@ -33,7 +39,7 @@ class ReconstructionLoss(nn.Module):
     ) -> tuple[Float32[Tensor, ""], dict[str, Float32[Tensor, ""]]]:
         """The sum, and the value of each term that has a weight, by its name.
 
-        Images and reconstructions are about [-1, 1]; `projected`: linear maps of the latents, for
+        Images and reconstructions are about [-1, 1]; `projected`: trained linear maps, for
         the terms in `projections`. Nothing is computed for a weight of 0.
         """
         values = {

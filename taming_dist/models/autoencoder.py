@@ -274,14 +274,20 @@ class Decoder(nn.Module):
         self.conv_out = Convolution(width, out_channels)
 
     def features(self, z: Float[Tensor, "b d i j"]) -> Float[Tensor, "b c h w"]:
+        return self.stages(z)[1]
+
+    def stages(
+        self, z: Float[Tensor, "b d i j"]
+    ) -> tuple[Float[Tensor, "b width i j"], Float[Tensor, "b c h w"]]:
+        """`coarse(z)`, and `features(z)`, which comes of it."""
         if self.lean:
             from taming_dist.models import lean
 
-            return lean.features(self, z)
-        h = self.coarse(z)
+            return lean.stages(self, z)
+        coarse = h = self.coarse(z)
         for level in reversed(self.up):
             h = level(h)
-        return self.fine(h)
+        return coarse, self.fine(h)
 
     def layers(self) -> Iterator[nn.Module]:
         """What the levels are made of, in the order of `features`: `ResnetBlock`, `AttnBlock`,

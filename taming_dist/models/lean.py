@@ -38,6 +38,11 @@ class Sum:
     bias: Float[Tensor, "c"]
     residual: Float[Tensor, "b c h w"] | None = None
 
+    def added_up(self) -> Float[Tensor, "b c h w"]:
+        """The sum itself."""
+        sum_ = self.h + self.bias.to(self.h.dtype)[:, None, None]
+        return sum_ if self.residual is None else sum_ + self.residual
+
     def normed(
         self, norm: nn.GroupNorm, silu: bool = True
     ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
@@ -56,11 +61,14 @@ def encoded(encoder: Encoder, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d
     return latents
 
 
-def features(decoder: Decoder, z: Float[Tensor, "b d i j"]) -> Float[Tensor, "b c h w"]:
-    """`Decoder.features`."""
+def stages(
+    decoder: Decoder, z: Float[Tensor, "b d i j"]
+) -> tuple[Float[Tensor, "b width i j"], Float[Tensor, "b c h w"]]:
+    """`Decoder.stages`."""
     start = convolved(decoder.conv_in, z.contiguous(memory_format=torch.channels_last))
-    _, y = walked(decoder.layers(), middle(decoder.mid, start)).normed(decoder.norm_out)
-    return y
+    coarse = middle(decoder.mid, start)
+    _, y = walked(decoder.layers(), coarse).normed(decoder.norm_out)
+    return coarse.added_up(), y
 
 
 def middle(layers: Middle, sum_: Sum) -> Sum:

@@ -31,6 +31,8 @@ from taming_dist.models.quantizers import (
 from taming_dist.models.quantizers.interface import STRAIGHT_THROUGH, StaysFloat32
 from taming_dist.ranges import check_ranges, ranged
 
+LATENTS, DECODER = "latents", "decoder"  # what losses may look into, see `VQGAN.add_projections`
+
 
 @dataclasses.dataclass
 class VQGANConfig(ModelConfig):
@@ -133,12 +135,20 @@ class VQGAN(
         self.quant_conv = nn.Conv2d(config.latent_channels, config.quantizer.dim, 1)
         self.post_quant_conv = nn.Conv2d(config.quantizer.dim, config.latent_channels, 1)
         self.projections = nn.ModuleDict()
+        self._sources: dict[str, str] = {}  # of the projections
 
-    def add_projections(self, channels: Mapping[str, int]) -> "VQGAN":
-        """Have `forward` give linear maps of the latents to so many channels, by name, for losses
-        on them. They are trained and in checkpoints with all else, and left out of exports."""
-        for name, width in channels.items():
-            self.projections[name] = nn.Conv2d(self.config.quantizer.dim, width, 1)
+    def add_projections(self, asked: Mapping[str, tuple[str, int]]) -> "VQGAN":
+        """Have `forward` give linear maps for losses, by name: what of and to how many channels.
+
+        `LATENTS`: before they are quantized; `DECODER`: the decoder's features at their resolution.
+        The maps are trained and in checkpoints with all else, and left out of exports.
+        """
+        config = self.config
+        coarsest = config.channels * config.multipliers[-1]
+        widths = {LATENTS: config.quantizer.dim, DECODER: coarsest}
+        for name, (source, width) in asked.items():
+            self.projections[name] = nn.Conv2d(widths[source], width, 1)
+            self._sources[name] = source
         return self
 
     def run_lean(self) -> bool:
@@ -158,9 +168,12 @@ class VQGAN(
     def forward(self, images: Float[Tensor, "b c h w"]) -> Reconstruction:
         """Images in [-1,1] -> their reconstruction, with what training needs beside."""
         z = self.latents(images)
-        projected = {name: layer(z) for name, layer in self.projections.items()}
         quantized = self.quantize(z)
-        decoded, features = self.decoded(quantized.z_q.to(images.dtype))
+        decoded, features, coarse = self.decoded(quantized.z_q.to(images.dtype))
+        inside = {LATENTS: z, DECODER: coarse}
+        projected = {
+            name: layer(inside[self._sources[name]]) for name, layer in self.projections.items()
+        }
         return Reconstruction(
             images=decoded,
             features=features,
@@ -172,12 +185,14 @@ class VQGAN(
 
     def decoded(
         self, z: Float[Tensor, "b d i j"]
-    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b width h w"]]:
-        """G(z), and the input of its last convolution. That one is detached: attached, it would be
-        a second output on the same path, and DeepSpeed would divide the gradient by the number of
-        micro-batches twice."""
-        features = self.decoder.features(self.post_quant_conv(z))
-        return self.decoder.conv_out(features), features.detach()
+    ) -> tuple[
+        Float[Tensor, "b c h w"], Float[Tensor, "b width h w"], Float[Tensor, "b coarsest i j"]
+    ]:
+        """G(z), the input of its last convolution, and what its levels start from. The second is
+        detached: attached, it would be a second output on the same path, and DeepSpeed would divide
+        the gradient by the number of micro-batches twice."""
+        coarse, features = self.decoder.stages(self.post_quant_conv(z))
+        return self.decoder.conv_out(features), features.detach(), coarse
 
     def latents(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
         """Vectors before quantisation; i = h/f, j = w/f."""

@@ -36,7 +36,8 @@ FIRST_STAGE_SCHEMAS: Mapping[str, Mapping[str, type]] = {
     "model/modality": MODALITIES,
     "data": {"images": ImagesConfig},
 }
-NONE: Mapping[str, int] = MappingProxyType({})  # no projections
+Projections = Mapping[str, tuple[str, int]]  # see `VQGAN.add_projections`
+NONE: Projections = MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +58,9 @@ def open_autoencoder(config: Config, start: Start) -> OpenedAutoencoder:
     return OpenedAutoencoder(open_images(config, start, [model.modality.column]), initial)
 
 
-def plan_autoencoder(config: Config, projections: Mapping[str, int] = NONE) -> Planned:
-    """E, codebook and G of a run that has not started, with projections of latents for its losses;
-    what is frozen of them has no gradient."""
+def plan_autoencoder(config: Config, projections: Projections = NONE) -> Planned:
+    """E, codebook and G of a run that has not started, with projections for its losses; what is
+    frozen of them has no gradient."""
     network = VQGAN(part(config.model, VQGANConfig)).add_projections(projections)
     network.freeze(config.train.freeze)
     return Planned(network, averaged=True)
@@ -88,10 +89,10 @@ class Autoencoder:
         model: VQGANConfig,
         context: Context,
         initial: Mapping[str, Tensor] | None = None,
-        projections: Mapping[str, int] = NONE,
+        projections: Projections = NONE,
     ) -> None:
         """`initial`: the weights of E, codebook and G to start from, instead of random ones;
-        `projections`: those of latents that losses need, see `VQGAN.add_projections`."""
+        `projections`: those that losses need."""
 
         def make() -> VQGAN:
             return VQGAN(model).add_projections(projections)

@@ -17,7 +17,7 @@ from taming_dist.engine.flops import Flops
 from taming_dist.losses.reconstruction import ReconstructionLoss
 from taming_dist.models.discriminators import DinoConfig, build_discriminator
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
-from taming_dist.stages.autoencoder import NONE
+from taming_dist.stages.autoencoder import NONE, Projections
 from taming_dist.stages.vqgan_loss import VQGANLossConfig
 from taming_dist.training.workload import Workload
 
@@ -44,10 +44,10 @@ def generator_flops(
     config: VQGANConfig,
     size: int,
     freeze: Sequence[str] = (),
-    projections: Mapping[str, int] = NONE,
+    projections: Projections = NONE,
 ) -> Flops:
-    """Those of E, codebook and G for an image of `size` pixels across, with the projections of
-    latents that losses need; the search of the codes, which has no gradient, is one of its
+    """Those of E, codebook and G for an image of `size` pixels across, with the projections
+    that losses need; the search of the codes, which has no gradient, is one of its
     products, and so are those of what is frozen."""
     started = {"initial": "random"} if hasattr(config.quantizer, "initial") else {}
     quantizer = dataclasses.replace(config.quantizer, **started)
@@ -80,7 +80,7 @@ def vqgan_workload(
     side = size // model.factor
     projected = {
         name: torch.empty(1, width, side, side, device=META, requires_grad=True)
-        for name, width in losses.projections.items()
+        for name, (_, width) in losses.projections.items()
     }
     x, y = blank_image(model, size), blank_image(model, size).requires_grad_(True)
     parts = {"generator": generator.total, "losses": counted(losses, x, y, projected).total}

@@ -32,7 +32,14 @@ from taming_dist.models.discriminators import (
 )
 from taming_dist.models.discriminators.dino import DinoFeatures
 from taming_dist.models.modalities import RGB, LabelMap
-from taming_dist.models.vqgan import VQGAN, Reconstruction, VQGANConfig, check_size
+from taming_dist.models.vqgan import (
+    DECODER,
+    LATENTS,
+    VQGAN,
+    Reconstruction,
+    VQGANConfig,
+    check_size,
+)
 from taming_dist.stages.adaptive import ADAPTIVE
 from taming_dist.stages.adversary import Adversary
 from taming_dist.stages.autoencoder import (
@@ -211,7 +218,7 @@ class VQGANRecipe:
                 scalars |= {"gan_g": gan, "gan_weight": weight}
                 scalars |= {"adaptive_weight": weighed[-1].weight}
 
-            # its gradient at x^ is the sum above, at what losses read of the latents that of rec;
+            # its gradient at x^ is the sum above, at what terms look into that of rec;
             # its value means nothing
             surrogate = (out.images.float() * gradient).sum()
             for made, at_made in zip(out.projected.values(), others, strict=True):
@@ -284,13 +291,14 @@ class VQGANRecipe:
 
 
 def check_term(key: str, term: TermConfig, freeze: Sequence[str]) -> None:
-    """UserError if a term lacks its network, or is about latents that stay as they are."""
+    """UserError if a term lacks its network, or is about a part that stays as it is."""
     if isinstance(term, PublishedConfig):
         pretrained.check_timm_network(term.network, term.path, term.sha256)
-    if term.of_latents and term.weight > 0 and "encoder" in freeze:
+    trained = {LATENTS: "encoder", DECODER: "decoder"}.get(term.looks_into)
+    if trained in freeze and term.weight > 0:
         raise UserError(
-            f"{key} is for the encoder, which train.freeze=[{','.join(freeze)}] keeps as it "
-            f"is: set {key}.weight=0"
+            f"{key} is for the {trained}, which train.freeze=[{','.join(freeze)}] keeps as it is: "
+            f"set {key}.weight=0"
         )
 
 

@@ -14,7 +14,7 @@ from tiny_timm import save_timm
 
 from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.world import World
-from taming_dist.losses.terms import GramConfig, L2Config, LogitsConfig, VFConfig
+from taming_dist.losses.terms import GramConfig, L2Config, LogitsConfig, SemanticConfig, VFConfig
 from taming_dist.models.discriminators import DinoConfig, PatchGANConfig, StyleGANConfig
 from taming_dist.models.quantizers import EMAQuantizerConfig, VectorQuantizerConfig
 from taming_dist.stages.context import Context
@@ -61,13 +61,14 @@ SMOOTH = {"cosine_margin": 0.0, "distance_margin": 0.0}
 
 
 def terms(folder: Path) -> dict[str, Any]:
-    """All terms that stand on frozen networks, one of which has a trained projection."""
+    """All terms that stand on frozen networks, two of which have trained projections."""
     vit, convnext = (save_timm(folder, name) for name in ("test_vit", "test_convnext"))
     found = {
         "l2": L2Config(),
         "gram": GramConfig(net="alex", weights="random"),
         "logits": LogitsConfig(**convnext),
         "vf": VFConfig(size=32, **SMOOTH, **vit),
+        "semantic": SemanticConfig(size=32, **vit),
     }
     return {"size": 32, "terms": found}
 

@@ -19,6 +19,7 @@ from taming_dist.losses.terms import (
     L2Config,
     LogitsConfig,
     PerceptualConfig,
+    SemanticConfig,
     TermConfig,
     VFConfig,
 )
@@ -75,7 +76,7 @@ def test_the_perceptual_term_is_the_mean_of_lpips_over_the_images() -> None:
 def test_a_term_is_computed_in_fp32(kind: str) -> None:
     term = TERMS[kind]().build(Small())
     x, y = images(0).bfloat16(), images(1).bfloat16()
-    if TERMS[kind].of_latents:
+    if TERMS[kind].looks_into:
         y = torch.randn(2, 8, 4, 4).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         found = term(x, y)
@@ -173,10 +174,24 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     return a @ b / (a.norm() * b.norm())
 
 
+def test_the_semantic_term_is_the_mean_distance_of_directions() -> None:
+    term = SemanticConfig(size=32).build(Small())
+    torch.manual_seed(1)
+    x, inside = images(0), torch.randn(2, 8, 4, 4)
+    features = term.network.features(x)
+    each = [
+        1 - cosine(inside[image, :, i, j], features[image, :, i, j])
+        for image in range(2)
+        for i in range(4)
+        for j in range(4)
+    ]
+    torch.testing.assert_close(term(x, inside), torch.stack(each).mean())
+
+
 def test_a_term_of_latents_is_called_with_their_projection() -> None:
     vf = VFConfig(2.0, size=32)
     loss = ReconstructionLoss({"l1": L1Config(), "vf": vf}, Small())
-    assert loss.projections == {"vf": 8}
+    assert loss.projections == {"vf": ("latents", 8)}
     z = torch.randn(2, 8, 4, 4)
     total, values = loss(images(0), images(1), {"vf": z})
     torch.testing.assert_close(values["vf"], vf.build(Small())(images(0), z))

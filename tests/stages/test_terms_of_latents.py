@@ -1,4 +1,4 @@
-"""Terms that read the latents through a trained projection, in the step of stage 1."""
+"""Terms that look into the model through a trained projection, in the step of stage 1."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from taming_dist.errors import UserError
-from taming_dist.losses.terms import L1Config, VFConfig
+from taming_dist.losses.terms import L1Config, SemanticConfig, VFConfig
 from taming_dist.models.vqgan import VQGAN
 from taming_dist.stages.counting import vqgan_workload
 from taming_dist.stages.vqgan import VQGANRecipe, check_term
@@ -16,6 +16,11 @@ from taming_dist.training.clock import Clock
 from tests.tiny_timm import save_timm
 
 Make = Callable[..., Any]
+
+
+PROJECTIONS = {
+    f"projections.{term}.{part}" for term in ("vf", "semantic") for part in ("weight", "bias")
+}
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +34,12 @@ def followed(recipe: Make, vit: dict[str, str]) -> Make:
 
     def make(weight: float = 0.7, **settings: Any) -> VQGANRecipe:
         margins = {"cosine_margin": 0.0, "distance_margin": 0.0}
-        vf = VFConfig(weight, size=32, **margins, **vit)
-        return recipe(terms={"l1": L1Config(), "vf": vf}, disc_start=9, **settings)
+        terms = {
+            "l1": L1Config(),
+            "vf": VFConfig(weight, size=32, **margins, **vit),
+            "semantic": SemanticConfig(weight, size=32, **vit),
+        }
+        return recipe(terms=terms, disc_start=9, **settings)
 
     return make
 
@@ -40,16 +49,17 @@ def test_the_step_equals_one_backward_through_everything(followed: Make, batch: 
     (found,) = trained.train_step([batch()], Clock(2, 100))
     network, images = twin.generator.module, twin.autoencoder.input(batch())
     out = network(images)
-    vf = twin.reconstruction.terms[1](images, network.projections["vf"](network.latents(images)))
-    loss = (images - out.images).abs().mean() + 0.7 * vf + out.codebook_loss
+    _, vf_of, semantic_of = twin.reconstruction.terms
+    vf = vf_of(images, network.projections["vf"](network.latents(images)))
+    z_q = network.post_quant_conv(network.quantize(network.latents(images)).z_q)
+    semantic = semantic_of(images, network.projections["semantic"](network.decoder.coarse(z_q)))
+    loss = (images - out.images).abs().mean() + 0.7 * vf + 0.7 * semantic + out.codebook_loss
     loss.backward()
-    assert float(found["vf"]) == pytest.approx(float(vf), rel=1e-5)
-    assert float(found["loss"]) == pytest.approx(float(loss), rel=1e-5)
+    assert found["vf"].item() == pytest.approx(vf.item(), rel=1e-5)
+    assert found["semantic"].item() == pytest.approx(semantic.item(), rel=1e-5)
+    assert found["loss"].item() == pytest.approx(loss.item(), rel=1e-5)
     gradients = trained.generator.gradients
-    assert {name for name in gradients if name.startswith("projections.vf")} == {
-        "projections.vf.weight",
-        "projections.vf.bias",
-    }
+    assert {name for name in gradients if "projections" in name} == PROJECTIONS
     for name, parameter in network.named_parameters():
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-6)
 
@@ -58,10 +68,7 @@ def test_the_first_weights_of_the_model_do_not_depend_on_its_terms(
     followed: Make, recipe: Make
 ) -> None:
     with_, without = (made.generator.full_state() for made in (followed(), recipe()))
-    assert {name for name in with_ if name not in without} == {
-        "projections.vf.weight",
-        "projections.vf.bias",
-    }
+    assert with_.keys() - without.keys() == PROJECTIONS
     assert all(torch.equal(with_[name], without[name]) for name in without)
 
 
@@ -102,13 +109,14 @@ def test_its_passes_are_counted(followed: Make, vit: dict[str, str]) -> None:
     counts = [vqgan_workload(model, loss, 32).parts]
     loss.terms = {"l1": loss.terms["l1"]}
     counts.append(vqgan_workload(model, loss, 32).parts)
-    dim, width, places = 8, 64, 8 * 8
-    projection = 3 * 2 * dim * width * places
-    assert counts[0]["generator"] - counts[1]["generator"] == projection
+    dims, width, places = 8 + 32, 64, 8 * 8
+    assert counts[0]["generator"] - counts[1]["generator"] == 3 * 2 * dims * width * places
     assert counts[0]["losses"] > counts[1]["losses"]
 
 
-def test_a_frozen_encoder_cannot_follow(vit: dict[str, str]) -> None:
+def test_a_frozen_part_cannot_follow(vit: dict[str, str]) -> None:
+    with pytest.raises(UserError, match=r"loss\.terms\.semantic is for the decoder, which"):
+        check_term("loss.terms.semantic", SemanticConfig(**vit), ["decoder"])
     with pytest.raises(UserError, match=r"loss\.terms\.vf is for the encoder, which .*weight=0"):
         check_term("loss.terms.vf", VFConfig(**vit), ["encoder", "quantizer"])
     check_term("loss.terms.vf", VFConfig(0.0, **vit), ["encoder", "quantizer"])

@@ -9,7 +9,8 @@ from taming_dist.losses.terms.logits import LogitsConfig
 from taming_dist.losses.terms.perceptual import PerceptualConfig
 from taming_dist.losses.terms.pixels import L1Config, L2Config
 from taming_dist.losses.terms.published import PublishedConfig
-from taming_dist.losses.terms.term import Networks, TermConfig, TermOfLatents
+from taming_dist.losses.terms.semantic import SemanticConfig
+from taming_dist.losses.terms.term import Networks, ProjectedTerm, TermConfig
 from taming_dist.losses.terms.vf import VFConfig
 
 __all__ = [
@@ -20,9 +21,10 @@ __all__ = [
     "LogitsConfig",
     "Networks",
     "PerceptualConfig",
+    "ProjectedTerm",
     "PublishedConfig",
+    "SemanticConfig",
     "TermConfig",
-    "TermOfLatents",
     "VFConfig",
 ]
 
@@ -34,4 +36,5 @@ TERMS: dict[str, type[TermConfig]] = {
     "gram": GramConfig,
     "logits": LogitsConfig,
     "vf": VFConfig,
+    "semantic": SemanticConfig,
 }

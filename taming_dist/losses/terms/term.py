@@ -18,12 +18,15 @@ class Networks(Protocol):
     def timm_network(self, name: str, path: str, sha256: str, size: int) -> FrozenNetwork: ...
 
 
+LATENTS, DECODER = "latents", "decoder"
+
+
 @dataclasses.dataclass
 class TermConfig:
-    """A term and its weight. With weight 0 it is not computed. `of_latents`: it builds a
-    `TermOfLatents`."""
+    """A term and its weight. With weight 0 it is not computed. `looks_into`: what of the
+    model its `ProjectedTerm` is about; empty: it is about reconstructions."""
 
-    of_latents: ClassVar[bool] = False
+    looks_into: ClassVar[str] = ""
 
     weight: float = ranged(1.0, at_least=0)
 
@@ -36,12 +39,13 @@ class TermConfig:
 
     def build(self, networks: Networks) -> nn.Module:
         """The term: a module that is called with images and reconstructions, about [-1, 1]; or a
-        `TermOfLatents`."""
+        `ProjectedTerm`."""
         raise NotImplementedError
 
 
-class TermOfLatents(nn.Module):
+class ProjectedTerm(nn.Module):
     """A term that is called with images and, instead of reconstructions, a trained linear map of
-    their latents to `width` channels."""
+    what its config looks into, to `width` channels: the latents before they are quantized
+    (`LATENTS`), or the decoder's features at their resolution (`DECODER`)."""
 
     width: int

@@ -15,12 +15,12 @@ from torch import Tensor
 from taming_dist.exact import without_autocast
 from taming_dist.losses.frozen import FrozenNetwork
 from taming_dist.losses.terms.published import PublishedConfig
-from taming_dist.losses.terms.term import Networks, TermOfLatents
+from taming_dist.losses.terms.term import LATENTS, Networks, ProjectedTerm
 from taming_dist.ranges import ranged
 from taming_dist.resizing import resized
 
 
-class VF(TermOfLatents):
+class VF(ProjectedTerm):
     """How far latents and features point apart at each position, and how far the similarities
     between the positions of an image differ; either only beyond its margin."""
 
@@ -62,7 +62,7 @@ class VFConfig(PublishedConfig):
     `distance_margin`: what costs nothing of a distance 1 - cosine, and of a difference between two
     similarities."""
 
-    of_latents = True
+    looks_into = LATENTS
 
     weight: float = ranged(0.1, at_least=0)  # the source's, before its adaptive weight
     network: str = "vit_small_patch14_dinov2.lvd142m"
