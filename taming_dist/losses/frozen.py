@@ -48,10 +48,14 @@ class FrozenNetwork(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def features(self, images: Float[Tensor, "b c h w"]) -> Float32[Tensor, "b e i j"]:
-        """The last feature map, behind the network's last norm; no gradient reaches the images."""
+    def features(
+        self, images: Float[Tensor, "b c h w"], grid: tuple[int, int] | None = None
+    ) -> Float32[Tensor, "b e i j"]:
+        """The last feature map, behind the network's last norm, resized to a `grid` if that is
+        given; no gradient reaches the images."""
         with without_autocast(images.device):
-            return last_features(self.network, self._prepared(images))
+            found = last_features(self.network, self._prepared(images))
+            return found if grid is None else resized(found, grid, "bilinear")
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float32[Tensor, "b classes"]:
         """The logits of its classes."""

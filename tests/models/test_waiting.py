@@ -42,7 +42,7 @@ def test_quantizers_do_not_wait(kind: str) -> None:
     quantizer = build_quantizer(CONFIGS[kind])
     if hasattr(quantizer, "start"):
         quantizer.start._done = True  # asked of the device until it is
-    train_twice(quantizer, latents(CONFIGS[kind].dim))
+    train_twice(quantizer, latents(CONFIGS[kind]))
 
 
 @pytest.mark.parametrize("kind", DISCRIMINATORS)

@@ -19,6 +19,7 @@ from taming_dist.engine.pieces import Piece
 from taming_dist.engine.snapshot import Snapshot
 from taming_dist.engine.world import World
 from taming_dist.errors import UserError
+from taming_dist.models.joined import stored_parameters
 from taming_dist.models.networks import ViTConfig
 from taming_dist.models.prior.conditions import (
     ClassCondition,
@@ -329,9 +330,10 @@ class Averaged:
 
     def snapshot(self) -> Snapshot:
         pieces = []
-        for name, value in self.model.named_parameters():
-            pieces.append(Piece(f"average/{name}", 0, value.detach().view(-1)))
-            pieces.append(Piece(f"weights/{name}", 0, torch.zeros(value.numel())))
+        for stored in stored_parameters(self.model):
+            value = stored.of(stored.parameter).detach().reshape(-1)
+            pieces.append(Piece(f"average/{stored.name}", 0, value))
+            pieces.append(Piece(f"weights/{stored.name}", 0, torch.zeros_like(value)))
         for name, value in self.model.named_buffers():
             pieces.append(Piece(f"buffers/{name}", 0, value.view(-1)))
         return Snapshot(pieces, {}, 0, 1)

@@ -17,7 +17,6 @@ from taming_dist.losses.terms.published import PublishedConfig
 from taming_dist.losses.terms.term import DECODER, Networks, ProjectedTerm
 from taming_dist.losses.terms.vf import directions
 from taming_dist.ranges import ranged
-from taming_dist.resizing import resized
 
 
 class Semantic(ProjectedTerm):
@@ -32,7 +31,7 @@ class Semantic(ProjectedTerm):
     ) -> Float32[Tensor, ""]:
         with without_autocast(images.device):
             i, j = decoder.shape[2:]
-            features = directions(resized(self.network.features(images), (i, j), "bilinear"))
+            features = directions(self.network.features(images, (i, j)))
             return 1 - (directions(decoder.float()) * features).sum(1).mean()
 
 

@@ -17,7 +17,6 @@ from taming_dist.losses.frozen import FrozenNetwork
 from taming_dist.losses.terms.published import PublishedConfig
 from taming_dist.losses.terms.term import LATENTS, Networks, ProjectedTerm
 from taming_dist.ranges import ranged
-from taming_dist.resizing import resized
 
 
 class VF(ProjectedTerm):
@@ -36,7 +35,7 @@ class VF(ProjectedTerm):
     ) -> Float32[Tensor, ""]:
         with without_autocast(images.device):
             i, j = latents.shape[2:]
-            features = directions(resized(self.network.features(images), (i, j), "bilinear"))
+            features = directions(self.network.features(images, (i, j)))
             ours = directions(latents.float())
             cosine = (ours * features).sum(1)
             difference = similarities(ours) - similarities(features)

@@ -34,6 +34,8 @@ class BinaryQuantizerConfig(QuantizerConfig):
     """2^`bits` codes. `entropy_weight` of E[H(q(z))] - `diversity` * H(E[q(z)]), with
     q(c|z) = softmax(2 z.c / `temperature`); `beta` of the commitment term."""
 
+    whole = "its codes are combinations of levels"
+
     name: str = MISSING
     bits: int = ranged(MISSING, at_least=1, at_most=MOST_BITS)
     beta: float = ranged(0.25, at_least=0, compared=False)

@@ -17,8 +17,6 @@ from taming_dist.models.quantizers.binary import BinaryQuantizer, BinaryQuantize
 class LFQuantizerConfig(BinaryQuantizerConfig):
     """The keys are those of `BinaryQuantizerConfig`."""
 
-    whole = "its codes are combinations of levels"
-
     name: str = "lfq"
 
 
