@@ -31,6 +31,8 @@ CONF = Path(__file__).parents[2] / "conf"
 class Stub(nn.Module):
     """What is asked of a network of timm: 8 pixels a feature, and 5 classes."""
 
+    num_classes = 5
+
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.head = nn.Conv2d(3, 8, 8, stride=8), nn.Linear(8, 5)
@@ -146,6 +148,12 @@ def test_logits_are_those_of_the_resized_and_whitened_images() -> None:
     term(x, y).backward()
     assert x.grad is None
     assert y.grad.count_nonzero() == y.numel()
+
+
+def test_logits_need_a_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Stub, "num_classes", 0)
+    with pytest.raises(UserError, match=r"dino has no classifier.* such as convnext_small"):
+        LogitsConfig(network="dino").build(Small())
 
 
 @pytest.mark.parametrize(("side", "margins"), [(4, (0.0, 0.0)), (4, (0.5, 0.25)), (3, (0.1, 0.1))])

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
+from taming_dist.errors import UserError
 from taming_dist.losses.frozen import FrozenNetwork
 from taming_dist.losses.terms.published import PublishedConfig
 from taming_dist.losses.terms.term import Networks
@@ -41,4 +42,10 @@ class LogitsConfig(PublishedConfig):
     network: str = "convnext_small.fb_in1k"
 
     def build(self, networks: Networks) -> Logits:
-        return Logits(self.opened(networks, SIZE))
+        network = self.opened(networks, SIZE)
+        if not network.network.num_classes:
+            raise UserError(
+                f"{self.network} has no classifier, whose logits are compared: use a network such "
+                f"as {LogitsConfig.network}"
+            )
+        return Logits(network)
