@@ -36,15 +36,17 @@ class Net(nn.Module):
         return sum((layer(x).float() for layer in self.layers), self.weight * x)
 
 
-def step(world: World, **config: Any) -> dict[str, float]:
-    """The metrics of a step in which every weight has the same gradient."""
+def step(world: World, **config: Any) -> dict[str, Any]:
+    """The metrics of a step in which every weight has the same gradient, and in what dtypes there
+    are weights, and numbers that the optimizer moves."""
     engine_config = EngineConfig(persist_below=0, **config)
     net = build_network(Net, engine_config, world)
     groups = [{"params": list(net.parameters())}]
     engine = Engine(net, groups, OptimConfig(lr=0.1), engine_config, world, 1, 1)
     engine.backward((engine(torch.ones(1, SIDE)) * GRADIENTS[world.rank]).sum())
     engine.step()
-    return read(engine.window_metrics())
+    kept = {str(tensor.dtype) for tensor in (*engine.masters(), *net.parameters())}
+    return {**read(engine.window_metrics()), "kept": sorted(kept)}
 
 
 def reduced(world: World) -> list[int]:

@@ -24,10 +24,12 @@ def found(run_worker: Callable[..., dict[str, Any]]) -> dict[str, Any]:
 def test_gradients_are_added_up_in_the_precision_that_is_asked_for(
     found: dict[str, Any], zero: int, precision: str, reduce: str
 ) -> None:
-    """Whatever layer they are of, and whatever precision it computes in."""
+    """Whatever layer they are of, and whatever precision it computes in: autocast casts weights,
+    which are in fp32 themselves, as is what the optimizer moves."""
     for rank in ("two-0", "two-1"):
         metrics = found[rank][f"zero{zero} {precision} {reduce}"]
         assert metrics["skipped_steps"] == 0
+        assert metrics["kept"] == ["torch.float32"]
         assert metrics["gradient_norm"] == pytest.approx(MEANS[reduce] * WEIGHTS**0.5, rel=1e-6)
 
 

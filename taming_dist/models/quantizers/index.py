@@ -5,7 +5,8 @@ Legend: b batch, d latent channels, i j latent grid, K codes, N = b*i*j vectors.
 """
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +14,9 @@ from einops import rearrange
 from jaxtyping import Float, Float32, Int64
 from omegaconf import MISSING
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
+from taming_dist.exact import without_autocast
 from taming_dist.models.quantizers.entropy import EntropyQuantizer
 from taming_dist.models.quantizers.interface import (
     MOST_CODES,
@@ -49,8 +51,8 @@ class IndexQuantizerConfig(QuantizerConfig):
 
 
 class Chosen(NamedTuple):
-    """Of a block of n vectors: codes; entries, with a gradient to the chosen entries only; z_q, the
-    same values with a gradient to all of them; the sum of the entropies of q(c|z), and that of q.
+    """Of n vectors: codes; entries, with a gradient to the chosen entries only; z_q, the same
+    values with a gradient to all of them; the sum of the entropies of q(c|z), and that of q.
     """
 
     codes: Int64[Tensor, "n"]
@@ -61,11 +63,7 @@ class Chosen(NamedTuple):
 
 
 class IndexCodebook(nn.Module):
-    """The entries; the weight is used in this module's own forward, where ZeRO-3 has it.
-
-    The N x K matrix is taken in blocks of rows, which are computed again in the backward pass
-    instead of being kept.
-    """
+    """The entries; the weight is used in this module's own forward, where ZeRO-3 has it."""
 
     def __init__(self, codes: int, dim: int, temperature: float) -> None:
         super().__init__()
@@ -82,31 +80,115 @@ class IndexCodebook(nn.Module):
         if codes is not None:
             return F.embedding(codes, self.weight)
         assert z is not None
-        parts = z.split(rows_per_block(len(self.weight)))
+        if z.is_meta:
+            return self._counted(z)
         if codes_only:
-            return torch.cat([(part @ self.weight.T).argmax(1) for part in parts])
-        blocks = [
-            checkpoint(self._choose, part, self.weight, use_reentrant=False) for part in parts
-        ]
-        codes, entries, z_q = (torch.cat(part) for part in list(zip(*blocks, strict=True))[:3])
-        return Chosen(
-            codes,
-            entries,
-            z_q,
-            torch.stack([block.entropy for block in blocks]).sum(),
-            torch.stack([block.mass for block in blocks]).sum(0),
-        )
+            found = z.new_empty(len(z), dtype=torch.int64)
+            for rows, (logits,) in _blocks(z, self.weight, 1):
+                found[rows] = torch.mm(z[rows], self.weight.T, out=logits).argmax(1)
+            return found
+        chosen, *rest = _Choice.apply(z, self.weight, self.temperature)
+        return Chosen(chosen, F.embedding(chosen, self.weight), *rest)
 
-    def _choose(self, z: Float32[Tensor, "n d"], weight: Float32[Tensor, "K d"]) -> Chosen:
-        logits = z @ weight.T
-        p = logits.softmax(1)
-        codes = logits.detach().argmax(1)
-        entries = F.embedding(codes, weight)
-        # zero in value; one-hot - sg[p] + p in gradient (equation 5)
-        z_q = entries + (p - p.detach()) @ weight
-        log_q = (logits / self.temperature).log_softmax(1)
-        q = log_q.exp()
-        return Chosen(codes, entries, z_q, -(q * log_q).sum(), q.sum(0))
+    def _counted(self, z: Float32[Tensor, "N d"]) -> Chosen:
+        """The products of both passes, where they are only counted: that of the logits, and what
+        stands for that of the gradient at their softmax."""
+        logits = z @ self.weight.T
+        with torch.no_grad():
+            z @ self.weight.T
+        codes = logits.argmax(1)
+        entries = F.embedding(codes, self.weight)
+        return Chosen(codes, entries, entries, logits.sum(), logits.sum(0))
+
+
+class _Choice(torch.autograd.Function):
+    """Vectors z, entries, temperature -> `Chosen` without `entries`.
+
+    The N x K matrix is taken in blocks of rows, which are computed again in the backward pass
+    instead of being kept. All blocks have the same few pieces of memory: with new ones for each,
+    what is kept of a block lies in what an earlier one has freed, so that the next block does not
+    fit there, and the process grows by the whole matrix.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, z: Float32[Tensor, "N d"], entries: Float32[Tensor, "K d"], temperature: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        codes = z.new_empty(len(z), dtype=torch.int64)
+        entropy, mass = z.new_zeros(()), z.new_zeros(len(entries))
+        for rows, (logits, q) in _blocks(z, entries, 2):
+            torch.mm(z[rows], entries.T, out=logits)
+            codes[rows] = logits.argmax(1)
+            log_sum = _softmax(logits.div_(temperature), q)
+            mass += q.sum(0)
+            entropy += (log_sum - logits.mul_(q).sum(1, keepdim=True)).sum()
+        ctx.save_for_backward(z, entries, codes)
+        ctx.temperature = temperature
+        ctx.mark_non_differentiable(codes)
+        ctx.set_materialize_grads(False)
+        z_q = F.embedding(codes, entries)
+        known = z.isfinite().all(1, keepdim=True)  # else it is NaN, as its softmax would be
+        return codes, z_q.where(known, torch.nan), entropy, mass
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any,
+        _: Any,
+        of_z_q: Float32[Tensor, "N d"] | None,
+        of_entropy: Float32[Tensor, ""] | None,
+        of_mass: Float32[Tensor, "K"] | None,
+    ) -> tuple[Tensor, Tensor, None]:
+        """By the derivative one-hot - sg[p] + p of the choice (equation 5), and those of q."""
+        z, entries, codes = ctx.saved_tensors
+        of_z, of_entries = torch.empty_like(z), torch.zeros_like(entries)
+        if of_z_q is not None:
+            of_entries.index_add_(0, codes, of_z_q)
+        of_q = of_entropy is not None or of_mass is not None
+        of_entropy = z.new_zeros(()) if of_entropy is None else of_entropy
+        of_mass = z.new_zeros(len(entries)) if of_mass is None else of_mass
+        with without_autocast(z.device):
+            for rows, (logits, p, gradient) in _blocks(z, entries, 3):
+                torch.mm(z[rows], entries.T, out=logits)
+                gradient.zero_()
+                if of_z_q is not None:
+                    torch.mm(of_z_q[rows], entries.T, out=gradient)
+                    _softmax(logits, p)
+                    _through_softmax(p, gradient)
+                if of_q:
+                    _softmax(logits.div_(ctx.temperature), p)
+                    logits.mul_(-of_entropy).add_(of_mass)
+                    _through_softmax(p, logits)
+                    gradient.add_(logits, alpha=1 / ctx.temperature)
+                torch.mm(gradient, entries, out=of_z[rows])
+                torch.addmm(of_entries, gradient.T, z[rows], out=of_entries)
+        return of_z, of_entries, None
+
+
+def _blocks(
+    z: Float32[Tensor, "N d"], entries: Float32[Tensor, "K d"], count: int
+) -> Iterator[tuple[slice, Float32[Tensor, "count n K"]]]:
+    """Yield blocks of rows of the N x K matrix, and the same memory for so many of them each."""
+    most = min(rows_per_block(len(entries)), len(z))
+    memory = z.new_empty(count, most, len(entries))
+    for start in range(0, len(z), most):
+        rows = slice(start, min(start + most, len(z)))
+        yield rows, memory[:, : rows.stop - start]
+
+
+def _softmax(x: Float32[Tensor, "n K"], out: Float32[Tensor, "n K"]) -> Float32[Tensor, "n 1"]:
+    """Write the softmax of each row to `out`; x loses its largest value from each, and what comes
+    back is the logarithm of the sum of its exponentials then."""
+    x.sub_(x.amax(1, keepdim=True))
+    total = torch.exp(x, out=out).sum(1, keepdim=True)
+    out.div_(total)
+    return total.log()
+
+
+def _through_softmax(p: Float32[Tensor, "n K"], gradient: Float32[Tensor, "n K"]) -> None:
+    """Make the gradient at each row's logits of that at its softmax p, in place."""
+    gradient.mul_(p)
+    gradient.addcmul_(p, gradient.sum(1, keepdim=True), value=-1)
 
 
 class IndexQuantizer(EntropyQuantizer):

@@ -1,5 +1,8 @@
 """Index backpropagation in blocks against the whole matrix written out."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -80,6 +83,32 @@ def test_blocks_are_not_kept_for_the_backward_pass(monkeypatch: pytest.MonkeyPat
     with torch.autograd.graph.saved_tensors_hooks(packing, lambda tensor: tensor):
         made()(latents().requires_grad_(True))
     assert max(kept) < 50 * 11
+
+
+GROWTH = """
+import resource
+import torch
+from taming_dist.memory import keep_freed_memory
+from taming_dist.models.quantizers import IndexQuantizer, IndexQuantizerConfig, interface
+
+keep_freed_memory()
+interface.SEARCH_BYTES = 4 << 20
+quantizer = IndexQuantizer(IndexQuantizerConfig(codes=2**14, dim=4))
+z = torch.randn(32, 4, 8, 8, requires_grad=True)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+out = quantizer(z)
+(out.loss + out.z_q.sum()).backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+def test_no_block_leaves_memory_behind_also_where_freed_memory_is_kept() -> None:
+    """The whole matrix would be 128 MiB, and 32 blocks of it have several copies."""
+    done = subprocess.run(
+        [sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 48 * 1024
 
 
 def test_every_code_is_chosen_by_a_latent_along_it() -> None:
