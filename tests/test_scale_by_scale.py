@@ -70,11 +70,11 @@ def test_the_prior_is_validated_scale_by_scale(folder: Path) -> None:
 def test_samples_do_not_depend_on_how_many_are_made_at_a_time(folder: Path) -> None:
     names = [f"{number:06d}.png" for number in range(3)]
     together, alone, guided = (
-        np.stack([np.asarray(Image.open(folder / out / name)) for name in names])
+        np.stack([np.asarray(Image.open(folder / out / name), np.int64) for name in names])
         for out in ("samples", "alone", "guided")
     )
     assert together.shape == (3, 16, 16, 3)
-    assert np.array_equal(together, alone)
-    assert not np.array_equal(together, guided)
+    assert np.abs(together - alone).max() <= 1  # where the decoder's rounding shows
+    assert np.abs(together - guided).max() > 1
     trained = Transformer.from_pretrained(folder / "outputs/prior/export")
     assert trained.config.scheme.scales == SCALES
