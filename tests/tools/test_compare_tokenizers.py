@@ -20,6 +20,7 @@ from speedruns.records import Probe, Record, load, save  # noqa: E402
 from test_speedrun import RUN, TINY, record  # noqa: E402
 
 WITHOUT_GAN = [word for word in TINY if "discriminator" not in word]
+WITHOUT_GAN += ["train.validate_images=8"]
 PROBE = ["probe_layers=1", "probe_width=64", "probe_images=64"]
 
 
@@ -38,7 +39,7 @@ def test_recipes_are_trained_with_all_seeds_and_what_has_a_record_is_not_trained
     tmp_path: Path,
 ) -> None:
     draws = np.random.default_rng(0)
-    for part, count in (("train", 64), ("val", 8)):
+    for part, count in (("train", 64), ("val", 64)):
         folder = tmp_path / "images" / part / "one"
         folder.mkdir(parents=True)
         for number in range(count):
@@ -111,6 +112,19 @@ def test_probes_of_two_protocols_are_not_put_into_one_table(tmp_path: Path) -> N
     assert [cells[-3] for cells in rows(text)] == ["500.0", ""]
     with pytest.raises(UserError, match="protocols 00c0ffee and 0badcafe"):
         markdown([one, dataclasses.replace(other, seed=7)])
+
+
+def test_the_page_shows_the_records_that_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docs = TOOLS.parent / "docs"
+    page = tmp_path / "page.md"
+    page.write_text((docs / "choosing-a-tokenizer.md").read_text())
+    folders = [docs / "comparison/codebooks", docs / "comparison/recipes"]
+    words = [TOOL, "table", *folders, "--into", page]
+    monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+    runpy.run_path(str(TOOL))["main"]()
+    assert page.read_text() == (docs / "choosing-a-tokenizer.md").read_text()
 
 
 @pytest.mark.parametrize(
