@@ -4,7 +4,6 @@ A weight has a fp32 copy that the optimizer moves, its master, and moments besid
 3 the master is what forward uses, too. Stages cut up what they cut up flat.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
@@ -14,9 +13,6 @@ import torch
 from torch import Tensor
 
 Part = tuple[Tensor, int]  # flat numbers of a parameter, and the index of the first in the whole
-# Of the messages that add up a bucket on its owners, each around a ring of all ranks: where there
-# are more, one sum on all ranks is sooner done (docs/scaling.md).
-MOST_HOPS = 128
 
 
 class Layout(Protocol):
@@ -130,35 +126,6 @@ class CutOptimizer:
         # DeepSpeed would have the host wait for the norm to see whether it is finite. That is the
         # engine's to decide, on the device; this one is finite, and on the host.
         self._optimizer.scaled_global_norm = lambda: 0.0
-        self._rank, self._ranks = engine.global_rank, engine.world_size
-        self._everywhere = self._optimizer.allreduce_and_scatter
-        self._optimizer.allreduce_and_scatter = self._add_up
-
-    def _add_up(
-        self, bucket: list[Any], dtype: torch.dtype, divide: bool, process_group: Any, **kwargs: Any
-    ) -> None:
-        """Add a bucket's slices of gradients up over ranks, each on the one that needs it, its
-        owner. DeepSpeed would on all ranks, twice the bytes, or by a setting of its own on the
-        owners as here, but wait for the device each time.
-
-        `bucket`: owners, gradients and what to add the sums to, of each slice.
-        """
-        optimizer, slices = self._optimizer, defaultdict(list)
-        for owners, part, output in bucket:
-            slices[tuple(owners)].append((part, output))
-        if len(slices) * self._ranks > MOST_HOPS or any(len(owners) > 1 for owners in slices):
-            self._everywhere(bucket, dtype, divide=divide, process_group=process_group, **kwargs)
-            return
-        for (owner,), mine in slices.items():
-            parts = [part for part, _ in mine]
-            added = optimizer.allreduce_bucket(
-                parts, dtype, rank=owner, divide=divide, process_group=process_group
-            )
-            if owner != self._rank:
-                continue
-            for (part, output), total in zip(mine, optimizer.unflatten(added, parts), strict=True):
-                optimizer._add_to_grad_partition_buffer(output, total)
-                part.copy_(total)
 
     def masters(self) -> list[Tensor]:
         return [shard.data for shard in self._optimizer.single_partition_of_fp32_groups]

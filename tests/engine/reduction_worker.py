@@ -3,16 +3,14 @@
 Run as `python reduction_worker.py OUT` with torchrun's variables; writes OUT-<rank>.json.
 """
 
-from itertools import product
 from typing import Any
-from unittest import mock
 
 import deepspeed
 import torch
 from small_stage import work
 from torch import Tensor, nn
 
-from taming_dist.engine import layouts, settings
+from taming_dist.engine import settings
 from taming_dist.engine.partition import build_network
 from taming_dist.engine.settings import PRECISIONS, REDUCTIONS, EngineConfig
 from taming_dist.engine.world import World
@@ -63,30 +61,9 @@ def reduced(world: World) -> list[int]:
     return sizes
 
 
-def owned(world: World, zero: int, most: int) -> dict[str, Any]:
-    """Two steps of an odd network whose buckets have parts of both ranks, added up on their owners
-    by at most `most` hops: the weights, and how often a sum was sent to one rank."""
-    layouts.MOST_HOPS = most
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 7), nn.Linear(7, 1))
-    config = EngineConfig(zero=zero)
-    engine = Engine(net, [{"params": list(net.parameters())}], OptimConfig(lr=0.1), config, world,
-                    micro_batch=4, accumulation=2)  # fmt: skip
-    engine.set_lr(0.1)
-    with mock.patch.object(deepspeed.comm, "reduce", wraps=deepspeed.comm.reduce) as sent:
-        for index in range(4):
-            x = torch.randn(4, 3, generator=torch.Generator().manual_seed(2 * index + world.rank))
-            engine.backward(engine(x).square().mean())
-            engine.step()
-    weights = torch.cat([weight.detach().flatten() for weight in net.parameters()])
-    return {"weights": weights.tolist(), "sent": sent.call_count}
-
-
 def runs(world: World) -> dict[str, Any]:
     settings.BUCKET = BUCKET
     found: dict[str, Any] = {"sizes": reduced(world)}
-    for zero, most in product((1, 2), (layouts.MOST_HOPS, 0)):
-        found[f"owned zero{zero} {'' if most else 'by all'}".strip()] = owned(world, zero, most)
     for precision in PRECISIONS:  # fp32 first: DeepSpeed does not forget that there was autocast
         for zero in range(4):
             for reduce in REDUCTIONS:

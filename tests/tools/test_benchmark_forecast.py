@@ -13,17 +13,7 @@ sys.path.insert(0, str(REPOSITORY / "tools"))
 from benchmarks import forecast  # noqa: E402
 from benchmarks.forecast import Cluster, Machine, Measured, Work, exposed, step  # noqa: E402
 from benchmarks.tables import BEGIN, END  # noqa: E402
-from benchmarks.traffic import (  # noqa: E402
-    GATHER,
-    REDUCE,
-    SCATTER,
-    SUM,
-    expected,
-    owners,
-    sent,
-    summed,
-    theory,
-)
+from benchmarks.traffic import GATHER, SCATTER, SUM, expected, sent, summed, theory  # noqa: E402
 
 SIZES = [1000, 24]
 WORK = Work("work", (1,), [SIZES], [2], (1,), flop=1e9, small=0)
@@ -37,21 +27,14 @@ def test_messages_are_those_that_the_stages_of_zero_take() -> None:
         return dict(expected(SIZES, engine, 2, **settings))
 
     assert found(0, accumulation=2) == {SUM: 4096}
-    assert found(1, accumulation=2) == {REDUCE: 4096, GATHER: 4096}
-    assert found(2, accumulation=2) == {REDUCE: 2 * 4096, GATHER: 4096}
-    assert expected(SIZES, EngineConfig(zero=2), ranks=16) == {SUM: 4096, GATHER: 4096}
+    assert found(1, accumulation=2) == {SUM: 4096, GATHER: 4096}
+    assert found(2, accumulation=2) == {SUM: 2 * 4096, GATHER: 4096}
     assert found(3, walks=3) == {SCATTER: 4096, GATHER: 3 * 4096}
     assert found(3, persist_below=100, walks=3) == {SCATTER: 4096, GATHER: 3 * 4000 + 96}
     large = EngineConfig(zero=3, persist_below=0)
     assert expected([2**24, 4], large, 2) == {SCATTER: 2**26 + 16, GATHER: 2 * (2**26 + 16)}
     assert expected(SIZES, EngineConfig(zero=2), ranks=1) == {}
-    assert summed([found(0), found(1)]) == {SUM: 4096, REDUCE: 4096, GATHER: 4096}
-
-
-def test_a_bucket_has_parts_of_as_many_ranks_as_share_its_numbers() -> None:
-    assert [owners(1024, ranks) for ranks in (1, 2, 8, 16)] == [1, 2, 8, 16]
-    assert owners(2**30, 64) == 2  # a rank has as much as a bucket, which may begin in its midst
-    assert owners(2**30, 1024) == 16 + 1
+    assert summed([found(0), found(1)]) == {SUM: 2 * 4096, GATHER: 4096}
 
 
 def test_a_rank_sends_what_a_ring_takes() -> None:
@@ -64,7 +47,7 @@ def test_a_step_waits_for_what_nothing_hides() -> None:
     computing = 0.501
     assert step(WORK, MACHINE, SLOW, 0, ranks=1, batch=1) == pytest.approx(computing)
     assert step(WORK, MACHINE, SLOW, 0, 2, 1) == pytest.approx(computing + 4096 / 1e6)
-    assert step(WORK, MACHINE, SLOW, 2, 2, 1) == pytest.approx(computing + 4096 / 1e6)
+    assert step(WORK, MACHINE, SLOW, 2, 2, 1) == pytest.approx(computing + 1.5 * 4096 / 1e6)
     # over two nodes a tenth of the bandwidth, and seven eighths of the bytes instead of a half
     assert step(WORK, MACHINE, SLOW, 0, 8, 1) == pytest.approx(computing + 2 * 4096 * 7 / 8 / 1e5)
     hiding = Machine(1e12, 0.5, overlap=1.0, noise=0.0)

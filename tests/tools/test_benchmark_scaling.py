@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 from benchmarks.forecast import SMALL  # noqa: E402
-from benchmarks.traffic import GATHER, REDUCE, SCATTER, SUM  # noqa: E402
+from benchmarks.traffic import GATHER, SCATTER, SUM  # noqa: E402
 
 WORKER = Path(__file__).with_name("scaling_worker.py")
 NORM = 4  # bytes
@@ -34,8 +34,8 @@ def test_a_transformers_ranks_send_what_is_expected(found: dict[str, Any]) -> No
     whole = 4 * found["2"]["0"]["parameters"]
     expected = {
         "0": {SUM: whole},
-        "1": {REDUCE: whole, GATHER: whole},
-        "2": {REDUCE: 2 * whole, GATHER: whole},
+        "1": {SUM: whole, GATHER: whole},
+        "2": {SUM: 2 * whole, GATHER: whole},
         "3": {SCATTER: 2 * whole, GATHER: 2 * whole},
     }
     for zero, messages in expected.items():

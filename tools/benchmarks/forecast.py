@@ -18,7 +18,7 @@ from torch import nn
 
 from benchmarks import flops
 from benchmarks.tables import short, write_into
-from benchmarks.traffic import GATHER, REDUCE, SUM, Messages, expected, owners, sent, summed
+from benchmarks.traffic import GATHER, SUM, Messages, expected, sent, summed
 from taming_dist import cli
 from taming_dist.engine.settings import BUCKET, EngineConfig
 from taming_dist.models.discriminators import build_discriminator
@@ -96,8 +96,7 @@ def exposed(
     spent = {
         kind: link.seconds(kind, calls.get(kind, 0), size, ranks) for kind, size in messages.items()
     }
-    sums = spent.get(SUM, 0.0) + spent.get(REDUCE, 0.0)
-    beside = {0: 0.0, 1: sums, 2: sums, 3: sum(spent.values())}[zero]
+    beside = {0: 0.0, 1: spent.get(SUM, 0.0), 2: spent.get(SUM, 0.0), 3: sum(spent.values())}[zero]
     return sum(spent.values()) - min(hidden, beside)
 
 
@@ -148,8 +147,6 @@ def step(
         return computing
     messages = work.messages(zero, ranks)
     calls = {kind: math.ceil(size / (4 * BUCKET)) for kind, size in messages.items()}
-    if REDUCE in calls:
-        calls[REDUCE] *= max(owners(sum(sizes), ranks) for sizes in work.networks)
     if zero == 3:
         pairs = zip(work.layers, work.walks, strict=True)
         gathered = sum(2 * layers * walks for layers, walks in pairs)

@@ -24,17 +24,7 @@ from benchmarks.machine import describe
 from benchmarks.rows import Row, Rows, this_run
 from benchmarks.tables import heading, lines
 from benchmarks.timing import PeakMemory
-from benchmarks.traffic import (
-    GATHER,
-    REDUCE,
-    SCATTER,
-    SUM,
-    Traffic,
-    expected,
-    sent,
-    summed,
-    theory,
-)
+from benchmarks.traffic import GATHER, SCATTER, SUM, Traffic, expected, sent, summed, theory
 from taming_dist import cli
 
 CPU = torch.device("cpu")
@@ -171,7 +161,6 @@ def speeds(parameters: int, ranks: int) -> dict[str, Any]:
     part, one = torch.zeros(len(whole) // ranks), torch.zeros(())
     messages: dict[str, Callable[[], Any]] = {
         SUM: lambda: dist.all_reduce(whole),
-        REDUCE: lambda: dist.reduce(whole, 0),
         GATHER: lambda: dist.all_gather_into_tensor(whole, part),
         SCATTER: lambda: dist.reduce_scatter_tensor(part, whole),
     }

@@ -2,7 +2,7 @@
 
 Psi is the number of parameters, R that of ranks; numbers are fp32. A message is a collective with
 the whole that it makes or adds up: of n bytes each rank sends 2 n (R-1)/R of a sum by a ring, and
-n (R-1)/R of all others (of sums that one rank needs in the mean, as all ranks need their part).
+n (R-1)/R of all others.
 """
 
 from collections import Counter
@@ -12,17 +12,16 @@ from typing import Any
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from taming_dist.engine.layouts import MOST_HOPS
 from taming_dist.engine.settings import BUCKET, EngineConfig
 
 FP32 = 4
-SUM, GATHER, SCATTER, REDUCE = "all-reduce", "all-gather", "reduce-scatter", "reduce"
+SUM, GATHER, SCATTER = "all-reduce", "all-gather", "reduce-scatter"
 KINDS = {
     "allreduce": SUM,
     "allgather": GATHER,
     "reduce_scatter": SCATTER,
     "broadcast": "broadcast",
-    "reduce": REDUCE,
+    "reduce": "reduce",
 }  # in this order: names of torch's operations begin so
 Messages = Mapping[str, float]  # bytes by kind
 
@@ -85,11 +84,10 @@ def expected(
 ) -> Messages:
     """The messages of an optimizer step as DeepSpeed is set here, but for a norm of 4 bytes.
 
-    `sizes`: elements of each parameter. Stages 1 and 2 add gradients up where they are needed if a
-    bucket has few owners, else on all ranks, and stage 2, as 3, those of each micro-batch. Stage 3
-    has a network of fewer elements than its bucket whole until the backward pass is over and
-    gathers it once, a larger one for either pass; `walks`: how often that is in a micro-batch.
-    Padding to equal parts is left out.
+    `sizes`: elements of each parameter. Stages 1 and 2 add gradients up on all ranks, and stage 2,
+    as 3, those of each micro-batch. Stage 3 has a network of fewer elements than its bucket whole
+    until the backward pass is over and gathers it once, a larger one for either pass; `walks`: how
+    often that is in a micro-batch. Padding to equal parts is left out.
     """
     everything = list(sizes)
     whole, micro = float(FP32 * sum(everything)), accumulation if engine.zero >= 2 else 1
@@ -98,18 +96,11 @@ def expected(
     if engine.zero == 0:
         return {SUM: whole}
     if engine.zero < 3:
-        few = owners(sum(everything), ranks) * ranks <= MOST_HOPS
-        return {REDUCE if few else SUM: whole * micro, GATHER: whole}
+        return {SUM: whole * micro, GATHER: whole}
     passes = 1 if sum(everything) <= BUCKET else 2
     gathered = FP32 * sum(size for size in everything if size >= engine.persist_below)
     small = whole - gathered  # whole everywhere: gathered after the step only
     return {SCATTER: whole * micro, GATHER: gathered * passes * walks * micro + small}
-
-
-def owners(parameters: int, ranks: int) -> int:
-    """Of how many ranks a full bucket of gradients has parts, at most."""
-    share = -(-parameters // ranks)
-    return min(ranks, -(-min(parameters, BUCKET) // share) + 1)
 
 
 def summed(parts: Sequence[Messages]) -> Messages:
