@@ -16,11 +16,14 @@ from taming_dist.engine.partition import build_network
 from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.world import World
 from taming_dist.engine.zero import Engine
+from taming_dist.models.prior.blocks import LlamaBlockConfig
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig, decay_groups
 from taming_dist.training.optimization import OptimConfig
 
 BATCH, STEPS, HALF_LIFE = 4, 6, 16
-SIZES = TransformerConfig(vocabulary=8, grid=[2, 3], layers=1, heads=2, width=8)
+SIZES = TransformerConfig(
+    vocabulary=8, grid=[2, 3], layers=1, heads=2, width=8, block=LlamaBlockConfig()
+)
 
 
 def build(
