@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from taming_dist.engine.average import WeightAverage
+from taming_dist.models.prior.blocks import LlamaBlockConfig
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 
 WORKER = Path(__file__).with_name("average_worker.py")
-SIZES = {"vocabulary": 8, "grid": [2, 3], "layers": 1, "heads": 2, "width": 8}  # the worker's
+SIZES: dict[str, Any] = {"vocabulary": 8, "grid": [2, 3], "layers": 1, "heads": 2, "width": 8}
+SIZES["block"] = LlamaBlockConfig()  # as the worker has it
 MOVED = torch.tensor(True)
 
 

@@ -113,7 +113,9 @@ class _Choice(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, z: Float32[Tensor, "N d"], entries: Float32[Tensor, "K d"], temperature: float
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[
+        Int64[Tensor, "N"], Float32[Tensor, "N d"], Float32[Tensor, ""], Float32[Tensor, "K"]
+    ]:
         codes = z.new_empty(len(z), dtype=torch.int64)
         entropy, mass = z.new_zeros(()), z.new_zeros(len(entries))
         for rows, (logits, q) in _blocks(z, entries, 2):
@@ -138,7 +140,7 @@ class _Choice(torch.autograd.Function):
         of_z_q: Float32[Tensor, "N d"] | None,
         of_entropy: Float32[Tensor, ""] | None,
         of_mass: Float32[Tensor, "K"] | None,
-    ) -> tuple[Tensor, Tensor, None]:
+    ) -> tuple[Float32[Tensor, "N d"], Float32[Tensor, "K d"], None]:
         """By the derivative one-hot - sg[p] + p of the choice (equation 5), and those of q."""
         z, entries, codes = ctx.saved_tensors
         of_z, of_entries = torch.empty_like(z), torch.zeros_like(entries)
