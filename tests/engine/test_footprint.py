@@ -33,8 +33,8 @@ def counted(zero: int, ranks: int = RANKS) -> Footprint:
 @pytest.mark.slow
 @pytest.mark.parametrize("zero", range(4))
 def test_a_rank_holds_what_was_counted(found: dict[str, Any], zero: int) -> None:
-    """ZeRO 2 shares gradients out by whole tensors, each of the largest a tenth of all numbers or more:
-    one rank has more than the other."""
+    """ZeRO 2 shares gradients out by whole tensors, some of which have a tenth of all numbers and
+    more: one rank has more than the other."""
     ranks = [found[f"two-{rank}"][f"zero{zero}"] for rank in range(RANKS)]
     for name in ("weights", "gradients", "optimizer", "average"):
         for held in ranks:
