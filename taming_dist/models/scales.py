@@ -1,8 +1,7 @@
 """Codes of an image at several scales, coarse to fine: where they lie, and between two scales.
 
 Scales are the sides of square grids, [1, 2, 4] for 1 + 4 + 16 codes, of which the last is that of
-the latents. Source: arXiv 2404.02905, section 3.2. Changes of size are products with matrices, one
-for each axis: torch's own have gradients that differ from run to run on a GPU.
+the latents. Source: arXiv 2404.02905, section 3.2.
 Legend: b batch, d channels, i j grid, n codes of all scales.
 """
 
@@ -11,11 +10,11 @@ from functools import cache
 from itertools import accumulate
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
 from taming_dist.errors import UserError
+from taming_dist.resizing import resized, resizing
 
 Scales = tuple[int, ...]
 
@@ -42,12 +41,12 @@ def starts(scales: Sequence[int]) -> list[int]:
 
 def smaller(x: Float[Tensor, "b d i i"], side: int) -> Float[Tensor, "b d side side"]:
     """A square grid brought down to a side: each number is the mean of the area that it covers."""
-    return x if side == x.shape[-1] else _resized(x, _shrinking(x.shape[-1], side, x.device))
+    return resized(x, (side, side), "area")
 
 
 def larger(x: Float[Tensor, "b d i i"], side: int) -> Float[Tensor, "b d side side"]:
     """A square grid brought up to a side by bicubic interpolation."""
-    return x if side == x.shape[-1] else _resized(x, _enlarging(x.shape[-1], side, x.device))
+    return resized(x, (side, side), "bicubic")
 
 
 @cache
@@ -59,9 +58,9 @@ def mixing(scales: Scales, device: torch.device) -> Float32[Tensor, "after befor
     with torch.inference_mode(False):
         weights = torch.zeros(begin[-1] - 1, begin[-2], device=device)
         for k, side in enumerate(scales[1:], 1):
-            down = _shrinking(last, side, device)
+            down = resizing(last, side, "area", device)
             for earlier, own in enumerate(scales[:k]):
-                axis = down @ _enlarging(own, last, device)
+                axis = down @ resizing(own, last, "bicubic", device)
                 rows = slice(begin[k] - 1, begin[k + 1] - 1)
                 weights[rows, begin[earlier] : begin[earlier + 1]] = torch.kron(axis, axis)
         return weights
@@ -85,24 +84,3 @@ def centres(scales: Scales, device: torch.device) -> Int64[Tensor, "n"]:
         sides = [(2 * torch.arange(side) + 1) * last // (2 * side) for side in scales]
         places = [(axis[:, None] * last + axis).flatten() for axis in sides]
         return torch.cat(places).to(device)
-
-
-def _resized(
-    x: Float[Tensor, "b d i j"], matrix: Float32[Tensor, "side i"]
-) -> Float[Tensor, "b d side side"]:
-    return matrix @ x @ matrix.T
-
-
-@cache
-def _shrinking(side: int, wanted: int, device: torch.device) -> Float32[Tensor, "wanted side"]:
-    """The matrix by which an axis is brought down."""
-    with torch.inference_mode(False):
-        return F.adaptive_avg_pool1d(torch.eye(side, device=device)[None], wanted)[0].T
-
-
-@cache
-def _enlarging(side: int, wanted: int, device: torch.device) -> Float32[Tensor, "wanted side"]:
-    """The matrix by which an axis is brought up."""
-    with torch.inference_mode(False):
-        unit = torch.eye(side, device=device)[None, :, :, None]
-        return F.interpolate(unit, (wanted, 1), mode="bicubic")[0, :, :, 0].T
