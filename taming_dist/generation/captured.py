@@ -72,7 +72,7 @@ class Captured:
             times -= 1
         if not times:
             return draft.tokens
-        keys, (images, tokens) = cache.keys, draft.tokens.shape
+        keys, (images, tokens) = cache.keys[0], draft.tokens.shape
         shape = Shape(images, tokens, keys.shape, keys.dtype, cache.prefix)
         kept = self._kept.get(shape)
         if kept is None:
@@ -88,7 +88,7 @@ class Captured:
         if self.compiled:
             write = torch.compile(write, fullgraph=True, dynamic=False)
         step: Callable[[], None] = partial(write, draft, cache)
-        if cache.keys.device.type == "cuda":
+        if draft.tokens.device.type == "cuda":
             step = _graph(step, [draft.tokens, draft.at, cache.position])
         return Recorded(draft, cache, step)
 

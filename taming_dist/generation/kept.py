@@ -47,8 +47,9 @@ class Kept:
         whole = self._whole
         assert whole is not None
         seen = slice(cache.length)
-        whole.keys[:, into, :, seen] = cache.keys[:, :, :, seen].index_select(1, rows)
-        whole.values[:, into, :, seen] = cache.values[:, :, :, seen].index_select(1, rows)
+        for kept, read in ((whole.keys, cache.keys), (whole.values, cache.values)):
+            for mine, other in zip(kept, read, strict=True):
+                mine[into, :, seen] = other[:, :, seen].index_select(0, rows)
         if whole.around.signal is not None and cache.around.signal is not None:
             whole.around.signal[into] = cache.around.signal[rows]
 
@@ -70,18 +71,19 @@ class Kept:
     def _rows(self, names: Sequence[Hashable]) -> Tensor:
         """The rows of windows, on the device: the second half of each lies behind all the first."""
         assert self._whole is not None
-        slots = self._whole.keys.shape[1] // self._halves
+        first = self._whole.keys[0]
+        slots = len(first) // self._halves
         rows = [self._slots[name] + half * slots for half in range(self._halves) for name in names]
-        return numbers(rows, self._whole.keys.device)
+        return numbers(rows, first.device)
 
     def _take_memory(self, cache: KVCache, windows: int) -> None:
-        self._halves = cache.keys.shape[1] // windows
-        one = 2 * cache.keys[:, : self._halves].numel() * cache.keys.element_size()
+        first = cache.keys[0]
+        self._halves = len(first) // windows
+        one = 2 * len(cache.keys) * first[: self._halves].nbytes
         slots = int(min(self._limit, self._most * one) // one)  # a limit may be infinite
-        layers, _, *rest = cache.keys.shape
-        shape = (layers, slots * self._halves, *rest)
+        shape = (slots * self._halves, *first.shape[1:])
         # zeros: what is masked counts nothing, but times nothing of it may be infinite
-        keys, values = cache.keys.new_zeros(shape), cache.values.new_zeros(shape)
+        keys, values = ([first.new_zeros(shape) for _ in cache.keys] for _ in range(2))
         around, signal = cache.around, cache.around.signal
         if signal is not None:
             around = around._replace(signal=signal.new_zeros(slots * self._halves, signal.shape[1]))
@@ -134,4 +136,4 @@ class Rows(KVCache):
             return None
         end = self.length + self.at.shape[1]
         later = torch.arange(end, device=self.at.device) > self.at[:, None, :, None]
-        return torch.zeros_like(later, dtype=self.keys.dtype).masked_fill(later, -torch.inf)
+        return torch.zeros_like(later, dtype=self.keys[0].dtype).masked_fill(later, -torch.inf)

@@ -124,8 +124,9 @@ def codebook_digest(recipe: VQGANRecipe) -> str:
     quantizer = recipe.generator.module.quantize
     if hasattr(quantizer, "entries"):
         return digest([quantizer.entries, quantizer.cluster_size, quantizer.cluster_sum])
-    with recipe.generator._gathered(quantizer.embedding.weight):
-        return digest([quantizer.embedding.weight])
+    table = quantizer.embed if hasattr(quantizer, "embed") else quantizer.embedding
+    with recipe.generator._gathered(table.weight):
+        return digest([table.weight])
 
 
 def digest(tensors: list[torch.Tensor]) -> str:

@@ -1,6 +1,10 @@
 """The recorded step: what it writes equals the plain step, and it is kept. Here it is run as it is;
 tests/gpu has it in CUDA graphs."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,12 +98,12 @@ def test_a_step_is_recorded_once_and_smaller_batches_are_filled_up_to_it() -> No
     sampler = Sampler(model, SAMPLING, captured)
     first = sampler.codes(prefixes(4), 0, range(4))
     (recorded,) = captured._kept.values()
-    addresses = [tensor.data_ptr() for tensor in (*recorded.draft, recorded.cache.keys)]
+    addresses = [tensor.data_ptr() for tensor in (*recorded.draft, *recorded.cache.keys)]
     for count in (4, 3, 1):
         found = sampler.codes(prefixes(count), 0, range(count))
         assert torch.equal(found, first[:count])
     assert list(captured._kept.values()) == [recorded]
-    again = [tensor.data_ptr() for tensor in (*recorded.draft, recorded.cache.keys)]
+    again = [tensor.data_ptr() for tensor in (*recorded.draft, *recorded.cache.keys)]
     assert again == addresses
     sampler.codes(prefixes(5), 0, range(5))
     assert len(captured._kept) == 2
@@ -142,9 +146,21 @@ def shapes_of(step: Any) -> list[Any]:
 def test_what_lies_beyond_the_position_counts_nothing_not_even_if_it_was_never_written() -> None:
     model = tiny("gpt")
     _, begun = model.begin(prefixes(2))
-    begun.keys[:, :, :, 3:] = torch.nan
-    begun.values[:, :, :, 3:] = torch.inf
+    for keys, values in zip(begun.keys, begun.values, strict=True):
+        keys[:, :, 3:] = torch.nan
+        values[:, :, 3:] = torch.inf
     tokens, (_, sliced) = torch.tensor([[1], [2]]), model.begin(prefixes(2))
     static = StaticCache(begun)
     found, expected = model.step(tokens, static), model.step(tokens, sliced)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_compiled_step_writes_the_same_codes_and_copies_no_layer_of_the_cache() -> None:
+    """In a process of its own: the compiler takes no functions whose arguments are checked."""
+    command = [sys.executable, str(Path(__file__).with_name("compiled_step.py"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(done.stdout)
+    assert found["compiled"] == found["plain"]
+    assert found["longest"] < found["layer"] / 2

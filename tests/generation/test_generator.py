@@ -221,7 +221,7 @@ def test_in_bf16_a_copy_is_sampled_from_and_the_answers_are_those_of_training_in
         expected = transformer(tokens, prefix)
     with torch.no_grad():
         logits, cache = network.begin(prefix, tokens[:, :5])
-        assert cache.keys.dtype == torch.bfloat16
+        assert cache.keys[0].dtype == torch.bfloat16
         assert torch.equal(network(tokens, prefix), expected)
         scale = expected.float().std()
         assert (logits - expected[:, 5]).abs().mean() < 0.05 * scale

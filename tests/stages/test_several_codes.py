@@ -1,8 +1,6 @@
 """Stage 2 where there are several codes at a place: from images to samples, in one process."""
 
-import io
 import json
-import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from taming_dist.data.codes import CodeDataset, CodeReader
 from taming_dist.errors import UserError
@@ -22,11 +19,8 @@ from taming_dist.models.quantizers import ProductQuantizerConfig, ResidualQuanti
 from taming_dist.models.vqgan import VQGAN
 from taming_dist.stages.online import Encoder
 from taming_dist.training.clock import Clock
-from tests.data.shard_files import writing_shards
-from tests.tiny_models import tiny_config
+from tests.stages.tokenized import SAMPLES, tokenized
 
-TOOL = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "tokenize_dataset.py"))["main"]
-SAMPLES = 10
 QUANTIZERS = {
     "product": ProductQuantizerConfig(codes=24, dim=4, tables=2),
     "residual": ResidualQuantizerConfig(codes=24, dim=4, depth=3, initial="random"),
@@ -35,18 +29,9 @@ QUANTIZERS = {
 
 @pytest.fixture(scope="module", params=QUANTIZERS)
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a VQGAN, `images`, and their `codes`, conditioned on themselves."""
+    """A folder with a VQGAN `v`, `images`, and their `codes`, conditioned on themselves."""
     folder = tmp_path_factory.mktemp(request.param)
-    torch.manual_seed(0)
-    VQGAN(tiny_config(QUANTIZERS[request.param], latent_channels=32)).save_pretrained(folder / "v")
-    with writing_shards(folder / "images", "train", 6) as write:
-        for number in range(SAMPLES):
-            out, draw = io.BytesIO(), np.random.default_rng(number)
-            Image.fromarray(draw.integers(0, 256, (9, 8, 3), dtype=np.uint8)).save(out, "PNG")
-            write(f"{number:04d}", {"png": out.getvalue()})
-    given = ["--model", str(folder / "v"), "--condition-model", str(folder / "v")]
-    given += ["--shards", str(folder / "images"), "--out", str(folder / "codes")]
-    TOOL([*given, "--shard-samples", "6", "--batch", "4", "--threads", "1"])
+    tokenized(folder, QUANTIZERS[request.param], "--condition-model", str(folder / "v"))
     return folder
 
 

@@ -175,11 +175,14 @@ class Transformer(Exported):
         heads, width = first.cached
         positions = self.config.positions
         rounded = 0 if once else -(-positions // MASK_WIDTH) * MASK_WIDTH
-        shape = (len(self.blocks), batch, heads, rounded, width)
+        shape = (batch, heads, rounded, width)
         dtype = front.dtype
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
-        keys, values = (torch.empty(shape, device=device, dtype=dtype) for _ in range(2))
+        # apart from each other: compilers would copy all layers for what is written into one
+        keys, values = (
+            [torch.empty(shape, device=device, dtype=dtype) for _ in self.blocks] for _ in range(2)
+        )
         spots = self._spots(self.places)
         unplaced = front.new_zeros(min(positions, prefix + len(spots)), front.shape[-1])
         learned = self._placed(unplaced, prefix, spots)

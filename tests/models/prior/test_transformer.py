@@ -264,10 +264,11 @@ def test_the_cache_is_filled_in_place() -> None:
     greedy_prompt = torch.zeros(2, 1, dtype=torch.int64)
     with torch.no_grad():
         _, cache = model.begin(greedy_prompt)
-        assert cache.keys.shape == cache.values.shape == (2, 2, 2, 16, 8)
-        addresses = cache.keys.data_ptr(), cache.values.data_ptr()
+        layers = [*cache.keys, *cache.values]
+        assert [layer.shape for layer in layers] == [(2, 2, 16, 8)] * 4
+        addresses = [layer.data_ptr() for layer in layers]
         model.step(greedy_prompt, cache)
-    assert addresses == (cache.keys.data_ptr(), cache.values.data_ptr())
+    assert addresses == [layer.data_ptr() for layer in (*cache.keys, *cache.values)]
 
 
 def test_dropout_changes_training_only() -> None:

@@ -3,6 +3,7 @@
 Legend: b batch, t positions of a step, s positions of the cache, c width, d width of a head.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -39,17 +40,17 @@ class Around(NamedTuple):
 class KVCache:
     """Keys and values of the positions read so far, in memory that is taken once.
 
-    `keys` and `values` are [layers, b, heads, s, d]; `length` positions count, of which the first
-    `prefix` are the condition's. `around`: what all positions are told (`Around`); `learned`
-    [p, c]: what is learned of each, which is added to its embedding. `again`: the embeddings
-    [b, length, c] of all so far, while they see later ones (`Block.unmasked`), so that what is
-    cached changes with each that comes; None after.
+    `keys` and `values` are those of each layer, [b, heads, s, d]; `length` positions count, of
+    which the first `prefix` are the condition's. `around`: what all positions are told (`Around`);
+    `learned` [p, c]: what is learned of each, which is added to its embedding. `again`: the
+    embeddings [b, length, c] of all so far, while they see later ones (`Block.unmasked`), so that
+    what is cached changes with each that comes; None after.
     """
 
     def __init__(
         self,
-        keys: Float[Tensor, "layers b heads s d"],
-        values: Float[Tensor, "layers b heads s d"],
+        keys: Sequence[Float[Tensor, "b heads s d"]],
+        values: Sequence[Float[Tensor, "b heads s d"]],
         learned: Float[Tensor, "p c"],
         around: Around,
         prefix: int,
@@ -66,10 +67,10 @@ class KVCache:
         value: Float[Tensor, "b heads t d"],
     ) -> tuple[Float[Tensor, "b heads end d"], Float[Tensor, "b heads end d"]]:
         """Write one layer's keys and values after those that count; return all to be read."""
-        end = self.length + key.shape[2]
-        self.keys[layer, :, :, self.length : end] = key
-        self.values[layer, :, :, self.length : end] = value
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        keys, values, end = self.keys[layer], self.values[layer], self.length + key.shape[2]
+        keys[:, :, self.length : end] = key
+        values[:, :, self.length : end] = value
+        return keys[:, :, :end], values[:, :, :end]
 
     def next(self, table: Float[Tensor, "p r"], count: int = 1) -> Float[Tensor, "*b {count} r"]:
         """Return the rows of a table that has one a position, for the next positions."""
@@ -115,20 +116,22 @@ class StaticCache(KVCache):
         assert begun.again is None
         super().__init__(begun.keys, begun.values, begun.learned, begun.around, begun.prefix)
         self.length = begun.length  # when it was made
-        self.position = torch.full((1,), begun.length, device=begun.keys.device)
-        self._places = torch.arange(begun.keys.shape[3], device=begun.keys.device)
-        self._open = begun.keys.new_zeros(1, len(self._places))
+        first = begun.keys[0]
+        self.position = torch.full((1,), begun.length, device=first.device)
+        self._places = torch.arange(first.shape[2], device=first.device)
+        self._open = first.new_zeros(1, len(self._places))
         # what is masked counts nothing, but times nothing of it may be infinite
-        for mine in (self.keys, self.values):
-            mine[:, :, :, begun.length :].zero_()
+        for mine in (*self.keys, *self.values):
+            mine[:, :, begun.length :].zero_()
 
     def load(self, begun: KVCache) -> None:
         """Take over what another cache of the same shapes has read."""
         assert begun.again is None
         seen = slice(begun.length)
-        pairs = [(self.keys[:, :, :, seen], begun.keys[:, :, :, seen])]
-        pairs += [(self.values[:, :, :, seen], begun.values[:, :, :, seen])]
-        pairs += [(self.learned, begun.learned)]
+        pairs = [(self.learned, begun.learned)]
+        for kept, others in ((self.keys, begun.keys), (self.values, begun.values)):
+            layers = zip(kept, others, strict=True)
+            pairs += [(mine[:, :, seen], other[:, :, seen]) for mine, other in layers]
         for mine, other in zip(self.around, begun.around, strict=True):
             if isinstance(mine, Tensor) and isinstance(other, Tensor):
                 pairs.append((mine, other))
