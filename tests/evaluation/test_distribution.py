@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ from taming_dist.evaluation.distribution import (
     inception_score,
 )
 from taming_dist.evaluation.protocol import Protocol
-from taming_dist.inception import LAYER, inception
+from taming_dist.inception import INCEPTION, LAYER, RANDOM_LAYER, blank_inception, inception
+from taming_dist.weights import load_weights
 
 
 def features(count: int, shift: float, dim: int = 16) -> Tensor:
@@ -46,6 +48,30 @@ def test_the_distance_without_covariances_is_that_of_torch_fidelity(
     made, real = 2 * features(count, 0.3), features(others, 0.0)
     assert frechet_of_few(made, real) == pytest.approx(frechet(made, real), rel=1e-4)
     assert frechet_of_few(made, made) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seed", "documented"), [(42, 12.6388), (123, 12.7202)])
+@torch.no_grad()
+def test_the_figures_that_torchmetrics_documents_come_out(seed: int, documented: float) -> None:
+    """Those of its example of FID with 64 features, in its version 1.9 and before: of random
+    images, drawn after the network was built, whose blank weights take random numbers, too."""
+    weights = load_weights(INCEPTION)
+    if weights is None:
+        pytest.skip("there are no Inception weights here: python tools/fetch_inception.py")
+    network = blank_inception(RANDOM_LAYER)
+    network.load_state_dict(weights, strict=False)
+    from torch_fidelity import feature_extractor_inceptionv3 as module
+
+    torch.manual_seed(seed)
+    with (
+        mock.patch.object(module, "load_state_dict_from_url", return_value={}),
+        mock.patch.object(module.FeatureExtractorInceptionV3, "load_state_dict"),
+    ):
+        module.FeatureExtractorInceptionV3("inception", [RANDOM_LAYER], verbose=False)
+    sets = [torch.randint(*span, (100, 3, 299, 299)).byte() for span in ((0, 200), (100, 255))]
+    real, made = (torch.cat([network(part)[0] for part in images.split(25)]) for images in sets)
+    assert frechet(made, real) == pytest.approx(documented, abs=5e-5)
 
 
 def test_the_distance_of_a_class_is_that_of_its_images() -> None:
