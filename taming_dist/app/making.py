@@ -86,10 +86,13 @@ class Progress:
 
 
 def shown(generator: Generator, known: Known) -> Tensor:
-    """A picture of which something is known, uint8 [3, h, w] on the CPU: flat where nothing is."""
+    """A picture of which something is known, uint8 [3, h, w] on the CPU: flat where nothing is; of
+    a sequence of scales, what the first ones make."""
     mask = known.mask.to(known.codes.device)
-    whole = generator.pictures(known.codes.masked_fill(~mask, 0))[0].float().cpu()
-    return reduced(to_uint8(masked_picture(whole, known.mask[0].cpu())))
+    scales = known.codes.ndim == 2 and bool(mask.any())
+    codes = known.codes[:, : int(mask.sum())] if scales else known.codes.masked_fill(~mask, 0)
+    picture = generator.pictures(codes)[0].float().cpu()
+    return reduced(to_uint8(picture if scales else masked_picture(picture, known.mask[0].cpu())))
 
 
 class Watching:

@@ -11,14 +11,19 @@ from PIL import Image
 from taming_dist import sample
 from taming_dist.app.config import DemoConfig
 from taming_dist.app.jobs import Halted, Job, Jobs
-from taming_dist.app.making import Made, Progress, asked, make, reconstruct
+from taming_dist.app.making import Made, Progress, asked, make, reconstruct, shown
 from taming_dist.app.models import Models, load
 from taming_dist.app.painting import coloured, kept_codes, label_map
 from taming_dist.errors import UserError
 from taming_dist.formats.manifest import IMAGES_FORMAT, Manifest
+from taming_dist.generation.pictures import to_uint8
+from taming_dist.models.prior.conditions import Unconditional
+from taming_dist.models.prior.schemes.next_scale import NextScale
+from taming_dist.models.quantizers import MultiScaleConfig
 from taming_dist.models.vqgan import VQGAN
 from taming_dist.sampling.config import SampleConfig
 from tests.app.conftest import GRID, LABELS, SIDE
+from tests.tiny_models import save_transformer, tiny_config
 
 SETTINGS: dict[str, Any] = {"seed": 3, "temperature": 0.9, "top_k": 5, "top_p": 0.95}
 
@@ -142,6 +147,24 @@ def test_the_story_of_a_picture_goes_from_nothing_to_all_of_its_codes_in_the_ord
         assert known[-1] == GRID * GRID
         if kind == "class":
             assert story.after(5).mask.flatten().nonzero().flatten().tolist() == list(range(5))
+
+
+def test_a_picture_that_is_written_by_scales_is_seen_after_each_of_them(tmp_path: Path) -> None:
+    quantizer = MultiScaleConfig(codes=24, dim=4, scales=[1, 2, 4])
+    torch.manual_seed(0)
+    vqgan = VQGAN(tiny_config(quantizer, latent_channels=32))
+    vqgan.save_pretrained(tmp_path / "vqgan")
+    scheme, condition = NextScale([1, 2, 4]), Unconditional()
+    save_transformer(tmp_path / "t", vqgan, grid=[21], scheme=scheme, condition=condition)
+    models = load(DemoConfig(transformer=str(tmp_path / "t"), vqgan=str(tmp_path / "vqgan")))
+    story = made(models, asked(models, SETTINGS), tmp_path)[0].story
+    assert len(story) == 3
+    seen = [shown(models.generator, story.after(step)) for step in range(4)]
+    assert seen[0].float().std() == 0
+    for picture, end in zip(seen[1:], (1, 5, 21), strict=True):
+        first = models.generator.pictures(story.codes[None, :end])[0]
+        assert torch.equal(picture, to_uint8(first))
+    assert not torch.equal(seen[1], seen[2])
 
 
 def test_a_picture_is_stopped_between_two_codes(exports: Path, tmp_path: Path) -> None:

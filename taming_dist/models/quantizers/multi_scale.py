@@ -33,7 +33,7 @@ from taming_dist.models.quantizers.interface import (
 )
 from taming_dist.models.quantizers.restarts import check_start
 from taming_dist.models.quantizers.vector import Codebook, VectorQuantizer, VectorQuantizerConfig
-from taming_dist.models.scales import check_scales, counts, larger, smaller
+from taming_dist.models.scales import check_scales, counts, larger, smaller, starts
 from taming_dist.ranges import check_choice, check_ranges, marked, ranged
 
 PHIS = 4  # convolutions that the scales share
@@ -154,8 +154,11 @@ class MultiScaleQuantizer(VectorQuantizer):
         return self._joined(list(self._stages(z)), len(z))
 
     def lookup(self, codes: Int64[Tensor, "b n"]) -> Float32[Tensor, "b d i i"]:
+        """Codes of all scales, or of the first ones, from which a coarser picture comes -> the sum
+        of what their entries make."""
+        begun = sum(first < codes.shape[1] for first in starts(self.scales))
         total: Tensor | None = None
-        for k, own in enumerate(codes.split(counts(self.scales), 1)):
+        for k, own in enumerate(codes.split(counts(self.scales)[:begun], 1)):
             _, entries = self.embedding(None, own.flatten())
             drawn = self._drawn(k, entries)
             total = drawn if total is None else total + drawn

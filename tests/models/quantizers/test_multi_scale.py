@@ -102,6 +102,16 @@ def test_codes_are_a_sequence_of_all_scales_and_each_image_is_looked_up_alone() 
     torch.testing.assert_close(one[:1], other)
 
 
+def test_codes_of_the_first_scales_make_the_sum_up_to_them() -> None:
+    quantizer = built()
+    stages = list(quantizer._stages(numbers(2, 3, 5, 5)))
+    codes = quantizer.encode(numbers(2, 3, 5, 5))
+    for stage, end in zip(stages, (1, 5, 14, 39), strict=True):
+        torch.testing.assert_close(quantizer.lookup(codes[:, :end]), stage.total)
+    with pytest.raises(RuntimeError):
+        quantizer.lookup(codes[:, :4])  # of half a scale
+
+
 def test_scales_share_few_convolutions_as_the_authors_do() -> None:
     assert shared(10, 4) == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
     assert shared(1, 1) == [0]
