@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from taming_dist.launch import end_with_launcher
+from taming_dist.memory import collect_from_now_on, start_without_collecting
 from taming_dist.training.signals import StopRequest
 from taming_dist.usage import usage
 
@@ -32,6 +33,7 @@ def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(usage(), end="")
         return
+    start_without_collecting()
     # Before torch is imported, which takes seconds in which a signal would kill the process.
     stop = StopRequest().install()
     end_with_launcher()
@@ -156,6 +158,7 @@ def fit_stage(
             speed=speed,
             step_done=stack.enter_context(profiled(config.debug, run_dir, world, sinks.note)),
         )
+        collect_from_now_on()
         end = fit(run, stop).without(world.gather(stop.is_orphan))
         stop.last_words = None
         if end.finished:

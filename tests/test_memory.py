@@ -60,3 +60,31 @@ def test_freed_arrays_leave_their_pages_to_the_next_ones() -> None:
 def test_in_one_heap_a_thread_uses_what_another_has_freed() -> None:
     assert printed(KEPT.format(one_heap=False)) > 100
     assert printed(KEPT.format(one_heap=True)) < 40
+
+
+COLLECTED = """
+import gc, weakref
+from taming_dist.memory import collect_from_now_on, start_without_collecting
+
+class Ring:
+    def __init__(self):
+        self.own = self
+
+def dropped():
+    return weakref.ref(Ring())
+
+start_without_collecting()
+early, stays = dropped(), [object() for _ in range(100_000)]
+rings = [dropped() for _ in range(10_000)]
+print(early() is not None)
+collect_from_now_on()
+print(early() is None, gc.get_freeze_count() > 0)
+rings = [dropped() for _ in range(10_000)]
+print(sum(ring() is not None for ring in rings) < 5_000)
+"""
+
+
+def test_garbage_is_collected_once_training_begins_and_not_while_it_starts() -> None:
+    command = [sys.executable, "-c", COLLECTED]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True"] * 4
