@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
@@ -87,6 +87,8 @@ def instead(node: Any, key: Any, override: str) -> str:
     if RANGE in field.metadata and kind is not None:
         how = ", written [a,b]" if kind.is_list else ""
         return f"use {field.metadata[RANGE].words(kind)}{how}"
+    if get_origin(hint) is list and hint != list[Any]:
+        return "use a list, written [a,b]"
     if hint is bool:
         return "use true or false"
     if any(dataclasses.is_dataclass(kind) for kind in get_args(hint) or (hint,)):

@@ -23,7 +23,7 @@ from taming_dist.errors import UserError
 from taming_dist.formats.manifest import Dataset, resolve
 from taming_dist.formats.strict_json import json_safe, read_json
 from taming_dist.lineage import codes, export, images, record
-from taming_dist.models.vqgan import VQGAN, check_size
+from taming_dist.models.vqgan import VQGAN
 from taming_dist.prepare.tokenization.job import Job
 from taming_dist.prepare.tokenization.report import FIGURES, REPORT
 from taming_dist.prepare.tokenization.texts import Texts, open_texts
@@ -151,12 +151,13 @@ def make_job(args: argparse.Namespace) -> Job:
     texts = choose_texts(args, dataset)
     model = VQGAN.from_pretrained(args.model)
     size = args.size or model.config.resolution
-    check_size(size, model.config.factor, "--size")
+    model.config.code_shape(size, size, "--size")
     condition_model = None
     if args.condition_model is not None:
         condition_model = VQGAN.from_pretrained(args.condition_model)
         scaled = "--size" if args.condition_size is None else "--condition-size"
-        check_size(args.condition_size or size, condition_model.config.factor, scaled)
+        side = args.condition_size or size
+        condition_model.config.code_shape(side, side, scaled)
     elif args.condition_size is not None:
         raise UserError("--condition-size is for --condition-model, which is not given")
     return Job(

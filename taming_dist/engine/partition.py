@@ -10,7 +10,11 @@ from torch import Tensor, nn
 from taming_dist.engine.settings import EngineConfig, deepspeed_config
 from taming_dist.engine.start import load_deepspeed
 from taming_dist.engine.world import World
+from taming_dist.errors import UserError
 from taming_dist.models.joined import stored_parameters
+
+# what torch says on a CPU of more than there is, and of more than can be counted
+NO_MEMORY = ("can't allocate memory", "Storage size calculation overflowed")
 
 
 @contextmanager
@@ -43,9 +47,22 @@ def build_network(
 
     `initial`: weights and buffers to start from by name, the same on all ranks; parameters that are
     missing there start as they are drawn.
+
+    Raises:
+        UserError: there is not the memory for it.
     """
-    with partitioning(config, world):
-        network = make()
+    try:
+        with partitioning(config, world):
+            network = make()
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not any(
+            said in str(error) for said in NO_MEMORY
+        ):
+            raise
+        raise UserError(
+            "a network does not fit in memory: make it smaller (+dry_run=true counts what it "
+            "takes), or cut it up over more ranks with engine=zero3"
+        ) from error
     if initial is not None:
         load_weights(network, initial, config)
     return network

@@ -24,7 +24,9 @@ from taming_dist.generation.tiles import decode_pictures, picture_tiles
 from taming_dist.generation.window import check_windows, write_codes
 from taming_dist.models.prior.conditions import Columns, Condition
 from taming_dist.models.prior.prefix import Prefix
-from taming_dist.models.prior.transformer import Transformer
+from taming_dist.models.prior.schemes import NextScale
+from taming_dist.models.prior.transformer import Transformer, TransformerConfig
+from taming_dist.models.quantizers import MultiScaleConfig
 from taming_dist.models.vqgan import VQGAN
 from taming_dist.ranges import check_choice
 
@@ -356,10 +358,25 @@ def check_pair(transformer: Transformer, vqgan: VQGAN) -> None:
             f"vqgan: its codes of an image have the shape {list(given)}, but the transformer was "
             f"trained on {list(learned)}; give the VQGAN that made its codes"
         )
+    check_scales(config, vqgan)
     if config.vqgan_fingerprint and not vqgan.wrote(config.vqgan_fingerprint):
         raise UserError(
             f"vqgan: its fingerprint is {vqgan.tokenizer_fingerprint}, but the transformer was "
             f"trained on codes of {config.vqgan_fingerprint}; give the VQGAN that made its codes"
+        )
+
+
+def check_scales(config: TransformerConfig, vqgan: VQGAN) -> None:
+    """Raise a UserError if a transformer that writes scale by scale has others than the VQGAN: of
+    as many codes, [1,3,4,8] and [1,5,8] for example, so that their shape does not tell."""
+    scheme, quantizer = config.scheme, vqgan.config.quantizer
+    if not isinstance(scheme, NextScale) or not isinstance(quantizer, MultiScaleConfig):
+        return
+    ours, theirs = list(scheme.scales), list(quantizer.scales)
+    if ours != theirs:
+        raise UserError(
+            f"model.scheme.scales={ours}: the VQGAN has the scales {theirs}, which a "
+            f"transformer on its codes needs too"
         )
 
 

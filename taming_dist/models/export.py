@@ -47,12 +47,15 @@ class Exported(nn.Module, PyTorchModelHubMixin):
     `additions`: parameters that a run may add to the export that it starts from, where they begin
     as they are drawn; and by which setting a run has them. `parts`: what `train.freeze` may name,
     and the submodules that each of them is. `training_only`: submodules that exports are without.
+    `steering`: buffers that training alone goes by, of which a run may have others than the export
+    that it starts from; those that the export lacks begin as ones.
     """
 
     kind: ClassVar[str]
     additions: ClassVar[Mapping[str, str]] = {}
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     training_only: ClassVar[tuple[str, ...]] = ()
+    steering: ClassVar[tuple[str, ...]] = ()
     config: Any
 
     @classmethod

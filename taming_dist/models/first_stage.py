@@ -102,7 +102,10 @@ class FirstStageConfig(ModelConfig):
         """
         for side in (height, width):
             check_size(side, self.factor, name)
-        return self.quantizer.code_shape(height // self.factor, width // self.factor)
+        try:
+            return self.quantizer.code_shape(height // self.factor, width // self.factor)
+        except UserError as error:
+            raise UserError(f"{name}={height}: {error}") from error
 
     def image_shape(self, code_shape: Sequence[int]) -> tuple[int, int]:
         """Height and width in pixels of the images whose codes have a shape."""

@@ -70,6 +70,8 @@ class VQGAN(
         "decoder": ("post_quant_conv", "decoder"),
     }
     training_only = ("projections",)
+    # a codebook that a run starts from is not begun from data again, and no code of it is dead yet
+    steering = ("quantize.start.done", "quantize.usage.mean")
     block_types = (ResnetBlock, AttnBlock, Block)
     passes = ("latents", "decoded")  # the search for codes between them may wait for the device
 

@@ -51,7 +51,8 @@ def initial_weights(
     init: str, kind: type[Exported], model: ModelConfig
 ) -> dict[str, Tensor] | None:
     """The tensors of the export `init` (run.init), checked against the model that is to start from
-    them; None without one. Those that a run may add (`Exported.additions`) may be missing.
+    them; None without one. Those that a run may add (`Exported.additions`) may be missing, and
+    those that it goes by (`Exported.steering`) are as this run has them.
 
     Raises:
         UserError: it is no export of this kind, or of another model.
@@ -75,6 +76,11 @@ def initial_weights(
             raise UserError(f"run.init={init} has {name}, which this run lacks: set {setting}")
         if name not in state:
             expected.pop(name, None)
+    for name in kind.steering:
+        if name not in expected:
+            state.pop(name, None)
+        elif name not in state:
+            state[name] = torch.ones_like(expected[name], device="cpu")
     check_tensors(expected, state, f"run.init={init}")
     return state
 

@@ -22,7 +22,7 @@ from taming_dist.engine.world import World
 from taming_dist.errors import UserError
 from taming_dist.evaluation.tokens import token_metrics
 from taming_dist.formats.code_shards import CONDITIONS as CONDITION_CODES
-from taming_dist.generation.generator import Sampler, generate_codes
+from taming_dist.generation.generator import Sampler, check_scales, generate_codes
 from taming_dist.generation.pictures import image_grid, to_uint8
 from taming_dist.generation.sampling import Sampling
 from taming_dist.losses.tokens import mean_of
@@ -154,6 +154,8 @@ class PriorStage(Stage[OpenedCodes]):
             )
         size, opened = val_set.image_size, source.open(start)
         decoders = source.decoder(), source.condition_decoder()
+        if decoders[0] is not None:
+            check_scales(model, decoders[0])
         return OpenedCodes(opened, model, decoders[0], initial, size, source.encoder, decoders[1])
 
     def workload(self, config: Config, opened: OpenedCodes) -> Workload:

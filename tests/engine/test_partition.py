@@ -5,6 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
+
+from taming_dist.engine.partition import build_network
+from taming_dist.engine.settings import EngineConfig
+from taming_dist.engine.world import World
+from taming_dist.errors import UserError
 
 WORKER = Path(__file__).with_name("partition_worker.py")
 PROCESSES = ["one-0", "two-0"]  # digests and pictures are the first rank's
@@ -57,3 +64,16 @@ def test_without_zero_3_the_same_measurement_finds_the_whole_network_once(
 ) -> None:
     held = found["two-1"]["zero0 held"]
     assert held[act] == held["all"]
+
+
+@pytest.mark.parametrize("width", [2**27, 2**40])  # of more bytes than there are, than can be told
+def test_a_network_without_the_memory_for_it_is_refused(width: int) -> None:
+    world = World(0, 1, 0, torch.device("cpu"))
+    with pytest.raises(UserError, match="a network does not fit in memory: make it smaller"):
+        build_network(lambda: nn.Embedding(width, width), EngineConfig(), world)
+    with pytest.raises(RuntimeError, match="another fault"):
+        build_network(faulty, EngineConfig(), world)
+
+
+def faulty() -> nn.Module:
+    raise RuntimeError("another fault")

@@ -9,8 +9,9 @@ from taming_dist.errors import UserError
 from taming_dist.generation.generator import Generator, generate_codes
 from taming_dist.generation.sampling import Sampling
 from taming_dist.models.prior.conditions import ClassCondition, CodesCondition
+from taming_dist.models.prior.schemes import NextScale
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig
-from taming_dist.models.quantizers import VectorQuantizerConfig
+from taming_dist.models.quantizers import MultiScaleConfig, VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGAN
 from tests.tiny_models import tiny_config
 
@@ -260,3 +261,14 @@ def test_an_image_is_the_same_alone_in_any_batch_in_any_order_and_on_any_rank(
     for images in parts:
         for image, codes in written(images).items():
             assert torch.equal(codes, together[image])
+
+
+def test_a_transformer_has_the_scales_of_the_tokenizer_not_others_of_as_many_codes() -> None:
+    vqgan = VQGAN(tiny_config(MultiScaleConfig(codes=6, dim=4, scales=[1, 3, 4, 8]), 16)).eval()
+    right, wrong = (
+        tiny_transformer(vqgan, grid=[90], scheme=NextScale(scales), vqgan_fingerprint="")
+        for scales in ([1, 3, 4, 8], [1, 5, 8])
+    )
+    Generator(right, vqgan)
+    with pytest.raises(UserError, match=r"scales=\[1, 5, 8\]: the VQGAN has .*\[1, 3, 4, 8\]"):
+        Generator(wrong, vqgan)

@@ -143,6 +143,27 @@ def test_without_run_init_nothing_is_loaded(tmp_path: Path) -> None:
     assert initial_weights("", VQGAN, vqgan()) is None
 
 
+def test_how_a_codebook_begins_and_is_revived_may_be_other_than_in_the_export(
+    tmp_path: Path,
+) -> None:
+    """The codebook itself stays: it is not begun from data again."""
+    plain, revived = vqgan(), vqgan(quantizer=QUANTIZER | {"initial": "data", "revive_below": 0.1})
+    for number, (before, after) in enumerate([(plain, revived), (revived, plain)]):
+        folder = str(tmp_path / str(number))
+        exported = VQGAN(before)
+        for name, tensor in exported.state_dict().items():
+            if name in VQGAN.steering:
+                tensor.fill_(1)  # as after training
+        exported.save_pretrained(folder)
+        found = initial_weights(folder, VQGAN, after)
+        assert found is not None
+        model = VQGAN(after)
+        model.load_state_dict(found)
+        assert not model.quantize.start.pending()
+        kept = VQGAN.from_pretrained(folder).state_dict()["quantize.embedding.weight"]
+        assert torch.equal(found["quantize.embedding.weight"], kept)
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [

@@ -21,7 +21,7 @@ from taming_dist.formats.code_shards import CodeShard, write_codes_manifest
 from taming_dist.formats.manifest import resolve
 from taming_dist.models.modalities import RGB
 from taming_dist.models.prior.transformer import TransformerConfig
-from taming_dist.models.quantizers import VectorQuantizerConfig
+from taming_dist.models.quantizers import MultiScaleConfig, VectorQuantizerConfig
 from taming_dist.models.vqgan import VQGAN
 from tests.data.shard_files import writing_shards
 from tests.tiny_models import tiny_config
@@ -203,8 +203,11 @@ def test_mistakes_are_found_before_anything_is_written(
     out = tmp_path / "out"
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
+    scales = tmp_path / "scales"
+    VQGAN(tiny_config(MultiScaleConfig(codes=4, dim=2, scales=[1, 4]))).save_pretrained(scales)
     for arguments, message in (
         ((tmp_path / "none", shards, out), "no such export|none"),
+        ((scales, shards, out, "--size", "16"), r"--size=16: .*scales=\[1, 4\].*8 x 8 latents"),
         ((tmp_path / "empty", shards, out), "empty is no export"),
         ((model, tmp_path / "none", out), "make_shards"),
         ((model, shards, tmp_path / "file"), "is a file"),

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from taming_dist.models.quantizers.interface import (
     GRADIENTS,
+    MOST_CHANNELS,
     MOST_CODES,
     STRAIGHT_THROUGH,
     Quantized,
@@ -51,7 +52,7 @@ class EMAQuantizerConfig(QuantizerConfig):
 
     name: str = "ema"
     codes: int = ranged(MISSING, at_least=1, at_most=MOST_CODES)
-    dim: int = ranged(MISSING, at_least=1)
+    dim: int = ranged(MISSING, at_least=1, at_most=MOST_CHANNELS)
     beta: float = ranged(0.25, at_least=0, compared=False)
     decay: float = ranged(0.99, at_least=0, below=1, compared=False)
     normalized: bool = True

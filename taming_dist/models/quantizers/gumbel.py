@@ -16,6 +16,7 @@ from omegaconf import MISSING
 from torch import Tensor, nn
 
 from taming_dist.models.quantizers.interface import (
+    MOST_CHANNELS,
     MOST_CODES,
     Quantized,
     Quantizer,
@@ -34,7 +35,7 @@ class GumbelQuantizerConfig(QuantizerConfig):
 
     name: str = "gumbel"
     codes: int = ranged(MISSING, at_least=1, at_most=MOST_CODES)
-    dim: int = ranged(MISSING, at_least=1)
+    dim: int = ranged(MISSING, at_least=1, at_most=MOST_CHANNELS)
     kl_weight: float = ranged(1e-8, at_least=0, compared=False)
     temperature: float = ranged(0.9, above=0, compared=False)
     final_temperature: float = ranged(1e-6, above=0, compared=False)

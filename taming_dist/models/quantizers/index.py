@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from taming_dist.exact import without_autocast
 from taming_dist.models.quantizers.entropy import EntropyQuantizer
 from taming_dist.models.quantizers.interface import (
+    MOST_CHANNELS,
     MOST_CODES,
     Quantized,
     QuantizerConfig,
@@ -40,7 +41,7 @@ class IndexQuantizerConfig(QuantizerConfig):
 
     name: str = "ibq"
     codes: int = ranged(MISSING, at_least=1, at_most=MOST_CODES)
-    dim: int = ranged(MISSING, at_least=1)
+    dim: int = ranged(MISSING, at_least=1, at_most=MOST_CHANNELS)
     beta: float = ranged(0.25, at_least=0, compared=False)
     entropy_weight: float = ranged(0.05, at_least=0, compared=False)
     diversity: float = ranged(1.0, at_least=0, compared=False)

@@ -20,6 +20,7 @@ from taming_dist.exact import without_autocast
 
 NO_CODE = -1
 MOST_CODES = 2**24  # how often each is used is held, and counted in fp32
+MOST_CHANNELS = 2**16  # of a latent, far beyond any network's
 STRAIGHT_THROUGH = "straight_through"
 SMALLEST = 1e-6  # a vector that is shorter has no direction
 SEARCH_BYTES = 64 << 20  # the largest block of an N x K matrix that is ever held

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from taming_dist.errors import UserError
 from taming_dist.models.quantizers.interface import (
     GRADIENTS,
+    MOST_CHANNELS,
     MOST_CODES,
     STRAIGHT_THROUGH,
     Quantized,
@@ -51,7 +52,7 @@ class MultiScaleConfig(QuantizerConfig):
 
     name: str = "multiscale"
     codes: int = ranged(MISSING, at_least=1, at_most=MOST_CODES)
-    dim: int = ranged(MISSING, at_least=1)
+    dim: int = ranged(MISSING, at_least=1, at_most=MOST_CHANNELS)
     scales: list[int] = ranged([1, 2, 3, 4, 5, 6, 8, 10, 13, 16], at_least=1)
     beta: float = ranged(0.25, at_least=0, compared=False)
     normalized: bool = False
@@ -70,7 +71,8 @@ class MultiScaleConfig(QuantizerConfig):
         if (i, j) != (side, side):
             raise UserError(
                 f"model.quantizer.scales={list(self.scales)}: they end with {side}, but images of "
-                f"that size have {i} x {j} latents: let the scales end with their side"
+                f"that size have {i} x {j} latents: let the scales end with their side, or take "
+                f"images of {side} x {side} latents"
             )
         return (sum(counts(self.scales)),)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from taming_dist.errors import UserError
 from taming_dist.models.quantizers.interface import (
     GRADIENTS,
+    MOST_CHANNELS,
     MOST_CODES,
     STRAIGHT_THROUGH,
     QuantizerConfig,
@@ -37,7 +38,7 @@ class ProductQuantizerConfig(QuantizerConfig):
 
     name: str = "product"
     codes: int = ranged(MISSING, at_least=1, at_most=MOST_CODES)
-    dim: int = ranged(MISSING, at_least=1)
+    dim: int = ranged(MISSING, at_least=1, at_most=MOST_CHANNELS)
     tables: int = ranged(MISSING, at_least=2)
     beta: float = ranged(0.25, at_least=0, compared=False)
     normalized: bool = True

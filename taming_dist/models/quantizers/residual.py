@@ -18,6 +18,7 @@ from torch import Tensor
 from taming_dist.models.quantizers.ema import EMAQuantizer, EMAQuantizerConfig
 from taming_dist.models.quantizers.interface import (
     GRADIENTS,
+    MOST_CHANNELS,
     MOST_CODES,
     STRAIGHT_THROUGH,
     Quantized,
@@ -32,6 +33,8 @@ from taming_dist.models.quantizers.interface import (
 from taming_dist.models.quantizers.restarts import candidates, check_start
 from taming_dist.ranges import check_choice, check_ranges, marked, ranged
 
+MOST_LEVELS = 64  # all of them are gone through at every step
+
 
 @dataclasses.dataclass
 class ResidualQuantizerConfig(QuantizerConfig):
@@ -40,8 +43,8 @@ class ResidualQuantizerConfig(QuantizerConfig):
 
     name: str = "residual"
     codes: int = ranged(MISSING, at_least=1, at_most=MOST_CODES)
-    dim: int = ranged(MISSING, at_least=1)
-    depth: int = ranged(MISSING, at_least=2)
+    dim: int = ranged(MISSING, at_least=1, at_most=MOST_CHANNELS)
+    depth: int = ranged(MISSING, at_least=2, at_most=MOST_LEVELS)
     beta: float = ranged(0.25, at_least=0, compared=False)
     decay: float = ranged(0.99, at_least=0, below=1, compared=False)
     initial: str = marked("data", compared=False)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from taming_dist.models.quantizers.interface import (
     GRADIENTS,
+    MOST_CHANNELS,
     MOST_CODES,
     STRAIGHT_THROUGH,
     QuantizerConfig,
@@ -44,7 +45,7 @@ class SimVQConfig(QuantizerConfig):
 
     name: str = "simvq"
     codes: int = ranged(MISSING, at_least=1, at_most=MOST_CODES)
-    dim: int = ranged(MISSING, at_least=1)
+    dim: int = ranged(MISSING, at_least=1, at_most=MOST_CHANNELS)
     beta: float = ranged(0.25, at_least=0, compared=False)
     gradient: str = marked(STRAIGHT_THROUGH, compared=False)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from taming_dist.models.quantizers.interface import (
     GRADIENTS,
+    MOST_CHANNELS,
     MOST_CODES,
     STRAIGHT_THROUGH,
     Quantized,
@@ -96,7 +97,7 @@ class VectorQuantizerConfig(QuantizerConfig):
 
     name: str = "vector"
     codes: int = ranged(MISSING, at_least=1, at_most=MOST_CODES)
-    dim: int = ranged(MISSING, at_least=1)
+    dim: int = ranged(MISSING, at_least=1, at_most=MOST_CHANNELS)
     beta: float = ranged(0.25, at_least=0, compared=False)
     normalized: bool = False
     legacy: bool = marked(False, compared=False)

@@ -174,3 +174,8 @@ def test_codes_of_a_residual_codebook_can_be_left_out_and_those_of_tables_cannot
     assert torch.equal(kept[1]["entries"], residual().entries[used])
     with pytest.raises(UserError, match="name=product: its tables have equally many codes, none"):
         keep_used(ProductQuantizerConfig(codes=15, dim=6, tables=3), product().state_dict(), used)
+
+
+def test_more_levels_than_a_step_can_go_through_are_refused() -> None:
+    with pytest.raises(UserError, match=r"depth=9223372036854775807: use a whole number from 2 to"):
+        ResidualQuantizerConfig(codes=11, dim=4, depth=2**63 - 1)
