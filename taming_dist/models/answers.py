@@ -13,25 +13,28 @@ class Difference(NamedTuple):
     ours: Any
 
 
-def other_answers(theirs: Any, ours: Any, key: str = "model") -> Iterator[Difference]:
+def other_answers(
+    theirs: Any, ours: Any, key: str = "model", every: bool = False
+) -> Iterator[Difference]:
     """Yield the keys, below `key`, in which two configs of a model differ.
 
     Every field of a config class counts, those of config classes inside it too, unless it is marked
     `compared=False` (see `ranges.marked`): a new key is compared until it says that it need not be.
+    `every`: those that are marked count, too.
     """
     if type(theirs) is not type(ours):
         yield Difference(key, called(theirs), called(ours))
     elif of_configs(ours) and len(theirs) == len(ours):
         for index, pair in enumerate(zip(theirs, ours, strict=True)):
-            yield from other_answers(*pair, f"{key}.{index}")
+            yield from other_answers(*pair, f"{key}.{index}", every)
     elif not dataclasses.is_dataclass(ours):
         if theirs != ours:
             yield Difference(key, theirs, ours)
     else:
         for field in dataclasses.fields(ours):
-            if field.metadata.get("compared", True):
+            if every or field.metadata.get("compared", True):
                 pair = getattr(theirs, field.name), getattr(ours, field.name)
-                yield from other_answers(*pair, f"{key}.{field.name}")
+                yield from other_answers(*pair, f"{key}.{field.name}", every)
 
 
 def of_configs(value: Any) -> bool:

@@ -55,7 +55,8 @@ def open_autoencoder(config: Config, start: Start) -> OpenedAutoencoder:
         UserError: they are missing, or are not those of this configuration.
     """
     model = part(config.model, FirstStageConfig)
-    initial = initial_weights(start.init, VQGAN, model)
+    same_codes = {"encoder", "quantizer"} <= set(config.train.freeze)
+    initial = initial_weights(start.init, VQGAN, model, same_codes)
     return OpenedAutoencoder(open_images(config, start, [model.modality.column]), initial)
 
 

@@ -48,11 +48,12 @@ def join(
 
 
 def initial_weights(
-    init: str, kind: type[Exported], model: ModelConfig
+    init: str, kind: type[Exported], model: ModelConfig, same_codes: bool = False
 ) -> dict[str, Tensor] | None:
     """The tensors of the export `init` (run.init), checked against the model that is to start from
     them; None without one. Those that a run may add (`Exported.additions`) may be missing, and
-    those that it goes by (`Exported.steering`) are as this run has them.
+    those that it goes by (`Exported.steering`) are as this run has them. `same_codes`: codes of the
+    export are to be this run's, too, and their fingerprint goes by all that is said of the model.
 
     Raises:
         UserError: it is no export of this kind, or of another model.
@@ -63,10 +64,11 @@ def initial_weights(
         found = kind.from_pretrained(init)
     except UserError as error:
         raise UserError(f"run.init: {error}") from error
-    for key, theirs, ours in other_answers(found.config, model):
+    for key, theirs, ours in other_answers(found.config, model, every=same_codes):
+        stays = "; with train.freeze=[encoder,quantizer] codes keep their fingerprint only so"
         raise UserError(
             f"run.init={init} has {key}={theirs} and this run {ours}: set it so, or start from "
-            f"another export"
+            f"another export{stays if same_codes else ''}"
         )
     state = found.state_dict()
     with torch.device("meta"):

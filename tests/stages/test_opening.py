@@ -164,6 +164,16 @@ def test_how_a_codebook_begins_and_is_revived_may_be_other_than_in_the_export(
         assert torch.equal(found["quantize.embedding.weight"], kept)
 
 
+def test_where_codes_are_to_stay_their_fingerprint_does_and_the_model_is_described_alike(
+    export: Path,
+) -> None:
+    other = vqgan(quantizer=QUANTIZER | {"beta": 0.5})
+    assert initial_weights(str(export), VQGAN, other) is not None
+    assert initial_weights(str(export), VQGAN, vqgan(), same_codes=True) is not None
+    with pytest.raises(UserError, match=r"has model.quantizer.beta=0.25 and this run 0.5: set it"):
+        initial_weights(str(export), VQGAN, other, same_codes=True)
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
