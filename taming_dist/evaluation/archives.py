@@ -18,6 +18,9 @@ from taming_dist.formats.npy import DAMAGE
 
 IMAGES = "arr_0.npy"
 PIECE = 2**24  # bytes of a file that are hashed at once
+ENCRYPTED = 1  # of the flags of a zip's entry
+# NotImplementedError: compressed in a way that Python lacks
+UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, IsADirectoryError, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -134,10 +137,12 @@ def reading(key: str, path: Path) -> Iterator[zipfile.ZipFile]:
     """A file that `key=` names; `UserError` if it is missing or damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
+            if any(entry.flag_bits & ENCRYPTED for entry in archive.infolist()):
+                raise zipfile.BadZipFile("it is encrypted")
             yield archive
     except FileNotFoundError as error:
         raise UserError(f"{key}: there is no file {printable(str(path))}") from error
-    except (*DAMAGE, zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (*DAMAGE, *UNREADABLE) as error:
         raise UserError(
             f"{key}: {printable(str(path))} is no npz file, or damaged ({error})"
         ) from error

@@ -115,6 +115,7 @@ class FolderOfImages:
             file.relative_to(self.folder)
             for file in self.folder.rglob("*")
             if file.suffix[1:].lower() in IMAGE_EXTENSIONS
+            and not file.is_dir()
             and not any(part.startswith(".") for part in file.relative_to(self.folder).parts)
         )
         self.files = sorted(found, key=lambda file: natural_order(file.as_posix()))

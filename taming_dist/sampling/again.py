@@ -6,7 +6,7 @@ import types
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
 
 from taming_dist.access import require_readable
 from taming_dist.errors import UserError
@@ -34,12 +34,13 @@ def read_recipe(path: str) -> Recipe:
 def read_text(path: str) -> Any:
     """What a PNG says of itself; only its text is read, not its pixels."""
     try:
-        with Image.open(path, formats=["PNG"]) as picture:
-            text = getattr(picture, "text", {}).get(KEYWORD, "null")
+        # not Image.open, which refuses sizes that we write; nor `text`, which decodes all pixels
+        with PngImageFile(path) as picture:
+            text = picture.info.get(KEYWORD, "null")
         return json.loads(text)
     except FileNotFoundError as error:
         raise UserError(f"from: there is no file {path}") from error
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, RecursionError) as error:
+    except (OSError, ValueError, SyntaxError, RecursionError) as error:
         raise UserError(f"from: {path} is no PNG of a run ({error})") from error
 
 

@@ -235,6 +235,12 @@ def test_a_larger_reference_is_cut_to_the_size_of_the_images(sets: Path, tmp_pat
     assert found[0]["fid"] == pytest.approx(found[1]["fid"], rel=1e-4)
 
 
+def test_a_folder_whose_name_looks_like_a_picture_is_none(sets: Path, tmp_path: Path) -> None:
+    folder_of(tmp_path / "images", pictures(0))
+    (tmp_path / "images" / "more.png").mkdir()
+    assert compared(sets, tmp_path / "out", str(tmp_path / "images"), "folder")["fid"] < 1e-3
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -245,6 +251,9 @@ def test_a_larger_reference_is_cut_to_the_size_of_the_images(sets: Path, tmp_pat
         ({"images": "nothing.npz", "reference": "other"}, "images: there is no file .*nothing.npz"),
         ({"images": "statistics.npz", "reference": "other"}, "statistics.npz has no arr_0"),
         ({"images": "damaged.npz", "reference": "other"}, "damaged.npz is no npz file, or damaged"),
+        ({"images": "place.npz", "reference": "other"}, "place.npz is no npz file, or damaged"),
+        ({"images": "secret.npz", "reference": "other"}, "secret.npz is no npz .* encrypted"),
+        ({"images": "foreign.npz", "reference": "other"}, "foreign.npz is no npz file, or damaged"),
         ({"images": "folder", "reference": "small.npz"}, r"mu and sigma .* are \[3\] and \[3, 3\]"),
         ({"images": "shards", "reference": "other"}, "images: images of shards are cut .* size="),
         ({"images": "mixed", "reference": "other"}, "images: .*24x24.* 12x12: give size="),
@@ -257,6 +266,12 @@ def test_mistakes_are_one_line(
     sets: Path, tmp_path: Path, settings: dict[str, str], message: str
 ) -> None:
     (tmp_path / "damaged.npz").write_bytes((sets / "array.npz").read_bytes()[:-100])
+    (tmp_path / "place.npz").mkdir()
+    for name, offset, value in (("secret.npz", 6, 1), ("foreign.npz", 8, 99)):  # flags, compression
+        data = bytearray((sets / "array.npz").read_bytes())
+        for mark, further in ((b"PK\x03\x04", 0), (b"PK\x01\x02", 2)):  # the same in both headers
+            data[data.index(mark) + offset + further] = value
+        (tmp_path / name).write_bytes(data)
     np.savez(tmp_path / "small.npz", mu=np.zeros(3), sigma=np.eye(3))
     folder_of(tmp_path / "mixed", pictures(0)[:1])
     (tmp_path / "mixed" / "z.png").write_bytes(png(pictures(0, side=12)[0]))

@@ -13,6 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from taming_dist.errors import UserError
 from taming_dist.models.prior.transformer import Transformer
+from taming_dist.sampling.again import read_text
 from tests.sampling.conftest import Sample, record
 
 SETTINGS = {"seed": 5, "temperature": 0.9, "top_k": 9, "top_p": 0.9}
@@ -79,6 +80,19 @@ def test_one_picture_is_made_again_from_itself_alone(sample: Sample) -> None:
     assert (out / "000005.png").read_bytes() == (again / "000005.png").read_bytes()
     twice = sample("twice", from_=str(again / "samples.json"))
     assert (twice / "grid.png").read_bytes() == (again / "grid.png").read_bytes()
+
+
+def test_a_picture_of_any_size_is_read_for_its_recipe_alone(
+    sample: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow refuses large ones, and pixels are not looked at."""
+    out = sample(**SETTINGS)
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 10)
+    whole = (out / "000005.png").read_bytes()
+    (out / "000005.png").write_bytes(whole[: whole.index(b"IDAT") + 8])
+    said = read_text(str(out / "000005.png"))
+    assert said.pop("image") == 5
+    assert said.items() <= record(out).items()
 
 
 def test_exports_may_have_moved_but_not_changed(
