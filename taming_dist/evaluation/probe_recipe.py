@@ -6,8 +6,6 @@ from taming_dist.data.codes import CodeDataset
 from taming_dist.errors import UserError
 from taming_dist.evaluation.config import EvaluateConfig
 from taming_dist.evaluation.protocol import Measured, Protocol
-from taming_dist.generation.precision import PRECISIONS
-from taming_dist.ranges import check_choice
 
 BATCH, HEAD = 64, 64  # images of a step; width of a head
 LR_WIDTH = 0.256  # the learning rate times the width, see `recipe_for`
@@ -55,7 +53,6 @@ def recipe_for(config: EvaluateConfig) -> ProbeRecipe:
         if (value := getattr(config, key)) % unit:
             nearest = max(1, round(value / unit)) * unit
             raise UserError(f"{key}={value} is not a multiple of {unit}: use {key}={nearest}")
-    check_choice("precision", config.precision, PRECISIONS)
     return ProbeRecipe(
         layers=config.probe_layers,
         width=config.probe_width,

@@ -30,6 +30,8 @@ from taming_dist.formats.names import natural_order, printable
 from taming_dist.formats.shards import IMAGE_EXTENSIONS
 from taming_dist.formats.storage import is_url
 
+PATTERN = set("*?[{")  # of several shards
+
 
 class Some(NamedTuple):
     """Images uint8 [b, 3, h, w], their numbers int64 [b], and their classes int64 [b], where all of
@@ -99,6 +101,13 @@ def open_source(key: str, value: Any) -> Source:
             return ArrayOfImages(key, Rows.open(key, path))
         if path.is_dir() and not (path / MANIFEST).exists() and not any(path.glob("*.tar")):
             return FolderOfImages(key, path)
+        if path.is_file() and path.suffix != ".tar":
+            raise UserError(
+                f"{key}: {printable(value)} is no set of images: give a folder of pictures, an npz "
+                f"file or image shards"
+            )
+        if not path.exists() and not PATTERN & set(value):
+            raise UserError(f"{key}: there is no {printable(value)}")
     return Shards(key, value)
 
 

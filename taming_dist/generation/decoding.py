@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from taming_dist.generation.guidance import SCHEDULES
+from taming_dist.generation.precision import PRECISIONS
 from taming_dist.ranges import LARGEST_SEED, check_choice, check_ranges, ranged
 
 LARGEST_SCALE = 10**6  # of guidance and noise, so that logits stay finite in fp32
@@ -58,3 +59,7 @@ class DecodingKeys(Decoding):
     class_id: int | None = ranged(None, at_least=0)
     condition: Any = None
     precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("precision", self.precision, PRECISIONS)

@@ -249,6 +249,9 @@ def test_a_folder_whose_name_looks_like_a_picture_is_none(sets: Path, tmp_path: 
         ({"images": "folder", "reference": "other", "features": "none"}, "features=none: images"),
         ({"images": "folder", "reference": "other", "model": "x"}, "model: given images need none"),
         ({"images": "nothing.npz", "reference": "other"}, "images: there is no file .*nothing.npz"),
+        ({"images": "nowhere", "reference": "other"}, "images: there is no .*nowhere"),
+        ({"images": "array.npy", "reference": "other"}, "images: .*array.npy is no set of images"),
+        ({"images": "folder", "reference": "other", "precision": "fp8"}, "precision=fp8: use fp32"),
         ({"images": "statistics.npz", "reference": "other"}, "statistics.npz has no arr_0"),
         ({"images": "damaged.npz", "reference": "other"}, "damaged.npz is no npz file, or damaged"),
         ({"images": "place.npz", "reference": "other"}, "place.npz is no npz file, or damaged"),
@@ -267,6 +270,7 @@ def test_mistakes_are_one_line(
 ) -> None:
     (tmp_path / "damaged.npz").write_bytes((sets / "array.npz").read_bytes()[:-100])
     (tmp_path / "place.npz").mkdir()
+    (tmp_path / "array.npy").touch()
     for name, offset, value in (("secret.npz", 6, 1), ("foreign.npz", 8, 99)):  # flags, compression
         data = bytearray((sets / "array.npz").read_bytes())
         for mark, further in ((b"PK\x03\x04", 0), (b"PK\x01\x02", 2)):  # the same in both headers
