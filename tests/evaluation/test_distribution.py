@@ -54,8 +54,8 @@ def test_the_distance_without_covariances_is_that_of_torch_fidelity(
 @pytest.mark.parametrize(("seed", "documented"), [(42, 12.6388), (123, 12.7202)])
 @torch.no_grad()
 def test_the_figures_that_torchmetrics_documents_come_out(seed: int, documented: float) -> None:
-    """Those of its example of FID with 64 features, in its version 1.9 and before: of random
-    images, drawn after the network was built, whose blank weights take random numbers, too."""
+    """Those of its example of FID with 64 features: 1.9 names no seed, those before 123. Images are
+    drawn after the network was built, whose blank weights take random numbers, too."""
     weights = load_weights(INCEPTION)
     if weights is None:
         pytest.skip("there are no Inception weights here: python tools/fetch_inception.py")

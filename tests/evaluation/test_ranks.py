@@ -55,21 +55,22 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 
 def assert_ranks_agree(tmp_path: Path, settings: dict[str, Any], monkeypatch: Any) -> list[Path]:
-    """The pictures of one rank, which are those of two, whose figures are alike, too."""
-    for ranks in ("1", "2"):
+    """The pictures of one rank, which are those of two and four, whose figures are alike, too."""
+    one = tmp_path / "1"
+    for ranks in (1, 2, 4):
+        out = tmp_path / str(ranks)
         monkeypatch.setenv("TAMING_DIST_CACHE", str(tmp_path / f"cache-{ranks}"))
-        asked = ALIKE | settings | {"out": str(tmp_path / ranks)}
-        if ranks == "1":
+        asked = ALIKE | settings | {"out": str(out)}
+        if ranks == 1:
             main(EvaluateConfig(**asked))
+            files = sorted(file.relative_to(one) for file in one.rglob("*.png"))
             continue
-        told = evaluate(2, *(f"{name}={value}" for name, value in asked.items()))
+        told = evaluate(ranks, *(f"{name}={value}" for name, value in asked.items()))
         assert "wrote" in told[0]
         assert not any(told[1:])
-    one, two = (tmp_path / name for name in ("1", "2"))
-    assert_same(*(json.loads((out / "metrics.json").read_text()) for out in (one, two)))
-    files = sorted(file.relative_to(one) for file in one.rglob("*.png"))
-    for file in files:
-        assert (one / file).read_bytes() == (two / file).read_bytes()
+        assert_same(*(json.loads((each / "metrics.json").read_text()) for each in (one, out)))
+        for file in files:
+            assert (one / file).read_bytes() == (out / file).read_bytes()
     return files
 
 
