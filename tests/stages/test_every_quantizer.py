@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from taming_dist.data.codes import CodeDataset, CodeReader
+from taming_dist.data.codes import CodeDataset
 from taming_dist.generation.generator import Generator
-from taming_dist.models.prior.conditions import Unconditional
 from taming_dist.models.prior.schemes.next_scale import NextScale
-from taming_dist.models.prior.transformer import Transformer, TransformerConfig
+from taming_dist.models.prior.transformer import Transformer
 from taming_dist.models.quantizers import (
     VARIANTS,
     BSQuantizerConfig,
@@ -29,8 +28,7 @@ from taming_dist.models.quantizers import (
     VectorQuantizerConfig,
 )
 from taming_dist.models.vqgan import VQGAN
-from taming_dist.training.clock import Clock
-from tests.stages.tokenized import SAMPLES, tokenized
+from tests.stages.tokenized import SAMPLES, learned, tokenized
 
 SCALES = [1, 2, 4]
 CONFIGS: list[QuantizerConfig] = [
@@ -64,16 +62,8 @@ def test_from_images_to_samples(
     assert len(stored.unique()) > 1
 
     scheme = NextScale(SCALES) if quantizer.name == "multiscale" else "next_index"
-    blank = TransformerConfig(0, [], condition=Unconditional(), scheme=scheme)
-    fitted = blank.fitted(dataset, "codes")
-    parts = {name: getattr(fitted, name) for name in ("vocabulary", "grid", "scheme", "condition")}
-    parts["vqgan_fingerprint"] = fitted.vqgan_fingerprint
-    recipe = code_recipe(lr=1e-2, parts=parts, vqgan=vqgan)
-    batch = next(CodeReader(dataset, lanes=1, block=1, micro_batch=2).batches())
-    before = recipe.validate([(batch, True)])["nll"]
-    for step in range(15):
-        list(recipe.train_step([batch], Clock(2, 15, images=2 * step)))
-    assert recipe.validate([(batch, True)])["nll"] < before
+    recipe, _, before, after = learned(tmp_path, vqgan, scheme, code_recipe)
+    assert after < before
     recipe.export().write(tmp_path / "t")
 
     generator = Generator(Transformer.from_pretrained(tmp_path / "t"), vqgan)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from taming_dist.data.codes import CodeDataset, CodeReader
+from taming_dist.data.codes import CodeDataset
 from taming_dist.errors import UserError
 from taming_dist.generation.completion import Known, half
 from taming_dist.generation.generator import Generator
@@ -18,8 +18,7 @@ from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 from taming_dist.models.quantizers import ProductQuantizerConfig, ResidualQuantizerConfig
 from taming_dist.models.vqgan import VQGAN
 from taming_dist.stages.online import Encoder
-from taming_dist.training.clock import Clock
-from tests.stages.tokenized import SAMPLES, tokenized
+from tests.stages.tokenized import SAMPLES, learned, tokenized
 
 QUANTIZERS = {
     "product": ProductQuantizerConfig(codes=24, dim=4, tables=2),
@@ -53,17 +52,8 @@ def test_a_transformer_learns_them_and_its_export_draws_pictures(
     made: Path, scheme: str, code_recipe: Callable[..., Any], tmp_path: Path
 ) -> None:
     vqgan, dataset = VQGAN.from_pretrained(made / "v"), CodeDataset.open(str(made / "codes"))
-    blank = TransformerConfig(0, [], condition=Unconditional(), scheme=scheme)
-    fitted = blank.fitted(dataset, "codes")
-    parts = {"vocabulary": fitted.vocabulary, "grid": fitted.grid, "scheme": scheme}
-    parts["vqgan_fingerprint"] = fitted.vqgan_fingerprint
-    recipe = code_recipe(lr=1e-2, parts=parts | {"condition": Unconditional()}, vqgan=vqgan)
-    batch = next(CodeReader(dataset, lanes=1, block=1, micro_batch=2).batches())
-    measure = recipe.network.scheme.measure
-    before = recipe.validate([(batch, True)])[measure]
-    for step in range(15):
-        list(recipe.train_step([batch], Clock(2, 15, images=2 * step)))
-    assert recipe.validate([(batch, True)])[measure] < before
+    recipe, batch, before, after = learned(made, vqgan, scheme, code_recipe)
+    assert after < before
     assert recipe.preview(batch).picture.shape == (3, 2 * 10 - 2, 2 * 10 - 2)
     recipe.export().write(tmp_path / "t")
 

@@ -1,15 +1,21 @@
-"""A first stage and the shards of the codes that it gives images."""
+"""A first stage, shards of the codes that it gives images, a transformer that learns them."""
 
 import io
 import runpy
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 
+from taming_dist.data.codes import CodeDataset, CodeReader
+from taming_dist.models.prior.conditions import Unconditional
+from taming_dist.models.prior.transformer import TransformerConfig
 from taming_dist.models.quantizers import QuantizerConfig
 from taming_dist.models.vqgan import VQGAN
+from taming_dist.training.clock import Clock
 from tests.data.shard_files import writing_shards
 from tests.tiny_models import tiny_config
 
@@ -31,3 +37,27 @@ def tokenized(folder: Path, quantizer: QuantizerConfig, *more: str) -> None:
     given = ["--model", str(folder / "v"), "--shards", str(folder / "images")]
     given += ["--out", str(folder / "codes"), "--shard-samples", "6", "--batch", "4"]
     TOOL([*given, "--threads", "1", *more])
+
+
+class Learned(NamedTuple):
+    """A recipe after 15 steps on a batch, and what it measures of that before and after them."""
+
+    recipe: Any
+    batch: Any
+    before: float
+    after: float
+
+
+def learned(folder: Path, vqgan: VQGAN, scheme: Any, code_recipe: Callable[..., Any]) -> Learned:
+    """Train a transformer of a scheme, without a condition, on `folder/codes`."""
+    dataset = CodeDataset.open(str(folder / "codes"))
+    blank = TransformerConfig(0, [], condition=Unconditional(), scheme=scheme)
+    fitted = blank.fitted(dataset, "codes")
+    names = ("vocabulary", "grid", "scheme", "condition", "vqgan_fingerprint")
+    recipe = code_recipe(lr=1e-2, parts={n: getattr(fitted, n) for n in names}, vqgan=vqgan)
+    batch = next(CodeReader(dataset, lanes=1, block=1, micro_batch=2).batches())
+    measure = recipe.network.scheme.measure
+    before = recipe.validate([(batch, True)])[measure]
+    for step in range(15):
+        list(recipe.train_step([batch], Clock(2, 15, images=2 * step)))
+    return Learned(recipe, batch, before, recipe.validate([(batch, True)])[measure])
