@@ -61,9 +61,9 @@ def test_recipes_are_trained_with_all_seeds_and_what_has_a_record_is_not_trained
     assert found["simvq", 1] == first
     assert len({each.train for each in found.values()}) == 1
     ours = {cells[0]: cells for cells in rows(done.stdout)}
-    assert {name: cells[1:3] for name, cells in ours.items()} == {
-        "`simvq`": ["16,384", "1, 2"],
-        "`fsq`": ["15,360", "1, 2"],
+    assert {name: cells[1:4] for name, cells in ours.items()} == {
+        "`simvq`": ["16,384", "64", "1, 2"],
+        "`fsq`": ["15,360", "64", "1, 2"],
     }
     rfids = [found["fsq", seed].last.rfid for seed in (1, 2)]
     assert f"{sum(rfids) / 2:.1f} ± {abs(rfids[0] - rfids[1]) / 2:.1f}" in ours["`fsq`"]
@@ -78,12 +78,12 @@ def of_seeds(recipe: str, *rfids: float, **changes: object) -> list[Record]:
 def test_a_row_has_the_mean_over_seeds_and_half_their_range_and_the_best_is_first() -> None:
     text = markdown([*of_seeds("original", 100.0, 110.0), *of_seeds("ours", 80.0, 74.0)])
     (ours, original) = rows(text)
-    assert ours[:3] == ["`ours`", "1,024", "0, 1"]
-    assert (ours[5], original[5]) == ("77.0 ± 3.0", "105.0 ± 5.0")
+    assert ours[:4] == ["`ours`", "1,024", "256", "0, 1"]
+    assert (ours[6], original[6]) == ("77.0 ± 3.0", "105.0 ± 5.0")
     assert (ours[-2:], original[-2:]) == (["-27%", "0123456"], ["+0%", "0123456"])
     assert "memory" not in text
     (alone,) = rows(markdown(of_seeds("ours", 80.0)))
-    assert alone[5] == "80.0"
+    assert alone[6] == "80.0"
 
 
 def test_a_row_names_the_commits_of_its_records() -> None:

@@ -27,7 +27,7 @@ def kind(record: Record) -> tuple[str, ...]:
     """What records must share to stand in one table: all but recipe and seed, and the commit, which
     each row names, as a recipe that is added later has another."""
     return (
-        record.protocol["hash"], record.train, place(record.run.machine), f"{record.tokens}",
+        record.protocol["hash"], record.train, place(record.run.machine),
         f"{record.last.images}", " ".join(record.overrides),
     )  # fmt: skip
 
@@ -48,13 +48,13 @@ def table(records: Sequence[Record]) -> str:
     by_recipe.sort(key=mean_rfid)
     base = next((mean_rfid(some) for some in by_recipe if some[0].recipe == BASELINE), None)
     names = [name for name, (_, of) in FIGURES.items() if any(of(each) for each in records)]
-    header = ["recipe", "codes", "seeds", *names]
+    header = ["recipe", "codes", "codes an image", "seeds", *names]
     header += [] if base is None else [f"rFID against `{BASELINE}`"]
     header.append("commit")
     lines = [heading(records), "", f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
     for some in by_recipe:
         seeds = ", ".join(f"{each.seed}" for each in some)
-        cells = [f"`{some[0].recipe}`", f"{some[0].codes:,}", seeds]
+        cells = [f"`{some[0].recipe}`", f"{some[0].codes:,}", f"{some[0].tokens:,}", seeds]
         cells += [over_seeds(some, *FIGURES[name]) for name in names]
         cells += [] if base is None else [f"{mean_rfid(some) / base - 1:+.0%}"]
         cells.append(", ".join(sorted({code(each.run) for each in some})))
@@ -100,7 +100,7 @@ def heading(records: Sequence[Record]) -> str:
     return (
         f"Protocol {protocol['hash']} (rFID): {protocol['images']} images of {protocol['size']} px "
         f"of set {protocol['reference'][:8]}, learned from set {record.train[:8]}: {last.images:,} "
-        f"images in {last.step:,} steps, {record.tokens} tokens an image"
+        f"images in {last.step:,} steps"
         f"{f'; with {keys}' if keys else ''}; {place(record.run.machine)}"
         f"{f'; probe of protocol {probes[0]}' if probes else ''}. "
         f"Mean over seeds ± half of what the largest and the smallest differ by."

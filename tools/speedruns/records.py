@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -127,11 +128,12 @@ def read_run(folder: Path, recipe: str, seed: int, overrides: Sequence[str]) -> 
     if not points:
         raise UserError(f"{folder}: rFID was not measured, set train.evaluate_every")
     model = VQGAN.from_pretrained(folder / "export").config
-    side = config["data"]["size"] // model.factor
+    size = config["data"]["size"]
+    tokens = math.prod(model.code_shape(size, size))
     return Record(
         recipe, seed, list(overrides), run_of(read_json(folder / BEGUN)),
         resolve(config["data"]["train"]).fingerprint, protocol_of(folder, config).record(),
-        side**2, model.vocabulary, ends[-1]["running_s"], points, "",
+        tokens, model.vocabulary, ends[-1]["running_s"], points, "",
         max(line.get(MEMORY, 0.0) for line in lines_of(folder / METRICS)) or None,
     )  # fmt: skip
 
