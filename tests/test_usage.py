@@ -54,7 +54,8 @@ def test_the_choices_of_the_help_are_the_groups_that_hydra_knows() -> None:
     # what has no schema of its own is plain YAML
     assert set(schemas()) <= told
     assert told - set(schemas()) == {
-        "experiment", "scale", "debug", "speedrun", "comparison", "engine", "log", "optim",
+        "experiment", "scale", "debug", "speedrun", "comparison", "network", "engine", "log",
+        "optim",
     }  # fmt: skip
 
 

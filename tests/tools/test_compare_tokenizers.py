@@ -1,10 +1,13 @@
 """A comparison of tokenizers: recipes with several seeds, their records, one table, one picture."""
 
 import dataclasses
+import math
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ TOOL = TOOLS / "compare_tokenizers.py"
 sys.path[:0] = [str(TOOLS), str(Path(__file__).parent)]
 from speedruns.compared import markdown  # noqa: E402
 from speedruns.records import Probe, Record, load, save  # noqa: E402
+from speedruns.running import recipes  # noqa: E402
 from test_speedrun import RUN, TINY, record  # noqa: E402
 
 WITHOUT_GAN = [word for word in TINY if "discriminator" not in word]
@@ -69,6 +73,20 @@ def test_recipes_are_trained_with_all_seeds_and_what_has_a_record_is_not_trained
     assert f"{sum(rfids) / 2:.1f} ± {abs(rfids[0] - rfids[1]) / 2:.1f}" in ours["`fsq`"]
     with Image.open(records / "reconstructions.png") as picture:
         assert picture.size == (1100, 300)  # the images, and what two tokenizers make of them
+
+
+@pytest.mark.parametrize("recipe", sorted(recipes("comparison", "speedrun")))
+def test_a_recipe_changes_neither_the_images_nor_the_steps(
+    compose: Callable[..., Any], recipe: str
+) -> None:
+    """And has as many codes an image as the others, but for those of several codes a position."""
+    group = recipes("comparison", "speedrun")[recipe]
+    config = compose("+experiment=comparison", f"+{group}={recipe}")
+    plain = compose("+experiment=comparison", "+comparison=vector")
+    assert config.data == plain.data
+    assert config.train == plain.train
+    several = {"product": 4 * 256, "residual": 4 * 256, "multiscale": 680}
+    assert math.prod(config.model.code_shape(64, 64)) == several.get(recipe, 256)
 
 
 def of_seeds(recipe: str, *rfids: float, **changes: object) -> list[Record]:
