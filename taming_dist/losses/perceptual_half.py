@@ -41,9 +41,6 @@ class HalfLPIPS(nn.Module):
     def __init__(self, lpips: LPIPS) -> None:
         super().__init__()
         self.slices = copy.deepcopy(lpips.slices).half()
-        for layer in self.slices.modules():
-            if isinstance(layer, nn.Conv2d):
-                layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.heads, self.shift, self.scale = lpips.heads, lpips.shift, lpips.scale
 
     def forward(

@@ -14,7 +14,7 @@ from jaxtyping import Float, Float32, Float64
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
-from taming_dist.models.convolution import Convolution, laid_out
+from taming_dist.models.convolution import Convolution, GroupNorm, laid_out
 from taming_dist.models.first_stage import DecoderNetwork
 
 GROUPS = 32  # of every GroupNorm, as in the original
@@ -27,7 +27,7 @@ class Moments(NamedTuple):
     variance: Float64[Tensor, "groups"]
 
 
-class Norm(nn.GroupNorm):
+class Norm(GroupNorm):
     """GroupNorm over 32 groups, eps 1e-6, by the moments of its input or by those given: of the
     image that the input is a part of."""
 

@@ -1,6 +1,6 @@
-"""3x3 convolutions that take the shorter way on the CPU, and the layout that they are read in.
+"""Layers that take the shorter way on the CPU, and the layout that they are read in.
 
-Parameters, their names and their values are those of `nn.Conv2d`.
+Parameters, their names and their values are those of torch's layers.
 """
 
 import torch
@@ -8,17 +8,21 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from taming_dist.kernels import winograd
+from taming_dist.kernels import group_norm_cpu, winograd
 
 
-class Convolution(nn.Conv2d):
-    """A 3x3 convolution that keeps the size. `fast`: on the CPU by `taming_dist.kernels.winograd`
-    where that pays, equal to rounding; everywhere else torch's own.
+class Quick(nn.Module):
+    """A layer that on the CPU runs by a kernel of ours where that pays, equal to rounding;
+    everywhere else, and without `fast`, it is torch's own."""
+
+    fast = True
+
+
+class Convolution(Quick, nn.Conv2d):
+    """A 3x3 convolution that keeps the size, on the CPU by `taming_dist.kernels.winograd`.
 
     `upsampled`: its input is doubled before, by nearest neighbours.
     """
-
-    fast = True
 
     def __init__(self, channels: int, out: int, upsampled: bool = False, bias: bool = True) -> None:
         super().__init__(channels, out, 3, padding=1, bias=bias)
@@ -32,10 +36,20 @@ class Convolution(nn.Conv2d):
         return super().forward(x)
 
 
+class GroupNorm(Quick, nn.GroupNorm):
+    """GroupNorm, whose gradient is on the CPU that of `taming_dist.kernels.group_norm_cpu`."""
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        if self.fast and group_norm_cpu.pays(x):
+            norm = group_norm_cpu.group_norm
+            return norm(x, self.weight, self.bias, self.num_groups, self.eps)
+        return super().forward(x)
+
+
 def run_plainly(network: nn.Module) -> None:
-    """Have all convolutions of a network be torch's own from now on."""
+    """Have all layers of a network be torch's own from now on."""
     for module in network.modules():
-        if isinstance(module, Convolution):
+        if isinstance(module, Quick):
             module.fast = False
 
 
