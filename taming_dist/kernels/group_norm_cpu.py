@@ -23,7 +23,8 @@ def pays(x: Tensor) -> bool:
     """Whether `group_norm` takes x, and faster than torch's own: on the CPU in channels_last, large
     images, where a gradient is wanted. Not while torch compiles."""
     return (
-        type(x) is Tensor  # none that only stands for one, as where operations are counted
+        not torch.compiler.is_compiling()
+        and type(x) is Tensor  # none that only stands for one, as where operations are counted
         and x.device.type == "cpu"
         and x.requires_grad
         and torch.is_grad_enabled()
@@ -31,7 +32,6 @@ def pays(x: Tensor) -> bool:
         and x.shape[1:].numel() >= LEAST[x.dtype]
         and x.is_contiguous(memory_format=torch.channels_last)
         and not x.is_contiguous()
-        and not torch.compiler.is_compiling()
     )
 
 
