@@ -21,7 +21,8 @@ def test_it_is_taken_or_left_and_changes_nothing_but_rounding(
     found: dict[str, Any], rank: str, zero: int
 ) -> None:
     fast, plain = found[rank][f"{zero} True"], found[rank][f"{zero} False"]
-    assert plain["calls"] == 0 < fast["calls"]
+    assert plain["calls"] == [0, 0]
+    assert min(fast["calls"]) > 0
     assert fast["losses"] == pytest.approx(plain["losses"], rel=2e-5)
     assert fast["losses"] != plain["losses"]
     assert fast["losses"][0] != fast["losses"][-1]
