@@ -167,7 +167,7 @@ def test_a_second_run_replaces_the_first_and_nothing_of_others(made: Path, tmp_p
         ({"pull": 1.0}, r"pull=1\.0: toward what"),
         ({"size": "8x9"}, "size: the sides of 8x9 are not multiples .* give 8x8"),
         ({"size": "0x8"}, "size: the sides of 0x8"),
-        ({"size": "8"}, "size: '8' is no size"),
+        ({"size": "8 px"}, "size: '8 px' is no size"),
         ({"vqgan": "absent"}, "absent: no such export folder"),
         ({"clip_model": "ViT-B-33"}, "clip_model=ViT-B-33: there is no such folder"),
         ({"clip_model": "RN50"}, "clip_weights is missing: .* of RN50, or what open_clip"),

@@ -102,10 +102,10 @@ class PromptEncoder:
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
-    """Return (height, width) in pixels from "512x1024"."""
+    """Return (height, width) in pixels from "512x1024", or from "256" of a square."""
     if text is None:
         return None
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
     if match is None:
-        raise UserError(f"size: {text!r} is no size, give HEIGHTxWIDTH such as 256x256")
-    return int(match[1]), int(match[2])
+        raise UserError(f"size: {text!r} is no size, give HEIGHTxWIDTH such as 256x512, or a side")
+    return int(match[1]), int(match[2] or match[1])
