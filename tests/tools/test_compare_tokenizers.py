@@ -66,8 +66,8 @@ def test_recipes_are_trained_with_all_seeds_and_what_has_a_record_is_not_trained
     assert len({each.train for each in found.values()}) == 1
     ours = {cells[0]: cells for cells in rows(done.stdout)}
     assert {name: cells[1:4] for name, cells in ours.items()} == {
-        "`simvq`": ["16,384", "64", "1, 2"],
-        "`fsq`": ["15,360", "64", "1, 2"],
+        "`simvq`": ["16,384", "256", "1, 2"],
+        "`fsq`": ["15,360", "256", "1, 2"],
     }
     rfids = [found["fsq", seed].last.rfid for seed in (1, 2)]
     assert f"{sum(rfids) / 2:.1f} ± {abs(rfids[0] - rfids[1]) / 2:.1f}" in ours["`fsq`"]
