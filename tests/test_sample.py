@@ -235,7 +235,7 @@ def test_progress_says_the_speed(
         ("class", {"size": "8x9"}, "size: .* 8x9 are not multiples .* give 8x8"),
         ("class", {"size": "2x8"}, "size: 2x8 is smaller than the 4x6"),
         ("class", {"window_step": 2}, "window_step: 2 is for a size above the 4x6"),
-        ("class", {"size": "8"}, "size: '8' .* HEIGHTxWIDTH"),
+        ("class", {"size": "8 px"}, "size: '8 px' .* HEIGHTxWIDTH"),
         ("class", {"guidance": 3.0}, "guidance: 3.0"),
         ("class", {"top_p": 2.0}, "top_p=2.0"),
         ("absent", {}, "absent"),
