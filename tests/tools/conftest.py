@@ -1,5 +1,6 @@
 """The layout of the original's checkpoints, written down by hand: names and shapes."""
 
+import importlib.util
 import runpy
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -215,3 +216,19 @@ def describe(folder: Path, params: dict[str, Any], **train: Any) -> Path:
     data = {"target": "main.DataModuleFromConfig", "params": {"train": {"params": train}}}
     path.write_text(yaml.safe_dump({"model": model, "data": data}))
     return path
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """A tool as a module, by its name."""
+
+    def call(name: str) -> Any:
+        monkeypatch.syspath_prepend(str(TOOLS))
+        spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return call

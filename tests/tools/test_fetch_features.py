@@ -1,8 +1,8 @@
 """The tool that fetches a network of timm: its tensors by timm's names, whatever the file holds."""
 
 import hashlib
-import importlib.util
 import io
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,14 +18,8 @@ TOOL = Path(__file__).parents[2] / "tools" / "fetch_features.py"
 
 
 @pytest.fixture
-def tool(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(TOOL.parent))
-    spec = importlib.util.spec_from_file_location("fetch_features", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool(opened: Callable[[str], Any]) -> Any:
+    return opened("fetch_features")
 
 
 def archive_of(data: bytes) -> SimpleNamespace:

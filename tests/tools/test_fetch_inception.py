@@ -1,10 +1,10 @@
 """The tool that fetches FID's Inception: its tensors alone are read, whatever the file holds."""
 
 import hashlib
-import importlib.util
 import io
 import pickle
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,10 @@ from torch import nn
 from taming_dist.errors import UserError
 from taming_dist.inception import classifier_file, kept_classifier
 
-TOOL = Path(__file__).parents[2] / "tools" / "fetch_inception.py"
-
 
 @pytest.fixture
-def tool(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(TOOL.parent))
-    spec = importlib.util.spec_from_file_location("fetch_inception", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool(opened: Callable[[str], Any]) -> Any:
+    return opened("fetch_inception")
 
 
 class Layer(nn.Module):
