@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from taming_dist.errors import UserError
-from taming_dist.models.convolution import run_plainly
+from taming_dist.models.quick import run_plainly
 
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:

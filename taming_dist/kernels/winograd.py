@@ -4,8 +4,7 @@ Source: arXiv 1509.09308, section 4. A tile of 4x4 outputs y of one channel pair
 A ((G w G^T) * (B x B^T)) A^T, x its 6x6 inputs: 36 products instead of 144, so that a convolution
 is 36 matrix products over channels. The points that the matrices come from are 0, 1, -1, 1/2, -2
 (after arXiv 1803.10986), which round half as much as 0, 1, -1, 2, -2. Both steps of A, B and G are
-one matrix product (Kronecker), and tiles go by in chunks that stay in a core's cache. Threads share
-the chunks, not the operations, of which there are too many to wait for each other after each.
+one matrix product (Kronecker), and tiles go by in chunks that stay in the cache.
 
 A convolution behind nearest upsampling reads each pixel four times: its 6x6 inputs are 4x4 pixels,
 so the larger image is never made.
@@ -13,19 +12,13 @@ so the larger image is never made.
 Legend: n images, c channels in, o out, h w pixels of the output, t tiles of a chunk.
 """
 
-import os
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from functools import cache
-from itertools import islice
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-T = TypeVar("T")
 
 TILE = 4  # outputs across
 CHUNK = 128  # tiles: 36 numbers of each channel, in and out, 4.7 MB at 128 channels
@@ -136,17 +129,14 @@ def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, doubled: bool) ->
     y = torch.empty(n, o, h * scale, w * scale, memory_format=torch.channels_last)
     inputs, outputs = _inputs(x, doubled), _outputs(y)
 
-    def share(number: int, count: int) -> None:
-        for chunk in islice(_chunks(outputs), number, None, count):
-            v = matrices.input @ inputs[chunk].reshape(-1, _size(outputs[chunk]) * c)
-            m = torch.bmm(v.view(36, -1, c), weight)
-            tiles = (matrices.output @ m.view(36, -1)).view(outputs[chunk].shape)
-            if bias is None:
-                outputs[chunk].copy_(tiles)
-            else:
-                torch.add(tiles, bias, out=outputs[chunk])
-
-    _by_threads(share)
+    for chunk in _chunks(outputs):
+        v = matrices.input @ inputs[chunk].reshape(-1, _size(outputs[chunk]) * c)
+        m = torch.bmm(v.view(36, -1, c), weight)
+        tiles = (matrices.output @ m.view(36, -1)).view(outputs[chunk].shape)
+        if bias is None:
+            outputs[chunk].copy_(tiles)
+        else:
+            torch.add(tiles, bias, out=outputs[chunk])
     return y
 
 
@@ -156,19 +146,12 @@ def _of_weight(x: Tensor, dy: Tensor, doubled: bool) -> Tensor:
     c, o = x.shape[1], dy.shape[1]
     inputs = _inputs(x, doubled)
     outputs = _outputs(dy)
-
-    def share(number: int, count: int) -> Tensor:
-        part = x.new_zeros(36, o, c)
-        for chunk in islice(_chunks(outputs), number, None, count):
-            tiles = _size(outputs[chunk])
-            v = matrices.input @ inputs[chunk].reshape(-1, tiles * c)
-            dm = matrices.output.T @ outputs[chunk].reshape(16, tiles * o)
-            part.baddbmm_(dm.view(36, tiles, o).transpose(1, 2), v.view(36, tiles, c))
-        return part
-
-    total, *others = _by_threads(share)
-    for other in others:  # in order: the same sum at every run
-        total += other
+    total = x.new_zeros(36, o, c)
+    for chunk in _chunks(outputs):
+        tiles = _size(outputs[chunk])
+        v = matrices.input @ inputs[chunk].reshape(-1, tiles * c)
+        dm = matrices.output.T @ outputs[chunk].reshape(16, tiles * o)
+        total.baddbmm_(dm.view(36, tiles, o).transpose(1, 2), v.view(36, tiles, c))
     return (total.view(36, o * c).T @ matrices.weight).view(o, c, 3, 3)
 
 
@@ -202,35 +185,3 @@ def _chunks(outputs: Tensor) -> Iterator[tuple[slice, ...]]:
 def _size(tiles: Tensor) -> int:
     """How many tiles there are in [4,4,n,i,j,o]."""
     return tiles.shape[2] * tiles.shape[3] * tiles.shape[4]
-
-
-def _by_threads(share: Callable[[int, int], T]) -> list[T]:
-    """share(number, count) of each of as many threads as torch uses; these use one each."""
-    count, inference = torch.get_num_threads(), torch.is_inference_mode_enabled()
-    if count == 1:
-        return [share(0, 1)]
-
-    def alone(number: int) -> T:
-        with torch.inference_mode(inference), torch.no_grad():  # threads do not inherit it
-            return share(number, count)
-
-    return list(_threads(count).map(alone, range(count)))
-
-
-@cache
-def _threads(count: int) -> ThreadPoolExecutor:
-    ready = threading.Barrier(count + 1)
-
-    def begin() -> None:
-        torch.set_num_threads(1)
-        ready.wait()
-
-    threads = ThreadPoolExecutor(count, "winograd", begin)
-    for _ in range(count):  # a thread starts with each, as those before wait
-        threads.submit(int)
-    ready.wait()
-    torch.set_num_threads(count)  # other threads ask for what was set last
-    return threads
-
-
-os.register_at_fork(after_in_child=_threads.cache_clear)  # a child has none of them

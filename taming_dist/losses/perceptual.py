@@ -92,7 +92,8 @@ def distances(
 ) -> Float32[Tensor, "b"]:
     """The sum over layers of what two images' features of length one differ by."""
     layers = zip(ours, theirs, heads, strict=True)
-    each = [((a - b).square() * head).sum(1).mean((1, 2)) for a, b, head in layers]
+    # in the layout of the features, and so is the gradient
+    each = [torch.linalg.vecdot((a - b) * head, a - b, dim=1).mean((1, 2)) for a, b, head in layers]
     return torch.stack(each).sum(0)
 
 
@@ -102,7 +103,5 @@ def unit_length(features: Float32[Tensor, "b c h w"]) -> Float32[Tensor, "b c h 
     The plain formula has a NaN gradient at zero. Zero is the right one there: such features come
     from a ReLU that is off in every channel, which passes no gradient.
     """
-    squares = features.square().sum(1, keepdim=True)
-    alive = squares > 0
-    length = torch.where(alive, squares, 1.0).sqrt()
-    return torch.where(alive, features / (length + _EPSILON), 0.0)
+    length = torch.linalg.vector_norm(features, dim=1, keepdim=True)  # its gradient at zero is zero
+    return features * torch.where(length > 0, 1 / (length + _EPSILON), 0.0)

@@ -9,13 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from taming_dist.kernels import group_norm_cpu, winograd
-
-
-class Quick(nn.Module):
-    """A layer that on the CPU runs by a kernel of ours where that pays, equal to rounding;
-    everywhere else, and without `fast`, it is torch's own."""
-
-    fast = True
+from taming_dist.models.quick import Quick
 
 
 class Convolution(Quick, nn.Conv2d):
@@ -44,13 +38,6 @@ class GroupNorm(Quick, nn.GroupNorm):
             norm = group_norm_cpu.group_norm
             return norm(x, self.weight, self.bias, self.num_groups, self.eps)
         return super().forward(x)
-
-
-def run_plainly(network: nn.Module) -> None:
-    """Have all layers of a network be torch's own from now on."""
-    for module in network.modules():
-        if isinstance(module, Quick):
-            module.fast = False
 
 
 def laid_out(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:

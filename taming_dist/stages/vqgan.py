@@ -23,7 +23,6 @@ from taming_dist.losses.reconstruction import ReconstructionLoss
 from taming_dist.losses.terms import TERMS, PublishedConfig, TermConfig
 from taming_dist.losses.terms.perceptual import Perceptual
 from taming_dist.models.choice import configs
-from taming_dist.models.convolution import run_plainly
 from taming_dist.models.discriminators import (
     DISCRIMINATORS,
     DinoConfig,
@@ -32,6 +31,7 @@ from taming_dist.models.discriminators import (
 )
 from taming_dist.models.discriminators.dino import DinoFeatures
 from taming_dist.models.modalities import RGB, LabelMap
+from taming_dist.models.quick import run_plainly
 from taming_dist.models.vqgan import (
     DECODER,
     LATENTS,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
+from taming_dist.engine import onednn
 from taming_dist.engine.settings import EngineConfig
 from taming_dist.engine.tf32 import EXACT, TF32, TF32_CHOICES, use_tf32
 from taming_dist.engine.world import choose_device
@@ -15,7 +16,8 @@ HAS_FLAGS_OF_OPERATIONS = hasattr(torch.backends, "fp32_precision")
 
 
 @pytest.fixture(autouse=True)
-def defaults() -> Iterator[None]:
+def defaults(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(onednn, "mkl_is_slow", lambda: False)
     yield
     use_tf32(EXACT)
     torch.backends.cudnn.allow_tf32 = True

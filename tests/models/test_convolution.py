@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from taming_dist.kernels import winograd
-from taming_dist.models.convolution import Convolution, run_plainly
+from taming_dist.models.convolution import Convolution
 from taming_dist.models.modalities import RGB
 from taming_dist.models.quantizers import VectorQuantizerConfig
+from taming_dist.models.quick import run_plainly
 from taming_dist.models.vqgan import VQGAN, VQGANConfig
 
 

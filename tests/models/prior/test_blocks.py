@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from taming_dist.errors import UserError
+from taming_dist.kernels import attention_cpu
 from taming_dist.models.prior.blocks import (
     BLOCKS,
     Around,
@@ -36,6 +37,7 @@ from taming_dist.models.prior.conditions import (
 )
 from taming_dist.models.prior.prefix import Prefix
 from taming_dist.models.prior.transformer import Transformer, TransformerConfig, decay_groups
+from taming_dist.models.quick import run_plainly
 
 KINDS = {
     "gpt": GPTBlockConfig(),
@@ -199,6 +201,29 @@ def test_attention_without_a_mask_equals_attention_with_one(
     first = random.randrange(min(unmasked, positions - 1), positions)  # of what is not read yet
     last = attend(query[:, :, first:], key, value, causal, unmasked=unmasked)
     assert torch.allclose(last, obvious[:, first:], atol=1e-5)
+
+
+@each_kind
+def test_a_prior_trains_by_the_quick_attention_as_by_the_plain_one(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention_cpu, "mkl_is_slow", lambda: True)
+    monkeypatch.setattr(attention_cpu, "LEAST", 8)
+    model = tiny(block=KINDS[kind])
+    tokens, prefix = some_tokens(), some_prefix(model)
+    found = []
+    with mock.patch.object(attention_cpu, "attention", wraps=attention_cpu.attention) as watched:
+        for plainly in (False, True):
+            if plainly:
+                assert watched.call_count == model.config.layers
+                run_plainly(model)
+            model.zero_grad()
+            logits = model(tokens, prefix)
+            logits.square().mean().backward()
+            found.append([logits, *(p.grad for p in model.parameters() if p.grad is not None)])
+        assert watched.call_count == model.config.layers
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
 def test_heads_are_rotated_as_complex_numbers_by_row_and_column() -> None:

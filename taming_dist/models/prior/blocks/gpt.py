@@ -9,6 +9,7 @@ from taming_dist.models.joined import JoinedLinear
 from taming_dist.models.prior.blocks.attention import attend
 from taming_dist.models.prior.blocks.cache import Around
 from taming_dist.models.prior.blocks.interface import Block, BlockSizes
+from taming_dist.models.quick import Quick
 from taming_dist.ranges import check_ranges, ranged
 
 
@@ -27,7 +28,7 @@ class GPTBlockConfig:
         check_ranges(self, "model.block")
 
 
-class Attention(nn.Module):
+class Attention(Quick):
     """Multi-head self-attention; `unmasked` as in `GPTBlockConfig`."""
 
     def __init__(self, sizes: BlockSizes, unmasked: int = 0) -> None:
@@ -47,7 +48,9 @@ class Attention(nn.Module):
         if around.cache is not None:
             key, value = around.cache.extend(around.layer, key, value)
         dropout = self.dropout if self.training else 0.0
-        read = attend(query, key, value, self.causal, dropout, self.unmasked, around.mask)
+        read = attend(
+            query, key, value, self.causal, dropout, self.unmasked, around.mask, self.fast
+        )
         return self.proj(read)
 
 

@@ -12,9 +12,10 @@ from taming_dist.models.prior.blocks.attention import attend
 from taming_dist.models.prior.blocks.cache import Around
 from taming_dist.models.prior.blocks.interface import Block, BlockSizes
 from taming_dist.models.prior.blocks.rotary import rotated
+from taming_dist.models.quick import Quick
 
 
-class Attention(nn.Module):
+class Attention(Quick):
     """Multi-head self-attention: one projection gives queries, keys and values.
 
     `norms`: those of the queries and of the keys of each head (arXiv 2010.04245), if they have any.
@@ -46,7 +47,8 @@ class Attention(nn.Module):
         if around.cache is not None:
             key, value = around.cache.extend(around.layer, key, value)
         dropout = self.dropout if self.training else 0.0
-        return self.proj(attend(query, key, value, self.causal, dropout, mask=around.mask))
+        read = attend(query, key, value, self.causal, dropout, mask=around.mask, fast=self.fast)
+        return self.proj(read)
 
 
 class PreNormBlock(Block):
