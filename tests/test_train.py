@@ -232,6 +232,7 @@ def test_a_run_uses_tf32_where_its_configuration_says_so(
     monkeypatch.setattr("taming_dist.engine.start.rendezvous", lambda here: {})
     monkeypatch.setattr("taming_dist.engine.start.load_deepspeed", lambda: None)
     monkeypatch.setattr("taming_dist.engine.start.choose_device", reached)
+    monkeypatch.setattr("taming_dist.engine.onednn.mkl_is_slow", lambda: False)
     use_tf32(TF32_CHOICES["none" if asked == "all" else "all"])
     with pytest.raises(Reached):
         train.main()

@@ -48,7 +48,8 @@ def use_tf32(allowed: TF32) -> None:
     backends: Any = torch.backends  # its types know the old names only
     if not hasattr(backends, "fp32_precision"):
         return
-    backends.cuda.matmul.fp32_precision = "tf32" if allowed.products else "ieee"
+    # (also without a GPU, where nothing reads it but torch's check that its flags agree)
+    backends.cuda.matmul.fp32_precision = "ieee" if products == onednn.EXACT else "tf32"
     for operation in (backends.cudnn.conv, backends.cudnn.rnn):
         operation.fp32_precision = "tf32" if allowed.convolutions else "ieee"
     for operation in (backends.mkldnn.conv, backends.mkldnn.rnn):

@@ -11,6 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from benchmarks import original
 from benchmarks.machine import DTYPES, better, default_device, describe, measured_peaks
 from benchmarks.rows import Row, Rows, Run, rows_of, this_run
 from benchmarks.tables import heading, lines
@@ -93,7 +94,7 @@ def steps_of(recipe: Any, batch: Any, images: int) -> Work:
 def forms_of(
     arguments: argparse.Namespace,
     ours: Callable[[str], Work],
-    original: Callable[[str], Work],
+    theirs: Callable[[str], Work],
     notes: Callable[[Any], dict[str, float]] | None = None,
 ) -> list[Form]:
     """Ours and, if it is asked for, the original in each precision: the highest first, for
@@ -101,7 +102,7 @@ def forms_of(
     found = []
     for precision in sorted(arguments.precisions, key=list(DTYPES).index):
         if arguments.baseline:
-            build = lambda precision=precision: original(precision)  # noqa: E731
+            build = lambda precision=precision: theirs(precision)  # noqa: E731
             found.append(Form("original", precision, build))
         build = lambda precision=precision: ours(precision)  # noqa: E731
         found.append(Form("ours", precision, build, notes))
@@ -173,7 +174,7 @@ def measure(benchmark: str, case: Case, rounds: int, device: torch.device) -> li
     rows: dict[str, Row] = {}
     for form in case.forms:
         watched = PeakMemory(device)
-        work = works[str(form)] = at_precision(form.precision, form.build(), device)
+        work = works[str(form)] = as_set(form, form.build(), device)
         answers = [work() for _ in range(WARM_UP)]
         held = watched.read()
         rows[str(form)] = Row(
@@ -213,14 +214,16 @@ def timed(
     )
 
 
-def at_precision(precision: str, work: Work, device: torch.device) -> Work:
-    """The work with fp32 as `precision` means it, whatever ran before."""
-    if device.type == "cpu":
-        return work
-    allowed = TF32_CHOICES["all"] if precision == "tf32" else EXACT
+def as_set(form: Form, work: Work, device: torch.device) -> Work:
+    """The work with fp32 as the form's precision means it and as its code sets it, whatever ran
+    before."""
+    allowed = TF32_CHOICES["all"] if form.precision == "tf32" else EXACT
 
     def call() -> Any:
-        use_tf32(allowed)
+        if form.name == "original" and device.type == "cpu":
+            original.as_torch_is()
+        else:
+            use_tf32(allowed)
         return work()
 
     return call

@@ -19,10 +19,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import COPY, copy_rate, default_device, describe
+from benchmarks.original import as_torch_is
 from benchmarks.original.stage2 import GPT, TOP_K
 from benchmarks.rows import Row, Rows, this_run
 from benchmarks.tables import heading, lines
 from taming_dist import cli
+from taming_dist.engine.tf32 import EXACT, use_tf32
 from taming_dist.generation.captured import Captured
 from taming_dist.generation.precision import in_bf16
 from taming_dist.generation.sampler import Sampler
@@ -110,9 +112,11 @@ def beside_original(
     ours = Sampler(model, Sampling(top_k=TOP_K))
 
     def with_past() -> float:
+        as_torch_is()
         return timed(lambda: original.sample_with_past(prefix.parts[0], TOKENS), device) / TOKENS
 
     def full_passes() -> float:
+        as_torch_is()
         lengths = [TOKENS + round((k + 0.5) * TOKENS / positions) for k in range(positions)]
         some = torch.zeros(batch, 2 * TOKENS, dtype=torch.int64, device=device)
         passes = [partial(original.next, some[:, :length]) for length in lengths]
@@ -141,7 +145,8 @@ def on_gpu(model: Transformer, batch: int) -> dict[str, Callable[[], float]]:
 
 
 def per_token(write: Callable[[range], Tensor], batch: int, device: torch.device) -> float:
-    """Seconds per token of images that are written together."""
+    """Seconds per token of images that are written together, fp32 as every command has it."""
+    use_tf32(EXACT)
     return timed(lambda: write(range(batch)), device) / TOKENS
 
 

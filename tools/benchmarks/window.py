@@ -15,8 +15,10 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from benchmarks.original import as_torch_is
 from benchmarks.original.stage2 import GPT, TOP_K
 from taming_dist import cli
+from taming_dist.engine.tf32 import EXACT, use_tf32
 from taming_dist.generation.completion import Known
 from taming_dist.generation.draws import uniforms
 from taming_dist.generation.placement import Placement
@@ -96,6 +98,7 @@ def write_image(model: Transformer, placement: Placement, batch: int) -> tuple[f
     drawn = uniforms(0, range(1), height * width, device)
     positions = 0
     forward = model.blocks[0].forward
+    use_tf32(EXACT)
 
     def counted(x: Tensor, around: Around) -> Tensor:
         nonlocal positions
@@ -116,6 +119,7 @@ def original_pass(original: GPT, device: torch.device) -> float:
     """Seconds in which the original chooses one code: a pass over the window and its condition."""
     length = original.positions
     ids = torch.arange(length, device=device)[None] % VOCABULARY
+    as_torch_is()
     start = clock(device)
     original.drawn(original(ids)[:, length // 2])
     return clock(device) - start

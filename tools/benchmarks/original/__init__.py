@@ -7,7 +7,15 @@ of this package's models, whose weights they take: tests/tools/test_benchmark_or
 both compute the same.
 """
 
+import torch
+
 from benchmarks.original.stage1 import LPIPS, VQGAN, Stage1, nearest, patchgan
 from benchmarks.original.stage2 import GPT, Stage2
 
-__all__ = ["GPT", "LPIPS", "VQGAN", "Stage1", "Stage2", "nearest", "patchgan"]
+__all__ = ["GPT", "LPIPS", "VQGAN", "Stage1", "Stage2", "as_torch_is", "nearest", "patchgan"]
+
+
+def as_torch_is() -> None:
+    """Have the CPU multiply by the library that torch takes where it is told nothing, as the
+    original does (not so `taming_dist.engine.onednn`)."""
+    torch.set_float32_matmul_precision("highest")

@@ -42,8 +42,8 @@ def attend(
             # A mask that is neither full nor causal would have to lie in memory, and shut the
             # fast kernels out; these positions are few, so what is causal of them is thrown away.
             first = slice(unmasked)
-            parts = (part[:, :, first] for part in (query, key, value))
-            seen = _whole(*parts, causal=False, dropout=dropout, fast=fast)
+            few = query[:, :, first], key[:, :, first], value[:, :, first]
+            seen = _whole(few[0], few[1], few[2], causal=False, dropout=dropout, fast=fast)
             out = torch.cat([seen, out[:, :, unmasked:]], dim=2)
     return out.transpose(1, 2).flatten(2)
 
