@@ -50,6 +50,7 @@ NETWORKS = (
     "taming_dist/models/autoencoder.py",
     "taming_dist/models/lean.py",
     "taming_dist/kernels",
+    "taming_dist/engine/onednn.py",
 )
 MODEL = (*NETWORKS, "taming_dist/models/vqgan.py", "taming_dist/models/quantizers")
 STAGE = tuple(f"taming_dist/stages/{name}.py" for name in ("vqgan", "adversary", "adaptive"))
@@ -190,7 +191,7 @@ def codebook(arguments: argparse.Namespace, world: World) -> Case:
         VECTORS,
         flops.searching(VECTORS, MANY_CODES, DIM),
         "gemm",
-        ("taming_dist/models/quantizers/interface.py",),
+        ("taming_dist/models/quantizers/interface.py", "taming_dist/engine/onednn.py"),
         forms_of(
             exact,
             lambda precision: lambda: nearest(z, entries),

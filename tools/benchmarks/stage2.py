@@ -38,7 +38,7 @@ from taming_dist.training.optimization import OptimConfig
 
 CLASSES, ROW, LR, DECAY = 1000, 16, 1e-5, 0.01
 PATHS = ("taming_dist/models/prior", "taming_dist/losses/tokens.py", "taming_dist/engine",
-         "taming_dist/stages/prior.py")  # fmt: skip
+         "taming_dist/stages/prior.py", "taming_dist/kernels/attention_cpu.py")  # fmt: skip
 DEFAULTS = {
     "cpu": {"layers": 6, "width": 512, "heads": 8, "block": 512, "batch": 4},
     "cuda": {"layers": 24, "width": 1024, "heads": 16, "block": 256, "batch": 32},
