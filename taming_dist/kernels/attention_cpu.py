@@ -1,7 +1,7 @@
 """Attention on the CPU by a few large products, and its gradient: those of torch's SDPA.
 
-Where oneDNN multiplies, the many small products that SDPA makes of a head, of MKL in fp32, take two
-to four times as long, its gradient most (docs/speed.md). Here all heads are one batch, some queries
+SDPA makes many small products of each head. On processors that are not Intel's these take two to
+four times as long, in the gradient most (docs/speed.md). Here all heads are one batch, some queries
 at a time, so that of causal attention nothing is computed that no query sees. The probabilities are
 kept for the gradient. Arithmetic: arXiv 1706.03762, equation 1.
 
@@ -9,17 +9,19 @@ Legend: n heads of all sequences together, t positions, d width of a head.
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from taming_dist.kernels.processor import mkl_is_slow
+from taming_dist.kernels.processor import by_mkl, mkl_is_slow
 
 QUERIES = 128  # at a time
-LEAST, MOST = 32, 1024  # positions: fewer are as fast in SDPA, the probabilities of more too large
+LEAST, MOST = 16, 1024  # positions: fewer are as fast in SDPA, the probabilities of more too large
 
 
 def pays(query: Tensor, key: Tensor, value: Tensor) -> bool:
@@ -35,6 +37,14 @@ def pays(query: Tensor, key: Tensor, value: Tensor) -> bool:
         and LEAST <= query.shape[2] <= MOST
         and mkl_is_slow()
     )
+
+
+def sdpa(query: Tensor, key: Tensor, value: Tensor, **how: Any) -> Tensor:
+    """torch's SDPA; of few queries, as when a token is sampled, by MKL, for oneDNN takes several
+    times as long for their small products."""
+    few = query.device.type == "cpu" and query.shape[2] < LEAST and mkl_is_slow()
+    with by_mkl() if few and not torch.compiler.is_compiling() else nullcontext():
+        return F.scaled_dot_product_attention(query, key, value, **how)
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:

@@ -1,7 +1,11 @@
 """What the processor is, as far as it decides which way is the fastest on it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+
+import torch
 
 CPU_INFO = Path("/proc/cpuinfo")
 
@@ -14,3 +18,14 @@ def mkl_is_slow() -> bool:
     lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
     makers = {line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")}
     return bool(makers) and "GenuineIntel" not in makers
+
+
+@contextmanager
+def by_mkl() -> Iterator[None]:
+    """MKL multiplies inside, whatever torch was told (`engine.onednn`)."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -71,7 +71,7 @@ def test_blocks_take_it_where_onednn_multiplies_and_no_dropout_is_wanted(
     attend(query, key, value, causal=True, fast=False)
     attend(query[:, :, :40], key, value, causal=True)
     attend(query, key, value, causal=True, mask=torch.ones(64, 64, dtype=torch.bool))
-    small, large = inputs(31), inputs(1025, heads=1)
+    small, large = inputs(15), inputs(1025, heads=1)
     attend(small[0], small[1], small[2], causal=True)
     attend(large[0], large[1], large[2], causal=True)
     with FakeTensorMode() as mode:
@@ -80,3 +80,25 @@ def test_blocks_take_it_where_onednn_multiplies_and_no_dropout_is_wanted(
     monkeypatch.setattr(attention_cpu, "mkl_is_slow", lambda: False)
     attend(query, key, value, causal=True)
     assert len(calls) == 4
+
+
+def test_mkl_multiplies_few_queries_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+
+    def asked(*given: Tensor, **how: object) -> Tensor:
+        told.append(torch.get_float32_matmul_precision())
+        return given[0]
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", asked)
+    monkeypatch.setattr(attention_cpu, "mkl_is_slow", lambda: True)
+    query, key, value = inputs(64)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        attend(query[:, :, -1:], key, value, causal=True)
+        attend(query[:, :, -3:], key, value, causal=True)
+        attend(query[:, :, -40:], key, value, causal=True)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert told == ["highest", "highest", "medium"]

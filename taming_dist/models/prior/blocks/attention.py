@@ -4,7 +4,6 @@ Legend: b batch, t queries, s keys, c width, d width of a head.
 """
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -30,12 +29,12 @@ def attend(
     """
     positions, total = query.shape[2], key.shape[2]
     if mask is not None:
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        out = attention_cpu.sdpa(query, key, value, attn_mask=mask, dropout_p=dropout)
     elif not causal or positions == 1 or positions == total <= unmasked:
         out = _whole(query, key, value, causal=False, dropout=dropout, fast=fast)
     elif positions < total:
         seen = query.new_ones(positions, total, dtype=torch.bool).tril(total - positions)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+        out = attention_cpu.sdpa(query, key, value, attn_mask=seen)
     else:
         out = _whole(query, key, value, causal=True, dropout=dropout, fast=fast)
         if unmasked:
@@ -59,5 +58,4 @@ def _whole(
     """Attention of all queries, causal or to all keys."""
     if fast and not dropout and attention_cpu.pays(query, key, value):
         return attention_cpu.attention(query, key, value, causal)
-    attention = F.scaled_dot_product_attention
-    return attention(query, key, value, dropout_p=dropout, is_causal=causal)
+    return attention_cpu.sdpa(query, key, value, dropout_p=dropout, is_causal=causal)
