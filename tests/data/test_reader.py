@@ -243,14 +243,16 @@ def num_threads() -> int:
 
 
 def test_threads_end_when_the_iterator_is_closed_or_dropped(shards: Path) -> None:
+    gc.collect()
+    before = num_threads()  # another test's reader may still be waiting for its file
     closed, dropped = reader(shards).epoch_batches(), reader(shards).epoch_batches()
     assert isinstance(next(closed), Batch)
     assert isinstance(next(dropped), Batch)
-    assert num_threads() > 0
+    assert num_threads() > before
     closed.close()  # type: ignore[attr-defined]
     del dropped
     gc.collect()
-    assert num_threads() == 0
+    assert num_threads() <= before
 
 
 def test_the_state_tells_whether_a_run_can_go_on(
