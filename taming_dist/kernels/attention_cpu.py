@@ -3,7 +3,7 @@
 SDPA makes many small products of each head. On processors that are not Intel's these take two to
 four times as long, in the gradient most (docs/speed.md). Here all heads are one batch, some queries
 at a time, so that of causal attention nothing is computed that no query sees. The probabilities are
-kept for the gradient. Arithmetic: arXiv 1706.03762, equation 1.
+kept where a gradient is wanted. Arithmetic: arXiv 1706.03762, equation 1.
 
 Legend: n heads of all sequences together, t positions, d width of a head.
 """
@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from taming_dist.kernels.processor import by_mkl, mkl_is_slow
 
 QUERIES = 128  # at a time
-LEAST, MOST = 16, 1024  # positions: fewer are as fast in SDPA, the probabilities of more too large
+LEAST, MOST = 16, 512  # positions: fewer are as fast in SDPA, the probabilities of more too large
 
 
 def pays(query: Tensor, key: Tensor, value: Tensor) -> bool:
@@ -68,8 +68,10 @@ class _Attention(torch.autograd.Function):
                 scores = q[:, rows] @ k[:, :seen].mT
                 if causal:
                     scores[:, :, rows].masked_fill_(_later(scores.shape[1]), -torch.inf)
-                kept.append(scores.softmax(2))
-                y[:, rows] = kept[-1] @ v[:, :seen]
+                probabilities = scores.softmax(2)
+                y[:, rows] = probabilities @ v[:, :seen]
+                if any(ctx.needs_input_grad):
+                    kept.append(probabilities)
         ctx.save_for_backward(q, k, v, y, *kept)
         ctx.causal = causal
         return y.view_as(query)

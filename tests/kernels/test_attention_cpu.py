@@ -41,6 +41,25 @@ def test_values_and_gradients_are_those_of_the_formula(
         assert error(one, other) < rounding
 
 
+def test_probabilities_are_kept_only_for_a_gradient() -> None:
+    query, key, value = inputs(512)
+
+    def most() -> float:
+        """The most memory that is held at once, in the scores of the last block."""
+        with torch.profiler.profile(profile_memory=True) as profile:
+            y = attention_cpu.attention(query, key, value, causal=True)
+        assert y.shape == query.shape
+        held, peak = 0, 0
+        for event in profile.events():
+            held += event.self_cpu_memory_usage
+            peak = max(peak, held)
+        return peak / (4 * query.shape[:2].numel() * attention_cpu.QUERIES * 512)
+
+    with torch.no_grad():
+        without = most()
+    assert without < 1 < most()
+
+
 def test_autocast_around_it_changes_nothing() -> None:
     given = inputs(64)
     plain = attention_cpu.attention(given[0], given[1], given[2], True)
@@ -71,7 +90,7 @@ def test_blocks_take_it_where_onednn_multiplies_and_no_dropout_is_wanted(
     attend(query, key, value, causal=True, fast=False)
     attend(query[:, :, :40], key, value, causal=True)
     attend(query, key, value, causal=True, mask=torch.ones(64, 64, dtype=torch.bool))
-    small, large = inputs(15), inputs(1025, heads=1)
+    small, large = inputs(15), inputs(513, heads=1)
     attend(small[0], small[1], small[2], causal=True)
     attend(large[0], large[1], large[2], causal=True)
     with FakeTensorMode() as mode:
