@@ -9,7 +9,6 @@ Legend: n heads of all sequences together, t positions, d width of a head.
 """
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
@@ -42,9 +41,15 @@ def pays(query: Tensor, key: Tensor, value: Tensor) -> bool:
 def sdpa(query: Tensor, key: Tensor, value: Tensor, **how: Any) -> Tensor:
     """torch's SDPA; of few queries, as when a token is sampled, by MKL, for oneDNN takes several
     times as long for their small products."""
-    few = query.device.type == "cpu" and query.shape[2] < LEAST and mkl_is_slow()
-    with by_mkl() if few and not torch.compiler.is_compiling() else nullcontext():
-        return F.scaled_dot_product_attention(query, key, value, **how)
+    if (
+        not torch.compiler.is_compiling()
+        and query.device.type == "cpu"
+        and query.shape[2] < LEAST
+        and mkl_is_slow()
+    ):
+        with by_mkl():
+            return F.scaled_dot_product_attention(query, key, value, **how)
+    return F.scaled_dot_product_attention(query, key, value, **how)
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
