@@ -238,21 +238,20 @@ def test_a_damaged_header_costs_one_sample(tmp_path: Path, write_images: Write) 
     assert "checksum" in records[0]["error"]
 
 
-def num_threads() -> int:
-    return sum(thread.name.startswith("reader") for thread in threading.enumerate())
+def reader_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("reader")}
 
 
 def test_threads_end_when_the_iterator_is_closed_or_dropped(shards: Path) -> None:
-    gc.collect()
-    before = num_threads()  # another test's reader may still be waiting for its file
+    before = reader_threads()  # another test's reader may still be waiting for its file
     closed, dropped = reader(shards).epoch_batches(), reader(shards).epoch_batches()
     assert isinstance(next(closed), Batch)
     assert isinstance(next(dropped), Batch)
-    assert num_threads() > before
+    assert reader_threads() - before
     closed.close()  # type: ignore[attr-defined]
     del dropped
     gc.collect()
-    assert num_threads() <= before
+    assert not reader_threads() - before
 
 
 def test_the_state_tells_whether_a_run_can_go_on(

@@ -36,7 +36,8 @@ from taming_dist.models.prior.transformer import Transformer, TransformerConfig
 VOCABULARY, GRID, TOKENS = 1024, [16, 16], 256
 GUIDANCE = 3.0
 PATHS = ("taming_dist/generation", "taming_dist/models/prior", "tools/benchmarks/sampling.py",
-         "tools/benchmarks/original", "taming_dist/engine/onednn.py")  # fmt: skip
+         "tools/benchmarks/original", "taming_dist/engine/onednn.py",
+         "taming_dist/kernels/attention_cpu.py")  # fmt: skip
 SHORT = ["--batches", "1", "8", "--repeats", "1", "--positions", "2"]
 WEIGHTS, LIMIT = "limit: fp32 weights are read", "limit: and the cache, on average"
 Figures = dict[str, float]
